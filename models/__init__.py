@@ -1,0 +1,31 @@
+"""Image to logits, features and embedding."""
+from models.output import Output
+from models.resnet_cifar import CIFAR_NETWORKS
+from models.resnet_imagenet import IMAGENET_NETWORKS
+
+FAMILIES = {"cifar": CIFAR_NETWORKS, "imagenet": IMAGENET_NETWORKS}
+
+__all__ = ["FAMILIES", "Output", "build_model"]
+
+
+def build_model(name, num_classes, family="cifar"):
+    """Builds a network with random weights.
+
+    Args:
+        name: one of ``FAMILIES[family]``: ResNet18, ResNet34, ResNet20 and ResNet32 for small images ("cifar");
+            ResNet18, ResNet34 and ResNet50 for photographs ("imagenet").
+        num_classes: the width C of the classifier.
+        family: the shape of the network's first layers; the two ResNet18 are different networks.
+
+    Returns:
+        A module whose ``forward(images)`` returns :class:`Output`; ``.linear`` is its classifier and ``.embedding_dim``
+        the width of the embedding.
+
+    Raises:
+        ValueError: unknown family or name.
+    """
+    if family not in FAMILIES:
+        raise ValueError(f"unknown family {family!r}; there are {', '.join(FAMILIES)}")
+    if name not in FAMILIES[family]:
+        raise ValueError(f"unknown network {name!r}; the {family} networks are {', '.join(FAMILIES[family])}")
+    return FAMILIES[family][name](num_classes)

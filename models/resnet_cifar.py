@@ -1,0 +1,79 @@
+"""Residual networks for small images: ResNet18/34 with a 3x3 stem, and ResNet20/32 of He et al. 2016, section 4.2.
+
+The parameter names (conv1, bn1, layerN.M.conv1, ..., layerN.M.shortcut.0/1, linear) are those of the checkpoints this field
+publishes, so that such checkpoints load. The embedding is the feature vector itself.
+"""
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from models.output import Output
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut; the shortcut is a 1x1 convolution where the shape changes."""
+
+    def __init__(self, in_channels, channels, stride):
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.shortcut = nn.Sequential()
+        if stride != 1 or in_channels != channels:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(in_channels, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
+            )
+
+    def forward(self, x):
+        out = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        out = self.bn2(self.conv2(out))
+        return F.relu(out + self.shortcut(x), inplace=True)
+
+
+class SmallImageResNet(nn.Module):
+    """A 3x3 stem and stages of basic blocks; every stage after the first halves the image.
+
+    Args:
+        num_classes: C.
+        blocks: the number of blocks of each stage.
+        channels: the width of each stage; the last one is the feature width D.
+    """
+
+    def __init__(self, num_classes, blocks, channels):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, channels[0], 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels[0])
+        self.num_stages = len(blocks)
+        width = channels[0]
+        for stage, (count, out) in enumerate(zip(blocks, channels, strict=True), start=1):
+            strides = [1 if stage == 1 else 2] + [1] * (count - 1)
+            layers = [BasicBlock(width if i == 0 else out, out, stride) for i, stride in enumerate(strides)]
+            setattr(self, f"layer{stage}", nn.Sequential(*layers))
+            width = out
+        self.linear = nn.Linear(width, num_classes)
+        self.embedding_dim = width
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward_features(self, images):
+        """(N, 3, H, W) -> (N, D), average-pooled."""
+        x = F.relu(self.bn1(self.conv1(images)), inplace=True)
+        for stage in range(1, self.num_stages + 1):
+            x = getattr(self, f"layer{stage}")(x)
+        return x.mean(dim=(2, 3))
+
+    def forward(self, images):
+        features = self.forward_features(images)
+        return Output(self.linear(features), features, features)
+
+
+CIFAR_NETWORKS = {
+    "ResNet18": partial(SmallImageResNet, blocks=(2, 2, 2, 2), channels=(64, 128, 256, 512)),
+    "ResNet34": partial(SmallImageResNet, blocks=(3, 4, 6, 3), channels=(64, 128, 256, 512)),
+    "ResNet20": partial(SmallImageResNet, blocks=(3, 3, 3), channels=(16, 32, 64)),
+    "ResNet32": partial(SmallImageResNet, blocks=(5, 5, 5), channels=(16, 32, 64)),
+}

@@ -1,0 +1,100 @@
+"""The training objective: L = L_isac + Lambda2 L_tla + Lambda1 L_oe (PATT, section "training")."""
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from utils.vmf import ClassVMF
+
+
+def logit_adjusted_ce(logits, labels, log_prior, temperature=1.0):
+    """Cross-entropy of z / T + log pi, averaged over the batch (TLA; T = 1 is the logit adjustment of Menon et al. 2021).
+
+    The temperature divides the logits only; the prior is added afterwards.
+
+    Args:
+        logits: (B, C). labels: int64 (B,). log_prior: (C,). temperature: T > 0.
+
+    Returns:
+        A scalar.
+    """
+    return F.cross_entropy(logits / temperature + log_prior, labels)
+
+
+def outlier_exposure(logits):
+    """Cross-entropy to the uniform distribution, less its constant: mean of [logsumexp(z) - mean_c z_c] over (M, C) logits
+    (Hendrycks et al. 2019)."""
+    return (logits.logsumexp(dim=1) - logits.mean(dim=1)).mean()
+
+
+class PATTLoss(nn.Module):
+    """The three terms, their weights and the class statistics that ISAC remembers.
+
+    Args:
+        class_counts: the C class sizes of the training set; pi_c = n_c / sum n.
+        embedding_dim: p.
+        oe_weight, tla_weight: Lambda1 and Lambda2.
+        contrast_temperature: tau of ISAC.
+        logit_temperature: T of TLA.
+        schedule: of the class statistics, see :class:`utils.vmf.ClassVMF`.
+        normalize: embeddings are put on the unit sphere first. False is what the authors' release does.
+        isac, tla, oe: False removes the term. Without ISAC the classifier's term is the main loss and has weight 1; without TLA
+            it is plain cross-entropy.
+    """
+
+    def __init__(
+        self, class_counts, embedding_dim, *, oe_weight, tla_weight, contrast_temperature=0.1, logit_temperature=0.9,
+        schedule="epoch", normalize=True, isac=True, tla=True, oe=True,
+    ):  # fmt: skip
+        super().__init__()
+        counts = torch.as_tensor(class_counts, dtype=torch.float64)
+        self.register_buffer("log_prior", torch.log(counts / counts.sum()).float(), persistent=False)
+        self.statistics = ClassVMF(len(counts), embedding_dim, schedule)
+        self.oe_weight = oe_weight
+        self.tla_weight = tla_weight if isac else 1.0
+        self.contrast_temperature = contrast_temperature
+        self.logit_temperature = logit_temperature
+        self.normalize = normalize
+        self.isac, self.tla, self.oe = isac, tla, oe
+
+    def start_epoch(self):
+        self.statistics.start_epoch()
+
+    def forward(self, logits, embeddings, labels):
+        """The loss of one batch, ordered [view 1 (B), view 2 (B), view 3 (B), outliers (M)].
+
+        Without ISAC there are no views 2 and 3, without OE no outliers.
+
+        Args:
+            logits: (N, C). embeddings: (N, p). labels: int64 (B,), of view 1, and so of views 2 and 3.
+
+        Returns:
+            ``{loss, isac, tla, oe}``: scalars; a removed term is 0. ``tla`` is the classifier's term, adjusted or plain. In
+            training mode the statistics take in the batch before they are used.
+        """
+        batch = len(labels)
+        first_outlier = 3 * batch if self.isac else batch
+        with torch.autocast(logits.device.type, enabled=False):
+            zero = torch.zeros((), device=logits.device)
+            isac = self._contrast(embeddings[batch:first_outlier], labels.repeat(2)) if self.isac else zero
+            view1 = _at_least_float32(logits[:batch])
+            tla = (
+                logit_adjusted_ce(view1, labels, self.log_prior, self.logit_temperature)
+                if self.tla else F.cross_entropy(view1, labels)
+            )  # fmt: skip
+            oe = outlier_exposure(_at_least_float32(logits[first_outlier:])) if self.oe else zero
+        return {"loss": isac + self.tla_weight * tla + self.oe_weight * oe, "isac": isac, "tla": tla, "oe": oe}
+
+    def _contrast(self, embeddings, labels):
+        """L_isac = CE(s + log pi, y) over the (2B, p) embeddings of views 2 and 3."""
+        embeddings = _at_least_float32(embeddings)
+        if self.normalize:
+            embeddings = F.normalize(embeddings, dim=1)
+        if self.training:
+            self.statistics.update(embeddings, labels)
+        scores = self.statistics.log_mgf(embeddings, self.contrast_temperature)
+        return F.cross_entropy(scores + self.log_prior, labels).to(embeddings.dtype)
+
+
+def _at_least_float32(x):
+    """Half-precision network outputs as float32; float32 and float64 as they are."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x

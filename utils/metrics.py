@@ -1,0 +1,104 @@
+"""OOD detection and long-tailed classification metrics. All are fractions; OOD is the positive class.
+
+A score is higher where an image looks more out-of-distribution.
+"""
+import numpy as np
+from sklearn.metrics import average_precision_score, f1_score, roc_auc_score, roc_curve
+
+OOD_METRICS = ("auroc", "aupr_in", "aupr_out", "fpr95", "fpr95_id")
+
+
+def ood_metrics(id_scores, ood_scores):
+    """How well a score ranks OOD above ID.
+
+    Args:
+        id_scores: (N,) array; ood_scores: (M,) array; higher = more OOD.
+
+    Returns:
+        Fractions. ``auroc`` (higher is better); ``aupr_out`` (higher): average precision, OOD positive; ``aupr_in`` (higher):
+        average precision of ID on the negated score; ``fpr95`` (lower): share of ID images whose score passes the threshold
+        that catches 95 % of OOD, at the threshold whose recall is nearest 0.95; ``fpr95_id`` (lower): share of OOD images
+        accepted at the threshold that keeps 95 % of ID, the opposite direction, as COCL and AdaptOD report it.
+
+    Raises:
+        ValueError: an empty set, or a score that is not finite.
+    """
+    id_scores, ood_scores = np.asarray(id_scores, np.float64), np.asarray(ood_scores, np.float64)
+    if len(id_scores) == 0 or len(ood_scores) == 0:
+        raise ValueError(f"both sets need images: {len(id_scores)} ID and {len(ood_scores)} OOD scores were given")
+    scores = np.concatenate([id_scores, ood_scores])
+    if not np.isfinite(scores).all():
+        raise ValueError("some scores are not finite")
+    is_ood = np.concatenate([np.zeros(len(id_scores)), np.ones(len(ood_scores))])
+    return {
+        "auroc": float(roc_auc_score(is_ood, scores)),
+        "aupr_in": float(average_precision_score(1 - is_ood, -scores)),
+        "aupr_out": float(average_precision_score(is_ood, scores)),
+        "fpr95": _fpr_at_recall(is_ood, scores, 0.95),
+        "fpr95_id": _fpr_at_recall(1 - is_ood, -scores, 0.95),
+    }
+
+
+def _fpr_at_recall(is_positive, scores, recall):
+    """The false-positive rate at the threshold whose recall is nearest; of equally near ones, the highest threshold."""
+    fpr, tpr, _ = roc_curve(is_positive, scores, drop_intermediate=False)
+    return float(fpr[np.argmin(np.abs(tpr - recall))])
+
+
+def shot_groups(class_counts):
+    """Which classes are many-, medium- and few-shot.
+
+    With at most 100 classes: many means n_c > n[int(0.34 C)], few means n_c < n[int(0.67 C)], n sorted largest first. With more
+    (ImageNet-LT): many n_c > 100, few n_c < 20.
+
+    Args:
+        class_counts: C training-set sizes, any order.
+
+    Returns:
+        ``{many, medium, few}``: boolean arrays (C,).
+    """
+    counts = np.asarray(class_counts)
+    if len(counts) <= 100:
+        ordered = np.sort(counts)[::-1]
+        many, few = counts > ordered[int(0.34 * len(counts))], counts < ordered[int(0.67 * len(counts))]
+    else:
+        many, few = counts > 100, counts < 20
+    return {"many": many, "medium": ~many & ~few, "few": few}
+
+
+def group_accuracies(correct, total, class_counts):
+    """Accuracies from counts per class: ``{all, many, medium, few}``.
+
+    ``all`` is the share of correct images; the groups are means of per-class accuracies over the classes that have images, and
+    None for a group without any.
+
+    Args:
+        correct, total: (C,) counts. class_counts: (C,) training-set sizes.
+    """
+    correct, total = np.asarray(correct, np.float64), np.asarray(total, np.float64)
+    seen = total > 0
+    per_class = np.divide(correct, total, out=np.zeros_like(correct), where=seen)
+    groups = {name: members & seen for name, members in shot_groups(class_counts).items()}
+    result = {"all": float(correct.sum() / max(total.sum(), 1))}
+    return result | {name: float(per_class[m].mean()) if m.any() else None for name, m in groups.items()}
+
+
+def accuracy_by_shot(predictions, labels, class_counts):
+    """Accuracy overall and of many / medium / few-shot classes, and the macro-averaged F1 score. Fractions, higher is better.
+
+    Args:
+        predictions, labels: int (N,). class_counts: (C,) training-set sizes.
+
+    Returns:
+        ``{all, many, medium, few, macro_f1}``; see :func:`group_accuracies`.
+    """
+    predictions, labels = np.asarray(predictions), np.asarray(labels)
+    correct, total = class_tally(predictions, labels, len(class_counts))
+    macro_f1 = f1_score(labels, predictions, labels=np.arange(len(class_counts)), average="macro", zero_division=0)
+    return group_accuracies(correct, total, class_counts) | {"macro_f1": float(macro_f1)}
+
+
+def class_tally(predictions, labels, num_classes):
+    """(correct, total): how many images of each class were predicted rightly, and how many there are; int arrays (C,)."""
+    total = np.bincount(labels, minlength=num_classes)
+    return np.bincount(labels[predictions == labels], minlength=num_classes), total
