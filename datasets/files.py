@@ -1,0 +1,64 @@
+"""What must hold of a file, or of a name found in a file, before anything else is done with it."""
+import hashlib
+import os
+import posixpath
+import stat
+from pathlib import Path
+
+from utils.errors import InputError
+
+
+def require_file(path: Path, what: str, max_bytes: int | None = None) -> int:
+    """Returns the size of ``path`` in bytes; ``what`` says in messages what the file is for.
+
+    Raises:
+        InputError: nothing is there, it is no regular file (a pipe would wait for ever), or it is above ``max_bytes``.
+    """
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{what} {path} cannot be read: {os_reason(error)}") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise InputError(f"{what} {path} is not a file")
+    if max_bytes is not None and status.st_size > max_bytes:
+        raise InputError(f"{what} {path} has {status.st_size:,} bytes, above the bound of {max_bytes:,}")
+    return status.st_size
+
+
+def os_reason(error: Exception) -> str:
+    """The operating system's words alone (the file is named by the caller), e.g. ``No such file or directory``."""
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+def inner_path(name: str) -> str:
+    """Returns ``name``, a path written by a stranger, normalised, if it is relative and stays below its folder.
+
+    This looks at the text alone; links on the disk are another matter.
+
+    Raises:
+        ValueError: the path is empty, absolute, climbs with ``..``, or has characters that no listed file needs.
+    """
+    if name.startswith("/") or name[1:2] == ":":
+        raise ValueError("is an absolute path")
+    if "\\" in name or not name.isprintable():
+        raise ValueError("has a backslash or a control character in it")
+    if ".." in name.split("/"):
+        raise ValueError("climbs out of its folder")
+    normal = posixpath.normpath(name) if name else "."
+    if normal == ".":
+        raise ValueError("names no file")
+    return normal
+
+
+def shown(text: str, length: int = 80) -> str:
+    """Quotes a stranger's text for a message: escaped, and cut to ``length`` characters."""
+    return repr(text if len(text) <= length else text[:length] + "...")
+
+
+def file_md5(path: Path) -> str:
+    """Returns the MD5 sum in hexadecimal: the sum the data sets' sites publish, against damage rather than forgery."""
+    digest = hashlib.md5(usedforsecurity=False)
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

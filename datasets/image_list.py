@@ -1,0 +1,135 @@
+"""Text files that list images, one a line: SC-OOD's lists and ImageNet-LT's.
+
+A line is ``relative/path label``, or ``relative/path {"label": -1, "sc_label": -1}``, or in lists read without labels
+``relative/path`` alone. A list may come from a stranger: its size is bounded, and its entries stay under one folder.
+"""
+import json
+import os
+import re
+from array import array
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from datasets.files import inner_path, os_reason, require_file, shown
+from utils.errors import InputError
+
+MAX_LIST_BYTES = 4 << 30
+MAX_LINES = 20_000_000
+MAX_LINE_BYTES = 8_192  # twice the longest path of Linux
+MAX_LABEL = 999_999
+
+
+def read_image_list(list_path: Path, root: Path, labelled: bool = True) -> tuple[list[str], torch.Tensor]:
+    """Returns the paths relative to ``root``, and the labels, int64 (N,), of a list, in its order.
+
+    The label of a line with braces is its ``sc_label``; labels run from -1 to ``MAX_LABEL``. With ``labelled=False`` a
+    label is optional and not looked at, and all labels are -1. Blank lines are skipped. Whether the images are there is
+    for :func:`find_missing` to tell.
+
+    Raises:
+        InputError: the list is missing, empty or beyond the bounds above; a line is not UTF-8, has no valid label, or
+            names a path that is absolute, climbs out with ``..``, or leaves ``root`` through a link.
+    """
+    paths: list[str] = []
+    labels = array("q")
+    for number, line in _lines(list_path):
+        try:
+            path, label = _parse(line, labelled)
+            paths.append(inner_path(path))
+        except ValueError as error:
+            raise InputError(f"{list_path}, line {number}: {shown(line)} {error}") from error
+        labels.append(label)
+    if not paths:
+        raise InputError(f"{list_path} lists no image")
+    _refuse_links_outside(paths, root, list_path)
+    return paths, torch.tensor(labels, dtype=torch.int64)
+
+
+def find_missing(paths: Sequence[str], root: Path) -> list[str]:
+    """Returns the entries, as :func:`read_image_list` gives them, that are no file under ``root``."""
+    missing = set()
+    for folder, names in _by_folder(paths).items():
+        # One listing a folder instead of a question a file: a million questions take minutes on a network disk.
+        there = {entry.name for entry in _listing(os.path.join(root, folder)) if entry.is_file()}
+        for name in names - there:
+            path = os.path.join(folder, name)
+            if not os.path.isfile(os.path.join(root, path)):  # a file system may ignore case
+                missing.add(path)
+    return [path for path in paths if path in missing]
+
+
+def _lines(list_path: Path) -> Iterator[tuple[int, str]]:
+    """Yields the number and the text of each line that is not blank, without its surrounding white space."""
+    require_file(list_path, "the list", MAX_LIST_BYTES)
+    try:
+        with open(list_path, "rb") as file:
+            number = 0
+            while raw := file.readline(MAX_LINE_BYTES + 1):
+                number += 1
+                if number > MAX_LINES or len(raw) > MAX_LINE_BYTES:
+                    raise InputError(
+                        f"{list_path}, line {number}: a list has at most {MAX_LINES:,} lines of {MAX_LINE_BYTES:,} bytes"
+                    )
+                if line := raw.decode("utf-8-sig" if number == 1 else "utf-8").strip():
+                    yield number, line
+    except UnicodeDecodeError as error:
+        raise InputError(f"{list_path}, line {number}: this is not UTF-8 text") from error
+    except OSError as error:
+        raise InputError(f"the list {list_path} cannot be read: {os_reason(error)}") from error
+
+
+def _parse(line: str, labelled: bool) -> tuple[str, int]:
+    """Splits a line into path and label; raises ValueError with the reason."""
+    path, brace, fields = line.partition(" {") if line.endswith("}") else (line, "", "")
+    if brace:
+        if not labelled:
+            return path.strip(), -1
+        try:
+            label = json.loads("{" + fields)["sc_label"]
+        except (ValueError, KeyError, RecursionError):
+            label = None
+        if type(label) is not int:
+            raise ValueError('has no whole number under "sc_label"')
+    else:
+        words = line.rsplit(maxsplit=1)
+        if len(words) < 2 or not re.fullmatch("-?[0-9]{1,18}", words[1]):
+            if labelled:
+                raise ValueError("does not end with a label")
+            return line, -1
+        path, label = words[0], int(words[1])
+    if not labelled:
+        return path, -1
+    if not -1 <= label <= MAX_LABEL:
+        raise ValueError(f"has a label outside -1..{MAX_LABEL}")
+    return path.strip(), label
+
+
+def _refuse_links_outside(paths: Sequence[str], root: Path, list_path: Path) -> None:
+    if not os.path.isdir(root):
+        raise InputError(f"the image folder {root} is not there")
+    real_root = os.path.realpath(root)
+    for folder, names in _by_folder(paths).items():
+        real_folder = os.path.realpath(os.path.join(real_root, folder))
+        links = {entry.name for entry in _listing(real_folder) if entry.is_symlink()}
+        for real in [real_folder, *(os.path.realpath(os.path.join(real_folder, name)) for name in links & names)]:
+            if os.path.commonpath([real, real_root]) != real_root:
+                raise InputError(f"{list_path}: an entry under {shown(folder)} leaves {root} through a link")
+
+
+def _by_folder(paths: Sequence[str]) -> dict[str, set[str]]:
+    folders: dict[str, set[str]] = {}
+    for path in paths:
+        folder, name = os.path.split(path)
+        folders.setdefault(folder, set()).add(name)
+    return folders
+
+
+def _listing(folder: str) -> list[os.DirEntry]:
+    """The entries of a folder; none if it is not there, which the opening of its files reports."""
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError:
+        return []

@@ -1,0 +1,123 @@
+"""Reads pickles that hold NumPy arrays and plain values, and nothing that could run code."""
+import io
+import pickle
+import pickletools
+import re
+from pathlib import Path
+
+import numpy as np
+
+from datasets.files import require_file
+from utils.errors import InputError
+
+MAX_BYTES = 1 << 30
+MAX_MEMO = 10_000_000  # the memo is an array as long as its largest index, so a damaged index could fill the memory
+
+# Everything that protocols 1 to 5 use for arrays, containers, numbers and strings. Absent are the instructions that
+# build instances of classes, call registered extensions or persistent ids, or fetch buffers from outside.
+_INSTRUCTIONS = frozenset(
+    """PROTO FRAME STOP MARK POP POP_MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 LONG4 BINFLOAT
+    BINSTRING SHORT_BINSTRING BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8
+    EMPTY_LIST EMPTY_DICT EMPTY_TUPLE APPEND APPENDS SETITEM SETITEMS TUPLE TUPLE1 TUPLE2 TUPLE3
+    BINPUT LONG_BINPUT MEMOIZE BINGET LONG_BINGET GLOBAL STACK_GLOBAL REDUCE BUILD""".split()
+)
+
+
+class _Dtype:
+    """Stands in for ``numpy.dtype``, whose own ``__setstate__`` believes flags and sizes from the file."""
+
+    __slots__ = ("code", "order")
+
+    def __init__(self, code: str | bytes, *_: object) -> None:
+        self.code = _text(code)
+        self.order = "="
+        if not re.fullmatch("b1|[iu][1248]|f[248]", self.code):
+            raise pickle.UnpicklingError("an array is not of numbers")
+
+    def __setstate__(self, state: tuple) -> None:
+        _, order, subarray, names, fields, *_ = state
+        self.order = _text(order)
+        if self.order not in {"<", ">", "=", "|"} or (subarray, names, fields) != (None, None, None):
+            raise pickle.UnpicklingError("an array is not of numbers")
+
+    def resolve(self) -> np.dtype:
+        return np.dtype(self.order + self.code)
+
+
+class _Array:
+    """Stands in for ``numpy.ndarray``: only a shape, a type of numbers and as many bytes are believed."""
+
+    __slots__ = ("array",)
+
+    def __setstate__(self, state: tuple) -> None:
+        _, shape, dtype, fortran_order, raw = state
+        self.array = _from_bytes(raw, dtype, shape, "F" if fortran_order else "C")
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode("ascii") if isinstance(value, bytes) else value
+
+
+def _from_bytes(raw: bytes, dtype: _Dtype, shape: tuple, order: str) -> np.ndarray:
+    return np.frombuffer(raw, dtype.resolve()).reshape(shape, order=order)
+
+
+def _protocol_5_array(raw: bytes, dtype: _Dtype, shape: tuple, order: str = "C") -> _Array:
+    result = _Array()
+    result.array = _from_bytes(raw, dtype, shape, order)
+    return result
+
+
+def _scalar(dtype: _Dtype, raw: bytes) -> int | float | bool:
+    return np.frombuffer(raw, dtype.resolve(), count=1)[0].item()
+
+
+def _latin1(text: str, encoding: str) -> bytes:
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"text is encoded as {encoding}")
+    return text.encode("latin1")
+
+
+# What may be called while reading. NumPy 2 renamed numpy.core; files are written with either name.
+_CALLS = {
+    ("numpy", "dtype"): _Dtype,
+    ("_codecs", "encode"): _latin1,  # how Python 3 writes bytes into a protocol 2 pickle
+    **{(f"numpy.{core}.multiarray", "_reconstruct"): lambda *_: _Array() for core in ("core", "_core")},
+    **{(f"numpy.{core}.multiarray", "scalar"): _scalar for core in ("core", "_core")},
+    **{(f"numpy.{core}.numeric", "_frombuffer"): _protocol_5_array for core in ("core", "_core")},
+}
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> object:
+        if (module, name) == ("numpy", "ndarray"):
+            return None  # only ever an argument of _reconstruct, which ignores it
+        if (module, name) not in _CALLS:
+            raise pickle.UnpicklingError(f"it names {module}.{name}"[:200])
+        call = _CALLS[module, name]
+        return lambda *args: call(*args)  # a fresh function each time: BUILD may set attributes on what it is given
+
+
+def read_plain_dict(path: Path) -> dict:
+    """Returns the dictionary pickled in ``path``; strings of Python 2 become bytes, arrays are read-only.
+
+    Raises:
+        InputError: the file is missing, above ``MAX_BYTES``, damaged, no dictionary, or holds anything but arrays of
+            numbers and plain values; code in it is never run.
+    """
+    require_file(path, "the pickle", MAX_BYTES)
+    try:
+        data = path.read_bytes()
+        for instruction, argument, _ in pickletools.genops(data):
+            if instruction.name not in _INSTRUCTIONS:
+                raise pickle.UnpicklingError(f"it uses {instruction.name}")
+            if instruction.name in {"BINPUT", "LONG_BINPUT"} and argument > MAX_MEMO:
+                raise pickle.UnpicklingError("it is damaged")
+        content = _PlainUnpickler(io.BytesIO(data), encoding="bytes").load()
+    except pickle.UnpicklingError as error:
+        raise InputError(f"{path} holds more than arrays and plain values, and is not loaded: {error}") from error
+    except Exception as error:  # a damaged pickle ends in whatever the misread instruction raises
+        raise InputError(f"{path} is truncated or damaged: {str(error)[:200] or type(error).__name__}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds no dictionary")
+    return {key: getattr(value, "array", None) if type(value) is _Array else value for key, value in content.items()}

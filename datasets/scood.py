@@ -1,0 +1,94 @@
+"""The SC-OOD suites (Yang et al., ICCV 2021): out-of-distribution test sets that say which of their images are in fact
+of the benchmark's own classes."""
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from datasets import ImageSet
+from datasets.files import require_file, shown
+from datasets.image_list import find_missing, read_image_list
+from utils.errors import InputError
+
+DEFAULT_SETS = {
+    "cifar10": ("cifar100", "lsun", "places365", "svhn", "texture", "tin"),
+    "cifar100": ("cifar10", "lsun", "places365", "svhn", "texture", "tin"),
+}
+SIZE = 32
+MAX_IMAGES = 1_000_000  # a set is held in memory, 3 kB an image
+MAX_PIXELS = 64_000_000  # of one image; a picture of a few kB can unpack to gigabytes
+_FORMATS = ("PNG", "JPEG", "BMP", "PPM", "WEBP")  # Pillow also has formats that start other programs
+
+
+def list_path(benchmark: str, name: str, root: Path) -> Path:
+    """Where the list of one set belongs."""
+    return Path(root) / "data" / "imglist" / f"benchmark_{benchmark}" / f"test_{name}.txt"
+
+
+def image_root(root: Path) -> Path:
+    """The folder that entries of the lists are relative to."""
+    return Path(root) / "data" / "images"
+
+
+def load_ood_sets(benchmark: str, names: list[str], root: Path) -> dict[str, ImageSet]:
+    """Reads test sets: name -> images uint8 (N, 3, 32, 32) and labels int64 (N,), the lists' ``sc_label``.
+
+    A label of -1 means out of distribution; any other says which class of ``benchmark`` the image belongs to. Images of
+    another size are resized to 32 x 32, bilinear with antialiasing, without keeping their proportions.
+
+    Raises:
+        InputError: a set has no list (the message names all sets that are there and are not), a list cannot be used, or
+            an image is missing or unreadable. Lists and the presence of images are checked before any image is read.
+    """
+    missing = [name for name in names if "/" in name or not list_path(benchmark, name, root).is_file()]
+    if missing:
+        folder = list_path(benchmark, "", root).parent
+        there = sorted(path.stem.removeprefix("test_") for path in folder.glob("test_*.txt"))
+        raise InputError(
+            f"no list for the OOD sets {', '.join(map(shown, missing))} in {folder}; there are "
+            f"{', '.join(there) or 'none'} (`python -m datasets.prepare scood --drp {root}` says what belongs there)"
+        )
+    lists = {name: _check_list(list_path(benchmark, name, root), image_root(root)) for name in names}
+    return {
+        name: ImageSet(_read_images(image_root(root), paths, name), labels) for name, (paths, labels) in lists.items()
+    }
+
+
+def _check_list(path: Path, folder: Path) -> tuple[list[str], torch.Tensor]:
+    paths, labels = read_image_list(path, folder)
+    if len(paths) > MAX_IMAGES:
+        raise InputError(f"{path} lists {len(paths):,} images, above the bound of {MAX_IMAGES:,}")
+    if missing := find_missing(paths, folder):
+        count = f"{len(missing):,} of {len(paths):,}"
+        raise InputError(f"{path}: {count} images are not in {folder}, the first is {shown(missing[0])}")
+    return paths, labels
+
+
+def _read_images(folder: Path, paths: list[str], name: str) -> torch.Tensor:
+    images = np.empty((len(paths), SIZE, SIZE, 3), dtype=np.uint8)
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        read = pool.map(lambda path: read_image(folder / path), paths)
+        for i, image in enumerate(tqdm(read, f"reading {name}", len(paths), leave=False, disable=None)):
+            images[i] = image
+    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+
+
+def read_image(path: Path) -> np.ndarray:
+    """Decodes one image to RGB, uint8 (32, 32, 3). Raises InputError naming it if it is unreadable or too large."""
+    require_file(path, "the image")
+    try:
+        with Image.open(path, formats=_FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:  # known from the header, before anything is decoded
+                raise InputError(f"the image {path} has {image.width} x {image.height} pixels, which is refused")
+            image = image.convert("RGB")
+    except InputError:
+        raise
+    except Exception as error:  # Pillow's decoders raise many kinds for a damaged file
+        raise InputError(f"the image {path} cannot be read: {str(error)[:200] or type(error).__name__}") from error
+    if image.size != (SIZE, SIZE):
+        image = image.resize((SIZE, SIZE), Image.Resampling.BILINEAR)
+    return np.asarray(image)
