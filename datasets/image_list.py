@@ -34,7 +34,7 @@ def read_image_list(list_path: Path, root: Path, labelled: bool = True) -> tuple
     """
     paths: list[str] = []
     labels = array("q")
-    for number, line in _lines(list_path):
+    for number, line in read_lines(list_path):
         try:
             path, label = _parse(line, labelled)
             paths.append(inner_path(path))
@@ -60,7 +60,7 @@ def find_missing(paths: Sequence[str], root: Path) -> list[str]:
     return [path for path in paths if path in missing]
 
 
-def _lines(list_path: Path) -> Iterator[tuple[int, str]]:
+def read_lines(list_path: Path) -> Iterator[tuple[int, str]]:
     """Yields the number and the text of each line that is not blank, without its surrounding white space."""
     require_file(list_path, "the list", MAX_LIST_BYTES)
     try:
@@ -70,7 +70,7 @@ def _lines(list_path: Path) -> Iterator[tuple[int, str]]:
                 number += 1
                 if number > MAX_LINES or len(raw) > MAX_LINE_BYTES:
                     raise InputError(
-                        f"{list_path}, line {number}: a list has at most {MAX_LINES:,} lines of {MAX_LINE_BYTES:,} bytes"
+                        f"{list_path}, line {number}: the bounds are {MAX_LINES:,} lines of {MAX_LINE_BYTES:,} bytes"
                     )
                 if line := raw.decode("utf-8-sig" if number == 1 else "utf-8").strip():
                     yield number, line
