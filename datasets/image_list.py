@@ -3,7 +3,6 @@
 A line is ``relative/path label``, or ``relative/path {"label": -1, "sc_label": -1}``, or in lists read without labels
 ``relative/path`` alone. A list may come from a stranger: its size is bounded, and its entries stay under one folder.
 """
-import json
 import os
 import re
 from array import array
@@ -19,6 +18,7 @@ MAX_LIST_BYTES = 4 << 30
 MAX_LINES = 20_000_000
 MAX_LINE_BYTES = 8_192  # twice the longest path of Linux
 MAX_LABEL = 999_999
+_SC_LABEL = re.compile(r"""["']sc_label["']\s*:\s*(-?[0-9]{1,18})\s*[,}]""")  # written as JSON or as Python
 
 
 def read_image_list(list_path: Path, root: Path, labelled: bool = True) -> tuple[list[str], torch.Tensor]:
@@ -86,12 +86,10 @@ def _parse(line: str, labelled: bool) -> tuple[str, int]:
     if brace:
         if not labelled:
             return path.strip(), -1
-        try:
-            label = json.loads("{" + fields)["sc_label"]
-        except (ValueError, KeyError, RecursionError):
-            label = None
-        if type(label) is not int:
+        found = _SC_LABEL.search(fields)
+        if not found:
             raise ValueError('has no whole number under "sc_label"')
+        label = int(found[1])
     else:
         words = line.rsplit(maxsplit=1)
         if len(words) < 2 or not re.fullmatch("-?[0-9]{1,18}", words[1]):

@@ -20,6 +20,7 @@ from utils.errors import InputError, exit_cleanly
 
 TINY_IMAGES_URL = "https://people.eecs.berkeley.edu/~hendrycks/300K_random_images.npy"
 SCOOD_PAGE = "https://jingkang50.github.io/projects/scood"
+SCOOD_LINK = "https://drive.google.com/file/d/1cbLXZ39xnJjxXnDM7g2KODHIjE0Qj4gu/view"  # README of ICCV21_SCOOD
 PICTURES = {".jpeg", ".jpg", ".png", ".bmp", ".webp"}
 
 
@@ -103,12 +104,14 @@ def prepare_scood(root: Path, archive: Path | None) -> bool:
         for name in names:
             print(f"scood: {check_list(list_path(benchmark, name, root), image_root(root))}")
     if not complete:
+        ten, hundred = (", ".join(DEFAULT_SETS[benchmark]) for benchmark in ("cifar10", "cifar100"))
         print(
-            f"scood: its authors share the benchmark through a Google Drive folder, which this script cannot fetch.\n"
-            f"  Open the link to the data on {SCOOD_PAGE} (SC-OOD benchmark) and fetch the lists and the images.\n"
+            f"scood: its authors share scood_benchmark.zip through Google Drive, which this script cannot fetch from.\n"
+            f"  Open {SCOOD_LINK}\n"
+            f"  in a browser (or follow the data set's link on {SCOOD_PAGE}) and fetch it.\n"
             f"  The lists belong at {list_path('cifar10', '<set>', root)} and\n"
-            f"  {list_path('cifar100', '<set>', root)}, for the sets {', '.join(DEFAULT_SETS['cifar10'])} and\n"
-            f"  {', '.join(DEFAULT_SETS['cifar100'])}; the images at {image_root(root)}/<path as listed>.\n"
+            f"  {list_path('cifar100', '<set>', root)}, for the sets {ten} and\n"
+            f"  {hundred}; the images at {image_root(root)}/<path as listed>.\n"
             f"  --archive FILE unpacks a tar or zip file in {root}, keeping to that folder."
         )
     return complete

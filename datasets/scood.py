@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from torchvision.transforms import functional
 from tqdm import tqdm
 
 from datasets import ImageSet
@@ -20,7 +21,7 @@ DEFAULT_SETS = {
 }
 SIZE = 32
 MAX_IMAGES = 1_000_000  # a set is held in memory, 3 kB an image
-MAX_PIXELS = 64_000_000  # of one image; a picture of a few kB can unpack to gigabytes
+MAX_PIXELS = 25_000_000  # of one image, as stored and as resized; a picture of a few kB can unpack to gigabytes
 _FORMATS = ("PNG", "JPEG", "BMP", "PPM", "WEBP")  # Pillow also has formats that start other programs
 
 
@@ -38,7 +39,8 @@ def load_ood_sets(benchmark: str, names: list[str], root: Path) -> dict[str, Ima
     """Reads test sets: name -> images uint8 (N, 3, 32, 32) and labels int64 (N,), the lists' ``sc_label``.
 
     A label of -1 means out of distribution; any other says which class of ``benchmark`` the image belongs to. Images of
-    another size are resized to 32 x 32, bilinear with antialiasing, without keeping their proportions.
+    another size are brought to 32 x 32 as the benchmark's authors do: the shorter side resized to 32 (bilinear,
+    antialiased), then the centre.
 
     Raises:
         InputError: a set has no list (the message names all sets that are there and are not), a list cannot be used, or
@@ -82,13 +84,14 @@ def read_image(path: Path) -> np.ndarray:
     require_file(path, "the image")
     try:
         with Image.open(path, formats=_FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:  # known from the header, before anything is decoded
-                raise InputError(f"the image {path} has {image.width} x {image.height} pixels, which is refused")
+            short, long = sorted(image.size)  # known from the header, before anything is decoded
+            if max(short * long, SIZE * SIZE * long // short) > MAX_PIXELS:
+                raise InputError(f"the image {path} is refused for its size of {image.width} x {image.height} pixels")
             image = image.convert("RGB")
     except InputError:
         raise
     except Exception as error:  # Pillow's decoders raise many kinds for a damaged file
         raise InputError(f"the image {path} cannot be read: {str(error)[:200] or type(error).__name__}") from error
     if image.size != (SIZE, SIZE):
-        image = image.resize((SIZE, SIZE), Image.Resampling.BILINEAR)
+        image = functional.center_crop(functional.resize(image, SIZE), SIZE)  # bilinear is torchvision's default
     return np.asarray(image)
