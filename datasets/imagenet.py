@@ -1,0 +1,509 @@
+"""Batches from image files: each file is read once and decoded once a step, whatever the number of its views.
+
+Worker processes read the files and choose the random crops. For the CPU they also decode, crop and augment; for CUDA
+they hand over the bytes, and decoding, crops and augmentation run on the GPU, on a side stream beside the step.
+Order and randomness depend on (seed, epoch, step, rank) and on the files alone, so that a run can go on at any step.
+"""
+import io
+import math
+import multiprocessing
+import os
+import signal
+import stat
+from collections import Counter
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torchvision.io import ImageReadMode, decode_jpeg
+
+from datasets.loader import IMAGENET_NORMALIZATION, Batch, epoch_indices, mixed_seed, step_generator
+from datasets.views import draw_crop_boxes
+from utils.errors import InputError
+
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP")
+MAX_FILE_BYTES = 2**28
+MAX_PIXELS = 2**26  # 200 MB decoded; the largest photographs of ImageNet have a third of that
+MAX_ASPECT = 100  # scaling a longer strip to a given height could take any amount of memory
+EXIF_ORIENTATION = 0x0112
+END_OF_JPEG = b"\xff\xd9"
+
+CROP_SCALE, OUTLIER_CROP_SCALE, CROP_RATIO = (0.08, 1.0), (0.2, 1.0), (3 / 4, 4 / 3)
+
+UNREADABLE_SHARE = 0.01  # above this a run stops ...
+UNREADABLE_FLOOR = 5  # ... unless it is about so few files that one folder's accident explains them
+
+
+class ImageFiles(NamedTuple):
+    """A list of image files: paths relative to ``root``, and labels int64 (N,)."""
+
+    root: Path
+    paths: list[str]
+    labels: torch.Tensor
+
+
+class Unreadable(Exception):
+    """A file without a whole image in it; the message says why."""
+
+
+class EncodedImage(NamedTuple):
+    """A file's bytes with its header read; ``height`` and ``width`` are those of the upright image, in pixels.
+
+    ``plain`` marks what every JPEG decoder reads alike: colour, not CMYK, no rotation. The rest is Pillow's work.
+    """
+
+    data: bytearray
+    picture: Image.Image
+    height: int
+    width: int
+    plain: bool
+
+
+def open_image(path: Path) -> EncodedImage:
+    """Reads a file and its header, and refuses what would take gigabytes before any of it is decoded.
+
+    Raises:
+        Unreadable: no regular file, or no image of a known format and reasonable size.
+    """
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_FILE_BYTES:
+            raise Unreadable(f"no image file of at most {MAX_FILE_BYTES:,} bytes")
+        data = bytearray(status.st_size)
+        with open(path, "rb") as file:
+            del data[file.readinto(data) :]
+    except (OSError, ValueError) as error:
+        raise Unreadable(str(error)) from error
+    try:
+        picture = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Exception as error:  # a stranger's bytes: Pillow's parsers raise whatever their code trips over
+        raise Unreadable(f"no image: {error}") from error
+    width, height = picture.size
+    if width * height > MAX_PIXELS or max(width, height) > MAX_ASPECT * min(width, height):
+        raise Unreadable(f"{width} x {height} pixels are refused")
+    orientation = _orientation(picture)
+    plain = (
+        picture.format in ("JPEG", "MPO")
+        and picture.mode == "RGB"
+        and picture.info.get("adobe_transform", 1) == 1  # else the file holds RGB, which not every decoder respects
+        and orientation == 1
+    )
+    if orientation >= 5:  # the four that exchange rows and columns
+        width, height = height, width
+    return EncodedImage(data, picture, height, width, plain)
+
+
+def _orientation(picture: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8; 1, upright, where there is none that can be read."""
+    try:
+        value = picture.getexif().get(EXIF_ORIENTATION, 1) if "exif" in picture.info else 1
+    except Exception:  # broken EXIF is common in good photographs
+        return 1
+    return value if value in range(1, 9) else 1
+
+
+def decode_image(encoded: EncodedImage, shrink: int = 1) -> torch.Tensor:
+    """The upright image as uint8 RGB (3, H, W), in channels-last memory.
+
+    ``shrink`` 2, 4 or 8 lets a JPEG be decoded at that fraction of its size, in the DCT domain.
+
+    Raises:
+        Unreadable: the file is truncated or damaged.
+    """
+    picture = encoded.picture
+    try:
+        if encoded.plain and shrink == 1:
+            return decode_jpeg(torch.frombuffer(encoded.data, dtype=torch.uint8), ImageReadMode.RGB)
+        if shrink > 1:
+            picture.draft("RGB", (picture.width // shrink, picture.height // shrink))
+        picture.load()
+        if _orientation(picture) != 1:
+            picture = ImageOps.exif_transpose(picture)
+        pixels = torch.frombuffer(bytearray(picture.convert("RGB").tobytes()), dtype=torch.uint8)
+    except Exception as error:  # see open_image
+        raise Unreadable(f"cannot be decoded: {error}") from error
+    return pixels.view(-1, picture.width, 3).permute(2, 0, 1)
+
+
+def resize(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Antialiased bilinear resize of one image, uint8 (3, H, W) on any device, as torchvision does it."""
+    batch = image.unsqueeze(0)
+    if image.is_cuda:  # there is no uint8 kernel there
+        return F.interpolate(
+            batch.float(), size=(height, width), mode="bilinear", antialias=True
+        ).round_().clamp_(0, 255).to(torch.uint8)[0]  # fmt: skip
+    return F.interpolate(batch, size=(height, width), mode="bilinear", antialias=True)[0]
+
+
+def resized_crops(image: torch.Tensor, boxes: torch.Tensor, size: int, shrink: int = 1) -> list[torch.Tensor]:
+    """Cuts boxes (V, 4) of (top, left, height, width) in pixels from an image decoded at 1/``shrink`` of its size.
+
+    Returns V crops, uint8 (3, size, size).
+    """
+    corners = (boxes // shrink).tolist()
+    return [
+        resize(image[:, top : top + height, left : left + width], size, size) for top, left, height, width in corners
+    ]
+
+
+def decoding_shrink(boxes: torch.Tensor, size: int) -> int:
+    """The strongest shrinking, 1, 2, 4 or 8, at which every box still has ``size`` pixels a side."""
+    smallest = int(boxes[:, 2:].min())
+    return next((shrink for shrink in (8, 4, 2) if smallest // shrink >= size), 1)
+
+
+class FileReader:
+    """Reads files of a list for a step; a file that cannot be read is replaced by the next one of its class.
+
+    Args:
+        files: the list.
+        by_class: whether replacements must be of the same class; if not, the next file of the list does.
+        views: the number V of crops an image gives.
+        scale: the share of the image's area that a crop covers, from and to.
+        on_reading: called with a file's number before it is opened or decoded.
+    """
+
+    def __init__(self, files, *, by_class, views, scale, on_reading):
+        self.files, self.views, self.scale, self.on_reading = files, views, scale, on_reading
+        groups = files.labels if by_class else torch.zeros_like(files.labels)
+        self.by_group = groups.argsort(stable=True)
+        self.place = torch.empty_like(self.by_group)
+        self.place[self.by_group] = torch.arange(len(groups))
+        sizes = groups.bincount()
+        self.start, self.size = (sizes.cumsum(0) - sizes)[groups], sizes[groups]
+
+    def read(self, indices, generator, decode, unreadable):
+        """Returns the numbers of the files used, one for each of ``indices``; the crops' boxes, int64 (n, V, 4) of
+        (top, left, height, width); and the list of ``decode(encoded image, its boxes)``.
+
+        Every file that could not be read is counted in ``unreadable`` by its path.
+
+        Raises:
+            InputError: no file of a class can be read.
+        """
+        candidates = [self._candidates(index, unreadable) for index in indices.tolist()]
+        opened = [next(candidate) for candidate in candidates]
+        boxes = self._draw_boxes([encoded for _, encoded in opened], generator)
+        used, decoded = [], []
+        for slot, (number, encoded) in enumerate(opened):
+            while True:
+                self.on_reading(number)
+                try:
+                    decoded.append(decode(encoded, boxes[slot]))
+                except Unreadable:
+                    unreadable[self.files.paths[number]] += 1
+                    number, encoded = next(candidates[slot])
+                    boxes[slot] = self._draw_boxes([encoded], generator)[0]
+                else:
+                    used.append(number)
+                    break
+        return used, boxes, decoded
+
+    def _candidates(self, index, unreadable):
+        """Yields (number, encoded image) of a file and then of the others of its group, those that can be opened."""
+        start, size, place = int(self.start[index]), int(self.size[index]), int(self.place[index])
+        for step in range(size):
+            number = int(self.by_group[start + (place - start + step) % size])
+            self.on_reading(number)
+            try:
+                encoded = open_image(self.files.root / self.files.paths[number])
+            except Unreadable:
+                unreadable[self.files.paths[number]] += 1
+            else:
+                yield number, encoded
+        first = self.files.paths[index]
+        raise InputError(f"none of the {size} files in line for {first} under {self.files.root} can be read")
+
+    def _draw_boxes(self, images, generator):
+        heights, widths = (
+            torch.tensor([getattr(image, side) for image in images]).repeat_interleave(self.views)
+            for side in ("height", "width")
+        )
+        drawn = draw_crop_boxes(heights, widths, self.scale, CROP_RATIO, generator)
+        return torch.stack(drawn, dim=1).view(len(images), self.views, 4)
+
+
+def decode_for_gpu(encoded: EncodedImage) -> torch.Tensor:
+    """The bytes (L,) of a file that nvJPEG reads right; any other image decoded, uint8 (3, H, W).
+
+    A file that lacks its end is decoded here too, because only the CPU decoders are known to notice.
+    """
+    if encoded.plain and encoded.data.endswith(END_OF_JPEG):
+        return torch.frombuffer(encoded.data, dtype=torch.uint8)
+    return decode_image(encoded)
+
+
+class Packed(NamedTuple):
+    """uint8 tensors of several shapes end to end in one ``buffer``: sending a tensor takes a file handle."""
+
+    buffer: torch.Tensor
+    shapes: list[tuple[int, ...]]
+
+    @classmethod
+    def pack(cls, tensors):
+        return cls(torch.cat([tensor.flatten() for tensor in tensors]), [tuple(tensor.shape) for tensor in tensors])
+
+    def unpack(self):
+        parts = self.buffer.split([math.prod(shape) for shape in self.shapes])
+        return [part.view(shape) for part, shape in zip(parts, self.shapes, strict=True)]
+
+
+class StepFiles(NamedTuple):
+    """What is read of a step, by list (training images, then outliers): the numbers of the files used, the boxes, and
+    crops or encoded images, as :meth:`FileReader.read` gives them."""
+
+    used: list[list[int]]
+    boxes: list[torch.Tensor]
+    decoded: list[list]
+    unreadable: Counter
+
+
+class _Items(Dataset):
+    """Item k is ``function(k)``."""
+
+    def __init__(self, function):
+        self.function = function
+
+    def __getitem__(self, k):
+        return self.function(k)
+
+
+def _from_workers(items, order, num_workers):
+    """Iterates over the items in the given order, made by worker processes, or in this one where there are none."""
+    return iter(
+        DataLoader(
+            items, sampler=order, batch_size=None, num_workers=num_workers, collate_fn=_unchanged,
+            worker_init_fn=_leave_signals_to_the_main_process,
+        )
+    )  # fmt: skip
+
+
+def _unchanged(item):
+    return item
+
+
+def _leave_signals_to_the_main_process(worker_id):
+    """A terminal or a scheduler signals every process; the main one decides what becomes of the run, and needs batches
+    until then. Workers end when it asks, or when it is gone."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+class FileTrainLoader:
+    """Training batches from image files; drops the last incomplete one.
+
+    Args:
+        files: the training list.
+        outliers: the list of outliers, or None for none; its labels are not looked at.
+        views: :class:`datasets.views.Views` of crops, such as :func:`datasets.views.imagenet_views`.
+        image_size: S, the side of a view in pixels.
+        batch_size, outlier_batch_size: of the global batch; each of the ``world_size`` processes takes its share.
+        contrastive: whether views 2 and 3 are made.
+        num_workers: processes that read; 0 reads in this one.
+
+    Attributes:
+        unreadable: how often each file that cannot be read was met (and replaced), by path.
+    """
+
+    def __init__(
+        self, files, outliers, views, *, image_size, batch_size, outlier_batch_size, contrastive, num_workers, seed,
+        device, rank=0, world_size=1,
+    ):  # fmt: skip
+        self.files, self.outliers, self.views, self.image_size = files, outliers, views, image_size
+        self.batch_size, self.outlier_batch_size = batch_size, outlier_batch_size
+        self.num_workers, self.seed, self.device = num_workers, seed, device
+        self.rank, self.world_size = rank, world_size
+        self.unreadable, self.files_read = Counter(), 0
+        self.side_stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._reading = multiprocessing.RawArray("q", 2 * max(1, num_workers))  # process and file of each worker
+        self._readers = [
+            FileReader(files, by_class=True, views=3 if contrastive else 1, scale=CROP_SCALE, on_reading=self._note)
+        ]
+        if outliers is not None:
+            self._readers.append(
+                FileReader(
+                    outliers, by_class=False, views=1, scale=OUTLIER_CROP_SCALE,
+                    on_reading=lambda number: self._note(len(files.paths) + number),
+                )
+            )  # fmt: skip
+
+    def __len__(self):
+        return len(self.files.labels) // self.batch_size
+
+    def where(self):
+        """One line for the log: where the data live."""
+        sets = {"images": self.files} | ({} if self.outliers is None else {"outliers": self.outliers})
+        listed = ", ".join(f"{len(s.paths):,} {name} under {s.root}" for name, s in sets.items())
+        return f"{listed}, read by {self.num_workers} worker processes"
+
+    def epoch(self, epoch, start_step=0):
+        """Iterates over the batches of an epoch, from ``start_step`` on.
+
+        Raises:
+            InputError: more than 1 % of the files cannot be read, or none of a class; or a worker died.
+        """
+        steps = range(start_step, len(self))
+        read = _from_workers(_Items(partial(self.make, epoch, self._orders(epoch))), steps, self.num_workers)
+        for step in steps:
+            try:
+                files = next(read)
+            except RuntimeError as error:
+                if (name := self.file_of_dead_worker()) is None:
+                    raise
+                raise InputError(f"a worker process died while it read {name}: {error}") from error
+            yield self._deliver(files, epoch, step)
+
+    def file_of_dead_worker(self):
+        """The path of the file that a worker was at when it died, or None. PyTorch reports a death by a RuntimeError at
+        any place of the main process, not only here; that is when to ask."""
+        alive = {process.pid for process in multiprocessing.active_children()}
+        for process, number in zip(self._reading[::2], self._reading[1::2], strict=True):
+            if process and process not in alive:
+                count = len(self.files.paths)
+                files, number = (self.files, number) if number < count else (self.outliers, number - count)
+                return str(files.root / files.paths[number])
+        return None
+
+    def _orders(self, epoch):
+        """For each list, int64 (steps, this process's share of the batch)."""
+        lists = [(self.files, self.batch_size, "images"), (self.outliers, self.outlier_batch_size, "outliers")]
+        steps = len(self)
+        return [
+            epoch_indices(len(files.paths), steps * size, self.seed, epoch, stream)
+            .view(steps, size)[:, self.rank :: self.world_size]
+            for files, size, stream in lists[: len(self._readers)]
+        ]  # fmt: skip
+
+    def make(self, epoch, orders, step):
+        """A worker's part of a step: on the CPU all of it, for CUDA the bytes and the boxes."""
+        rows = [order[step] for order in orders]
+        if self.device.type == "cuda":
+            files = self._read(epoch, step, rows, lambda encoded, boxes: decode_for_gpu(encoded))
+            return files._replace(decoded=Packed.pack(sum(files.decoded, [])))
+        files = self._read(epoch, step, rows, self._crops)
+        return files._replace(boxes=[], decoded=self._augment(files.decoded, epoch, step))
+
+    def _read(self, epoch, step, rows, decode):
+        generator, unreadable = step_generator(self.seed, epoch, step, self.rank), Counter()
+        results = [
+            reader.read(numbers, generator, decode, unreadable)
+            for reader, numbers in zip(self._readers, rows, strict=True)
+        ]
+        return StepFiles(*map(list, zip(*results, strict=True)), unreadable)
+
+    def _crops(self, encoded, boxes):
+        shrink = decoding_shrink(boxes, self.image_size)
+        return resized_crops(decode_image(encoded, shrink), boxes, self.image_size, shrink)
+
+    def _augment(self, crops, epoch, step):
+        """By list, the uint8 crops (3, S, S) of each file, to the normalised images of the batch."""
+        generator = torch.Generator().manual_seed(mixed_seed("pixels", self.seed, epoch, step, self.rank))
+        by_view = [torch.stack(same_view) for of_list in crops for same_view in zip(*of_list, strict=True)]
+        contrastive = [self.views.contrastive] * (self._readers[0].views - 1)
+        chain = zip([self.views.strong, *contrastive, self.views.outlier], by_view)  # noqa: B905 (outliers may be off)
+        images = [IMAGENET_NORMALIZATION(view(part, generator)) for view, part in chain]
+        return torch.cat(images).contiguous(memory_format=torch.channels_last)
+
+    def _deliver(self, files, epoch, step):
+        """The main process's part: the batch on the device, and what was met on the way is counted."""
+        if self.device.type == "cuda":
+            files = self._decode_on_gpu(files, epoch, step)
+        self._count(files)
+        indices = torch.tensor(files.used[0])
+        return Batch(files.decoded, self.files.labels[indices].to(self.device), indices)
+
+    def _decode_on_gpu(self, files, epoch, step):
+        """Decodes, crops and augments what :meth:`make` packed for CUDA.
+
+        The host comes here while the GPU is still at the step before, so that work on a side stream runs beside it.
+        """
+        with torch.cuda.stream(self.side_stream):
+            images = files.decoded.unpack()
+            try:
+                jpegs = [image for image in images if image.dim() == 1]
+                decoded = iter(decode_jpeg(jpegs, ImageReadMode.RGB, device=self.device) if jpegs else [])
+            except RuntimeError:  # nvJPEG does not say which file it refused, so that the CPU does the step
+                rows = [torch.tensor(used) for used in files.used]
+                files = self._read(epoch, step, rows, self._crops)
+                crops = [[[view.to(self.device) for view in views] for views in crops] for crops in files.decoded]
+            else:
+                images = (next(decoded) if image.dim() == 1 else image.to(self.device) for image in images)
+                crops = [
+                    [resized_crops(next(images), box, self.image_size) for box in boxes] for boxes in files.boxes
+                ]
+            batch = self._augment(crops, epoch, step)
+        main_stream = torch.cuda.current_stream(self.device)
+        main_stream.wait_stream(self.side_stream)
+        batch.record_stream(main_stream)
+        return files._replace(decoded=batch)
+
+    def _count(self, files):
+        self.unreadable.update(files.unreadable)
+        self.files_read += sum(map(len, files.used)) + files.unreadable.total()
+        allowed = UNREADABLE_SHARE * self.files_read
+        if len(self.unreadable) > UNREADABLE_FLOOR and self.unreadable.total() > allowed:
+            raise InputError(
+                f"{self.unreadable.total():,} of the {self.files_read:,} files read so far cannot be read, more than "
+                f"{UNREADABLE_SHARE:.0%}; among them {', '.join(list(self.unreadable)[:3])}"
+            )
+
+    def _note(self, number):
+        if (worker := get_worker_info()) is not None:
+            self._reading[2 * worker.id : 2 * worker.id + 2] = [os.getpid(), number]
+
+
+class EvalImages:
+    """Every image of a list once, in order, not augmented: shorter side resized to S * 256 / 224, the central S x S.
+
+    Iterates over (normalised float32 images (n, 3, S, S), labels int64 (n,)) on the device. With several processes,
+    each takes every ``world_size``-th image, so that their shares make up the list.
+
+    Args:
+        files: the list.
+        image_size: S in pixels.
+        num_workers: processes that read; 0 reads in this one.
+    """
+
+    def __init__(self, files, *, image_size, batch_size, num_workers, device, rank=0, world_size=1):
+        self.files, self.image_size, self.batch_size = files, image_size, batch_size
+        self.num_workers, self.device = num_workers, device
+        self.batches = torch.arange(rank, len(files.paths), world_size).split(batch_size)
+
+    def __len__(self):
+        return len(self.batches)
+
+    def __iter__(self):
+        """Raises InputError at a file that cannot be read: results are about whole sets."""
+        read = _from_workers(_Items(self._read), range(len(self)), self.num_workers)
+        for rows, (images, problem) in zip(self.batches, read, strict=True):
+            if problem is not None:
+                raise InputError(problem)
+            images = IMAGENET_NORMALIZATION(images.to(self.device).float().div_(255))
+            yield images.contiguous(memory_format=torch.channels_last), self.files.labels[rows].to(self.device)
+
+    def _read(self, batch):
+        """(uint8 images of a batch, None), or (None, what is wrong): an exception would arrive as a traceback."""
+        images = []
+        for number in self.batches[batch].tolist():
+            path = self.files.root / self.files.paths[number]
+            try:
+                images.append(central_crop(decode_image(open_image(path)), self.image_size))
+            except Unreadable as error:
+                return None, f"{path} {error}"
+        return torch.stack(images), None
+
+
+def central_crop(image: torch.Tensor, size: int) -> torch.Tensor:
+    """Shorter side to ``size`` * 256 / 224, then the central square, uint8: torchvision's Resize and CenterCrop."""
+    _, height, width = image.shape
+    short = size * 256 // 224
+    if height <= width:
+        image = resize(image, short, short * width // height)
+    else:
+        image = resize(image, short * height // width, short)
+    top, left = (round((side - size) / 2) for side in image.shape[1:])
+    return image[:, top : top + size, left : left + size]
