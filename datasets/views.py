@@ -430,10 +430,10 @@ def cifar_views(size: int = 32, padding: int = 4, cutout_fill: tuple[float, floa
     return Views(strong, contrastive, outlier)
 
 
-def digits_views(size: int = 16) -> Views:
+def digits_views(size: int = 16, padding: int = 2) -> Views:
     """Views for handwritten digits: nothing that makes one digit look like another, so no mirrors and mild crops."""
     jitter = ColorJitter(saturation=0.0, hue=0.0)
-    strong = View((PaddedCrop(2, flip=0.0), ToFloat()))
+    strong = View((PaddedCrop(padding, flip=0.0), ToFloat()))
     contrastive = View((RandomResizedCrop(size, scale=(0.5, 1.0), flip=0.0), jitter))
     outlier = View((PaddedCrop(2, flip=0.0), ToFloat(), jitter))
     return Views(strong, contrastive, outlier)

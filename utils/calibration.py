@@ -1,4 +1,5 @@
 """Feature calibration (FC): an attention vector over feature dimensions, and the classifier that applies it."""
+
 import torch
 
 

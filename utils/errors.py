@@ -1,4 +1,5 @@
 """One kind of exception for everything that is the user's to mend, so that the scripts can print it as a sentence."""
+
 import sys
 from collections.abc import Callable
 

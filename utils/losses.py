@@ -1,4 +1,5 @@
 """The training objective: L = L_isac + Lambda2 L_tla + Lambda1 L_oe (PATT, section "training")."""
+
 import torch
 import torch.nn.functional as F
 from torch import nn

@@ -2,6 +2,7 @@
 
 A score is higher where an image looks more out-of-distribution.
 """
+
 import numpy as np
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score, roc_curve
 

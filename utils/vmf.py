@@ -2,14 +2,16 @@
 
 Every function works on whole tensors in float64; there is no loop over samples, classes or orders, and no N x C x p tensor.
 """
+
 import math
 from fractions import Fraction
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
+
+from utils.distributed import sum_over_processes
 
 TERMS = 8  # of Debye's expansion; with them and orders >= 15 the error of log I stays near 1e-11
 SMALLEST_ORDER = 15.0
@@ -17,7 +19,7 @@ KAPPA_MIN, KAPPA_MAX = 1e-3, 1e5
 UNSEEN_RESULTANT = 0.9  # the mean resultant length R of a class that no batch has shown yet
 
 
-@lru_cache(maxsize=None)
+@cache
 def _debye_polynomials():
     """U_1 .. U_TERMS of DLMF 10.41.9, each a list of float coefficients of p^k, p^(k+2), ..., p^(3k), exactly rounded."""
     polynomials, u = [], {0: Fraction(1)}
@@ -141,7 +143,9 @@ class ClassVMF(nn.Module):
         self.register_buffer("sums", torch.zeros(num_classes, dim, dtype=torch.float64))
         self.register_buffer("counts", torch.zeros(num_classes, dtype=torch.float64))
         # What serves a class until its own average does.
-        self.register_buffer("served", UNSEEN_RESULTANT * F.normalize(torch.randn(num_classes, dim, dtype=torch.float64)))
+        self.register_buffer(
+            "served", UNSEEN_RESULTANT * F.normalize(torch.randn(num_classes, dim, dtype=torch.float64))
+        )
         self.register_buffer("has_previous", torch.zeros(num_classes, dtype=torch.bool))
 
     def start_epoch(self):
@@ -157,11 +161,8 @@ class ClassVMF(nn.Module):
         """Adds a batch: ``embeddings`` (B, p), ``labels`` int64 (B,)."""
         sums = torch.zeros_like(self.sums).index_add_(0, labels, embeddings.detach().double())
         counts = torch.zeros_like(self.counts).index_add_(0, labels, torch.ones_like(labels, dtype=torch.float64))
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(sums)
-            dist.all_reduce(counts)
-        self.sums.add_(sums)
-        self.counts.add_(counts)
+        self.sums.add_(sum_over_processes(sums))
+        self.counts.add_(sum_over_processes(counts))
 
     @property
     def mean(self):

@@ -1,0 +1,81 @@
+"""The embedded digits benchmark: real images that ship inside scikit-learn, so that no download is needed.
+
+In-distribution are the handwritten digits 0-7 with a long tail on the training split; the digits 8 and 9 are the semantic OOD
+set. Surrogate outliers are patches of one sample photograph; patches of the *other* photograph and noise are the far OOD sets.
+Everything is 16 x 16 and grey in three channels, so that colour gives nothing away.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from sklearn.datasets import load_digits as load_sklearn_digits
+from sklearn.datasets import load_sample_image
+
+from datasets import ImageSet
+
+SIZE = 16
+NUM_CLASSES = 8
+TEST_PER_CLASS = 40
+NUM_OUTLIERS = 4000
+NUM_FAR_OOD = 400
+OOD_SETS = ("digits89", "photo", "noise")
+
+
+def load_digits(train):
+    """The training images of digits 0-7 (every one that is not a test image, before the tail is cut), or the balanced test split.
+
+    Which images are test images is drawn once, with a fixed seed: 40 of each class.
+
+    Returns:
+        :class:`ImageSet`, images (N, 3, 16, 16).
+    """
+    images, labels = _all_digits()
+    order = torch.from_numpy(np.random.default_rng(0).permutation(len(labels)))
+    parts = []
+    for c in range(NUM_CLASSES):
+        of_class = order[labels[order] == c]
+        parts.append(of_class[TEST_PER_CLASS:] if train else of_class[:TEST_PER_CLASS])
+    chosen = torch.cat(parts)
+    return ImageSet(images[chosen], labels[chosen])
+
+
+def load_digits_outliers(limit=NUM_OUTLIERS):
+    """Surrogate outliers: uint8 (limit, 3, 16, 16), random patches of scikit-learn's china.jpg."""
+    return _patches("china.jpg", limit, seed=1)
+
+
+def load_digits_ood(names=OOD_SETS):
+    """OOD test sets by name: ``digits89`` (digits 8 and 9), ``photo`` (patches of flower.jpg) and ``noise`` (uniform).
+
+    Returns:
+        dict of name to :class:`ImageSet` with labels -1.
+    """
+    images, labels = _all_digits()
+    generator = torch.Generator().manual_seed(3)
+    grey_noise = torch.randint(0, 256, (NUM_FAR_OOD, 1, SIZE, SIZE), generator=generator, dtype=torch.uint8)
+    sets = {
+        "digits89": images[labels >= NUM_CLASSES],
+        "photo": _patches("flower.jpg", NUM_FAR_OOD, seed=2),
+        "noise": grey_noise.expand(-1, 3, -1, -1),
+    }
+    return {name: ImageSet(sets[name], torch.full((len(sets[name]),), -1)) for name in names}
+
+
+def _all_digits():
+    """All 1,797 digits, enlarged from 8 x 8 with 17 grey levels to uint8 (N, 3, 16, 16)."""
+    data = load_sklearn_digits()
+    grey = torch.from_numpy(data.images).float()[:, None] * (255 / 16)
+    grey = F.interpolate(grey, size=(SIZE, SIZE), mode="bilinear").round().to(torch.uint8)
+    return grey.expand(-1, 3, -1, -1), torch.from_numpy(data.target).long()
+
+
+def _patches(photograph, count, seed):
+    """Square patches of 16 to 96 pixels a side at random places, in grey, resized to uint8 (count, 3, 16, 16)."""
+    photo = torch.from_numpy(load_sample_image(photograph).copy()).float().mean(dim=2)
+    rng = np.random.default_rng(seed)
+    patches = []
+    for side in rng.integers(SIZE, 97, size=count):
+        top, left = rng.integers(0, photo.shape[0] - side + 1), rng.integers(0, photo.shape[1] - side + 1)
+        patch = photo[None, None, top : top + side, left : left + side]
+        patches.append(F.interpolate(patch, size=(SIZE, SIZE), mode="bilinear", antialias=True))
+    return torch.cat(patches).round().clamp(0, 255).to(torch.uint8).expand(-1, 3, -1, -1)

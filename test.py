@@ -1,0 +1,154 @@
+"""Evaluates a checkpoint of train.py, or a published one, on its test set and OOD sets, with and without feature calibration.
+
+    python test.py --gpu 0 --ds cifar10 --FC True --drp DATA --ckpt_path OUT_DIR
+    python test.py --gpu cpu --ckpt_path runs/digits                     a checkpoint knows its data set, network and tail
+
+Prints the table and writes results.json, results.md, scores.png and roc.png into the run directory.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+from datasets.loader import IMAGENET_NORMALIZATION, evaluation_batches
+from datasets.long_tail import long_tail_counts, long_tail_indices
+from datasets.registry import (
+    DATASETS,
+    DEFAULT_OOD_SETS,
+    NORMALIZATION,
+    NUM_CLASSES,
+    hold_out,
+    load_long_tailed,
+    load_ood,
+    load_split,
+    load_surrogate_outliers,
+)  # fmt: skip
+from models import FAMILIES, build_model
+from utils import flags
+from utils.calibration import attention_weight
+from utils.checkpoint import load_weights, network_weights, open_checkpoint
+from utils.distributed import autocast, finish, parallelize, start
+from utils.errors import InputError, exit_cleanly
+from utils.evaluation import SCORES, Classifier, evaluate, extract_features
+from utils.report import markdown_tables, write_report
+from utils.runlog import environment, show_warnings_plainly, writable_folder
+
+# What a checkpoint without arguments is taken to be, where the flags do not say.
+UNKNOWN_DEFAULTS = {"ds": "cifar10", "model": "ResNet18", "rho": 0.01, "val_fraction": 0, "depart": []}
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    show_warnings_plainly()
+    compute = start(args.gpu)
+    torch.manual_seed(args.seed)
+    checkpoint, folder = open_checkpoint(args.ckpt_path)
+    known = settle(args, checkpoint.get("args") if isinstance(checkpoint, dict) else None)
+    ds, normalization = known["ds"], NORMALIZATION[known["ds"]]
+    out = writable_folder(args.srp or folder)
+
+    # Read everything first: what is missing shows before any work is done.
+    ood_sets = load_ood(ds, args.dout or DEFAULT_OOD_SETS[ds], args.drp)
+    test = load_split(ds, args.drp, train=False)
+    train = load_long_tailed(ds, args.drp, known["rho"])
+    if known["val_fraction"]:
+        kept, _ = hold_out(train.labels, known["val_fraction"])
+        train = train._replace(images=train.images[kept], labels=train.labels[kept])
+    class_counts = torch.bincount(train.labels, minlength=NUM_CLASSES[ds])
+    outliers = load_surrogate_outliers(ds, args.drp, args.num_ood_samples) if args.FC else None
+
+    model = build_model(known["model"], NUM_CLASSES[ds])
+    extra = load_weights(model, network_weights(checkpoint))
+    if extra and compute.is_main:
+        print(f"the checkpoint's keys that the network does not have were left out: {', '.join(extra)}")
+    model.to(compute.device, memory_format=torch.channels_last)
+    network = parallelize(model.eval(), compute)
+    mixed_precision = autocast(compute.device, args.precision)
+
+    def features(images, labels, normalization=normalization):
+        mine = slice(compute.rank, None, compute.world_size)
+        batches = evaluation_batches(
+            images[mine], labels[mine], batch_size=args.tb, normalization=normalization, device=compute.device
+        )
+        return extract_features(network, batches, len(labels), compute, mixed_precision)
+
+    test_features = features(*test)
+    ood_features = {name: features(*images) for name, images in ood_sets.items()}
+    classifier = Classifier.of(model, args.tnorm)
+    attentions = {False: None}
+    if args.FC:
+        source = train
+        if args.calibration_split == "test":
+            print(
+                "warning: calibrating on labelled TEST images, a leak; for auditing only", file=sys.stderr, flush=True
+            )
+            counts = long_tail_counts(int(torch.bincount(test.labels).max()), NUM_CLASSES[ds], known["rho"])
+            chosen = long_tail_indices(test.labels, counts)
+            source = test._replace(images=test.images[chosen], labels=test.labels[chosen])
+        calibration = features(*source)
+        outlier_normalization = IMAGENET_NORMALIZATION if "normalization" in known["depart"] else normalization
+        surrogate = features(outliers, torch.full((len(outliers),), -1), outlier_normalization).features
+        attentions[True] = attention_weight(
+            calibration.features, calibration.labels, surrogate, classifier.logits(surrogate).argmax(dim=1),
+            classifier.weight, class_counts / class_counts.sum(),
+        )  # fmt: skip
+
+    if compute.is_main:
+        results, scores = evaluate(classifier, test_features, ood_features, attentions, class_counts.tolist())
+        about = {"dataset": ds, "checkpoint": str(args.ckpt_path), "class_counts": class_counts.tolist()}
+        about |= {"calibration_split": args.calibration_split if args.FC else None, "tnorm": args.tnorm}
+        results = about | results | {"environment": environment(compute.device)}
+        print(markdown_tables(results, args.score))
+        write_report(results, scores, args.score, out)
+        print(
+            f"written: {', '.join(str(out / name) for name in ('results.json', 'results.md', 'scores.png', 'roc.png'))}"
+        )
+    finish()
+
+
+def settle(args, stored):
+    """What is evaluated: from the checkpoint's own arguments, else from the flags.
+
+    Raises:
+        InputError: a flag that contradicts the checkpoint, or a data set of the other scripts.
+    """
+    stored = stored if isinstance(stored, dict) and stored.get("ds") else {}
+    if stored and stored["ds"] not in DATASETS:
+        raise InputError(
+            f"{args.ckpt_path} was trained on {stored['ds']}, which test.py does not know; use test_imagenet.py"
+        )
+    known = {}
+    for name, default in UNKNOWN_DEFAULTS.items():
+        given, known[name] = getattr(args, name, None), stored.get(name, default)
+        if given is not None and name in stored and given != stored[name]:
+            raise InputError(f"--{name} {given} contradicts the checkpoint, which was trained with {stored[name]}")
+        if given is not None and name not in stored:
+            known[name] = given
+    return known
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ckpt_path", type=Path, required=True, help="a run directory or a checkpoint file")
+    parser.add_argument("--dataset", "--ds", dest="ds", choices=DATASETS, help="default: the checkpoint's")
+    parser.add_argument("--model", "--md", choices=tuple(FAMILIES["cifar"]), help="default: the checkpoint's")
+    parser.add_argument(
+        "--imbalance_ratio", "--rho", dest="rho", type=flags.imbalance_ratio, help="default: the checkpoint's"
+    )
+    parser.add_argument("--data_root_path", "--drp", dest="drp", type=Path, default=Path("data"))
+    parser.add_argument("--dout", nargs="+", metavar="SET", help="OOD sets that have a list; default: the paper's six")
+    flags.add_evaluation_flags(parser, tuple(SCORES))
+    parser.add_argument(
+        "--calibration_split", choices=("train", "test"), default="train",
+        help="test reproduces the leak of the authors' release, for auditing",
+    )  # fmt: skip
+    parser.add_argument(
+        "--num_ood_samples", type=flags.positive_int, default=300_000, help="the first so many outliers calibrate"
+    )
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    exit_cleanly(main)

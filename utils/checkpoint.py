@@ -1,0 +1,139 @@
+"""Checkpoints that describe themselves, hold only tensors and plain values, and survive a crash while they are written."""
+
+import os
+import warnings
+import zipfile
+from pathlib import Path
+
+import torch
+
+from utils.errors import InputError
+
+LATEST, PREVIOUS = "latest.pth", "previous.pth"
+
+
+def save_checkpoint(state, folder):
+    """Writes ``folder/latest.pth``; what was there becomes ``previous.pth``.
+
+    The file is written under another name, flushed to the disk and renamed, so that a crash at any moment leaves a whole
+    checkpoint. Its own checksums (a CRC-32 of every record) are checked by :func:`load_checkpoint`.
+
+    Args:
+        state: nested dicts, lists, tensors and plain values.
+
+    Raises:
+        OSError: nothing that was there is lost.
+    """
+    folder = Path(folder)
+    temporary = folder / (LATEST + ".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        if (folder / LATEST).exists():
+            os.replace(folder / LATEST, folder / PREVIOUS)
+        os.replace(temporary, folder / LATEST)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        temporary.unlink(missing_ok=True)
+        raise OSError(f"the checkpoint could not be written to {folder}: {error}") from error
+
+
+def load_checkpoint(path, map_location="cpu"):
+    """Reads one checkpoint file, without running code from it.
+
+    Raises:
+        InputError: missing, damaged, or holding anything but tensors and plain values.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"there is no checkpoint {path}")
+    if zipfile.is_zipfile(path):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()
+        except Exception as error:
+            raise InputError(f"the checkpoint {path} is damaged: {error}") from None
+        if damaged is not None:
+            raise InputError(f"the checkpoint {path} is damaged: the checksum of {damaged} is wrong")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location=map_location, weights_only=True)
+    except Exception as error:  # whatever a stranger's bytes make the unpickler raise
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"the checkpoint {path} cannot be read (only tensors and plain values are admitted): {reason[:200]}"
+        ) from None
+
+
+def load_run(folder):
+    """The newest whole checkpoint of a run directory; a damaged latest one falls back to the previous, with a warning.
+
+    Raises:
+        InputError: there is none.
+    """
+    folder = Path(folder)
+    problems = []
+    for name in (LATEST, PREVIOUS):
+        if not (folder / name).is_file():
+            continue
+        try:
+            state = load_checkpoint(folder / name)
+        except InputError as error:
+            problems.append(str(error))
+            continue
+        if problems:
+            warnings.warn(f"{problems[0]}; going on from {folder / name}", stacklevel=2)
+        return state
+    raise InputError(problems[0] if problems else f"there is no checkpoint in {folder}")
+
+
+def open_checkpoint(path):
+    """Reads a run directory's newest checkpoint or a checkpoint file; returns (checkpoint, the file or folder it is in).
+
+    Raises:
+        InputError: see :func:`load_run` and :func:`load_checkpoint`.
+    """
+    path = Path(path)
+    return (load_run(path), path) if path.is_dir() else (load_checkpoint(path), path.parent)
+
+
+def network_weights(checkpoint):
+    """The network's weights in a checkpoint of ours or of a published form: inside ``model`` or ``state_dict`` or bare, with or
+    without a ``module.`` prefix.
+
+    Raises:
+        InputError: there are no tensors to be found.
+    """
+    for key in ("model", "state_dict"):
+        if isinstance(checkpoint, dict) and isinstance(checkpoint.get(key), dict):
+            checkpoint = checkpoint[key]
+            break
+    weights = {
+        key.removeprefix("module."): value
+        for key, value in (checkpoint.items() if isinstance(checkpoint, dict) else ())
+        if isinstance(key, str) and isinstance(value, torch.Tensor)
+    }
+    if not weights:
+        raise InputError("the checkpoint holds no network weights")
+    return weights
+
+
+def load_weights(model, weights):
+    """Loads every key the network has, strictly; returns the sorted names of the checkpoint's other keys.
+
+    Raises:
+        InputError: a key is missing, or has another shape.
+    """
+    wanted = model.state_dict()
+    # Counters of batches that BatchNorm saw are not weights; old checkpoints lack them.
+    missing = [k for k in wanted if k not in weights and not k.endswith("num_batches_tracked")]
+    if missing:
+        raise InputError(f"the checkpoint lacks {len(missing)} keys of the network, such as {', '.join(missing[:3])}")
+    for key, value in wanted.items():
+        if key in weights and weights[key].shape != value.shape:
+            shapes = f"{tuple(weights[key].shape)} in the checkpoint, {tuple(value.shape)} in the network"
+            raise InputError(f"the checkpoint does not fit the network: {key} is {shapes}")
+    model.load_state_dict(wanted | {key: weights[key] for key in wanted if key in weights})
+    return sorted(set(weights) - set(wanted))

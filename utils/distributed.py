@@ -1,0 +1,135 @@
+"""Where the computation runs: one CPU or GPU, several GPUs in one process (DataParallel), or several processes (torchrun)."""
+
+import os
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from utils.errors import InputError
+
+
+class Compute(NamedTuple):
+    """``device``: of this process; ``gpus``: the CUDA indices one process uses; ``rank`` and ``world_size`` of the group."""
+
+    device: torch.device
+    gpus: tuple[int, ...] = ()
+    rank: int = 0
+    world_size: int = 1
+
+    @property
+    def is_main(self):
+        """Whether this process writes files and prints."""
+        return self.rank == 0
+
+
+def start(gpu):
+    """Chooses the device(s), and joins the process group where torchrun started this process.
+
+    Args:
+        gpu: the flag: "0", "0,1" (DataParallel) or "cpu". Under torchrun every process uses the GPU of its local rank, or
+            the CPU (gloo) where the flag is "cpu" or there is no CUDA.
+
+    Raises:
+        InputError: a GPU that is not there, or a value that is not a list of indices.
+    """
+    wants_cuda = gpu != "cpu"
+    indices = _gpu_indices(gpu) if wants_cuda else ()
+    under_torchrun = "LOCAL_RANK" in os.environ and "WORLD_SIZE" in os.environ
+    if wants_cuda and not torch.cuda.is_available():
+        if int(os.environ.get("RANK", 0)) == 0:
+            print(f"no CUDA device here: --gpu {gpu} runs on the CPU", flush=True)
+        wants_cuda = False
+    if under_torchrun:
+        local_rank = int(os.environ["LOCAL_RANK"])
+        if wants_cuda:
+            _check_indices([local_rank])
+            torch.cuda.set_device(local_rank)
+        dist.init_process_group("nccl" if wants_cuda else "gloo")
+        device = torch.device("cuda", local_rank) if wants_cuda else torch.device("cpu")
+        return Compute(device, (), dist.get_rank(), dist.get_world_size())
+    if not wants_cuda:
+        return Compute(torch.device("cpu"))
+    _check_indices(indices)
+    torch.cuda.set_device(indices[0])
+    return Compute(torch.device("cuda", indices[0]), indices)
+
+
+def finish():
+    """Leaves the process group, if there is one."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _gpu_indices(text):
+    try:
+        indices = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        indices = ()
+    if not indices or min(indices) < 0 or len(set(indices)) < len(indices):
+        raise InputError(f"--gpu takes indices such as 0 or 0,1, or cpu, not {text!r}")
+    return indices
+
+
+def _check_indices(indices):
+    there = torch.cuda.device_count()
+    missing = [i for i in indices if i >= there]
+    if missing:
+        raise InputError(
+            f"--gpu {missing[0]}: there is no such CUDA device, this machine has {there} (0 to {there - 1})"
+        )
+
+
+def autocast(device, precision):
+    """The autocast context of ``--precision``: "auto" is bf16 on CUDA and fp32 on a CPU."""
+    bf16 = precision == "bf16" or (precision == "auto" and device.type == "cuda")
+    return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+
+
+class InterleavedDataParallel(nn.DataParallel):
+    """DataParallel whose replicas take every k-th image, so that each sees the same mix of views and outliers.
+
+    A batch is ordered by view; contiguous shares would give one replica outliers alone, and its BatchNorm their statistics.
+    """
+
+    def forward(self, images):
+        replicas = len(self.device_ids)
+        order = torch.arange(len(images)).view(1, -1).expand(replicas, -1)
+        order = torch.cat([row[i::replicas] for i, row in enumerate(order)]).to(images.device, non_blocking=True)
+        output = super().forward(images[order])
+        back = torch.argsort(order)
+        return type(output)(*(t[back] for t in output))
+
+
+def parallelize(model, compute, sync_bn=False, all_parameters_used=True):
+    """The network as the training step calls it; ``model`` itself stays what checkpoints are made of.
+
+    Args:
+        sync_bn: BatchNorm takes the statistics of the global batch (in place; the parameters stay the same objects).
+        all_parameters_used: False where the loss leaves out a part of the network, such as the embedding head.
+    """
+    if compute.world_size > 1:
+        if sync_bn:
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        ids = [compute.device.index] if compute.device.type == "cuda" else None
+        return nn.parallel.DistributedDataParallel(
+            model, device_ids=ids, find_unused_parameters=not all_parameters_used
+        )
+    if len(compute.gpus) > 1:
+        return InterleavedDataParallel(model, device_ids=list(compute.gpus))
+    return model
+
+
+def share_buffers(model):
+    """Gives every process rank 0's buffers (BatchNorm's running statistics), before an evaluation that is shared out."""
+    if dist.is_available() and dist.is_initialized():
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)
+
+
+def sum_over_processes(tensor):
+    """The tensor, summed in place over the processes of the group; itself where there is none."""
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(tensor)
+    return tensor

@@ -1,0 +1,64 @@
+"""Types of command-line values, so that an impossible one is refused before any work starts."""
+
+import argparse
+from pathlib import Path
+
+
+def boolean(text):
+    """True / False, yes / no, 1 / 0, in any case."""
+    values = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+    if text.lower() not in values:
+        raise argparse.ArgumentTypeError(f"expected True or False, not {text!r}")
+    return values[text.lower()]
+
+
+def add_boolean(group, *names, **settings):
+    """Adds a flag that may stand alone (True) or take True or False."""
+    group.add_argument(*names, type=boolean, nargs="?", const=True, metavar="BOOL", **settings)
+
+
+def number(kind, low=None, high=None, above=None):
+    """A type for argparse: ``kind`` (int or float) within [low, high], or strictly above a bound."""
+
+    def parse(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(
+                f"expected {'a whole number' if kind is int else 'a number'}, not {text!r}"
+            ) from None
+        if low is not None and not value >= low:
+            raise argparse.ArgumentTypeError(f"must be at least {low}, not {text}")
+        if above is not None and not value > above:
+            raise argparse.ArgumentTypeError(f"must be above {above}, not {text}")
+        if high is not None and not value <= high:
+            raise argparse.ArgumentTypeError(f"must be at most {high}, not {text}")
+        return value
+
+    return parse
+
+
+positive_int = number(int, low=1)
+count = number(int, low=0)
+positive = number(float, above=0, high=1e9)
+weight = number(float, low=0, high=1e9)
+imbalance_ratio = number(float, above=0, high=1)
+fraction = number(float, low=0, high=0.9)
+unit = number(float, low=0, high=1)
+
+
+def add_evaluation_flags(parser, scores):
+    """The flags that both test scripts have; ``scores`` are the choices of ``--score``."""
+    parser.add_argument("--seed", type=count, default=3407)
+    parser.add_argument("--gpu", default="0", help="CUDA indices such as 0 or 0,1, or cpu")
+    parser.add_argument("--num_workers", "--cpus", type=count, default=4, help="processes that read image files")
+    add_boolean(parser, "--FC", default=True, help="also evaluate with feature calibration")
+    add_boolean(parser, "--tnorm", default=False, help="normalise the rows of the classifier and drop its bias")
+    parser.add_argument(
+        "--score", choices=scores, default=scores[0], help="which score the table shows; the files hold all"
+    )
+    parser.add_argument("--test_batch_size", "--tb", dest="tb", type=positive_int, default=1000)
+    parser.add_argument(
+        "--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 on CUDA, fp32 on a CPU"
+    )
+    parser.add_argument("--srp", type=Path, metavar="DIR", help="where results go; default: the run directory")

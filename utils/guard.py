@@ -1,0 +1,90 @@
+"""Applies the optimiser steps whose loss and gradients are finite, and no others, without asking the device each time."""
+
+import sys
+
+import torch
+
+from utils.distributed import sum_over_processes
+from utils.errors import InputError
+
+CHECK_EVERY = {"cuda": 32, "cpu": 1}  # steps between looks at the flags: a look is a synchronisation
+
+
+class StepGuard:
+    """Guards one optimiser.
+
+    The decision is made on the device: the fused optimisers skip a step that is flagged in ``found_inf`` (the protocol of
+    gradient scaling), and the buffers of the modules (BatchNorm's and the class statistics) go back to what they were.
+
+    Args:
+        optimizer: fused Adam or SGD.
+        modules: whose floating-point buffers are guarded.
+        max_bad_steps: so many bad steps in a row stop the run.
+    """
+
+    def __init__(self, optimizer, modules, max_bad_steps):
+        self.optimizer = optimizer
+        self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.modules = modules
+        self.max_bad_steps = max_bad_steps
+        self.bad_in_row = 0
+        self.pending = []  # (flags on the device, their names, step, batch indices), not yet looked at
+        optimizer.grad_scale = None
+
+    def remember(self):
+        """Takes the buffers as they are for good; to be called before the first step and after any other change of them."""
+        by_dtype = {}
+        for buffer in (b for module in self.modules for b in module.buffers() if b.is_floating_point()):
+            by_dtype.setdefault(buffer.dtype, []).append(buffer)
+        self.buffers = list(by_dtype.values())
+        self.good = [torch.cat([b.flatten() for b in group]) for group in self.buffers]
+
+    def step(self, terms, indices, step):
+        """Applies one step if it is sound.
+
+        Args:
+            terms: the criterion's dict of scalars, after ``backward``.
+            indices: of the batch's images, for the report. step: its number.
+
+        Returns:
+            A boolean scalar on the device: whether the step was applied.
+
+        Raises:
+            InputError: ``max_bad_steps`` bad steps in a row, naming the term.
+        """
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        norm = torch.stack(torch._foreach_norm(gradients)).norm()
+        values = {name: value for name, value in terms.items() if name != "loss"} | {"gradient": norm}
+        flags = ~torch.isfinite(torch.stack([v.detach().double() for v in values.values()]))
+        bad = sum_over_processes(flags.any().float()) > 0
+        self.optimizer.found_inf = bad.float()
+        self.optimizer.step()
+        for index, group in enumerate(self.buffers):
+            now = torch.cat([b.flatten() for b in group])
+            self.good[index] = torch.where(bad, self.good[index], now)
+            sizes = [b.numel() for b in group]
+            restored = [part.view_as(b) for part, b in zip(self.good[index].split(sizes), group, strict=True)]
+            torch._foreach_copy_(group, restored)
+        self.pending.append((flags, list(values), step, indices))
+        if len(self.pending) >= CHECK_EVERY[norm.device.type]:
+            self.check()
+        return ~bad
+
+    def check(self):
+        """Looks at the flags of the steps since the last look, and reports the bad ones."""
+        pending, self.pending = self.pending, []
+        if not pending:
+            return
+        for flags, (_, names, step, indices) in zip(
+            torch.stack([p[0] for p in pending]).tolist(), pending, strict=True
+        ):
+            wrong = [name for name, flag in zip(names, flags, strict=True) if flag]
+            self.bad_in_row = self.bad_in_row + 1 if wrong else 0
+            if not wrong:
+                continue
+            what = f"step {step}: {', '.join(wrong)} not finite"
+            print(f"warning: {what}, step not applied; images {indices.tolist()}", file=sys.stderr, flush=True)
+            if self.bad_in_row >= self.max_bad_steps:
+                raise InputError(
+                    f"{what}, the {self.bad_in_row}th bad step in a row; the run stops and its last checkpoint stays as it is"
+                )

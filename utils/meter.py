@@ -1,0 +1,52 @@
+"""An epoch's losses and accuracies, summed on the device and read once."""
+
+import torch
+
+from utils.distributed import sum_over_processes
+from utils.metrics import group_accuracies
+
+TERMS = ("loss", "isac", "tla", "oe")
+
+
+class EpochMeter:
+    """Sums of the loss terms, and of right answers by class, over the applied steps."""
+
+    def __init__(self, num_classes, device):
+        self.sums = torch.zeros(len(TERMS), dtype=torch.float64, device=device)
+        self.steps = torch.zeros((), dtype=torch.float64, device=device)
+        self.correct = torch.zeros(num_classes, dtype=torch.float64, device=device)
+        self.total = torch.zeros(num_classes, dtype=torch.float64, device=device)
+
+    @torch.no_grad()
+    def add(self, terms, logits, labels, applied=True):
+        """Adds one step: the criterion's terms, and ``logits`` (B, C) for ``labels`` (B,); ``applied`` may live on the device."""
+        values = torch.stack([terms[name].detach().double() for name in TERMS])
+        applied = torch.as_tensor(applied, device=values.device)
+        self.sums += torch.where(applied, values, 0.0)
+        self.steps += applied
+        self.add_answers(logits, labels)
+
+    @torch.no_grad()
+    def add_answers(self, logits, labels):
+        """Counts right answers only."""
+        self.correct.index_add_(0, labels, (logits.argmax(dim=1) == labels).double())
+        self.total.index_add_(0, labels, torch.ones_like(labels, dtype=torch.float64))
+
+    def state(self):
+        """What has been summed, over all processes: a dict of tensors."""
+        return {name: sum_over_processes(value.clone()) for name, value in vars(self).items()}
+
+    def load_state(self, state):
+        for name, value in state.items():
+            getattr(self, name).copy_(value)
+
+    def losses(self):
+        """``{loss, isac, tla, oe}``: means over the steps (and processes)."""
+        state = self.state()
+        means = state["sums"] / state["steps"].clamp(min=1)
+        return dict(zip(TERMS, means.tolist(), strict=True))
+
+    def accuracies(self, class_counts):
+        """``{all, many, medium, few}``, fractions; see :func:`utils.metrics.group_accuracies`."""
+        state = self.state()
+        return group_accuracies(state["correct"].tolist(), state["total"].tolist(), class_counts)

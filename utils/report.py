@@ -1,0 +1,79 @@
+"""Results of one evaluation as text and files."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from utils.metrics import OOD_METRICS
+from utils.plots import plot_roc, plot_score_histograms
+from utils.runlog import write_text
+
+HEADERS = {
+    "auroc": "AUROC ↑",
+    "aupr_in": "AUPR-in ↑",
+    "aupr_out": "AUPR-out ↑",
+    "fpr95": "FPR95 ↓",
+    "fpr95_id": "FPR95-ID ↓",
+}
+SHOTS = ("all", "many", "medium", "few", "macro_f1")
+
+
+def markdown_tables(results, score):
+    """The OOD table and the accuracy table of one score, in percent with two decimals."""
+    head = ["OOD set", "FC", "ID / OOD images", *(HEADERS[m] for m in OOD_METRICS)]
+    lines = []
+    for mean in (m for m in results["mean"] if m["score"] == score):
+        fc = mean["fc"]
+        for row in (r for r in results["rows"] if r["score"] == score and r["fc"] == fc):
+            lines.append(
+                [row["ood"], _yes(fc), f"{row['n_id']} / {row['n_ood']}", *(_percent(row[m]) for m in OOD_METRICS)]
+            )
+        lines.append(["**mean**", _yes(fc), "", *(_percent(mean[m]) for m in OOD_METRICS)])
+    accuracy = [[_yes(a["fc"]), *(_percent(a[s]) for s in SHOTS)] for a in results["accuracy"]]
+    note = (
+        f"Percent; OOD is the positive class; score: {score}. FPR95: share of ID flagged where 95 % of OOD is caught."
+    )
+    note += " FPR95-ID: share of OOD accepted where 95 % of ID is kept."
+    return "\n".join(
+        [
+            _table(head, lines),
+            "",
+            note,
+            "",
+            _table(["FC", "ACC ↑", "many ↑", "medium ↑", "few ↑", "macro-F1 ↑"], accuracy),
+        ]
+    )
+
+
+def write_report(results, scores, score, folder):
+    """Writes ``results.json``, ``results.md``, ``scores.png`` and ``roc.png`` into the folder.
+
+    Args:
+        results: what :func:`utils.evaluation.evaluate` returned, with ``dataset``, ``checkpoint`` and ``environment``.
+        scores: its scores. score: which one the table and the pictures show.
+    """
+    folder = Path(folder)
+    write_text(folder / "results.json", json.dumps(results, indent=1) + "\n")
+    write_text(folder / "results.md", f"# {results['dataset']}\n\n{markdown_tables(results, score)}\n")
+    curves = {f"{'with' if fc else 'without'} FC": of_scores[score] for fc, of_scores in scores.items()}
+    id_scores = {title: next(iter(sets.values()))[0] for title, sets in curves.items()}
+    ood_scores = {title: np.concatenate([ood for _, ood in sets.values()]) for title, sets in curves.items()}
+    plot_score_histograms(id_scores, ood_scores, folder / "scores.png")
+    plot_roc(curves, folder / "roc.png")
+
+
+def _percent(value):
+    return "-" if value is None else f"{100 * value:.2f}"
+
+
+def _yes(flag):
+    return "yes" if flag else "no"
+
+
+def _table(head, rows):
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+    lines = [head, ["-" * width for width in widths], *rows]
+    return "\n".join(
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
+    )

@@ -1,0 +1,129 @@
+"""A run's directory: who owns it, its arguments, its log."""
+
+import fcntl
+import json
+import os
+import platform
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import torch
+import torchvision
+
+from utils.errors import InputError
+
+LOCK = "run.lock"
+
+
+def environment(device):
+    """Versions, device and commit, for ``args.json`` and result files."""
+    cuda = device.type == "cuda"
+    return {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "torchvision": str(torchvision.__version__),
+        "device": torch.cuda.get_device_name(device) if cuda else f"{platform.machine()} CPU",
+        "cpu_cores": os.cpu_count(),
+        "commit": _commit(),
+    }
+
+
+def _commit():
+    """The commit of this code, with "-dirty" where files differ from it; None outside a git checkout."""
+    here = Path(__file__).resolve().parent
+    command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+class RunDirectory:
+    """A folder that one process at a time writes; a second one is refused. The kernel drops a dead process's lock.
+
+    Raises:
+        InputError: the folder cannot be written, or another run is using it.
+    """
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = open(self.folder / LOCK, "a+")
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.seek(0)
+            raise InputError(f"another run (process {self._lock.read(99).strip()}) is using {self.folder}") from None
+        except OSError as error:
+            raise InputError(f"the output folder {self.folder} cannot be written: {error.strerror or error}") from None
+        self._lock.truncate(0)
+        self._lock.write(f"{os.getpid()} on {platform.node()}\n")
+        self._lock.flush()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        self._lock.close()
+
+    def write_json(self, name, value):
+        write_text(self.folder / name, json.dumps(value, indent=2, default=str) + "\n")
+
+    def write_log(self, history):
+        """``log.jsonl``: one JSON object an epoch, the whole history, so that a resumed run has no gap and no repeat."""
+        write_text(self.folder / "log.jsonl", "".join(json.dumps(record) + "\n" for record in history))
+
+
+def writable_folder(folder):
+    """Makes the folder where it is not there, and returns it.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".probe-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"the output folder {folder} cannot be written: {error.strerror or error}") from None
+    return folder
+
+
+def write_text(path, text):
+    """Replaces a text file as a whole, or leaves it as it was."""
+    path = Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+class Attempts:
+    """Tries to write what a run can go on without: warns once for each kind of file, and tries again next time."""
+
+    def __init__(self):
+        self.warned = set()
+
+    def __call__(self, what, write, *args):
+        """Returns whether ``write(*args)`` succeeded."""
+        try:
+            write(*args)
+            self.warned.discard(what)
+            return True
+        except OSError as error:
+            if what not in self.warned:
+                print(f"warning: {what} not written, training goes on: {error}", file=sys.stderr, flush=True)
+                self.warned.add(what)
+            return False
+
+
+def show_warnings_plainly():
+    """Warnings as one line on stderr, without the source line."""
+    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
