@@ -89,7 +89,8 @@ def _tar_members(archive: Path) -> Iterator[tuple[str, str, int, BinaryIO | None
     with open(archive, "rb") as raw:
         zipped = raw.read(2) == b"\x1f\x8b"
         raw.seek(0)
-        with tarfile.open(fileobj=_HeaderBound(gzip.GzipFile(fileobj=raw) if zipped else raw), mode="r:") as file:
+        stream = gzip.GzipFile(fileobj=raw) if zipped else raw
+        with tarfile.open(fileobj=_HeaderBound(stream), mode="r:") as file:
             for member in file:
                 if member.isdir():
                     yield member.name, "folder", 0, None
@@ -98,6 +99,8 @@ def _tar_members(archive: Path) -> Iterator[tuple[str, str, int, BinaryIO | None
                 else:
                     yield member.name, "other", 0, None
                 file.members = []  # the list would grow with the archive
+            if len(stream.read(MAX_HEADER)) == MAX_HEADER:  # to the end, where gzip compares its checksum
+                raise ValueError("it goes on behind its last member")
 
 
 class _HeaderBound:

@@ -11,9 +11,9 @@ from datasets.files import require_file
 from utils.errors import InputError
 
 MAX_BYTES = 1 << 30
-MAX_MEMO = 10_000_000  # the memo is an array as long as its largest index, so a damaged index could fill the memory
+MAX_MEMO = 2_000_000  # the memo is an array as long as its largest index, so a damaged index could fill the memory
 
-# Everything that protocols 1 to 5 use for arrays, containers, numbers and strings. Absent are the instructions that
+# Everything that protocols 2 to 5 use for arrays, containers, numbers and strings. Absent are the instructions that
 # build instances of classes, call registered extensions or persistent ids, or fetch buffers from outside.
 _INSTRUCTIONS = frozenset(
     """PROTO FRAME STOP MARK POP POP_MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 LONG4 BINFLOAT
@@ -21,6 +21,10 @@ _INSTRUCTIONS = frozenset(
     EMPTY_LIST EMPTY_DICT EMPTY_TUPLE APPEND APPENDS SETITEM SETITEMS TUPLE TUPLE1 TUPLE2 TUPLE3
     BINPUT LONG_BINPUT MEMOIZE BINGET LONG_BINGET GLOBAL STACK_GLOBAL REDUCE BUILD""".split()
 )
+
+
+class _Refused(Exception):
+    """The pickle asks for something other than numbers, text and containers."""
 
 
 class _Dtype:
@@ -32,13 +36,13 @@ class _Dtype:
         self.code = _text(code)
         self.order = "="
         if not re.fullmatch("b1|[iu][1248]|f[248]", self.code):
-            raise pickle.UnpicklingError("an array is not of numbers")
+            raise _Refused("an array is not of numbers")
 
     def __setstate__(self, state: tuple) -> None:
         _, order, subarray, names, fields, *_ = state
         self.order = _text(order)
         if self.order not in {"<", ">", "=", "|"} or (subarray, names, fields) != (None, None, None):
-            raise pickle.UnpicklingError("an array is not of numbers")
+            raise _Refused("an array is not of numbers")
 
     def resolve(self) -> np.dtype:
         return np.dtype(self.order + self.code)
@@ -74,14 +78,15 @@ def _scalar(dtype: _Dtype, raw: bytes) -> int | float | bool:
 
 def _latin1(text: str, encoding: str) -> bytes:
     if encoding != "latin1":
-        raise pickle.UnpicklingError(f"text is encoded as {encoding}")
+        raise _Refused(f"text is encoded as {encoding}")
     return text.encode("latin1")
 
 
 # What may be called while reading. NumPy 2 renamed numpy.core; files are written with either name.
 _CALLS = {
     ("numpy", "dtype"): _Dtype,
-    ("_codecs", "encode"): _latin1,  # how Python 3 writes bytes into a protocol 2 pickle
+    ("_codecs", "encode"): _latin1,  # how Python 3 writes bytes into a protocol 2 pickle,
+    ("__builtin__", "bytes"): lambda: b"",  # and those of no length
     **{(f"numpy.{core}.multiarray", "_reconstruct"): lambda *_: _Array() for core in ("core", "_core")},
     **{(f"numpy.{core}.multiarray", "scalar"): _scalar for core in ("core", "_core")},
     **{(f"numpy.{core}.numeric", "_frombuffer"): _protocol_5_array for core in ("core", "_core")},
@@ -93,7 +98,7 @@ class _PlainUnpickler(pickle.Unpickler):
         if (module, name) == ("numpy", "ndarray"):
             return None  # only ever an argument of _reconstruct, which ignores it
         if (module, name) not in _CALLS:
-            raise pickle.UnpicklingError(f"it names {module}.{name}"[:200])
+            raise _Refused(f"it names {module}.{name}"[:200])
         call = _CALLS[module, name]
         return lambda *args: call(*args)  # a fresh function each time: BUILD may set attributes on what it is given
 
@@ -110,11 +115,11 @@ def read_plain_dict(path: Path) -> dict:
         data = path.read_bytes()
         for instruction, argument, _ in pickletools.genops(data):
             if instruction.name not in _INSTRUCTIONS:
-                raise pickle.UnpicklingError(f"it uses {instruction.name}")
+                raise _Refused(f"it uses {instruction.name}")
             if instruction.name in {"BINPUT", "LONG_BINPUT"} and argument > MAX_MEMO:
-                raise pickle.UnpicklingError("it is damaged")
+                raise ValueError(f"it remembers {argument:,} objects")
         content = _PlainUnpickler(io.BytesIO(data), encoding="bytes").load()
-    except pickle.UnpicklingError as error:
+    except _Refused as error:
         raise InputError(f"{path} holds more than arrays and plain values, and is not loaded: {error}") from error
     except Exception as error:  # a damaged pickle ends in whatever the misread instruction raises
         raise InputError(f"{path} is truncated or damaged: {str(error)[:200] or type(error).__name__}") from error
