@@ -1,0 +1,234 @@
+import os
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision import transforms
+
+from datasets import image_list
+from datasets.image_list import find_missing, read_image_list
+from datasets.scood import DEFAULT_SETS, load_ood_sets, read_image
+from utils.errors import InputError
+
+
+def write_list(root, name, lines, benchmark="cifar10"):
+    path = root / "data" / "imglist" / f"benchmark_{benchmark}" / f"test_{name}.txt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def write_set(root, name, labels, size=(32, 32)):
+    folder = root / "data" / "images" / name
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8) for _ in labels]
+    for i, image in enumerate(images):
+        Image.fromarray(image).save(folder / f"{i}.png")
+    write_list(root, name, [f'{name}/{i}.png {{"label": -1, "sc_label": {c}}}' for i, c in enumerate(labels)])
+    return images
+
+
+def test_images_and_labels_in_the_order_of_the_list(tmp_path):
+    images = write_set(tmp_path, "tin", [-1, 3, -1, 0, 9])
+    write_set(tmp_path, "svhn", [-1, -1])
+    sets = load_ood_sets("cifar10", ["tin", "svhn"], tmp_path)
+    assert list(sets) == ["tin", "svhn"]
+    assert sets["tin"].labels.tolist() == [-1, 3, -1, 0, 9] and sets["tin"].labels.dtype == torch.int64
+    assert sets["tin"].images.dtype == torch.uint8 and sets["tin"].images.is_contiguous()
+    assert np.array_equal(sets["tin"].images.numpy(), np.stack(images).transpose(0, 3, 1, 2))
+    assert sets["svhn"].images.shape == (2, 3, 32, 32)
+
+
+def test_the_default_sets_are_the_papers_six():
+    assert all(len(names) == 6 and benchmark not in names for benchmark, names in DEFAULT_SETS.items())
+
+
+@pytest.mark.parametrize("size", [(64, 48), (20, 50), (32, 33)])
+def test_other_sizes_are_resized_and_cropped(tmp_path, size):
+    image = write_set(tmp_path, "texture", [-1], size)[0]
+    expected = transforms.Compose([transforms.Resize(32), transforms.CenterCrop(32)])(Image.fromarray(image))
+    read = load_ood_sets("cifar10", ["texture"], tmp_path)["texture"].images[0]
+    assert np.array_equal(read.permute(1, 2, 0).numpy(), np.asarray(expected))
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "1"])
+def test_other_colour_modes_become_rgb(tmp_path, mode):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)).convert(mode)
+    image.save(tmp_path / "x.png")
+    assert np.array_equal(read_image(tmp_path / "x.png"), np.asarray(image.convert("RGB")))
+
+
+def test_missing_sets_are_named_with_those_that_are_there_before_anything_is_read(tmp_path):
+    write_set(tmp_path, "tin", [-1])
+    write_set(tmp_path, "svhn", [-1])
+    (tmp_path / "data" / "images" / "tin" / "0.png").write_bytes(b"broken")
+    with pytest.raises(InputError, match="'lsun', 'places'.*there are svhn, tin"):
+        load_ood_sets("cifar10", ["tin", "lsun", "places"], tmp_path)
+
+
+def test_no_lists_at_all(tmp_path):
+    with pytest.raises(InputError, match="there are none.*prepare scood"):
+        load_ood_sets("cifar100", ["tin"], tmp_path)
+
+
+def test_a_set_name_is_no_path(tmp_path):
+    write_set(tmp_path, "tin", [-1])
+    (tmp_path / "data" / "imglist" / "benchmark_cifar10" / "test_").mkdir()
+    with pytest.raises(InputError, match="no list for"):
+        load_ood_sets("cifar10", ["/../test_tin"], tmp_path)
+
+
+def test_missing_images_are_counted(tmp_path):
+    write_set(tmp_path, "tin", [-1] * 4)
+    (tmp_path / "data" / "images" / "tin" / "2.png").unlink()
+    with pytest.raises(InputError, match="1 of 4.*tin/2.png"):
+        load_ood_sets("cifar10", ["tin"], tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["empty", "truncated", "text", "postscript"])
+def test_unreadable_images_are_named(tmp_path, damage):
+    write_set(tmp_path, "tin", [-1] * 2)
+    path = tmp_path / "data" / "images" / "tin" / "1.png"
+    raw = path.read_bytes()
+    script = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n%%EndComments\n"
+    path.write_bytes({"empty": b"", "truncated": raw[:500], "text": b"no image", "postscript": script}[damage])
+    with pytest.raises(InputError, match="tin/1.png cannot be read"):
+        load_ood_sets("cifar10", ["tin"], tmp_path)
+
+
+def png(width, height):
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("size", [(6_000, 6_000), (60_000, 60_000), (1, 1_000_000)])
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_images_that_unpack_or_resize_to_gigabytes_are_refused(tmp_path, size):
+    (tmp_path / "x.png").write_bytes(png(*size))
+    with pytest.raises(InputError, match="x.png.*(refused|bomb)"):
+        read_image(tmp_path / "x.png")
+
+
+def test_list_formats(tmp_path):
+    path = tmp_path / "list.txt"
+    path.write_text(
+        '\ufeffa/1.png {"label": -1, "sc_label": 4}\n\n'
+        "a/2.png {'label': 3, 'sc_label': -1}\r\n"
+        "  a b/3.png 7  \n"
+        "./a//4.png\t-1\n"
+        "a/ü.png 0",
+        encoding="utf-8",
+    )
+    paths, labels = read_image_list(path, tmp_path)
+    assert paths == ["a/1.png", "a/2.png", "a b/3.png", "a/4.png", "a/ü.png"]
+    assert labels.dtype == torch.int64 and labels.tolist() == [4, -1, 7, -1, 0]
+
+
+def test_lists_without_labels(tmp_path):
+    path = tmp_path / "list.txt"
+    path.write_text('a/1.png\nb c/2.png\na/3.png 17\na/4.png {"sc_label": 2}\n')
+    paths, labels = read_image_list(path, tmp_path, labelled=False)
+    assert paths == ["a/1.png", "b c/2.png", "a/3.png", "a/4.png"] and labels.tolist() == [-1] * 4
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b"/etc/passwd 0", "absolute"),
+        (b"C:/x 0", "absolute"),
+        (b"../x.png 0", "climbs"),
+        (b"a/../../x.png 0", "climbs"),
+        (b"a\\..\\x.png 0", "backslash"),
+        (b"a\0b.png 0", "control"),
+        (b". 0", "names no file"),
+        (b"a.png", "label"),
+        (b"a.png x", "label"),
+        (b"a.png 1_0", "label"),
+        (b"a.png \xd9\xa3", "label"),  # a digit, in Arabic
+        (b"a.png -2", "label outside"),
+        (b"a.png 99999999", "label outside"),
+        (b'a.png {"label": 1}', "sc_label"),
+        (b'a.png {"sc_label": true}', "sc_label"),
+        (b'a.png {"sc_label": 1.5}', "sc_label"),
+        (b'a.png {"sc_label": ' + b"[" * 5000 + b"}", "sc_label"),
+        (b"\xff\xfe.png 0", "UTF-8"),
+        (b"a" * 10_000 + b" 0", "bounds"),
+    ],
+)
+def test_bad_lines_are_named(tmp_path, line, reason):
+    path = tmp_path / "list.txt"
+    path.write_bytes(b"good.png 0\n\n" + line + b"\n")
+    with pytest.raises(InputError, match=reason) as caught:
+        read_image_list(path, tmp_path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}, line 3") and "\n" not in message and len(message) < 500
+
+
+@pytest.mark.parametrize("content", [b"", b"\n \n"])
+def test_empty_lists(tmp_path, content):
+    (tmp_path / "list.txt").write_bytes(content)
+    with pytest.raises(InputError, match="lists no image"):
+        read_image_list(tmp_path / "list.txt", tmp_path)
+
+
+def test_endless_lists(tmp_path, monkeypatch):
+    path = tmp_path / "list.txt"
+    path.write_text("a.png 0\n" * 11)
+    monkeypatch.setattr(image_list, "MAX_LINES", 10)
+    with pytest.raises(InputError, match="line 11.*bounds"):
+        read_image_list(path, tmp_path)
+    monkeypatch.setattr(image_list, "MAX_LIST_BYTES", 80)
+    with pytest.raises(InputError, match="88 bytes, above the bound"):
+        read_image_list(path, tmp_path)
+
+
+def test_lists_that_are_no_files(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("pipe", "missing", "."):
+        with pytest.raises(InputError):
+            read_image_list(tmp_path / name, tmp_path)
+
+
+def test_a_missing_root_is_named(tmp_path):
+    (tmp_path / "list.txt").write_text("a.png 0\n")
+    with pytest.raises(InputError, match="nowhere is not there"):
+        read_image_list(tmp_path / "list.txt", tmp_path / "nowhere")
+
+
+def test_links_may_not_leave_the_root(tmp_path):
+    root, path = tmp_path / "root", tmp_path / "list.txt"
+    (root / "inside").mkdir(parents=True)
+    (tmp_path / "outside").mkdir()
+    for folder in (tmp_path / "outside", root / "inside"):
+        (folder / "x.png").write_bytes(b"")
+    (root / "folder").symlink_to(tmp_path / "outside")
+    (root / "inside" / "file.png").symlink_to(tmp_path / "outside" / "x.png")
+    (root / "good").symlink_to(root / "inside")
+    for entry in ("folder/x.png", "inside/file.png", "good/file.png"):
+        path.write_text(f"good/x.png 0\n{entry} 0\n")
+        with pytest.raises(InputError, match="leaves .* through a link"):
+            read_image_list(path, root)
+    path.write_text("good/x.png 0\n")
+    assert read_image_list(path, root)[0] == ["good/x.png"]
+
+
+def test_the_root_may_be_a_link(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    (tmp_path / "list.txt").write_text("x.png 0\n")
+    assert read_image_list(tmp_path / "list.txt", tmp_path / "link")[0] == ["x.png"]
+
+
+def test_find_missing_keeps_order_and_repetitions(tmp_path):
+    (tmp_path / "a" / "folder.png").mkdir(parents=True)
+    (tmp_path / "a" / "x.png").write_bytes(b"")
+    (tmp_path / "top.png").write_bytes(b"")
+    paths = ["b/1.png", "a/x.png", "a/folder.png", "top.png", "a/2.png", "b/1.png"]
+    assert find_missing(paths, tmp_path) == ["b/1.png", "a/folder.png", "a/2.png", "b/1.png"]
