@@ -30,6 +30,10 @@ class StepGuard:
         self.bad_in_row = 0
         self.pending = []  # (flags on the device, their names, step, batch indices), not yet looked at
         optimizer.grad_scale = None
+        for group in optimizer.param_groups:  # fused SGD leaves its buffers uninitialised where the first step is skipped
+            if group.get("momentum"):
+                for p in group["params"]:
+                    optimizer.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
 
     def remember(self):
         """Takes the buffers as they are for good; to be called before the first step and after any other change of them."""
@@ -55,8 +59,9 @@ class StepGuard:
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         norm = torch.stack(torch._foreach_norm(gradients)).norm()
         values = {name: value for name, value in terms.items() if name != "loss"} | {"gradient": norm}
-        flags = ~torch.isfinite(torch.stack([v.detach().double() for v in values.values()]))
-        bad = sum_over_processes(flags.any().float()) > 0
+        wrong = ~torch.isfinite(torch.stack([v.detach().double() for v in values.values()]))
+        flags = sum_over_processes(wrong.float()) > 0  # all processes skip, count and stop alike
+        bad = flags.any()
         self.optimizer.found_inf = bad.float()
         self.optimizer.step()
         for index, group in enumerate(self.buffers):
