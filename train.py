@@ -30,7 +30,7 @@ from datasets.registry import (
 )  # fmt: skip
 from models import FAMILIES, build_model
 from utils import flags
-from utils.checkpoint import LATEST, load_checkpoint, load_run, load_weights, save_checkpoint
+from utils.checkpoint import LATEST, PREVIOUS, load_checkpoint, load_run, load_weights, save_checkpoint
 from utils.distributed import autocast, finish, parallelize, share_buffers, start, sum_over_processes
 from utils.errors import InputError, exit_cleanly
 from utils.guard import StepGuard
@@ -120,7 +120,7 @@ def run(args, compute, loader, model, criterion, class_counts, learning_rate, va
         stack.callback(stop.close)
         if compute.is_main:
             out = stack.enter_context(RunDirectory(args.srp))
-            if state is None and (out.folder / LATEST).exists():
+            if state is None and holds_run(out.folder):
                 raise InputError(
                     f"{args.srp} already holds a run; add --resume to go on with it, or choose another --srp"
                 )
@@ -143,11 +143,12 @@ def run(args, compute, loader, model, criterion, class_counts, learning_rate, va
             elif compute.is_main:
                 meter.load_state(meter_state)
             begun = time.monotonic()
-            stopping = False
+            stopping, position = False, step
 
             def after_step(done, epoch=epoch, meter=meter):
                 """Checkpoints where it is time to, and says whether to stop; all processes decide alike."""
-                nonlocal last_save, stopping
+                nonlocal last_save, stopping, position
+                position = done
                 if compute.world_size > 1 and done % 16 and done < steps:
                     return False
                 due = 0 < args.checkpoint_every_minutes * 60 < time.monotonic() - last_save
@@ -167,7 +168,7 @@ def run(args, compute, loader, model, criterion, class_counts, learning_rate, va
             batches = counted(loader.epoch(epoch, step), step, bar)
             train_one_epoch(network, criterion, optimizer, guard, meter, batches, mixed_precision, after_step)
             bar.close()
-            if stopping and bar.n < steps:
+            if position < steps:
                 break
             record = (
                 {"epoch": epoch + 1, "lr": rate} | meter.losses() | {"train_accuracy": meter.accuracies(class_counts)}
@@ -198,6 +199,11 @@ def run(args, compute, loader, model, criterion, class_counts, learning_rate, va
         sys.exit(EXIT_STOPPED)
 
 
+def holds_run(folder):
+    """Whether there is a checkpoint; a crash between the two renames of a save leaves the previous one alone."""
+    return (folder / LATEST).exists() or (folder / PREVIOUS).exists()
+
+
 def find_checkpoint(args):
     """The state to go on from, or None; refuses one whose arguments differ where that changes the run."""
     if args.resume is None:
@@ -205,11 +211,13 @@ def find_checkpoint(args):
     source = Path(args.resume or args.srp)
     if source.is_file():
         state = load_checkpoint(source)
-    elif (source / LATEST).exists() or args.resume:
+    elif holds_run(source) or args.resume:
         state = load_run(source)
     else:
         print(f"no checkpoint in {source} yet: starting from the beginning", flush=True)
         return None
+    if not isinstance(state, dict) or not isinstance(state.get("args"), dict) or "optimizer" not in state:
+        raise InputError(f"{source} is no checkpoint of train.py or train_imagenet.py, and cannot be gone on from")
     free = {"resume", "gpu", "num_workers", "drp", "srp", "tb", "checkpoint_every_minutes", "max_bad_steps", "compile"}
     for name, value in plain(args).items():
         if name not in free and name in state["args"] and state["args"][name] != value:
