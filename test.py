@@ -126,6 +126,8 @@ def settle(args, stored):
             raise InputError(f"--{name} {given} contradicts the checkpoint, which was trained with {stored[name]}")
         if given is not None and name not in stored:
             known[name] = given
+    if known["model"] not in FAMILIES["cifar"]:
+        raise InputError(f"{args.ckpt_path} holds a {known['model']}, which test.py does not know")
     return known
 
 

@@ -12,6 +12,7 @@ from sklearn.datasets import load_digits as load_sklearn_digits
 from sklearn.datasets import load_sample_image
 
 from datasets import ImageSet
+from utils.errors import InputError
 
 SIZE = 16
 NUM_CLASSES = 8
@@ -49,7 +50,13 @@ def load_digits_ood(names=OOD_SETS):
 
     Returns:
         dict of name to :class:`ImageSet` with labels -1.
+
+    Raises:
+        InputError: an unknown name.
     """
+    unknown = [name for name in names if name not in OOD_SETS]
+    if unknown:
+        raise InputError(f"the digits have no OOD set {', '.join(unknown)}; there are {', '.join(OOD_SETS)}")
     images, labels = _all_digits()
     generator = torch.Generator().manual_seed(3)
     grey_noise = torch.randint(0, 256, (NUM_FAR_OOD, 1, SIZE, SIZE), generator=generator, dtype=torch.uint8)

@@ -11,6 +11,7 @@ from datasets.long_tail import long_tail_counts, long_tail_indices
 from datasets.outliers import load_outliers
 from datasets.scood import DEFAULT_SETS, load_ood_sets
 from datasets.views import cifar_views, digits_views
+from utils.errors import InputError
 
 DATASETS = ("cifar10", "cifar100", "digits")
 NUM_CLASSES = {"cifar10": 10, "cifar100": 100, "digits": 8}
@@ -61,9 +62,13 @@ def load_ood(name, sets, root):
     """OOD test sets: dict of set name to :class:`ImageSet`; labels >= 0 are semantically in-distribution, -1 is OOD.
 
     Raises:
-        InputError: a set that is not there, before any is loaded.
+        InputError: a set that is not there, before any is loaded, or that has no OOD image.
     """
-    return load_digits_ood(sets) if name == "digits" else load_ood_sets(name, sets, root)
+    loaded = load_digits_ood(sets) if name == "digits" else load_ood_sets(name, sets, root)
+    for set_name, images in loaded.items():
+        if not bool((images.labels < 0).any()):
+            raise InputError(f"the OOD set {set_name} has no image that is out of distribution")
+    return loaded
 
 
 def hold_out(labels, fraction):

@@ -124,7 +124,7 @@ def load_weights(model, weights):
     """Loads every key the network has, strictly; returns the sorted names of the checkpoint's other keys.
 
     Raises:
-        InputError: a key is missing, or has another shape.
+        InputError: a key is missing, has another shape, or holds a value that is not finite.
     """
     wanted = model.state_dict()
     # Counters of batches that BatchNorm saw are not weights; old checkpoints lack them.
@@ -135,5 +135,7 @@ def load_weights(model, weights):
         if key in weights and weights[key].shape != value.shape:
             shapes = f"{tuple(weights[key].shape)} in the checkpoint, {tuple(value.shape)} in the network"
             raise InputError(f"the checkpoint does not fit the network: {key} is {shapes}")
+        if key in weights and not bool(torch.isfinite(weights[key]).all()):
+            raise InputError(f"the checkpoint's {key} holds values that are not finite")
     model.load_state_dict(wanted | {key: weights[key] for key in wanted if key in weights})
     return sorted(set(weights) - set(wanted))
