@@ -91,5 +91,5 @@ class StepGuard:
             print(f"warning: {what}, step not applied; images {indices.tolist()}", file=sys.stderr, flush=True)
             if self.bad_in_row >= self.max_bad_steps:
                 raise InputError(
-                    f"{what}, the {self.bad_in_row}th bad step in a row; the run stops and its last checkpoint stays as it is"
+                    f"{what}; after {self.bad_in_row} bad steps in a row the run stops, and its last checkpoint stays as it is"
                 )

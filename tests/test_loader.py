@@ -1,0 +1,169 @@
+import pytest
+import torch
+
+from datasets.loader import (
+    CIFAR_NORMALIZATION,
+    IMAGENET_NORMALIZATION,
+    STEPS_AT_ONCE,
+    Normalization,
+    TrainLoader,
+    epoch_indices,
+    evaluation_batches,
+    mixed_seed,
+)
+from datasets.registry import hold_out, views_for
+from datasets.views import Views
+
+N, M, SIZE = 23, 9, 16
+IDENTITY = Normalization((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+
+
+def marked(n, first=0):
+    """Images whose every pixel is their number."""
+    return torch.arange(first, first + n, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, SIZE, SIZE).contiguous()
+
+
+def as_it_is(images, generator):
+    """A view that changes nothing and draws one number for each image."""
+    torch.rand(len(images), generator=generator)
+    return images.float() / 255
+
+
+def noisy(images, generator):
+    return torch.rand(images.shape, generator=generator) * 0.1 + images / 255
+
+
+def loader(views=None, **settings):
+    defaults = dict(
+        batch_size=6, outlier_batch_size=4, normalization=IDENTITY, outlier_normalization=IDENTITY, contrastive=True,
+        seed=7, device=torch.device("cpu"), outliers=marked(M, first=200),
+    )  # fmt: skip
+    settings = defaults | settings
+    return TrainLoader(
+        marked(N), torch.arange(N) % 5, settings.pop("outliers"), views or Views(as_it_is, as_it_is, as_it_is), **settings
+    )
+
+
+def numbers(images):
+    return (images[:, 0, 0, 0] * 255).round().long()
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_a_batch_is_view_1_2_3_and_outliers_with_their_labels():
+    batches = list(loader().epoch(0))
+    assert len(batches) == len(loader()) == 3
+    for batch in batches:
+        assert batch.images.shape == (3 * 6 + 4, 3, SIZE, SIZE) and batch.images.dtype == torch.float32
+        shown = numbers(batch.images)
+        assert torch.equal(shown[:18], batch.indices.repeat(3))
+        assert torch.equal(batch.labels, batch.indices % 5)
+        assert (shown[18:] >= 200).all()
+
+
+def test_the_three_views_differ():
+    batch = next(iter(loader(Views(noisy, noisy, noisy)).epoch(0)))
+    one, two, three = batch.images[:18].split(6)
+    assert not torch.equal(one, two) and not torch.equal(two, three)
+
+
+def test_views_2_and_3_or_the_outliers_can_be_left_out():
+    assert len(next(iter(loader(contrastive=False).epoch(0))).images) == 6 + 4
+    assert len(next(iter(loader(outliers=None).epoch(0))).images) == 18
+    assert len(next(iter(loader(contrastive=False, outliers=None).epoch(0))).images) == 6
+
+
+def test_every_image_at_most_once_an_epoch_and_once_where_batches_divide_the_set():
+    shown = torch.cat([b.indices for b in loader().epoch(3)])
+    assert len(shown) == 18 and len(shown.unique()) == 18
+    shown = torch.cat([b.indices for b in loader(batch_size=1).epoch(3)])
+    assert sorted(shown.tolist()) == list(range(N))
+
+
+def test_outliers_are_used_evenly_where_an_epoch_needs_more_than_there_are():
+    shown = torch.cat([numbers(b.images[18:]) for b in loader().epoch(0)])  # 12 of 9
+    counts = torch.bincount(shown - 200, minlength=M)
+    assert counts.min() >= 1 and counts.max() <= 2
+    drawn = epoch_indices(5, 12, 0, 0, "outliers")
+    assert sorted(drawn[:5].tolist()) == sorted(drawn[5:10].tolist()) == list(range(5))
+
+
+def test_epochs_and_seeds_differ_and_repeat():
+    def order(seed, epoch):
+        return [b.indices.tolist() for b in loader(seed=seed).epoch(epoch)]
+
+    assert order(7, 0) == order(7, 0)
+    assert order(7, 0) != order(7, 1) and order(7, 0) != order(8, 0)
+    assert mixed_seed("views", 1, 23) != mixed_seed("views", 12, 3)
+
+
+@pytest.mark.parametrize("start", range(4))
+def test_an_epoch_begun_at_a_step_is_the_tail_of_the_whole(start):
+    views = views_for("digits")
+    whole, tail = (list(loader(views).epoch(2, s)) for s in (0, start))
+    assert len(tail) == 3 - start
+    assert all(same(a, b) for a, b in zip(whole[start:], tail, strict=True))
+
+
+def test_bulk_augmentation_keeps_the_tail_too(monkeypatch):
+    """On CUDA several steps are made at once; a start within such a chunk makes it again."""
+    monkeypatch.setitem(STEPS_AT_ONCE, "cpu", 2)
+    views = Views(noisy, noisy, noisy)
+    whole = list(loader(views).epoch(2))
+    assert [b.indices.tolist() for b in whole] == [b.indices.tolist() for b in loader().epoch(2)]
+    assert torch.equal(numbers(next(iter(loader().epoch(2))).images[:18]), whole[0].indices.repeat(3))
+    for start in range(4):
+        tail = list(loader(views).epoch(2, start))
+        assert len(tail) == 3 - start and all(same(a, b) for a, b in zip(whole[start:], tail, strict=True))
+
+
+@pytest.mark.parametrize("world_size", [2])
+def test_the_processes_batches_make_up_the_global_batch(world_size):
+    whole = list(loader().epoch(1))
+    shares = [list(loader(rank=r, world_size=world_size).epoch(1)) for r in range(world_size)]
+    for step, batch in enumerate(whole):
+        mine = [s[step] for s in shares]
+        assert all(len(b.labels) == 3 and len(b.images) == 9 + 2 for b in mine)
+        assert sorted(torch.cat([b.indices for b in mine]).tolist()) == sorted(batch.indices.tolist())
+        outliers = torch.cat([numbers(b.images[9:]) for b in mine])
+        assert sorted(outliers.tolist()) == sorted(numbers(batch.images[18:]).tolist())
+
+
+def test_processes_draw_different_views():
+    a, b = (next(iter(loader(Views(noisy, noisy, noisy), rank=r, world_size=2).epoch(0))) for r in (0, 1))
+    assert not torch.equal(a.images[:3] - a.indices.view(-1, 1, 1, 1) / 255, b.images[:3] - b.indices.view(-1, 1, 1, 1) / 255)
+
+
+def test_outliers_have_their_own_normalisation():
+    batch = next(iter(loader(normalization=CIFAR_NORMALIZATION, outlier_normalization=IMAGENET_NORMALIZATION).epoch(0)))
+    for part, (mean, std) in ((slice(0, 18), CIFAR_NORMALIZATION), (slice(18, None), IMAGENET_NORMALIZATION)):
+        back = batch.images[part] * torch.tensor(std).view(1, 3, 1, 1) + torch.tensor(mean).view(1, 3, 1, 1)
+        shown = (back * 255).round().long()
+        assert (shown == shown[:, :1, :1, :1]).all()
+        assert ((shown[:, 0, 0, 0] >= 200) == (part.start == 18)).all()
+
+
+def test_the_training_images_are_left_alone():
+    data = loader(views_for("digits"))
+    list(data.epoch(0))
+    assert torch.equal(data.images, marked(N)) and torch.equal(data.outliers, marked(M, first=200))
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 23, 100])
+def test_evaluation_counts_every_image_once_and_in_order(batch_size):
+    images, labels = marked(N), torch.arange(N)
+    batches = list(evaluation_batches(
+        images, labels, batch_size=batch_size, normalization=IDENTITY, device=torch.device("cpu")
+    ))  # fmt: skip
+    assert torch.equal(torch.cat([y for _, y in batches]), labels)
+    assert torch.equal(torch.cat([numbers(x) for x, _ in batches]), labels)
+    assert torch.equal(images, marked(N))
+
+
+def test_holding_out_takes_the_last_share_of_each_class():
+    labels = torch.tensor([0] * 10 + [1] * 4 + [2])
+    kept, held = hold_out(labels, 0.3)
+    assert held.tolist() == [7, 8, 9, 13]
+    assert sorted(kept.tolist() + held.tolist()) == list(range(15))

@@ -1,0 +1,153 @@
+import numpy as np
+import pytest
+from sklearn.metrics import average_precision_score, f1_score, recall_score, roc_auc_score
+
+from datasets.long_tail import long_tail_counts
+from utils.metrics import accuracy_by_shot, group_accuracies, ood_metrics, shot_groups
+
+
+def pairwise_auroc(id_scores, ood_scores):
+    wins = [(o > i) + 0.5 * (o == i) for o in ood_scores for i in id_scores]
+    return sum(wins) / len(wins)
+
+
+def average_precision(positive, negative):
+    """Sum over descending distinct thresholds of (recall step) * precision."""
+    total, recall_before = 0.0, 0.0
+    for threshold in sorted({*positive, *negative}, reverse=True):
+        tp, fp = sum(p >= threshold for p in positive), sum(n >= threshold for n in negative)
+        recall = tp / len(positive)
+        total += (recall - recall_before) * tp / (tp + fp)
+        recall_before = recall
+    return total
+
+
+def test_perfect_and_reversed_separation():
+    perfect = ood_metrics([0, 1, 2], [3, 4, 5])
+    assert perfect == {"auroc": 1, "aupr_in": 1, "aupr_out": 1, "fpr95": 0, "fpr95_id": 0}
+    reverse = ood_metrics([3, 4, 5], [0, 1, 2])
+    assert reverse["auroc"] == 0 and reverse["fpr95"] == reverse["fpr95_id"] == 1
+
+
+def test_all_scores_tied():
+    tied = ood_metrics([1, 1, 1], [1])
+    assert tied == {"auroc": 0.5, "aupr_in": 0.75, "aupr_out": 0.25, "fpr95": 1, "fpr95_id": 1}
+
+
+def test_by_hand_with_ties():
+    # Thresholds from the top: 3 catches one OOD; 2 catches one OOD and one ID; 1 one OOD and two ID; 0 one ID.
+    m = ood_metrics([2, 1, 1, 0], [3, 2, 1])
+    assert m["auroc"] == pytest.approx((4 + 3.5 + 2) / 12)
+    assert m["aupr_out"] == pytest.approx((1 + 2 / 3 + 3 / 6) / 3)
+    # Negated: 0 is caught first (1 ID), then 1 (2 ID, 1 OOD), then 2 (1 ID, 1 OOD).
+    assert m["aupr_in"] == pytest.approx((1 * 1 + 2 * 3 / 4 + 1 * 4 / 6) / 4)
+    assert m["fpr95"] == 0.75 and m["fpr95_id"] == pytest.approx(2 / 3)
+
+
+def test_fpr95_takes_the_threshold_whose_recall_is_nearest():
+    # 20 OOD scores 1..20: catching 19 of them (scores >= 2) is a recall of 0.95 exactly.
+    ood = np.arange(1, 21)
+    assert ood_metrics([1.5, 1.7, 2.5, 30], ood)["fpr95"] == pytest.approx(0.5)
+    # Of 10, a recall of .9 and of 1 are equally near up to rounding; .9 is as low as it can be.
+    assert ood_metrics([0.5, 1.5, 2.5, 30], np.arange(1, 11))["fpr95"] in (0.5, 0.75)
+
+
+def test_fpr95_id_is_the_opposite_direction():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(0, 1, 200), rng.normal(1, 1, 300)
+    swapped = ood_metrics(-b, -a)
+    m = ood_metrics(a, b)
+    assert m["fpr95_id"] == swapped["fpr95"] and m["fpr95"] == swapped["fpr95_id"]
+    assert m["aupr_in"] == pytest.approx(swapped["aupr_out"]) and m["auroc"] == pytest.approx(swapped["auroc"])
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_random_scores_with_ties_against_loops_and_scikit_learn(seed):
+    rng = np.random.default_rng(seed)
+    a = np.round(rng.normal(0, 1, rng.integers(2, 40)), 1)
+    b = np.round(rng.normal(0.5, 1, rng.integers(2, 40)), 1)
+    m = ood_metrics(a, b)
+    truth, scores = np.r_[np.zeros(len(a)), np.ones(len(b))], np.r_[a, b]
+    assert m["auroc"] == pytest.approx(pairwise_auroc(a, b)) == pytest.approx(roc_auc_score(truth, scores))
+    assert m["aupr_out"] == pytest.approx(average_precision(b, a)) == pytest.approx(average_precision_score(truth, scores))
+    assert m["aupr_in"] == pytest.approx(average_precision(-a, -b))
+    recalls = {t: np.mean(b >= t) for t in np.r_[scores, np.inf]}
+    nearest = min(abs(r - 0.95) for r in recalls.values())
+    candidates = [np.mean(a >= t) for t, r in recalls.items() if abs(abs(r - 0.95) - nearest) < 1e-12]
+    assert min(abs(m["fpr95"] - c) for c in candidates) < 1e-12
+
+
+def test_only_ranks_matter():
+    rng = np.random.default_rng(1)
+    a, b = rng.normal(0, 1, 50), rng.normal(1, 1, 60)
+    assert ood_metrics(a, b) == pytest.approx(ood_metrics(np.exp(a) - 7, np.exp(b) - 7))
+
+
+@pytest.mark.parametrize("id_scores,ood_scores", [([], [1]), ([1], []), ([1, float("nan")], [1]), ([1], [float("inf")])])
+def test_empty_sets_and_scores_that_are_not_finite_are_errors(id_scores, ood_scores):
+    with pytest.raises(ValueError):
+        ood_metrics(id_scores, ood_scores)
+
+
+def members(groups):
+    return {name: np.flatnonzero(mask).tolist() for name, mask in groups.items()}
+
+
+def test_groups_of_cifar10():
+    groups = members(shot_groups(long_tail_counts(5000, 10, 0.01)))
+    assert groups == {"many": [0, 1, 2], "medium": [3, 4, 5, 6], "few": [7, 8, 9]}
+
+
+def test_groups_of_cifar100():
+    counts = long_tail_counts(500, 100, 0.01)
+    expected_many = [c for c in range(100) if counts[c] > counts[34]]
+    expected_few = [c for c in range(100) if counts[c] < counts[67]]
+    groups = members(shot_groups(counts))
+    assert groups["many"] == expected_many and groups["few"] == expected_few
+    assert sorted(sum(groups.values(), [])) == list(range(100))
+
+
+def test_groups_follow_the_counts_not_the_numbering():
+    counts = np.array(long_tail_counts(5000, 10, 0.01))
+    order = np.random.default_rng(0).permutation(10)
+    mixed, plain = shot_groups(counts[order]), shot_groups(counts)
+    assert all((mixed[name] == plain[name][order]).all() for name in plain)
+
+
+def test_groups_of_imagenet():
+    counts = [1280, 101, 100, 50, 20, 19, 5] + [60] * 200
+    groups = members(shot_groups(counts))
+    assert groups["many"] == [0, 1] and groups["few"] == [5, 6] and groups["medium"] == list(range(2, 5)) + list(range(7, 207))
+
+
+def test_a_balanced_set_is_all_medium():
+    assert members(shot_groups([5] * 10)) == {"many": [], "medium": list(range(10)), "few": []}
+
+
+def test_accuracies_by_hand():
+    counts = [9, 8, 3, 2]  # n[int(.34 * 4)] = 8, n[int(.67 * 4)] = 3
+    labels = [0, 0, 0, 0, 1, 1, 2, 2, 3]
+    predictions = [0, 0, 0, 1, 1, 2, 2, 2, 0]
+    result = accuracy_by_shot(predictions, labels, counts)
+    assert result["all"] == pytest.approx(6 / 9)
+    assert (result["many"], result["medium"], result["few"]) == (0.75, pytest.approx((0.5 + 1) / 2), 0)
+    # F1 by class: 2tp / (2tp + fp + fn) = 6/8, 2/4, 4/5, 0
+    assert result["macro_f1"] == pytest.approx((0.75 + 0.5 + 0.8 + 0) / 4)
+
+
+def test_accuracies_against_scikit_learn():
+    rng = np.random.default_rng(3)
+    counts = long_tail_counts(5000, 10, 0.01)
+    labels = np.concatenate([np.arange(10), rng.integers(0, 10, 200)])
+    predictions = np.where(rng.random(210) < 0.6, labels, rng.integers(0, 10, 210))
+    result = accuracy_by_shot(predictions, labels, counts)
+    assert result["all"] == pytest.approx(np.mean(predictions == labels))
+    assert result["macro_f1"] == pytest.approx(f1_score(labels, predictions, average="macro"))
+    recalls = recall_score(labels, predictions, average=None)
+    for name, classes in {"many": slice(0, 3), "medium": slice(3, 7), "few": slice(7, 10)}.items():
+        assert result[name] == pytest.approx(recalls[classes].mean())
+
+
+def test_a_group_without_classes_or_images_is_none():
+    assert accuracy_by_shot([0, 1], [0, 1], [5, 5])["many"] is None
+    assert group_accuracies([1, 0, 0], [1, 0, 0], [9, 5, 2])["medium"] is None

@@ -1,0 +1,256 @@
+import math
+
+import mpmath
+import numpy as np
+import pytest
+import torch
+from scipy.stats import vonmises_fisher
+
+from utils.vmf import KAPPA_MAX, KAPPA_MIN, UNSEEN_RESULTANT, ClassVMF, bessel_ratio, log_iv
+
+ORDERS = (0.5, 1, 3.5, 7, 14.5, 15, 15.5, 31, 63, 127, 255, 511, 1023)
+POINTS = np.logspace(-3, 5, 17)
+
+
+def exact_log_iv(order, x):
+    with mpmath.workdps(40):
+        return mpmath.log(mpmath.besseli(mpmath.mpf(order), mpmath.mpf(float(x))))
+
+
+def exact_log_normaliser(dim, kappa):
+    """log C_p(kappa) of the vMF density, in arbitrary precision."""
+    with mpmath.workdps(40):
+        nu = mpmath.mpf(dim) / 2 - 1
+        if kappa == 0:
+            return mpmath.log(mpmath.gamma(mpmath.mpf(dim) / 2) / (2 * mpmath.pi ** (mpmath.mpf(dim) / 2)))
+        kappa = mpmath.mpf(float(kappa))
+        return nu * mpmath.log(kappa) - nu * mpmath.log(2 * mpmath.pi) - mpmath.log(2 * mpmath.pi) - exact_log_iv(nu, kappa)
+
+
+def on_sphere(n, dim, seed=0):
+    x = torch.randn(n, dim, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return x / x.norm(dim=1, keepdim=True)
+
+
+def fitted(num_classes, dim, schedule="running", n=60, seed=0, spread=1.0):
+    """A model that has seen ``n`` embeddings around random centres."""
+    labels = torch.arange(n) % num_classes
+    embeddings = on_sphere(num_classes, dim, seed)[labels] + spread * on_sphere(n, dim, seed + 1)
+    model = ClassVMF(num_classes, dim, schedule)
+    model.update(torch.nn.functional.normalize(embeddings, dim=1), labels)
+    return model
+
+
+# --- Bessel functions
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_log_iv_against_arbitrary_precision(order):
+    mine = log_iv(order, torch.from_numpy(POINTS))
+    assert mine.dtype == torch.float64
+    for x, value in zip(POINTS, mine.tolist(), strict=True):
+        assert abs(float(mpmath.mpf(value) - exact_log_iv(order, x))) < 1e-9, x
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_the_ratio_lies_between_0_and_1_and_is_right(order):
+    ratio = bessel_ratio(order, torch.from_numpy(POINTS))
+    assert ((ratio > 0) & (ratio < 1)).all()
+    for x, value in zip(POINTS[::4], ratio[::4].tolist(), strict=True):
+        with mpmath.workdps(40):
+            exact = mpmath.besseli(order + 1, mpmath.mpf(float(x))) / mpmath.besseli(order, mpmath.mpf(float(x)))
+        assert value == pytest.approx(float(exact), rel=1e-9)
+
+
+@pytest.mark.parametrize("order", [0, 0.5, 15, 255])
+def test_log_iv_gradient(order):
+    x = torch.tensor([0.3, 2.0, 40.0, 900.0], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: log_iv(order, x), x, rtol=1e-5)
+    slope = torch.autograd.grad((log_iv(order, x) - order * torch.log(x)).sum(), x)[0]
+    assert ((slope > 0) & (slope < 1)).all()
+    assert torch.allclose(slope, bessel_ratio(order, x.detach()), rtol=1e-9)
+
+
+def test_log_iv_keeps_shapes_and_takes_float32():
+    x = torch.rand(2, 3, 4) + 1
+    assert log_iv(5, x).shape == (2, 3, 4)
+    assert torch.equal(log_iv(5, x), log_iv(5, x.double()))
+
+
+def test_a_negative_order_is_refused():
+    with pytest.raises(ValueError, match="order"):
+        log_iv(-0.5, torch.ones(1))
+
+
+# --- the log moment generating function
+
+
+@pytest.mark.parametrize("dim", [3, 5])
+def test_log_mgf_is_the_expectation_over_samples(dim):
+    """E[exp(a.x)] over vMF samples drawn by SciPy."""
+    model, temperature = fitted(3, dim), 0.5
+    embeddings = on_sphere(4, dim, seed=9)
+    mine = model.log_mgf(embeddings, temperature)
+    for c in range(3):
+        distribution = vonmises_fisher(model.mean_direction[c].numpy(), float(model.kappa[c]), seed=c)
+        values = np.exp(distribution.rvs(400_000) @ embeddings.numpy().T / temperature)
+        error = values.std(axis=0) / math.sqrt(len(values)) / values.mean(axis=0)
+        assert (np.abs(mine[:, c].numpy() - np.log(values.mean(axis=0))) < 5 * error).all()
+
+
+@pytest.mark.parametrize("dim,temperature", [(2, 1.0), (3, 0.3), (16, 0.1), (512, 0.1)])
+def test_log_mgf_against_the_formula_element_by_element(dim, temperature):
+    model = fitted(4, dim)
+    embeddings = 1.7 * on_sphere(3, dim, seed=4)  # not on the sphere, as the authors' release has them
+    mine = model.log_mgf(embeddings, temperature)
+    assert mine.shape == (3, 4) and mine.dtype == torch.float64
+    for i, e in enumerate(embeddings.numpy()):
+        for c in range(4):
+            kappa, mu = float(model.kappa[c]), model.mean_direction[c].numpy()
+            k = np.linalg.norm(kappa * mu + e / temperature)
+            expected = exact_log_normaliser(dim, kappa) - exact_log_normaliser(dim, k)
+            assert float(mine[i, c]) == pytest.approx(float(expected), abs=1e-8)
+
+
+def test_log_mgf_in_float32_stays_close_to_float64():
+    model, embeddings = fitted(6, 64), on_sphere(20, 64, seed=5)
+    assert torch.allclose(model.log_mgf(embeddings.float(), 0.1), model.log_mgf(embeddings, 0.1), atol=1e-4)
+
+
+def test_log_mgf_tends_to_a_prototype_softmax_at_the_largest_concentration():
+    model = ClassVMF(2, 8, "running")
+    labels = torch.tensor([0, 1])
+    prototypes = 3 * on_sphere(2, 8)  # R >= 1
+    model.update(prototypes, labels)
+    assert model.kappa.tolist() == [KAPPA_MAX] * 2
+    e = on_sphere(5, 8, seed=2)
+    assert torch.allclose(model.log_mgf(e, 0.1), e @ (prototypes / 3).T / 0.1, atol=2e-3)
+
+
+def test_log_mgf_gradient():
+    model, e = fitted(3, 6), on_sphere(4, 6, seed=3).requires_grad_()
+    assert torch.autograd.gradcheck(lambda e: model.log_mgf(e, 0.2), e)
+
+
+def test_log_mgf_is_finite_where_the_two_vectors_cancel():
+    model, temperature = fitted(1, 8), 0.1
+    e = (-model.kappa[0] * temperature * model.mean_direction[0])[None].requires_grad_()
+    value = model.log_mgf(e, temperature)
+    expected = exact_log_normaliser(8, float(model.kappa[0])) - exact_log_normaliser(8, 0)
+    assert float(value.detach()) == pytest.approx(float(expected), abs=1e-6)
+    assert torch.isfinite(torch.autograd.grad(value.sum(), e)[0]).all()
+
+
+# --- class statistics
+
+
+def loop_statistics(batches, num_classes, initial):
+    """Mean embedding of each class over plain loops; ``initial`` where a class has none."""
+    result = initial.clone()
+    for c in range(num_classes):
+        members = [e for embeddings, labels in batches for e, y in zip(embeddings, labels, strict=True) if int(y) == c]
+        if members:
+            result[c] = sum(members) / len(members)
+    return result
+
+
+def check_against(model, means):
+    resultant = np.array([np.linalg.norm(m) for m in means.numpy()])
+    kappa = np.minimum(model.dim * resultant / np.maximum(1 - resultant**2, 1e-12), KAPPA_MAX)  # one image has R = 1
+    np.testing.assert_allclose(model.mean_direction.numpy(), means.numpy() / resultant[:, None], atol=1e-12)
+    np.testing.assert_allclose(model.kappa.numpy(), kappa, rtol=1e-9)
+
+
+def random_batches(count, classes, dim, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        (on_sphere(8, dim, seed=100 * seed + i), torch.randint(classes, (8,), generator=generator)) for i in range(count)
+    ]
+
+
+@pytest.mark.parametrize("schedule", ClassVMF.SCHEDULES)
+def test_statistics_over_several_epochs_against_a_plain_loop(schedule):
+    classes, dim = 4, 6
+    model = ClassVMF(classes, dim, schedule)
+    served = UNSEEN_RESULTANT * model.mean_direction.clone()
+    done, has_previous = [], torch.zeros(classes, dtype=torch.bool)
+    # Class 3 is unseen in the first epoch, class 0 appears in the first one only.
+    for epoch, shown in enumerate([(0, 3), (1, 4), (1, 4)]):
+        model.start_epoch()
+        if schedule == "epoch":
+            served = loop_statistics(done, classes, served)
+            has_previous |= torch.tensor([any((y == c).any() for _, y in done) for c in range(classes)])
+            done = []
+        for embeddings, labels in random_batches(3, shown[1] - shown[0], dim, seed=epoch + 1):
+            batch = (embeddings, labels + shown[0])
+            model.update(*batch)
+            done.append(batch)
+            collected = loop_statistics(done, classes, served)
+            check_against(model, torch.where(has_previous[:, None], served, collected))
+
+
+def test_a_class_not_yet_seen_has_a_random_direction_and_a_resultant_of_0_9():
+    torch.manual_seed(0)
+    model = ClassVMF(3, 10)
+    assert torch.allclose(model.mean_direction.norm(dim=1), torch.ones(3, dtype=torch.float64))
+    assert torch.allclose(model.kappa, torch.full((3,), 10 * 0.9 / (1 - 0.81), dtype=torch.float64))
+    before = model.mean_direction.clone()
+    model.update(on_sphere(4, 10), torch.tensor([0, 0, 2, 2]))
+    assert torch.equal(model.mean_direction[1], before[1]) and not torch.allclose(model.mean_direction[0], before[0])
+
+
+def test_a_class_that_an_epoch_misses_keeps_its_last_average():
+    model = ClassVMF(2, 5)
+    model.update(on_sphere(6, 5), torch.tensor([0, 1] * 3))
+    model.start_epoch()
+    kept = model.mean_direction.clone()
+    model.update(on_sphere(6, 5, seed=1), torch.zeros(6, dtype=torch.int64))
+    model.start_epoch()
+    assert torch.equal(model.mean_direction[1], kept[1]) and not torch.allclose(model.mean_direction[0], kept[0])
+
+
+@pytest.mark.parametrize("schedule", ClassVMF.SCHEDULES)
+def test_statistics_do_not_depend_on_the_order_or_the_cut_of_batches(schedule):
+    embeddings, labels = on_sphere(24, 7), torch.arange(24) % 3
+    one, other = ClassVMF(3, 7, schedule), ClassVMF(3, 7, schedule)
+    one.update(embeddings, labels)
+    for rows in torch.randperm(24, generator=torch.Generator().manual_seed(1)).split([5, 1, 11, 7]):
+        other.update(embeddings[rows], labels[rows])
+    assert torch.allclose(one.kappa, other.kappa, rtol=1e-10)
+    assert torch.allclose(one.mean_direction, other.mean_direction, atol=1e-12)
+
+
+def test_kappa_is_kept_within_its_bounds():
+    model = ClassVMF(3, 4, "running")
+    opposite = on_sphere(1, 4)
+    model.update(torch.cat([opposite, -opposite, opposite, 2 * opposite]), torch.tensor([0, 0, 1, 2]))
+    assert model.kappa.tolist() == [KAPPA_MIN, KAPPA_MAX, KAPPA_MAX]
+    assert torch.isfinite(model.log_mgf(on_sphere(3, 4), 0.1)).all()
+
+
+def test_statistics_carry_no_gradient():
+    model = ClassVMF(2, 5)
+    raw = on_sphere(6, 5).requires_grad_()
+    model.update(raw, torch.tensor([0, 1] * 3))
+    assert not any(b.requires_grad for b in model.buffers()) and not model.kappa.requires_grad
+    assert not list(model.parameters())
+    fixed = on_sphere(2, 5, seed=1).requires_grad_()
+    model.log_mgf(fixed, 0.1).sum().backward()
+    assert raw.grad is None and fixed.grad is not None
+
+
+def test_state_dict_carries_everything():
+    model = fitted(3, 5, "epoch")
+    model.start_epoch()
+    model.update(on_sphere(6, 5, seed=7), torch.tensor([0, 1, 1, 2, 2, 2]))
+    copy = ClassVMF(3, 5, "epoch")
+    copy.load_state_dict(model.state_dict())
+    for m in (model, copy):
+        m.start_epoch()
+        m.update(on_sphere(3, 5, seed=8), torch.tensor([0, 0, 1]))
+    assert torch.equal(model.kappa, copy.kappa) and torch.equal(model.mean_direction, copy.mean_direction)
+
+
+def test_an_unknown_schedule_is_refused():
+    with pytest.raises(ValueError, match="epoch, running"):
+        ClassVMF(2, 4, "weekly")
