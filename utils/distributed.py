@@ -87,6 +87,11 @@ def autocast(device, precision):
     return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
 
 
+def interleaved(size, shares):
+    """The order, int64 (size,), that gives contiguous share i the items i, i + shares, i + 2 shares, ..."""
+    return torch.cat([torch.arange(i, size, shares) for i in range(shares)])
+
+
 class InterleavedDataParallel(nn.DataParallel):
     """DataParallel whose replicas take every k-th image, so that each sees the same mix of views and outliers.
 
@@ -94,9 +99,7 @@ class InterleavedDataParallel(nn.DataParallel):
     """
 
     def forward(self, images):
-        replicas = len(self.device_ids)
-        order = torch.arange(len(images)).view(1, -1).expand(replicas, -1)
-        order = torch.cat([row[i::replicas] for i, row in enumerate(order)]).to(images.device, non_blocking=True)
+        order = interleaved(len(images), len(self.device_ids)).to(images.device, non_blocking=True)
         output = super().forward(images[order])
         back = torch.argsort(order)
         return type(output)(*(t[back] for t in output))
