@@ -1,0 +1,164 @@
+import os
+import socket
+import sys
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from models import build_model
+from utils.distributed import Compute, InterleavedDataParallel, interleaved, parallelize, start
+from utils.errors import InputError
+from utils.evaluation import extract_features
+from utils.guard import StepGuard
+from utils.losses import PATTLoss
+from utils.meter import EpochMeter
+
+BATCH, OUTLIERS, STEPS = 8, 6, 3
+COUNTS = [20, 9, 4]
+
+
+def global_batch(step):
+    """(images (views, B, ...), outliers, labels) of one step."""
+    g = torch.Generator().manual_seed(step)
+    views = torch.randn(3, BATCH, 3, 8, 8, generator=g)
+    return views, torch.randn(OUTLIERS, 3, 8, 8, generator=g), torch.randint(3, (BATCH,), generator=g)
+
+
+def train(compute):
+    """A few guarded steps on this process's share; BatchNorm in evaluation mode, since its batch statistics are each process's
+    own. Returns what one process on the global batch must reproduce."""
+    torch.manual_seed(0)
+    model = build_model("ResNet20", 3).eval()
+    criterion = PATTLoss(COUNTS, 64, oe_weight=0.1, tla_weight=0.5)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, nesterov=True, fused=True)
+    network = parallelize(model, compute)
+    guard, meter = StepGuard(optimizer, [model, criterion], 3), EpochMeter(3, compute.device)
+    result = {}
+    for epoch in range(2):
+        criterion.start_epoch()
+        guard.remember()
+        for step in range(STEPS):
+            views, outliers, labels = global_batch(STEPS * epoch + step)
+            share = slice(compute.rank, None, compute.world_size)
+            images = torch.cat([*views[:, share], outliers[share]])
+            output = network(images)
+            terms = criterion(output.logits, output.embedding, labels[share])
+            optimizer.zero_grad(set_to_none=True)
+            terms["loss"].backward()
+            gradients = torch.cat([p.grad.flatten() for p in model.parameters()])
+            applied = guard.step(terms, torch.arange(BATCH)[share], step)
+            meter.add(terms, output.logits[: len(labels[share])], labels[share], applied)
+            result[f"gradient {epoch} {step}"] = gradients.clone()
+    result["losses"] = torch.tensor(list(meter.losses().values()))
+    result["right answers"] = meter.state()["correct"]
+    result |= {f"statistics {k}": v.clone() for k, v in criterion.statistics.state_dict().items()}
+    result["weights"] = torch.cat([p.detach().flatten() for p in model.parameters()])
+
+    # One process's loss is not finite: no process applies the step.
+    poisoned = terms | {"oe": torch.tensor(float("nan") if compute.rank == compute.world_size - 1 else 1.0)}
+    applied = guard.step(poisoned, torch.arange(BATCH), 0)
+    result["bad step applied"] = applied
+    result["bad in row"] = torch.tensor(guard.bad_in_row)
+
+    class Flat(torch.nn.Module):
+        def forward(self, images):
+            return type(output)(images, images, images)
+
+    images, labels = torch.arange(14.0).view(7, 2), torch.arange(7)
+    mine = slice(compute.rank, None, compute.world_size)
+    features = extract_features(Flat(), [(images[mine], labels[mine])], 7, compute, torch.autocast("cpu", enabled=False))
+    result |= {"features": features.features, "labels": features.labels}
+    return result
+
+
+def worker(rank, port, folder):
+    os.environ |= {
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"
+    }  # fmt: skip
+    torch.set_num_threads(1)
+    sys.stderr = open(os.devnull, "w")
+    torch.save(train(start("cpu")), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """(of one process, [of two processes])."""
+    folder = tmp_path_factory.mktemp("ranks")
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    mp.spawn(worker, (port, str(folder)), nprocs=2)
+    return train(Compute(torch.device("cpu"))), [torch.load(folder / f"{r}.pt") for r in (0, 1)]
+
+
+@pytest.mark.parametrize("what", ["losses", "right answers", "statistics", "gradient", "weights", "features", "labels"])
+def test_two_processes_give_what_one_gives_on_the_global_batch(results, what):
+    one, two = results
+    keys = [key for key in one if key.startswith(what)]
+    assert keys
+    for key in keys:
+        for other in two:
+            torch.testing.assert_close(other[key], one[key], atol=1e-5, rtol=1e-5, msg=key)
+
+
+def test_a_bad_step_of_one_process_is_skipped_and_counted_by_all(results):
+    for result in (results[0], *results[1]):
+        assert not result["bad step applied"] and int(result["bad in row"]) == 1
+
+
+@pytest.mark.parametrize("size,shares", [(12, 1), (12, 2), (12, 3), (640, 4), (13, 4), (3, 4)])
+def test_interleaving_is_a_permutation_that_deals_out_the_batch(size, shares):
+    order = interleaved(size, shares)
+    assert sorted(order.tolist()) == list(range(size))
+    back = torch.argsort(order)
+    assert torch.equal(torch.arange(size)[order][back], torch.arange(size))
+    if size % shares == 0:
+        for i, share in enumerate(order.chunk(shares)):
+            assert share.tolist() == list(range(i, size, shares))
+
+
+def test_every_replica_sees_the_same_mix_of_views_and_outliers():
+    kinds = torch.arange(4).repeat_interleave(torch.tensor([32, 32, 32, 64]))
+    for share in kinds[interleaved(len(kinds), 4)].chunk(4):
+        assert torch.bincount(share).tolist() == [8, 8, 8, 16]
+
+
+def test_data_parallel_gives_back_outputs_in_the_batchs_order(monkeypatch):
+    """Without GPUs the replicas are played by the plain network on contiguous shares."""
+    network = build_model("ResNet20", 3).eval()
+    parallel = InterleavedDataParallel(network)
+    parallel.device_ids = [0, 1, 2]
+
+    def in_shares(self, images):
+        outputs = [network(share) for share in images.chunk(3)]
+        return type(outputs[0])(*(torch.cat(parts) for parts in zip(*outputs, strict=True)))
+
+    monkeypatch.setattr(torch.nn.DataParallel, "forward", in_shares)
+    images = torch.randn(10, 3, 8, 8)
+    with torch.no_grad():
+        for got, expected in zip(parallel(images), network(images), strict=True):
+            assert torch.allclose(got, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("gpu", ["", "x", "-1", "0,0", "0,", "1.5", "cuda"])
+def test_values_that_are_no_list_of_gpus_are_refused(gpu):
+    with pytest.raises(InputError, match="--gpu"):
+        start(gpu)
+
+
+def test_a_gpu_that_is_not_there_is_an_error(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(InputError, match="--gpu 5: .* has 2"):
+        start("0,5")
+
+
+def test_without_cuda_the_cpu_is_used_and_said_in_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert start("0").device.type == "cpu"
+    assert capsys.readouterr().out.count("\n") == 1
+    assert start("cpu").device.type == "cpu"
+    assert capsys.readouterr().out == ""
