@@ -20,6 +20,7 @@ from datasets.loader import TrainLoader
 from datasets.long_tail import long_tail_counts
 from models import build_model
 from utils.errors import exit_cleanly
+from utils.runlog import RunDirectory
 
 ROOT = Path(train.__file__).parent
 METRICS = {"auroc", "aupr_in", "aupr_out", "fpr95", "fpr95_id"}
@@ -328,7 +329,10 @@ def test_a_run_is_not_written_over_without_resume(digits_run, capsys):
     assert all(after[name] == value for name, value in before.items())
 
 
-@pytest.mark.parametrize("flag,value", [("--seed", 1), ("--epochs", 5), ("--Lambda1", 0.3), ("--md", "ResNet32"), ("--isac", "no")])
+OTHER = [("--seed", 1), ("--epochs", 5), ("--Lambda1", 0.3), ("--md", "ResNet32"), ("--isac", "no")]
+
+
+@pytest.mark.parametrize("flag,value", OTHER)
 def test_resume_refuses_other_arguments(flag, value, digits_run, capsys):
     before = contents(digits_run)
     status = run(train.main, *DIGITS, flag, value, "--resume", "--srp", digits_run)
@@ -342,6 +346,12 @@ def test_resume_from_what_is_no_training_checkpoint(tmp_path, capsys):
     assert_one_sentence(capsys, status, "weights.pth")
     status = run(train.main, *DIGITS, "--resume", tmp_path / "nothing", "--srp", tmp_path / "out")
     assert_one_sentence(capsys, status, "nothing")
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path, capsys):
+    with RunDirectory(tmp_path):
+        assert_one_sentence(capsys, run(train.main, *DIGITS, "--srp", tmp_path), f"process {os.getpid()}", tmp_path)
+    assert not (tmp_path / "args.json").exists()
 
 
 # --- help and errors

@@ -128,6 +128,7 @@ def test_every_replica_sees_the_same_mix_of_views_and_outliers():
 
 def test_data_parallel_gives_back_outputs_in_the_batchs_order(monkeypatch):
     """Without GPUs the replicas are played by the plain network on contiguous shares."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     network = build_model("ResNet20", 3).eval()
     parallel = InterleavedDataParallel(network)
     parallel.device_ids = [0, 1, 2]
