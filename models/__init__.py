@@ -1,4 +1,5 @@
 """Image to logits, features and embedding."""
+
 from models.output import Output
 from models.resnet_cifar import CIFAR_NETWORKS
 from models.resnet_imagenet import IMAGENET_NETWORKS

@@ -1,4 +1,5 @@
 """What every network returns."""
+
 from typing import NamedTuple
 
 import torch

@@ -3,9 +3,9 @@
 The parameter names (conv1, bn1, layerN.M.conv1, ..., layerN.M.shortcut.0/1, linear) are those of the checkpoints this field
 publishes, so that such checkpoints load. The embedding is the feature vector itself.
 """
+
 from functools import partial
 
-import torch
 import torch.nn.functional as F
 from torch import nn
 
