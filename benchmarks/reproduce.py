@@ -1,0 +1,219 @@
+"""The executable definition of every results table: which runs a table is made of, and with which flags.
+
+    python -m benchmarks.reproduce digits                                        minutes on a CPU, no download
+    python -m benchmarks.reproduce ablation --ds digits --seeds 0 1 2
+    python -m benchmarks.reproduce cifar10 --drp DATA --srp OUT                   the paper's protocol, on a GPU
+    python -m benchmarks.reproduce ablation --ds cifar10 --drp DATA --md ResNet20 --epochs 5      a reduced protocol
+
+Prints its plan, skips finished runs, goes on with interrupted ones, and writes one small JSON file a run for
+``python -m benchmarks.table``. Runs stand beside each other on several GPUs, or with ``--jobs`` on a CPU.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from queue import SimpleQueue
+from typing import NamedTuple
+
+import torch
+
+from utils import flags
+from utils.errors import InputError, exit_cleanly
+from utils.runlog import write_text
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "runs"
+
+# Name of a row -> its flags on top of the defaults of the data set. Feature calibration is on and off within each run.
+ROWS = {
+    "patt": "",
+    "ce": "--isac False --tla False --oe False",
+    "oe": "--isac False --tla False",
+    "la": "--isac False --oe False",
+    "no_isac": "--isac False",
+    "no_tla": "--tla False",
+    "no_oe": "--oe False",
+    "lambda_commands": "--Lambda1 0.5 --Lambda2 0.1",
+    "released": "--recipe released",
+    "released_embeddings": "--depart embeddings",
+    "released_statistics": "--depart statistics",
+    "released_normalization": "--depart normalization",
+    "released_crop": "--depart crop",
+}
+TABLES = {
+    "cifar10": ("patt", "lambda_commands", "released", "ce", "oe", "la"),
+    "cifar100": ("patt", "lambda_commands", "released", "ce", "oe", "la"),
+    "digits": ("patt", "ce", "oe"),
+    "imagenet": ("patt", "ce", "oe"),
+    "ablation": ("patt", "no_isac", "no_tla", "no_oe", "ce", "oe", "la"),
+    "departures": ("patt", "released", "released_embeddings", "released_statistics", "released_normalization", "released_crop"),
+    "lambda": ("patt", "lambda_commands"),
+    "calibration-leak": ("patt",),
+}
+
+
+class Run(NamedTuple):
+    """One training and its evaluation(s): ``group`` names the protocol, ``folder`` the run directory."""
+
+    group: str
+    row: str
+    seed: int
+    folder: Path
+
+    @property
+    def name(self):
+        return f"{self.group}/{self.row} seed {self.seed}"
+
+
+def commands(run, args, device, leak=False):
+    """The command lines of a run: training, evaluation, and on request the evaluation that calibrates on test labels."""
+    script = "_imagenet" if args.ds == "imagenet" else ""
+    data = [] if args.drp is None else ["--drp", str(args.drp)]
+    train = [f"train{script}.py", "--gpu", device, "--seed", str(run.seed), "--srp", str(run.folder), "--resume", *data]
+    train += [] if args.ds == "imagenet" else ["--ds", args.ds]
+    train += ROWS[run.row].split()
+    for flag, value in (("--md", args.model), ("--epochs", args.epochs), ("--precision", args.precision)):
+        train += [] if value is None else [flag, str(value)]
+    test = [f"test{script}.py", "--gpu", device, "--ckpt_path", str(run.folder), *data]
+    test += ["--dout", *args.dout] if args.dout else []
+    lines = [train + args.extra, test + args.extra]
+    if leak:
+        lines.append([*test, "--calibration_split", "test", "--srp", str(run.folder / "leak")])
+    return lines
+
+
+def execute(run, args, device, leak):
+    """Runs what is missing of one run, with its output in ``log.txt`` of the run directory; collects its results."""
+    run.folder.mkdir(parents=True, exist_ok=True)
+    wanted = [None, run.folder / "results.json", run.folder / "leak" / "results.json"]
+    begun = time.monotonic()
+    with open(run.folder / "log.txt", "a") as log:
+        for line, result in zip(commands(run, args, device, leak), wanted, strict=False):
+            if result is not None and result.exists():
+                continue
+            done = run.folder / "results.json"
+            if result is None and done.exists():
+                continue
+            log.write(f"$ python {' '.join(line)}\n")
+            log.flush()
+            code = subprocess.run([sys.executable, *line], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT).returncode
+            if code != 0:
+                return f"{run.name}: failed with status {code}, see {log.name}"
+    collect(run, args)
+    return f"{run.name}: done after {time.monotonic() - begun:.0f} s"
+
+
+def collect(run, args):
+    """One small JSON file with what the tables need: results, the resolved arguments, seconds by epoch, the commands."""
+    settings = json.loads((run.folder / "args.json").read_text())
+    history = [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
+    data = [] if args.drp is None else ["--drp", "DATA"]
+    portable = argparse.Namespace(**vars(args) | {"drp": None})
+    shown = [
+        " ".join(["python", *line, *data]).replace(str(run.folder), "OUT") for line in commands(run, portable, settings["gpu"])
+    ]
+    for name in ("drp", "srp", "resume", "gpu"):
+        settings.pop(name)
+    for kind, folder in (("", run.folder), ("-leak", run.folder / "leak")):
+        if not (folder / "results.json").exists():
+            continue
+        results = json.loads((folder / "results.json").read_text())
+        results.pop("checkpoint")
+        record = {
+            "group": run.group,
+            "row": run.row + kind,
+            "seed": run.seed,
+            "commands": shown,
+            "date": time.strftime("%Y-%m-%d"),
+        }
+        record |= {"train_seconds": round(sum(r["seconds"] for r in history), 1), "args": settings, "results": results}
+        target = args.results / run.group / f"{run.row}{kind}-seed{run.seed}.json"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_text(target, json.dumps(record, indent=1) + "\n")
+
+
+def expected_seconds(runs, args):
+    """What the unfinished runs will take, from the epochs already logged of the same protocol; None where there are none."""
+    logs = [r.folder / "log.jsonl" for r in runs if (r.folder / "log.jsonl").exists()]
+    epochs = [json.loads(line) for log in logs for line in log.read_text().splitlines()]
+    if not epochs or args.epochs is None and not (logs[0].parent / "args.json").exists():
+        return None
+    total = args.epochs or json.loads((logs[0].parent / "args.json").read_text())["epochs"]
+    left = sum(not (r.folder / "results.json").exists() for r in runs)
+    return left * total * sum(e["seconds"] for e in epochs) / len(epochs)
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    devices = [str(i) for i in range(torch.cuda.device_count())] or ["cpu"] * args.jobs
+    protocol = "_".join(str(part) for part in (args.ds, args.model or "paper", f"e{args.epochs}" if args.epochs else "") if part)
+    runs = [
+        Run(protocol, row, seed, args.srp / protocol / row / f"seed{seed}") for seed in args.seeds for row in TABLES[args.table]
+    ]
+    done = [r for r in runs if (r.folder / "results.json").exists()]
+    seconds = expected_seconds(runs, args)
+    print(
+        f"{args.table}: {len(runs)} runs, {len(done)} finished; {len(devices)} beside each other on {', '.join(sorted(set(devices)))}"
+    )
+    print(
+        "expected: "
+        + (f"{seconds / len(devices) / 60:.0f} minutes" if seconds is not None else "not known before an epoch is timed")
+    )
+    for run in runs:
+        print(f"  {run.name}: python {' '.join(commands(run, args, devices[0])[0])}", flush=True)
+    if args.plan:
+        return
+    free = SimpleQueue()
+    for device in devices:
+        free.put(device)
+
+    def work(run):
+        device = free.get()
+        try:
+            return execute(run, args, device, leak=args.table == "calibration-leak")
+        finally:
+            free.put(device)
+
+    with ThreadPoolExecutor(len(devices)) as pool:
+        outcomes = []
+        for outcome in pool.map(work, runs):
+            print(outcome, flush=True)
+            outcomes.append(outcome)
+    failed = [o for o in outcomes if ": failed" in o]
+    if failed:
+        raise InputError(f"{len(failed)} of {len(runs)} runs failed; the first: {failed[0]}")
+    print(f"results in {args.results / protocol}; python -m benchmarks.table shows them")
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("table", choices=tuple(TABLES))
+    parser.add_argument(
+        "--ds", choices=("cifar10", "cifar100", "digits", "imagenet"),
+        help="of the tables that are not named after a data set; default cifar10",
+    )  # fmt: skip
+    parser.add_argument("--seeds", type=flags.count, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--drp", type=Path, help="the data folder")
+    parser.add_argument("--srp", type=Path, default=Path("runs/reproduce"), help="where the run directories go")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="where the small result files go")
+    parser.add_argument("--epochs", type=flags.positive_int, help="fewer than the paper's: a reduced protocol")
+    parser.add_argument("--model", "--md", help="a smaller network than the paper's: a reduced protocol")
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"))
+    parser.add_argument("--dout", nargs="+", help="OOD sets other than the paper's six")
+    parser.add_argument("--jobs", type=flags.positive_int, default=1, help="runs beside each other on a CPU")
+    parser.add_argument("--plan", action="store_true", help="print the plan only")
+    parser.add_argument("--extra", nargs=argparse.REMAINDER, default=[], help="further flags for both scripts, last on the line")
+    args = parser.parse_args(argv)
+    own = args.table if args.table in ("cifar10", "cifar100", "digits", "imagenet") else None
+    if own and args.ds not in (None, own):
+        raise InputError(f"the table {own} is about {own}, not {args.ds}")
+    args.ds = own or args.ds or "cifar10"
+    return args
+
+
+if __name__ == "__main__":
+    exit_cleanly(main)
