@@ -37,9 +37,7 @@ def plot_class_counts(class_counts, path):
     """The long tail: training images by class."""
     with figure(path) as (ax,):
         ax.bar(range(len(class_counts)), class_counts, color=SHADES[0], width=1.0 if len(class_counts) > 50 else 0.8)
-        ax.set(
-            xlabel="class", ylabel="training images", title=f"{sum(class_counts):,} images, {len(class_counts)} classes"
-        )
+        ax.set(xlabel="class", ylabel="training images", title=f"{sum(class_counts):,} images, {len(class_counts)} classes")
 
 
 def plot_history(history, path):
@@ -90,3 +88,43 @@ def plot_roc(curves, path):
                 ax.plot(fpr, tpr, label=name, **style(i))
             ax.set(xlabel="ID images flagged (false-positive rate)", ylabel="OOD images caught (recall)", title=title)
             ax.legend()
+
+
+def plot_attention(attention, path):
+    """The attention vector of feature calibration, sorted: how many dimensions it dampens (below 1) and stresses (above)."""
+    with figure(path) as (ax,):
+        ax.plot(np.sort(np.asarray(attention))[::-1], color=SHADES[0])
+        ax.axhline(1, color="black", linewidth=0.8, linestyle=":")
+        ax.set(
+            xlabel="feature dimension, sorted", ylabel="attention weight A", title=f"{len(attention)} dimensions", ylim=(0, 2.05)
+        )
+
+
+def plot_feature_map(points, kinds, path):
+    """A 2-D map of features.
+
+    Args:
+        points: (N, 2). kinds: dict of name (such as "head classes") to a boolean array (N,); at most four, drawn in order.
+    """
+    with figure(path, width=5.6, height=4.8) as (ax,):
+        looks = (("o", "#9ecae1"), ("^", SHADES[0]), ("x", SHADES[1]), ("s", "#777777"))
+        for (name, chosen), (marker, shade) in zip(kinds.items(), looks, strict=False):
+            ax.scatter(*points[chosen].T, s=14, marker=marker, color=shade, linewidths=0.8, alpha=0.8, label=name)
+        ax.set(xticks=[], yticks=[])
+        ax.legend()
+
+
+def plot_class_accuracy(accuracies, class_counts, path):
+    """Accuracy by class, from head to tail.
+
+    Args:
+        accuracies: dict of name to per-class accuracies (C,), fractions. class_counts: (C,) training images.
+    """
+    order = np.argsort(-np.asarray(class_counts), kind="stable")
+    with figure(path, width=7.2, height=3.8) as (ax,):
+        for i, (name, values) in enumerate(accuracies.items()):
+            ax.plot(100 * np.asarray(values)[order], marker="os^vxD"[i % 6], markersize=4, label=name, **style(i))
+        ax.set(xlabel="class, from head to tail (training images)", ylabel="test accuracy (%)")
+        if len(order) <= 20:
+            ax.set_xticks(range(len(order)), [str(class_counts[c]) for c in order])
+        ax.legend(fontsize=8)
