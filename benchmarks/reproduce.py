@@ -156,9 +156,8 @@ def main(argv=None):
     ]
     done = [r for r in runs if (r.folder / "results.json").exists()]
     seconds = expected_seconds(runs, args)
-    print(
-        f"{args.table}: {len(runs)} runs, {len(done)} finished; {len(devices)} beside each other on {', '.join(sorted(set(devices)))}"
-    )
+    where = ", ".join(sorted(set(devices)))
+    print(f"{args.table}: {len(runs)} runs, {len(done)} finished; {len(devices)} beside each other on {where}")
     print(
         "expected: "
         + (f"{seconds / len(devices) / 60:.0f} minutes" if seconds is not None else "not known before an epoch is timed")
