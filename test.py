@@ -27,12 +27,11 @@ from datasets.registry import (
 )  # fmt: skip
 from models import FAMILIES, build_model
 from utils import flags
-from utils.calibration import attention_weight
-from utils.checkpoint import load_weights, network_weights, open_checkpoint
-from utils.distributed import autocast, finish, parallelize, start
+from utils.checkpoint import open_checkpoint, settle
+from utils.distributed import autocast, finish, start
 from utils.errors import InputError, exit_cleanly
-from utils.evaluation import SCORES, Classifier, evaluate, extract_features
-from utils.report import markdown_tables, write_report
+from utils.evaluation import SCORES, Classifier, calibrate, evaluate, extract_features, prepare_network
+from utils.report import report
 from utils.runlog import environment, show_warnings_plainly, writable_folder
 
 # What a checkpoint without arguments is taken to be, where the flags do not say.
@@ -45,7 +44,10 @@ def main(argv=None):
     compute = start(args.gpu)
     torch.manual_seed(args.seed)
     checkpoint, folder = open_checkpoint(args.ckpt_path)
-    known = settle(args, checkpoint.get("args") if isinstance(checkpoint, dict) else None)
+    given = {name: getattr(args, name) for name in ("ds", "model", "rho")}
+    known = settle(given, checkpoint.get("args") if isinstance(checkpoint, dict) else None, UNKNOWN_DEFAULTS)
+    if known["ds"] not in DATASETS or known["model"] not in FAMILIES["cifar"]:
+        raise InputError(f"{args.ckpt_path} holds a {known['model']} trained on {known['ds']}, which test.py does not know")
     ds, normalization = known["ds"], NORMALIZATION[known["ds"]]
     out = writable_folder(args.srp or folder)
 
@@ -60,11 +62,7 @@ def main(argv=None):
     outliers = load_surrogate_outliers(ds, args.drp, args.num_ood_samples) if args.FC else None
 
     model = build_model(known["model"], NUM_CLASSES[ds])
-    extra = load_weights(model, network_weights(checkpoint))
-    if extra and compute.is_main:
-        print(f"the checkpoint's keys that the network does not have were left out: {', '.join(extra)}")
-    model.to(compute.device, memory_format=torch.channels_last)
-    network = parallelize(model.eval(), compute)
+    network = prepare_network(model, checkpoint, compute)
     mixed_precision = autocast(compute.device, args.precision)
 
     def features(images, labels, normalization=normalization):
@@ -87,48 +85,16 @@ def main(argv=None):
             counts = long_tail_counts(int(torch.bincount(test.labels).max()), NUM_CLASSES[ds], known["rho"])
             chosen = long_tail_indices(test.labels, counts)
             source = test._replace(images=test.images[chosen], labels=test.labels[chosen])
-        calibration = features(*source)
         outlier_normalization = IMAGENET_NORMALIZATION if "normalization" in known["depart"] else normalization
         surrogate = features(outliers, torch.full((len(outliers),), -1), outlier_normalization).features
-        attentions[True] = attention_weight(
-            calibration.features, calibration.labels, surrogate, classifier.logits(surrogate).argmax(dim=1),
-            classifier.weight, class_counts / class_counts.sum(),
-        )  # fmt: skip
+        attentions[True] = calibrate(classifier, features(*source), surrogate, class_counts)
 
     if compute.is_main:
         results, scores = evaluate(classifier, test_features, ood_features, attentions, class_counts.tolist())
         about = {"dataset": ds, "checkpoint": str(args.ckpt_path), "class_counts": class_counts.tolist()}
         about |= {"calibration_split": args.calibration_split if args.FC else None, "tnorm": args.tnorm}
-        results = about | results | {"environment": environment(compute.device)}
-        print(markdown_tables(results, args.score))
-        write_report(results, scores, args.score, out)
-        print(
-            f"written: {', '.join(str(out / name) for name in ('results.json', 'results.md', 'scores.png', 'roc.png'))}"
-        )
+        report(about | results | {"environment": environment(compute.device)}, scores, args.score, out)
     finish()
-
-
-def settle(args, stored):
-    """What is evaluated: from the checkpoint's own arguments, else from the flags.
-
-    Raises:
-        InputError: a flag that contradicts the checkpoint, or a data set of the other scripts.
-    """
-    stored = stored if isinstance(stored, dict) and stored.get("ds") else {}
-    if stored and stored["ds"] not in DATASETS:
-        raise InputError(
-            f"{args.ckpt_path} was trained on {stored['ds']}, which test.py does not know; use test_imagenet.py"
-        )
-    known = {}
-    for name, default in UNKNOWN_DEFAULTS.items():
-        given, known[name] = getattr(args, name, None), stored.get(name, default)
-        if given is not None and name in stored and given != stored[name]:
-            raise InputError(f"--{name} {given} contradicts the checkpoint, which was trained with {stored[name]}")
-        if given is not None and name not in stored:
-            known[name] = given
-    if known["model"] not in FAMILIES["cifar"]:
-        raise InputError(f"{args.ckpt_path} holds a {known['model']}, which test.py does not know")
-    return known
 
 
 def parse_args(argv=None):

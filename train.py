@@ -397,6 +397,9 @@ def add_training_flags(parser):
     flags.add_boolean(method, "--oe", default=True, help="outlier exposure; without it no outliers are read")
 
     optimisation = parser.add_argument_group("optimisation")
+    optimisation.add_argument(
+        "--val_fraction", type=flags.fraction, default=0, help="share of each class held out of training to monitor"
+    )
     optimisation.add_argument("--epochs", "-e", type=flags.positive_int)
     optimisation.add_argument(
         "--batch_size", "-b", type=flags.positive_int, help="ID images a step, each in three views; global"
@@ -443,9 +446,6 @@ def parse_args(argv=None):
     data.add_argument("--model", "--md", choices=tuple(FAMILIES["cifar"]))
     data.add_argument(
         "--imbalance_ratio", "--rho", dest="rho", type=flags.imbalance_ratio, help="smallest class / largest class"
-    )
-    data.add_argument(
-        "--val_fraction", type=flags.fraction, default=0, help="share of each class held out of training to monitor"
     )
     add_training_flags(parser)
     parser.set_defaults(**DEFAULTS[parser.parse_known_args(argv)[0].ds])

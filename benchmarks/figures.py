@@ -17,11 +17,10 @@ from benchmarks.table import NAMES, load_records
 from datasets.loader import evaluation_batches
 from datasets.registry import NORMALIZATION, NUM_CLASSES, load_long_tailed, load_ood, load_split, load_surrogate_outliers
 from models import build_model
-from utils.calibration import attention_weight
 from utils.checkpoint import load_run, load_weights
 from utils.distributed import Compute, autocast
 from utils.errors import InputError, exit_cleanly
-from utils.evaluation import Classifier, extract_features
+from utils.evaluation import Classifier, calibrate, extract_features
 from utils.metrics import shot_groups
 from utils.plots import plot_attention, plot_class_accuracy, plot_feature_map
 from utils.runlog import writable_folder
@@ -46,9 +45,7 @@ def draw_run(run, drp, ood_set, prefix, out):
     outliers = load_surrogate_outliers(ds, drp, 20_000)
     surrogate = features(outliers, torch.full((len(outliers),), -1)).features
     classifier, calibration = Classifier.of(model), features(*train)
-    attention = attention_weight(
-        *calibration, surrogate, classifier.logits(surrogate).argmax(dim=1), classifier.weight, counts / counts.sum()
-    )
+    attention = calibrate(classifier, calibration, surrogate, counts)
     plot_attention(attention, out / f"{prefix}_attention.png")
 
     groups = {name: torch.from_numpy(members) for name, members in shot_groups(counts.tolist()).items()}

@@ -21,6 +21,7 @@ from PIL import Image, ImageOps
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torchvision.io import ImageReadMode, decode_jpeg
 
+from datasets.image_list import find_missing, read_image_list
 from datasets.loader import IMAGENET_NORMALIZATION, Batch, epoch_indices, mixed_seed, step_generator
 from datasets.views import draw_crop_boxes
 from utils.errors import InputError
@@ -44,6 +45,45 @@ class ImageFiles(NamedTuple):
     root: Path
     paths: list[str]
     labels: torch.Tensor
+
+
+def load_files(list_path: Path, root: Path, num_classes: int | None = None, labelled: bool = True) -> ImageFiles:
+    """Reads a list of ``path label`` lines whose files all are there.
+
+    Args:
+        num_classes: labels have to be below it; None takes the list to be a training list, whose labels 0 .. C - 1 all occur.
+        labelled: False for lists of outliers, whose labels are not looked at.
+
+    Raises:
+        InputError: see :func:`datasets.image_list.read_image_list`; missing files, by count and first names; labels out of range.
+    """
+    paths, labels = read_image_list(list_path, root, labelled)
+    if missing := find_missing(paths, root):
+        raise InputError(f"{list_path}: {len(missing):,} of {len(paths):,} files are not under {root}, such as {missing[0]}")
+    if labelled:
+        counts = torch.bincount(labels.clamp(min=0))
+        if labels.min() < 0 or (num_classes is not None and len(counts) > num_classes):
+            wrong = int(labels.min() if labels.min() < 0 else labels.max())
+            raise InputError(f"{list_path}: label {wrong} is not one of the {num_classes or len(counts)} classes")
+        if num_classes is None and (counts == 0).any():
+            raise InputError(f"{list_path}: class {int(counts.argmin())} of {len(counts)} has no image")
+    return ImageFiles(Path(root), paths, labels)
+
+
+def select(files: ImageFiles, indices: torch.Tensor) -> ImageFiles:
+    """The files of the given numbers, in that order."""
+    return ImageFiles(files.root, [files.paths[i] for i in indices.tolist()], files.labels[indices])
+
+
+def balanced_sample(labels: torch.Tensor, size: int, seed: int) -> torch.Tensor:
+    """``size`` indices (all, where there are fewer) as evenly spread over the classes as their sizes admit: everybody's first
+    image, then everybody's second, and so on, in a random order within each class."""
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(mixed_seed("calibration", seed)))
+    by_class = order[torch.argsort(labels[order], stable=True)]
+    counts = torch.bincount(labels)
+    first = torch.cat([counts.new_zeros(1), counts.cumsum(0)[:-1]])
+    rank = torch.arange(len(labels)) - first.repeat_interleave(counts)
+    return by_class[torch.argsort(rank, stable=True)[:size]].sort().values
 
 
 class Unreadable(Exception):
@@ -339,6 +379,14 @@ class FileTrainLoader:
         sets = {"images": self.files} | ({} if self.outliers is None else {"outliers": self.outliers})
         listed = ", ".join(f"{len(s.paths):,} {name} under {s.root}" for name, s in sets.items())
         return f"{listed}, read by {self.num_workers} worker processes"
+
+    def report(self):
+        """Lines about the files that could not be read so far; each was replaced when it was met."""
+        if not self.unreadable:
+            return []
+        names = ", ".join(f"{path} ({times}x)" for path, times in self.unreadable.most_common(5))
+        more = f" and {len(self.unreadable) - 5} more" if len(self.unreadable) > 5 else ""
+        return [f"warning: {len(self.unreadable)} files cannot be read and were replaced: {names}{more}"]
 
     def epoch(self, epoch, start_step=0):
         """Iterates over the batches of an epoch, from ``start_step`` on.

@@ -99,6 +99,27 @@ def open_checkpoint(path):
     return (load_run(path), path) if path.is_dir() else (load_checkpoint(path), path.parent)
 
 
+def settle(given, stored, defaults):
+    """What a checkpoint is: from its own arguments, else from the flags, else from the defaults.
+
+    Args:
+        given: dict of flag name to value, None where the flag was not given. stored: the checkpoint's arguments, or None.
+        defaults: dict of every name that is asked for.
+
+    Returns:
+        dict with the names of ``defaults``.
+
+    Raises:
+        InputError: a flag that contradicts the checkpoint.
+    """
+    stored = stored if isinstance(stored, dict) else {}
+    for name, value in given.items():
+        if value is not None and name in stored and value != stored[name]:
+            raise InputError(f"--{name} {value} contradicts the checkpoint, which was trained with {stored[name]}")
+    given = {name: value for name, value in given.items() if value is not None}
+    return {name: stored.get(name, given.get(name, default)) for name, default in defaults.items()}
+
+
 def network_weights(checkpoint):
     """The network's weights in a checkpoint of ours or of a published form: inside ``model`` or ``state_dict`` or bare, with or
     without a ``module.`` prefix.

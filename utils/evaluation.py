@@ -6,6 +6,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from utils.calibration import attention_weight
+from utils.checkpoint import load_weights, network_weights
+from utils.distributed import parallelize
 from utils.metrics import OOD_METRICS, accuracy_by_shot, class_tally, ood_metrics
 
 # Higher = more OOD.
@@ -41,6 +44,19 @@ class Classifier(NamedTuple):
         return (features if attention is None else features * attention) @ self.weight.T + self.bias
 
 
+def prepare_network(model, checkpoint, compute):
+    """Loads the checkpoint's weights, says which of its keys were left over, and returns the network on its device(s).
+
+    Raises:
+        InputError: see :func:`utils.checkpoint.load_weights`.
+    """
+    extra = load_weights(model, network_weights(checkpoint))
+    if extra and compute.is_main:
+        print(f"the checkpoint's keys that the network does not have were left out: {', '.join(extra)}")
+    model.to(compute.device, memory_format=torch.channels_last)
+    return parallelize(model.eval(), compute)
+
+
 @torch.inference_mode()
 def extract_features(network, batches, size, compute, mixed_precision):
     """The features of a whole set, every image once and in order.
@@ -69,6 +85,13 @@ def extract_features(network, batches, size, compute, mixed_precision):
     if len(mine.labels) != size:
         raise RuntimeError(f"{len(mine.labels)} images were evaluated of a set of {size}")
     return mine
+
+
+def calibrate(classifier, training, outlier_features, class_counts):
+    """The attention vector (D,) from the :class:`Features` of training images and the features of surrogate outliers (M, D)."""
+    counts = torch.as_tensor(class_counts)
+    predicted = classifier.logits(outlier_features).argmax(dim=1)
+    return attention_weight(*training, outlier_features, predicted, classifier.weight, counts / counts.sum())
 
 
 def evaluate(classifier, test, ood_sets, attentions, class_counts):

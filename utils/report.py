@@ -46,14 +46,15 @@ def markdown_tables(results, score):
     )
 
 
-def write_report(results, scores, score, folder):
-    """Writes ``results.json``, ``results.md``, ``scores.png`` and ``roc.png`` into the folder.
+def report(results, scores, score, folder):
+    """Prints the tables, and writes ``results.json``, ``results.md``, ``scores.png`` and ``roc.png`` into the folder.
 
     Args:
         results: what :func:`utils.evaluation.evaluate` returned, with ``dataset``, ``checkpoint`` and ``environment``.
         scores: its scores. score: which one the table and the pictures show.
     """
     folder = Path(folder)
+    print(markdown_tables(results, score))
     write_text(folder / "results.json", json.dumps(results, indent=1) + "\n")
     write_text(folder / "results.md", f"# {results['dataset']}\n\n{markdown_tables(results, score)}\n")
     curves = {f"{'with' if fc else 'without'} FC": of_scores[score] for fc, of_scores in scores.items()}
@@ -61,6 +62,7 @@ def write_report(results, scores, score, folder):
     ood_scores = {title: np.concatenate([ood for _, ood in sets.values()]) for title, sets in curves.items()}
     plot_score_histograms(id_scores, ood_scores, folder / "scores.png")
     plot_roc(curves, folder / "roc.png")
+    print(f"written: {', '.join(str(folder / name) for name in ('results.json', 'results.md', 'scores.png', 'roc.png'))}")
 
 
 def _percent(value):

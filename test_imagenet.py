@@ -1,0 +1,91 @@
+"""Evaluates a checkpoint of train_imagenet.py on its ID and OOD test lists, with and without feature calibration.
+
+    python test_imagenet.py --gpu 0 --FC True --txtt LIST --txtv LIST --iidp DIR --iodp DIR --ckpt_path DIR
+
+ID test, OOD test and calibration images all get the same centre crop. Prints the table and writes results.json, results.md,
+scores.png and roc.png into the run directory.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from datasets.imagenet import EvalImages, balanced_sample, load_files, select
+from datasets.loader import epoch_indices
+from models import FAMILIES, build_model
+from utils import flags
+from utils.checkpoint import open_checkpoint, settle
+from utils.distributed import autocast, finish, start
+from utils.errors import InputError, exit_cleanly
+from utils.evaluation import SCORES, Classifier, calibrate, evaluate, extract_features, prepare_network
+from utils.report import report
+from utils.runlog import environment, show_warnings_plainly, writable_folder
+
+# What a checkpoint without arguments is taken to be, where the flags do not say.
+UNKNOWN_DEFAULTS = {"ds": "imagenet", "model": "ResNet50", "image_size": 224}
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    show_warnings_plainly()
+    compute = start(args.gpu)
+    checkpoint, folder = open_checkpoint(args.ckpt_path)
+    given = {name: getattr(args, name) for name in ("ds", "model", "image_size")}
+    known = settle(given, checkpoint.get("args") if isinstance(checkpoint, dict) else None, UNKNOWN_DEFAULTS)
+    if known["ds"] != "imagenet" or known["model"] not in FAMILIES["imagenet"]:
+        raise InputError(f"{args.ckpt_path} holds a {known['model']} trained on {known['ds']}, which is for test.py")
+    out = writable_folder(args.srp or folder)
+
+    # Read every list first: what is missing shows before any work is done.
+    training = load_files(args.txtt, args.iidp)
+    class_counts = torch.bincount(training.labels).tolist()
+    test = load_files(args.txtv, args.iidp, num_classes=len(class_counts))
+    ood = load_files(args.txt_ood_test, args.iodp, labelled=False)
+    outliers = load_files(args.txt_ood_train, args.iodp, labelled=False) if args.FC else None
+    if args.num_cal < len(class_counts):
+        raise InputError(f"--num_cal {args.num_cal} is less than one image for each of the {len(class_counts)} classes")
+
+    model = build_model(known["model"], len(class_counts), family="imagenet")
+    network = prepare_network(model, checkpoint, compute)
+    mixed_precision = autocast(compute.device, args.precision)
+
+    def features(files):
+        batches = EvalImages(
+            files, image_size=known["image_size"], batch_size=args.tb, num_workers=args.num_workers, device=compute.device,
+            rank=compute.rank, world_size=compute.world_size,
+        )  # fmt: skip
+        return extract_features(network, batches, len(files.paths), compute, mixed_precision)
+
+    test_features, ood_features = features(test), {"imagenet_ood": features(ood)}
+    classifier = Classifier.of(model, args.tnorm)
+    attentions = {False: None}
+    if args.FC:
+        chosen = select(training, balanced_sample(training.labels, args.num_cal, args.seed))
+        size = min(args.num_cal, len(outliers.paths))
+        surrogate = select(outliers, epoch_indices(len(outliers.paths), size, args.seed, 0, "calibration"))
+        attentions[True] = calibrate(classifier, features(chosen), features(surrogate).features, class_counts)
+
+    if compute.is_main:
+        results, scores = evaluate(classifier, test_features, ood_features, attentions, class_counts)
+        about = {"dataset": "imagenet", "checkpoint": str(args.ckpt_path), "class_counts": class_counts}
+        about |= {"calibration_split": "train" if args.FC else None, "tnorm": args.tnorm}
+        report(about | results | {"environment": environment(compute.device)}, scores, args.score, out)
+    finish()
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ckpt_path", type=Path, required=True, help="a run directory or a checkpoint file")
+    parser.add_argument("--dataset", "--ds", dest="ds", choices=("imagenet",))
+    parser.add_argument("--model", "--md", choices=tuple(FAMILIES["imagenet"]), help="default: the checkpoint's")
+    flags.add_image_lists(parser)
+    parser.add_argument("--image_size", type=flags.number(int, low=16, high=1024), help="default: the checkpoint's")
+    parser.add_argument("--num_cal", type=flags.positive_int, default=30_000, help="images a side that calibrate, class-balanced")
+    flags.add_evaluation_flags(parser, tuple(SCORES))
+    parser.set_defaults(tb=100)
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    exit_cleanly(main)

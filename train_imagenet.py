@@ -1,0 +1,86 @@
+"""Trains PATT on ImageNet-LT, or on any long-tailed list of image files. The step and the run are train.py's.
+
+    python train_imagenet.py --gpu 0,1,2,3 --ds imagenet --md ResNet50 --lr 0.1 --Lambda1 0.02 --Lambda2 0.5 \\
+        --txtt LIST --txtv LIST --iidp DIR --iodp DIR --srp OUT
+    torchrun --nproc_per_node=4 train_imagenet.py ...                    one process a GPU; several machines: torchrun's flags
+    python train_imagenet.py --gpu cpu --md ResNet18 --image_size 64 ...  to try it on small images
+"""
+
+import argparse
+
+import torch
+
+from datasets.imagenet import EvalImages, FileTrainLoader, load_files, select
+from datasets.registry import hold_out
+from datasets.views import imagenet_views
+from models import FAMILIES, build_model
+from train import add_training_flags, build_criterion, check_batches, resolve, run, seed_everything
+from utils import flags
+from utils.distributed import finish, start
+from utils.errors import exit_cleanly
+from utils.runlog import show_warnings_plainly
+
+DEFAULTS = dict(
+    model="ResNet50", epochs=100, batch_size=32, ob=64, opt="sgd", lr=0.1, wd=5e-5, Lambda1=0.02, Lambda2=0.5,
+    tem_scale=0.7, tb=100,
+)  # fmt: skip
+
+
+def step_decay(base, decay_epochs):
+    """The learning rate times 0.1 from each of the epochs on."""
+    return lambda epoch: base * 0.1 ** sum(epoch >= e for e in decay_epochs)
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    show_warnings_plainly()
+    compute = start(args.gpu)
+    seed_everything(args.seed, args.deterministic)
+
+    training, validation = load_files(args.txtt, args.iidp), None
+    if args.val_fraction > 0:
+        kept, held = hold_out(training.labels, args.val_fraction)
+        training, validation = select(training, kept), select(training, held)
+    class_counts = torch.bincount(training.labels).tolist()
+    outliers = None
+    if args.oe:
+        outliers = load_files(args.txt_ood_train, args.iodp, labelled=False)
+        outliers = select(outliers, torch.arange(min(len(outliers.paths), args.num_ood_samples)))
+    check_batches(args, compute, len(training.paths), args.ob if outliers is None else len(outliers.paths))
+    shared = {"image_size": args.image_size, "num_workers": args.num_workers, "device": compute.device}
+    shared |= {"rank": compute.rank, "world_size": compute.world_size}
+    loader = FileTrainLoader(
+        training, outliers, imagenet_views(args.randaug_n, args.randaug_m), batch_size=args.batch_size,
+        outlier_batch_size=args.ob, contrastive=args.isac, seed=args.seed, **shared,
+    )  # fmt: skip
+
+    def validation_batches():
+        return EvalImages(validation, batch_size=args.tb, **shared)
+
+    model = build_model(args.model, len(class_counts), family="imagenet")
+    criterion = build_criterion(args, class_counts, model.embedding_dim)
+    run(
+        args, compute, loader, model, criterion, class_counts, step_decay(args.lr, args.decay_epochs),
+        validation_batches if validation else None,
+    )  # fmt: skip
+    finish()
+
+
+def parse_args(argv=None):
+    """The flags; defaults are the paper's run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    data = parser.add_argument_group("data and network")
+    data.add_argument("--dataset", "--ds", dest="ds", choices=("imagenet",), default="imagenet")
+    data.add_argument("--model", "--md", choices=tuple(FAMILIES["imagenet"]))
+    flags.add_image_lists(data)
+    data.add_argument("--image_size", type=flags.number(int, low=16, high=1024), default=224)
+    data.add_argument("--randaug_n", type=flags.count, default=2, help="RandAugment: operations an image")
+    data.add_argument("--randaug_m", type=flags.number(float, low=0, high=10), default=10, help="RandAugment: magnitude")
+    add_training_flags(parser)
+    parser.add_argument("--decay_epochs", "--de", type=flags.count, nargs="+", default=[60, 80], help="lr x 0.1 at each")
+    parser.set_defaults(**DEFAULTS)
+    return resolve(parser.parse_args(argv))
+
+
+if __name__ == "__main__":
+    exit_cleanly(main)
