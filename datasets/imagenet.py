@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import signal
 import stat
+import warnings
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,9 @@ from datasets.image_list import find_missing, read_image_list
 from datasets.loader import IMAGENET_NORMALIZATION, Batch, epoch_indices, mixed_seed, step_generator
 from datasets.views import draw_crop_boxes
 from utils.errors import InputError
+
+# torchvision 0.29 announces the end of its decoders; they are the fastest there are until then.
+warnings.filterwarnings("ignore", message="The image decoding and encoding capabilities of TorchVision")
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP")
 MAX_FILE_BYTES = 2**28

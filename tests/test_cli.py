@@ -1,6 +1,5 @@
 """The command lines end to end, on data that the tests make."""
 
-import importlib.util
 import json
 import os
 import pickle
@@ -13,47 +12,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from command_line import ROOT, load_script, run
 from PIL import Image
 
 import train
 from datasets.loader import TrainLoader
 from datasets.long_tail import long_tail_counts
 from models import build_model
-from utils.errors import exit_cleanly
 from utils.runlog import RunDirectory
 
-ROOT = Path(train.__file__).parent
 METRICS = {"auroc", "aupr_in", "aupr_out", "fpr95", "fpr95_id"}
 DIGITS = ["--ds", "digits", "--gpu", "cpu", "-b", "128", "--ob", "32", "-e", "1"]
 
 
-def load_script(name):
-    """The script as a module; `import test` would be the standard library's."""
-    spec = importlib.util.spec_from_file_location(f"{name}_script", ROOT / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 evaluation = load_script("test")
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """The order of sums, and so the last bit, may depend on the number of threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def run(main, *argv):
-    """Runs a script's main as the command line would, and returns its exit status."""
-    try:
-        exit_cleanly(lambda: main([str(a) for a in argv]))
-    except SystemExit as end:
-        return end.code
-    return 0
 
 
 def start_process(script, *argv, **settings):

@@ -1,0 +1,160 @@
+"""The ImageNet-LT command lines end to end, on small files that the tests make."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from command_line import ROOT, load_script, run
+from PIL import Image
+
+import train_imagenet
+from datasets.imagenet import balanced_sample, load_files
+from utils.errors import InputError
+
+evaluation = load_script("test_imagenet")
+CLASSES, SMALL = 3, ["--gpu", "cpu", "--num_workers", "0"]
+TRAIN = [*SMALL, "--md", "ResNet18", "--image_size", "32", "-e", "1", "-b", "4", "--ob", "4", "--randaug_n", "1"]
+
+
+def write_images(root, folder, count, seed):
+    """Noise of 40 x 48 pixels as JPEG files; returns their paths relative to the root."""
+    (root / folder).mkdir(parents=True)
+    rng = np.random.default_rng(seed)
+    for i in range(count):
+        Image.fromarray(rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)).save(root / folder / f"{i}.jpg")
+    return [f"{folder}/{i}.jpg" for i in range(count)]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Lists of 6 + 4 + 2 training images, 6 test images, 8 outliers and 5 OOD images; returns the flags that name them."""
+    root = tmp_path_factory.mktemp("images")
+    paths = [write_images(root, f"train/{c}", count, c) for c, count in enumerate((6, 4, 2))]
+    lists = {"txtt": [f"{path} {c}" for c in range(CLASSES) for path in paths[c]]}
+    lists["txtv"] = [f"{path} {i % CLASSES}" for i, path in enumerate(write_images(root, "val", 6, 10))]
+    lists["txt_ood_train"], lists["txt_ood_test"] = write_images(root, "extra", 8, 11), write_images(root, "ood", 5, 12)
+    for name, lines in lists.items():
+        (root / f"{name}.txt").write_text("\n".join(lines) + "\n")
+    flags = [word for name in lists for word in (f"--{name}", str(root / f"{name}.txt"))]
+    return [*flags, "--iidp", str(root), "--iodp", str(root)]
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("run") / "out"
+    torch.set_num_threads(1)
+    assert run(train_imagenet.main, *TRAIN, *data, "--srp", out) == 0
+    return out
+
+
+def results_of(folder):
+    return json.loads((folder / "results.json").read_text())
+
+
+def test_training_and_evaluation(trained, data, capsys):
+    record = json.loads((trained / "log.jsonl").read_text())
+    assert all(np.isfinite(record[term]) for term in ("loss", "isac", "tla", "oe"))
+    checkpoint = torch.load(trained / "latest.pth", weights_only=True)
+    assert checkpoint["class_counts"] == [6, 4, 2] and checkpoint["model"]["linear.weight"].shape == (CLASSES, 512)
+    assert checkpoint["criterion"]["statistics.sums"].shape == (CLASSES, 1024)
+    assert run(evaluation.main, *SMALL, *data, "--ckpt_path", trained, "--num_cal", "6") == 0
+    rows = results_of(trained)["rows"]
+    assert {(r["fc"], r["score"], r["n_id"], r["n_ood"]) for r in rows} == {
+        (fc, score, 6, 5) for fc in (False, True) for score in ("energy", "msp", "maxlogit")
+    }
+    assert "imagenet_ood | yes" in capsys.readouterr().out
+
+
+def torchrun(script, *argv):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", ROOT / script, *argv]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run([str(c) for c in command], cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+def test_two_processes_evaluate_like_one(trained, data, tmp_path):
+    assert run(evaluation.main, *SMALL, *data, "--ckpt_path", trained, "--srp", tmp_path / "one") == 0
+    done = torchrun("test_imagenet.py", *SMALL, *data, "--ckpt_path", trained, "--srp", tmp_path / "two")
+    assert done.returncode == 0, done.stderr
+    for kind in ("rows", "mean", "accuracy"):
+        for one, two in zip(results_of(tmp_path / "one")[kind], results_of(tmp_path / "two")[kind], strict=True):
+            assert one.keys() == two.keys()
+            assert all(one[key] == pytest.approx(two[key]) for key in one)
+
+
+def test_two_processes_train(data, tmp_path):
+    done = torchrun("train_imagenet.py", *TRAIN, *data, "--srp", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    checkpoint = torch.load(tmp_path / "out" / "latest.pth", weights_only=True)
+    assert not any(key.startswith("module.") for key in checkpoint["model"])
+    assert checkpoint["criterion"]["statistics.counts"].sum() == 3 * 4 * 2  # steps, global batch, views
+    done = torchrun("train_imagenet.py", *TRAIN, *data, "--srp", tmp_path / "out")
+    assert done.returncode != 0 and done.stderr.count("already holds a run") == 1
+
+
+def test_both_command_lines_of_the_authors_parse(data):
+    line = "--gpu 0,1,2,3 --ds imagenet --md ResNet50 --lr 0.1 --Lambda1 0.02 --Lambda2 0.5 --srp OUT"
+    args = train_imagenet.parse_args([*line.split(), *data])
+    assert (args.model, args.opt, args.lr, args.wd, args.batch_size, args.ob) == ("ResNet50", "sgd", 0.1, 5e-5, 32, 64)
+    assert (args.tem_scale, args.temperature, args.epochs, args.decay_epochs) == (0.7, 0.1, 100, [60, 80])
+    args = evaluation.parse_args(["--gpu", "0", "--FC", "True", *data, "--ckpt_path", "DIR"])
+    assert args.FC is True and args.num_cal == 30_000
+
+
+def test_the_learning_rate_falls_at_the_decay_epochs():
+    rate = train_imagenet.step_decay(0.1, [60, 80])
+    assert [rate(e) for e in (0, 59, 60, 79, 80, 99)] == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+
+
+def test_a_calibration_sample_is_as_balanced_as_the_classes_admit():
+    labels = torch.tensor([0] * 10 + [1] * 3 + [2] * 1)
+    for size, expected in ((3, [1, 1, 1]), (7, [3, 3, 1]), (8, [4, 3, 1]), (100, [10, 3, 1])):
+        chosen = balanced_sample(labels, size, seed=0)
+        assert len(chosen.unique()) == len(chosen) and torch.bincount(labels[chosen]).tolist() == expected
+    assert balanced_sample(labels, 5, 0).tolist() != balanced_sample(labels, 5, 1).tolist()
+
+
+@pytest.mark.parametrize(
+    "lines, words",
+    [
+        (["../x.jpg 0"], "out of"),
+        (["train/0/0.jpg -1"], "label -1"),
+        (["train/0/0.jpg 0", "train/0/1.jpg 2"], "class 1 of 3 has no image"),
+        (["train/0/0.jpg 0", "train/0/nothing.jpg 0"], "1 of 2 files"),
+        (["train/0/0.jpg zero"], "line 1"),
+    ],
+)
+def test_wrong_training_lists_are_refused(lines, words, data, tmp_path, capsys):
+    (tmp_path / "list.txt").write_text("\n".join(lines) + "\n")
+    flags = [*TRAIN, *data, "--txtt", tmp_path / "list.txt", "--srp", tmp_path / "out"]
+    assert run(train_imagenet.main, *flags) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and "list.txt" in error
+    assert words in error or words == "out of"
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_does_not_fit_the_checkpoint_is_refused(trained, data, tmp_path, capsys):
+    flags = [*SMALL, *data, "--ckpt_path", trained, "--srp", tmp_path]
+    root = data[data.index("--iidp") + 1]
+    (tmp_path / "more.txt").write_text("".join(f"train/0/{i}.jpg {i}\n" for i in range(4)))
+    for extra, words in (
+        (["--txtt", tmp_path / "more.txt"], "does not fit the network"),
+        (["--txtv", tmp_path / "more.txt"], "label 3"),
+        (["--image_size", "64"], "contradicts"),
+        (["--num_cal", "2"], "--num_cal 2"),
+        (["--iodp", f"{root}/train"], "txt_ood_test.txt"),
+    ):
+        capsys.readouterr()
+        assert run(evaluation.main, *flags, *extra) == 2
+        assert words in capsys.readouterr().err
+    assert not (tmp_path / "results.json").exists()
+
+
+def test_a_test_list_has_no_more_classes_than_the_training_list(data):
+    root = data[data.index("--iidp") + 1]
+    with pytest.raises(InputError, match="label 2"):
+        load_files(data[data.index("--txtt") + 1], root, num_classes=2)
