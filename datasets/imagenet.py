@@ -307,23 +307,34 @@ class StepFiles(NamedTuple):
 
 
 class _Items(Dataset):
-    """Item k is ``function(k)``."""
+    """Item k is ``function(k)``, or the InputError it raised: as an exception it would arrive with a traceback in it."""
 
     def __init__(self, function):
         self.function = function
 
     def __getitem__(self, k):
-        return self.function(k)
+        try:
+            return self.function(k)
+        except InputError as error:
+            return error
 
 
-def _from_workers(items, order, num_workers):
-    """Iterates over the items in the given order, made by worker processes, or in this one where there are none."""
-    return iter(
-        DataLoader(
-            items, sampler=order, batch_size=None, num_workers=num_workers, collate_fn=_unchanged,
+def _from_workers(function, order, num_workers):
+    """Iterates over ``function(k)`` for k in ``order``, made by worker processes, or in this one where there are none.
+
+    Workers are forked, so that they inherit the lists.
+    """
+    if num_workers:
+        workers = dict(
+            num_workers=num_workers, multiprocessing_context="fork",
             worker_init_fn=_leave_signals_to_the_main_process,
-        )
-    )  # fmt: skip
+        )  # fmt: skip
+    else:
+        workers = {}
+    for item in DataLoader(_Items(function), sampler=order, batch_size=None, collate_fn=_unchanged, **workers):
+        if isinstance(item, InputError):
+            raise item
+        yield item
 
 
 def _unchanged(item):
@@ -399,7 +410,7 @@ class FileTrainLoader:
             InputError: more than 1 % of the files cannot be read, or none of a class; or a worker died.
         """
         steps = range(start_step, len(self))
-        read = _from_workers(_Items(partial(self.make, epoch, self._orders(epoch))), steps, self.num_workers)
+        read = _from_workers(partial(self.make, epoch, self._orders(epoch)), steps, self.num_workers)
         for step in steps:
             try:
                 files = next(read)
@@ -480,7 +491,8 @@ class FileTrainLoader:
                 decoded = iter(decode_jpeg(jpegs, ImageReadMode.RGB, device=self.device) if jpegs else [])
             except RuntimeError:  # nvJPEG does not say which file it refused, so that the CPU does the step
                 rows = [torch.tensor(used) for used in files.used]
-                files = self._read(epoch, step, rows, self._crops)
+                again = self._read(epoch, step, rows, self._crops)
+                files = again._replace(unreadable=files.unreadable + again.unreadable)
                 crops = [[[view.to(self.device) for view in views] for views in crops] for crops in files.decoded]
             else:
                 images = (next(decoded) if image.dim() == 1 else image.to(self.device) for image in images)
@@ -530,23 +542,21 @@ class EvalImages:
 
     def __iter__(self):
         """Raises InputError at a file that cannot be read: results are about whole sets."""
-        read = _from_workers(_Items(self._read), range(len(self)), self.num_workers)
-        for rows, (images, problem) in zip(self.batches, read, strict=True):
-            if problem is not None:
-                raise InputError(problem)
+        read = _from_workers(self._read, range(len(self)), self.num_workers)
+        for rows, images in zip(self.batches, read, strict=True):
             images = IMAGENET_NORMALIZATION(images.to(self.device).float().div_(255))
             yield images.contiguous(memory_format=torch.channels_last), self.files.labels[rows].to(self.device)
 
     def _read(self, batch):
-        """(uint8 images of a batch, None), or (None, what is wrong): an exception would arrive as a traceback."""
+        """The uint8 images of a batch."""
         images = []
         for number in self.batches[batch].tolist():
             path = self.files.root / self.files.paths[number]
             try:
                 images.append(central_crop(decode_image(open_image(path)), self.image_size))
             except Unreadable as error:
-                return None, f"{path} {error}"
-        return torch.stack(images), None
+                raise InputError(f"{path} {error}") from error
+        return torch.stack(images)
 
 
 def central_crop(image: torch.Tensor, size: int) -> torch.Tensor:
