@@ -1,18 +1,16 @@
-"""What every benchmark shares: repeated timing, a description of the machine, and the results file."""
-import datetime
+"""What every benchmark shares: repeated timing, and the table and results file of a claim."""
+
 import json
-import os
-import platform
 import re
 import statistics
-import subprocess
+import sys
 import time
-from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+
+from utils.runlog import environment, write_text
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -25,7 +23,7 @@ class Timing(NamedTuple):
     high: float
 
 
-def timed(fn: Callable[[], object], repeats: int, warmup: int = 1) -> Timing:
+def timed(fn, repeats, warmup=1):
     """Seconds that ``fn()`` takes, over ``repeats`` calls after ``warmup`` untimed ones; waits for a GPU's work."""
     synchronise = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     for _ in range(warmup):
@@ -40,48 +38,26 @@ def timed(fn: Callable[[], object], repeats: int, warmup: int = 1) -> Timing:
     return Timing(statistics.median(seconds), min(seconds), max(seconds))
 
 
-def processor_name() -> str:
-    """The CPU's marketing name where the system tells it, else its architecture."""
-    cpuinfo = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.exists() else None
-    return found.group(1).strip() if found else platform.processor() or platform.machine()
+def milliseconds(timing):
+    """``median (lowest to highest)`` as text."""
+    return f"{1e3 * timing.median:.4g} ({1e3 * timing.low:.4g} to {1e3 * timing.high:.4g})"
 
 
-def usable_cores() -> int:
-    """CPU cores this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def publish(claim, device, head, rows, **measurements):
+    """Prints a table and writes it to ``benchmarks/results/<claim>-<device>.json``, with what it was made from.
 
-
-def commit() -> str:
-    """The commit that is measured, marked ``-dirty`` when tracked files differ from it; "unknown" outside git."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    try:
-        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return done.stdout.strip()
-
-
-def environment(device: str = "cpu") -> dict[str, object]:
-    """Versions, device, cores, date and commit: what a reader needs to judge a measurement on ``device``."""
-    packages = ("torch", "torchvision", "numpy", "Pillow")
-    return {
-        "date": datetime.date.today().isoformat(),
-        "commit": commit(),
-        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else processor_name(),
-        "cores": usable_cores(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in packages},
-    }
-
-
-def write_results(claim: str, device: str, payload: dict[str, object]) -> Path:
-    """Write ``payload`` with its environment to ``benchmarks/results/<claim>-<device>.json``; returns the path.
-
-    The file name's device is "cpu" or the GPU's name in small letters, such as ``nvidia-h200``.
+    Args:
+        claim: the benchmark's name. device: where it ran; in the file's name "cpu" or the GPU's name in small letters.
+        head, rows: the table's cells, as text.
+        measurements: plain values that the table was made from.
     """
-    name = "cpu" if device == "cpu" else re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name(device).lower())
+    where = environment(device)
+    name = "cpu" if device.type == "cpu" else re.sub(r"[^a-z0-9]+", "-", where["device"].lower())
+    command = " ".join(["python -m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
+    for row in [head, *rows]:
+        print("  ".join(str(cell).ljust(24) for cell in row), flush=True)
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{claim}-{name}.json"
-    path.write_text(json.dumps({"environment": environment(device), **payload}, indent=2) + "\n")
-    return path
+    record = {"command": command, "environment": where, "table": {"head": head, "rows": rows}} | measurements
+    write_text(path, json.dumps(record, indent=1) + "\n")
+    print(f"written: {path}", flush=True)

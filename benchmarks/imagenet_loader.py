@@ -17,7 +17,7 @@ from sklearn.datasets import load_sample_images
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from benchmarks.common import timed, usable_cores, write_results
+from benchmarks.common import publish, timed
 from datasets.imagenet import FileTrainLoader, ImageFiles
 from datasets.loader import IMAGENET_NORMALIZATION
 from datasets.views import imagenet_views
@@ -93,7 +93,6 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--files", type=int, default=240, help="files to make; a run reads each four times")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--no_results_file", action="store_true", help="print only")
     args = parser.parse_args()
     torch.set_num_threads(1)  # the cores belong to the workers
     bound = hasattr(os, "sched_setaffinity")
@@ -103,21 +102,18 @@ def main():
         files = make_files(Path(folder), args.files)
         files = ImageFiles(files.root, files.paths * 4, files.labels.repeat(4))
         for cores in (1, 2):
-            if cores > usable_cores():
+            if cores > (len(allowed) or os.cpu_count()):
                 continue
             if bound:
                 os.sched_setaffinity(0, allowed[:cores])
             rows.append(measure(files, cores, args.repeats))
             if bound:
                 os.sched_setaffinity(0, allowed)
-    print("Training images a second, three augmented views each (median, and lowest to highest)")
-    print(f"{'cores':>5}  {'plain':>20}  {'ours':>20}  {'ratio':>6}")
-    for row in rows:
-        cells = ["{median:.0f} ({lowest:.0f} to {highest:.0f})".format(**row[way]) for way in ("plain", "ours")]
-        print(f"{row['cores']:>5}  {cells[0]:>20}  {cells[1]:>20}  {row['ratio']:>6.2f}")
-    if not args.no_results_file:
-        payload = {"image_size": SIZE, "file": "JPEG 500 x 375, quality 90", "images_per_second": rows}
-        print(write_results("imagenet_loader", "cpu", payload))
+    head = ["cores", "plain way, images/s", "ours, images/s", "ratio"]
+    cell = "{median:.0f} ({lowest:.0f} to {highest:.0f})"
+    table = [[str(r["cores"]), cell.format(**r["plain"]), cell.format(**r["ours"]), f"{r['ratio']:.1f}"] for r in rows]
+    about = {"image_size": SIZE, "file": "JPEG 500 x 375, quality 90"}
+    publish("imagenet_loader", torch.device("cpu"), head, table, images_per_second=rows, **about)
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ def start(gpu):
 
 def finish():
     """Leaves the process group, if there is one."""
-    if dist.is_available() and dist.is_initialized():
+    if in_process_group():
         dist.destroy_process_group()
 
 
@@ -126,13 +126,18 @@ def parallelize(model, compute, sync_bn=False, all_parameters_used=True):
 
 def share_buffers(model):
     """Gives every process rank 0's buffers (BatchNorm's running statistics), before an evaluation that is shared out."""
-    if dist.is_available() and dist.is_initialized():
+    if in_process_group():
         for buffer in model.buffers():
             dist.broadcast(buffer, 0)
 
 
+def in_process_group():
+    """Whether several processes (or one, under torchrun) compute together."""
+    return dist.is_available() and dist.is_initialized()
+
+
 def sum_over_processes(tensor):
     """The tensor, summed in place over the processes of the group; itself where there is none."""
-    if dist.is_available() and dist.is_initialized():
+    if in_process_group():
         dist.all_reduce(tensor)
     return tensor

@@ -1,14 +1,17 @@
 """A run's directory: who owns it, its arguments, its log."""
 
+import datetime
 import fcntl
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import warnings
 from pathlib import Path
 
+import numpy as np
 import torch
 import torchvision
 
@@ -18,16 +21,26 @@ LOCK = "run.lock"
 
 
 def environment(device):
-    """Versions, device and commit, for ``args.json`` and result files."""
-    cuda = device.type == "cuda"
+    """Versions, device, commit and date, for ``args.json`` and result files."""
     return {
         "python": platform.python_version(),
         "torch": str(torch.__version__),
         "torchvision": str(torchvision.__version__),
-        "device": torch.cuda.get_device_name(device) if cuda else f"{platform.machine()} CPU",
-        "cpu_cores": os.cpu_count(),
+        "numpy": np.__version__,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor_name(),
+        "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "commit": _commit(),
+        "date": datetime.date.today().isoformat(),
     }
+
+
+def _processor_name():
+    """The CPU's name where the system tells it, else its architecture."""
+    try:
+        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+    except OSError:
+        found = None
+    return found.group(1).strip() if found else f"{platform.machine()} CPU"
 
 
 def _commit():

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from utils.distributed import sum_over_processes
+from utils.distributed import in_process_group, sum_over_processes
 
 TERMS = 8  # of Debye's expansion; with them and orders >= 15 the error of log I stays near 1e-11
 SMALLEST_ORDER = 15.0
@@ -118,6 +118,22 @@ def bessel_ratio(order, x):
     return _log_iv_and_ratio(float(order), torch.as_tensor(x).double())[1]
 
 
+class _MinusLogNormalizer(torch.autograd.Function):
+    """log I_order(k) - order log k from k^2: minus log C_p(k) up to a constant; its derivative in k is the Bessel ratio."""
+
+    @staticmethod
+    def forward(ctx, order, k_squared):
+        k = k_squared.sqrt()
+        value, ratio = _log_iv_and_ratio(order, k)
+        ctx.save_for_backward(ratio.div_(2 * k))
+        return value.sub_(order * torch.log(k))
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        return None, grad * ctx.saved_tensors[0]
+
+
 class ClassVMF(nn.Module):
     """A von Mises-Fisher distribution on the unit sphere of R^dim for every class, estimated while training.
 
@@ -130,6 +146,9 @@ class ClassVMF(nn.Module):
         dim: p, the width of the embeddings.
         schedule: "epoch": the previous epoch's average serves while the current one is collected (a class without one is
             served by the average collected so far); "running": one average over the whole run.
+
+    Attributes:
+        mean_direction: mu, float64 (C, p), unit rows. kappa: float64 (C,). What serves now.
     """
 
     SCHEDULES = ("epoch", "running")
@@ -140,55 +159,51 @@ class ClassVMF(nn.Module):
             raise ValueError(f"unknown schedule {schedule!r}; there are {', '.join(self.SCHEDULES)}")
         self.schedule = schedule
         self.dim = dim
+        direction, kappa = self._describe(UNSEEN_RESULTANT * F.normalize(torch.randn(num_classes, dim, dtype=torch.float64)))
         self.register_buffer("sums", torch.zeros(num_classes, dim, dtype=torch.float64))
         self.register_buffer("counts", torch.zeros(num_classes, dtype=torch.float64))
-        # What serves a class until its own average does.
-        self.register_buffer(
-            "served", UNSEEN_RESULTANT * F.normalize(torch.randn(num_classes, dim, dtype=torch.float64))
-        )
+        self.register_buffer("mean_direction", direction)
+        self.register_buffer("kappa", kappa)
         self.register_buffer("has_previous", torch.zeros(num_classes, dtype=torch.bool))
+
+    def _describe(self, means):
+        """(directions, concentrations) of mean embeddings (n, p)."""
+        resultant = means.norm(dim=1)
+        # R >= 1 happens for embeddings that are not on the sphere: no spread, the largest concentration.
+        kappa = self.dim * resultant / (1 - resultant**2).clamp(min=1e-12)
+        return means / resultant.clamp(min=1e-12)[:, None], kappa.clamp(KAPPA_MIN, KAPPA_MAX)
+
+    @torch.no_grad()
+    def _serve(self, classes, chosen):
+        """Lets what is collected serve those of ``classes`` (n,) that are ``chosen`` (n,); the others stay as they are."""
+        direction, kappa = self._describe(self.sums[classes] / self.counts[classes].clamp(min=1)[:, None])
+        self.mean_direction[classes] = torch.where(chosen[:, None], direction, self.mean_direction[classes])
+        self.kappa[classes] = torch.where(chosen, kappa, self.kappa[classes])
 
     def start_epoch(self):
         """Under "epoch", the average just collected begins to serve and a new one is begun; "running" goes on."""
         if self.schedule == "epoch":
-            self.served.copy_(self.mean)
-            self.has_previous.logical_or_(self.counts > 0)
+            collected = self.counts > 0
+            self._serve(torch.arange(len(self.counts), device=self.counts.device), collected)
+            self.has_previous.logical_or_(collected)
             self.sums.zero_()
             self.counts.zero_()
 
     @torch.no_grad()
     def update(self, embeddings, labels):
         """Adds a batch: ``embeddings`` (B, p), ``labels`` int64 (B,)."""
-        sums = torch.zeros_like(self.sums).index_add_(0, labels, embeddings.detach().double())
-        counts = torch.zeros_like(self.counts).index_add_(0, labels, torch.ones_like(labels, dtype=torch.float64))
-        self.sums.add_(sum_over_processes(sums))
-        self.counts.add_(sum_over_processes(counts))
-
-    @property
-    def mean(self):
-        """The mean embedding m_c of what is collected, or what serves where nothing is: float64 (C, p)."""
-        collected = self.sums / self.counts.clamp(min=1)[:, None]
-        return torch.where((self.counts > 0)[:, None], collected, self.served)
-
-    def _direction_and_kappa(self):
-        mean = self.mean
-        if self.schedule == "epoch":
-            mean = torch.where(self.has_previous[:, None], self.served, mean)
-        resultant = mean.norm(dim=1)
-        direction = mean / resultant.clamp(min=1e-12)[:, None]
-        # R >= 1 happens for embeddings that are not on the sphere: no spread, the largest concentration.
-        kappa = self.dim * resultant / (1 - resultant**2).clamp(min=1e-12)
-        return direction, kappa.clamp(KAPPA_MIN, KAPPA_MAX)
-
-    @property
-    def mean_direction(self):
-        """mu: float64 (C, p), unit rows."""
-        return self._direction_and_kappa()[0]
-
-    @property
-    def kappa(self):
-        """Concentrations: float64 (C,), in [1e-3, 1e5]."""
-        return self._direction_and_kappa()[1]
+        ones = torch.ones_like(labels, dtype=torch.float64)
+        classes = labels
+        if in_process_group():
+            sums = torch.zeros_like(self.sums).index_add_(0, labels, embeddings.detach().double())
+            counts = torch.zeros_like(self.counts).index_add_(0, labels, ones)
+            self.sums.add_(sum_over_processes(sums))
+            self.counts.add_(sum_over_processes(counts))
+            classes = torch.arange(len(counts), device=labels.device)
+        else:  # only the batch's classes change: nothing of size C x p is made
+            self.sums.index_add_(0, labels, embeddings.detach().double())
+            self.counts.index_add_(0, labels, ones)
+        self._serve(classes, (self.counts[classes] > 0) & ~self.has_previous[classes])
 
     def log_mgf(self, embeddings, temperature):
         """Log moment generating function of every class's distribution at e / tau, differentiable in the embeddings.
@@ -203,14 +218,11 @@ class ClassVMF(nn.Module):
         Returns:
             float64 (B, C).
         """
-        direction, kappa = self._direction_and_kappa()
-        cosine = (embeddings @ direction.to(embeddings.dtype).T).double()
-        norm = embeddings.double().pow(2).sum(dim=1, keepdim=True)
+        cosine = (embeddings @ self.mean_direction.to(embeddings.dtype).T).double()
+        norm = embeddings.double().square().sum(dim=1, keepdim=True)
         # The norm of kappa mu + e / tau without the N x C x p tensor; the clamp is for rounding where the two cancel.
-        k = (kappa**2 + 2 / temperature * kappa * cosine + norm / temperature**2).clamp(min=KAPPA_MIN**2).sqrt()
+        kappa_squared = self.kappa.square()
+        k_squared = torch.addcmul(kappa_squared + norm / temperature**2, 2 / temperature * self.kappa, cosine)
         order = self.dim / 2 - 1
-
-        def minus_log_normaliser(concentration):  # up to a constant that cancels in the difference
-            return log_iv(order, concentration) - order * torch.log(concentration)
-
-        return minus_log_normaliser(k) - minus_log_normaliser(kappa)
+        at_kappa = _MinusLogNormalizer.apply(order, kappa_squared)
+        return _MinusLogNormalizer.apply(order, k_squared.clamp(min=KAPPA_MIN**2)) - at_kappa
