@@ -76,7 +76,7 @@ class PATTLoss(nn.Module):
         first_outlier = 3 * batch if self.isac else batch
         with torch.autocast(logits.device.type, enabled=False):
             zero = torch.zeros((), device=logits.device)
-            isac = self._contrast(embeddings[batch:first_outlier], labels.repeat(2)) if self.isac else zero
+            isac = self.contrast(embeddings[batch:first_outlier], labels.repeat(2)) if self.isac else zero
             view1 = _at_least_float32(logits[:batch])
             tla = (
                 logit_adjusted_ce(view1, labels, self.log_prior, self.logit_temperature)
@@ -85,7 +85,7 @@ class PATTLoss(nn.Module):
             oe = outlier_exposure(_at_least_float32(logits[first_outlier:])) if self.oe else zero
         return {"loss": isac + self.tla_weight * tla + self.oe_weight * oe, "isac": isac, "tla": tla, "oe": oe}
 
-    def _contrast(self, embeddings, labels):
+    def contrast(self, embeddings, labels):
         """L_isac = CE(s + log pi, y) over the (2B, p) embeddings of views 2 and 3."""
         embeddings = _at_least_float32(embeddings)
         if self.normalize:

@@ -1,0 +1,106 @@
+"""The cost of ISAC, forward and backward, statistics included: python -m benchmarks.criterion
+
+Against the plain transcription (benchmarks/plain.py) at three sizes, after checking that the two agree; and the growth of time
+and of peak memory with the number of classes.
+"""
+
+import argparse
+import multiprocessing
+import resource
+
+import torch
+import torch.nn.functional as F
+
+from benchmarks.common import milliseconds, publish, timed
+from benchmarks.plain import PlainISAC
+from utils.losses import PATTLoss
+
+SIZES = ((128, 10, 512), (128, 100, 512), (32, 1000, 1024))
+GOALS = (15, 25, 60)
+GROWTH = (10, 100, 1000, 10_000)
+
+
+def batch(n, classes, dim, device):
+    """Embeddings that lean to a class direction; 16 earlier ones of every class, for the statistics; long-tailed counts.
+
+    With so many, no kappa comes near the order from which the plain recurrence starts, above which it is wrong.
+    """
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(classes, (n,), generator=generator)
+    centres = torch.randn(classes, dim, generator=generator)
+    embeddings = centres[labels] + 2 * torch.randn(n, dim, generator=generator)
+    earlier = centres.repeat(16, 1) + 2 * torch.randn(16 * classes, dim, generator=generator)
+    counts = torch.logspace(3, 1, classes).long().tolist()
+    return embeddings.to(device), labels.to(device), F.normalize(earlier, dim=1).to(device), counts
+
+
+def ours(n, classes, dim, device):
+    """A function that does one step of our criterion's contrastive term, and its module."""
+    embeddings, labels, earlier, counts = batch(n, classes, dim, device)
+    loss = PATTLoss(counts, dim, oe_weight=0, tla_weight=0, schedule="running", tla=False, oe=False).to(device)
+    loss.statistics.update(earlier, torch.arange(classes, device=device).repeat(16))
+    embeddings.requires_grad_()
+    return lambda: step(loss.contrast, embeddings, labels)
+
+
+def plain(n, classes, dim, device):
+    embeddings, labels, earlier, counts = batch(n, classes, dim, "cpu")
+    loss = PlainISAC(counts, dim)
+    for part in earlier.double().chunk(16):
+        loss.update(part, torch.arange(classes))
+    loss.mean, loss.seen, loss.log_prior = (t.to(device) for t in (loss.mean, loss.seen, loss.log_prior))
+    embeddings, labels = embeddings.to(device).requires_grad_(), labels.to(device)
+    return lambda: step(loss, embeddings, labels)
+
+
+def step(loss, embeddings, labels):
+    """(loss, gradient) of one forward and backward pass."""
+    embeddings.grad = None
+    value = loss(embeddings, labels)
+    value.backward()
+    return value.detach(), embeddings.grad
+
+
+def peak_memory(classes, n, dim, queue):
+    """Peak resident memory that one step adds, in MB; in a process of its own."""
+    torch.set_num_threads(1)
+    do = ours(n, 10, dim, "cpu")
+    do()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    ours(n, classes, dim, "cpu")()
+    queue.put((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
+    args = parser.parse_args()
+    rows, sizes = [], []
+    for (n, classes, dim), goal in zip(SIZES, GOALS, strict=True):
+        mine, theirs = ours(n, classes, dim, args.device), plain(n, classes, dim, args.device)
+        (a, grad_a), (b, grad_b) = mine(), theirs()
+        difference = max(abs(float(a) - float(b)), float((grad_a - grad_b).abs().max() / grad_b.abs().max()))
+        if difference > 1e-4:
+            raise SystemExit(f"the two do not agree at {(n, classes, dim)}: {difference}")
+        fast, slow = timed(mine, 3 * args.repeats, warmup=5), timed(theirs, max(3, args.repeats // 3))
+        sizes.append({"n": n, "classes": classes, "dim": dim, "ours": fast, "plain": slow, "difference": difference})
+        row = [f"N {n}, C {classes}, D {dim}", milliseconds(slow), milliseconds(fast)]
+        rows.append([*row, f"{slow.median / fast.median:.0f}x (goal {goal}x)", f"{difference:.0e}"])
+    growth = []
+    for classes in GROWTH:
+        timing = timed(ours(128, classes, 512, args.device), args.repeats, warmup=3)
+        spawn = multiprocessing.get_context("spawn")
+        queue = spawn.SimpleQueue()
+        process = spawn.Process(target=peak_memory, args=(classes, 128, 512, queue))
+        process.start()
+        growth.append({"classes": classes, "ours": timing, "peak_mb": queue.get()})
+        process.join()
+        memory = f"peak memory +{growth[-1]['peak_mb']:.0f} MB"
+        rows.append([f"N 128, C {classes:,}, D 512", "", milliseconds(timing), "", memory])
+    head = ["ISAC, forward + backward", "plain, ms", "ours, ms", "faster", "largest difference"]
+    publish("criterion", args.device, head, rows, sizes=sizes, growth=growth)
+
+
+if __name__ == "__main__":
+    main()
