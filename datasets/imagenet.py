@@ -4,8 +4,10 @@ Worker processes read the files and choose the random crops. For the CPU they al
 they hand over the bytes, and decoding, crops and augmentation run on the GPU, on a side stream beside the step.
 Order and randomness depend on (seed, epoch, step, rank) and on the files alone, so that a run can go on at any step.
 """
+import contextlib
 import io
 import math
+import mmap
 import multiprocessing
 import os
 import signal
@@ -38,6 +40,8 @@ EXIF_ORIENTATION = 0x0112
 END_OF_JPEG = b"\xff\xd9"
 
 CROP_SCALE, OUTLIER_CROP_SCALE, CROP_RATIO = (0.08, 1.0), (0.2, 1.0), (3 / 4, 4 / 3)
+
+STEPS_AHEAD = 2  # that each worker prepares
 
 UNREADABLE_SHARE = 0.01  # above this a run stops ...
 UNREADABLE_FLOOR = 5  # ... unless it is about so few files that one folder's accident explains them
@@ -296,6 +300,22 @@ class Packed(NamedTuple):
         return [part.view(shape) for part, shape in zip(parts, self.shapes, strict=True)]
 
 
+def large_tensor(*shape: int) -> torch.Tensor:
+    """An uninitialised float32 tensor of the CPU, on huge pages where the system has them: the first touch of 100 MB of
+    small ones takes longer than the arithmetic on it."""
+    if not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.empty(shape)
+    memory = mmap.mmap(-1, 4 * math.prod(shape), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError):  # a kernel without them
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=torch.float32).view(shape)
+
+
+def shared_tensor(*shape: int) -> torch.Tensor:
+    """A float32 tensor that forked processes share. It takes no room in /dev/shm, which containers keep small."""
+    return torch.frombuffer(mmap.mmap(-1, 4 * math.prod(shape)), dtype=torch.float32).view(shape)
+
+
 class StepFiles(NamedTuple):
     """What is read of a step, by list (training images, then outliers): the numbers of the files used, the boxes, and
     crops or encoded images, as :meth:`FileReader.read` gives them."""
@@ -322,11 +342,11 @@ class _Items(Dataset):
 def _from_workers(function, order, num_workers):
     """Iterates over ``function(k)`` for k in ``order``, made by worker processes, or in this one where there are none.
 
-    Workers are forked, so that they inherit the lists.
+    Workers are forked, so that they share the memory that this process made for them.
     """
     if num_workers:
         workers = dict(
-            num_workers=num_workers, multiprocessing_context="fork",
+            num_workers=num_workers, prefetch_factor=STEPS_AHEAD, multiprocessing_context="fork",
             worker_init_fn=_leave_signals_to_the_main_process,
         )  # fmt: skip
     else:
@@ -385,6 +405,16 @@ class FileTrainLoader:
                     on_reading=lambda number: self._note(len(files.paths) + number),
                 )
             )  # fmt: skip
+        rows_by_view = [
+            len(range(rank, size, world_size))
+            for reader, size in zip(self._readers, (batch_size, outlier_batch_size))  # noqa: B905 (outliers may be off)
+            for _ in range(reader.views)
+        ]
+        self._shape = (sum(rows_by_view), 3, image_size, image_size)
+        self._crops_by_view = [
+            torch.empty(rows, *self._shape[1:], dtype=torch.uint8, device=device) for rows in rows_by_view
+        ]
+        self._mean, self._std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in IMAGENET_NORMALIZATION)
 
     def __len__(self):
         return len(self.files.labels) // self.batch_size
@@ -410,7 +440,12 @@ class FileTrainLoader:
             InputError: more than 1 % of the files cannot be read, or none of a class; or a worker died.
         """
         steps = range(start_step, len(self))
-        read = _from_workers(partial(self.make, epoch, self._orders(epoch)), steps, self.num_workers)
+        slots = None
+        if self.device.type == "cpu" and self.num_workers:
+            # One more than the steps ahead: none is written to while the main process copies its batch out.
+            slots = shared_tensor(self.num_workers * STEPS_AHEAD + 1, *self._shape)
+        make = partial(self.make, epoch, self._orders(epoch), slots)
+        read = _from_workers(make, steps, self.num_workers)
         for step in steps:
             try:
                 files = next(read)
@@ -418,7 +453,7 @@ class FileTrainLoader:
                 if (name := self.file_of_dead_worker()) is None:
                     raise
                 raise InputError(f"a worker process died while it read {name}: {error}") from error
-            yield self._deliver(files, epoch, step)
+            yield self._deliver(files, epoch, step, slots)
 
     def file_of_dead_worker(self):
         """The path of the file that a worker was at when it died, or None. PyTorch reports a death by a RuntimeError at
@@ -441,14 +476,17 @@ class FileTrainLoader:
             for files, size, stream in lists[: len(self._readers)]
         ]  # fmt: skip
 
-    def make(self, epoch, orders, step):
-        """A worker's part of a step: on the CPU all of it, for CUDA the bytes and the boxes."""
+    def make(self, epoch, orders, slots, step):
+        """A worker's part of a step: for CUDA, to pack bytes (``decoded``) and boxes; on the CPU all of it, the batch put
+        into the step's slot of the shared memory, or, where there are no workers, into ``decoded``."""
         rows = [order[step] for order in orders]
         if self.device.type == "cuda":
             files = self._read(epoch, step, rows, lambda encoded, boxes: decode_for_gpu(encoded))
             return files._replace(decoded=Packed.pack(sum(files.decoded, [])))
         files = self._read(epoch, step, rows, self._crops)
-        return files._replace(boxes=[], decoded=self._augment(files.decoded, epoch, step))
+        images = large_tensor(*self._shape) if slots is None else slots[step % len(slots)]
+        self._augment(files.decoded, epoch, step, images)
+        return files._replace(boxes=[], decoded=images if slots is None else None)
 
     def _read(self, epoch, step, rows, decode):
         generator, unreadable = step_generator(self.seed, epoch, step, self.rank), Counter()
@@ -462,19 +500,28 @@ class FileTrainLoader:
         shrink = decoding_shrink(boxes, self.image_size)
         return resized_crops(decode_image(encoded, shrink), boxes, self.image_size, shrink)
 
-    def _augment(self, crops, epoch, step):
-        """By list, the uint8 crops (3, S, S) of each file, to the normalised images of the batch."""
+    def _augment(self, crops, epoch, step, images):
+        """Fills ``images`` with the normalised views of ``crops``: by list, the uint8 crops (3, S, S) of each file."""
         generator = torch.Generator().manual_seed(mixed_seed("pixels", self.seed, epoch, step, self.rank))
-        by_view = [torch.stack(same_view) for of_list in crops for same_view in zip(*of_list, strict=True)]
         contrastive = [self.views.contrastive] * (self._readers[0].views - 1)
-        chain = zip([self.views.strong, *contrastive, self.views.outlier], by_view)  # noqa: B905 (outliers may be off)
-        images = [IMAGENET_NORMALIZATION(view(part, generator)) for view, part in chain]
-        return torch.cat(images).contiguous(memory_format=torch.channels_last)
+        chain = [self.views.strong, *contrastive, *[self.views.outlier] * (len(self._readers) - 1)]
+        by_view = [same_view for of_list in crops for same_view in zip(*of_list, strict=True)]
+        start = 0
+        for view, stacked, same_view in zip(chain, self._crops_by_view, by_view, strict=True):
+            torch.stack(same_view, out=stacked)
+            view(stacked, generator, out=images[start : start + len(stacked)], finish=self._normalize)
+            start += len(stacked)
 
-    def _deliver(self, files, epoch, step):
+    def _normalize(self, view, out):
+        torch.sub(view, self._mean, out=out).div_(self._std)
+
+    def _deliver(self, files, epoch, step, slots):
         """The main process's part: the batch on the device, and what was met on the way is counted."""
         if self.device.type == "cuda":
             files = self._decode_on_gpu(files, epoch, step)
+        elif slots is not None:
+            slot = slots[step % len(slots)]
+            files = files._replace(decoded=large_tensor(*slot.shape).copy_(slot))
         self._count(files)
         indices = torch.tensor(files.used[0])
         return Batch(files.decoded, self.files.labels[indices].to(self.device), indices)
@@ -499,7 +546,8 @@ class FileTrainLoader:
                 crops = [
                     [resized_crops(next(images), box, self.image_size) for box in boxes] for boxes in files.boxes
                 ]
-            batch = self._augment(crops, epoch, step)
+            batch = torch.empty(self._shape, device=self.device, memory_format=torch.channels_last)
+            self._augment(crops, epoch, step, batch)
         main_stream = torch.cuda.current_stream(self.device)
         main_stream.wait_stream(self.side_stream)
         batch.record_stream(main_stream)

@@ -3,8 +3,7 @@
 A view is called as ``view(images, generator)`` with uint8 images (N, 3, H, W) on any device and a CPU generator, and
 returns float32 images in [0, 1], not normalised. Parameters are drawn on the host, so one seed means one augmentation
 on every device, and which samples an operation applies to is known without asking the device. A view is a chain of
-stages; a stage has ``draw``, its random parameters, and ``__call__``, which draws and applies them and leaves its
-input alone.
+stages; a stage has ``draw``, its random parameters for a batch, and ``apply``, which leaves its input alone.
 """
 import math
 from collections.abc import Callable
@@ -18,19 +17,68 @@ from datasets import ops
 
 CIFAR_MEAN = (0.4914, 0.4822, 0.4465)  # Cutout paints this colour, which is 0 after normalisation
 
-Stage = Callable[[Tensor, Generator], Tensor]
+LARGE_IMAGE = 2**16  # values: from this size on a CPU core's cache holds few images, and calls cost less than memory
+
+Drawn = tuple | Tensor | None  # random parameters: a NamedTuple of host tensors with a row an image, or one such tensor
+
+
+class Stage:
+    """One step of a view."""
+
+    def draw(self, n: int, height: int, width: int, generator: Generator) -> Drawn:
+        """The random parameters of ``n`` images of a size: host tensors with n rows; None where nothing is random."""
+        return None
+
+    def apply(self, images: Tensor, drawn: Drawn) -> Tensor:
+        raise NotImplementedError
+
+    def output_size(self, height: int, width: int) -> tuple[int, int]:
+        """The size of the images that :meth:`apply` makes of images of the given size."""
+        return height, width
+
+    def __call__(self, images: Tensor, generator: Generator) -> Tensor:
+        return self.apply(images, self.draw(len(images), *images.shape[2:], generator))
+
+
+def _copy(view: Tensor, out: Tensor) -> None:
+    out.copy_(view)
 
 
 @dataclass(frozen=True)
 class View:
-    """Stages applied one after another."""
+    """Stages applied one after another.
+
+    Parameters are drawn for the whole batch. Then the batch goes through one stage after another, or, on a CPU, each large
+    image goes through all of them while it is in the cache.
+    """
 
     stages: tuple[Stage, ...]
 
-    def __call__(self, images: Tensor, generator: Generator) -> Tensor:
+    def __call__(self, images: Tensor, generator: Generator, out: Tensor | None = None,
+                 finish: Callable[[Tensor, Tensor], object] = _copy) -> Tensor:
+        """``out``: where to put the result, float32 (N, 3, S, S). ``finish(view, out)`` puts a part of it there, perhaps
+        normalised."""
+        n, _, height, width = images.shape
+        drawn = []
         for stage in self.stages:
-            images = stage(images, generator)
-        return images
+            drawn.append(stage.draw(n, height, width, generator))
+            height, width = stage.output_size(height, width)
+        if out is None:
+            out = torch.empty(n, 3, height, width, device=images.device)
+        at_once = n if images.is_cuda or 3 * height * width < LARGE_IMAGE else 1
+        for start in range(0, n, at_once):
+            rows = slice(start, start + at_once)
+            part = images[rows]
+            for stage, parameters in zip(self.stages, drawn, strict=True):
+                part = stage.apply(part, _take(parameters, rows))
+            finish(part, out[rows])
+        return out
+
+
+def _take(drawn: Drawn, rows: slice) -> Drawn:
+    if isinstance(drawn, tuple):
+        return type(drawn)(*(values[rows] for values in drawn))
+    return None if drawn is None else drawn[rows]
 
 
 class Views(NamedTuple):
@@ -49,18 +97,30 @@ def _chance(n: int, probability: float, generator: Generator) -> Tensor:
     return torch.rand(n, generator=generator) < probability
 
 
-def _apply_by_kind(images: Tensor, kind: Tensor, functions: dict[int, Callable[[Tensor, Tensor], Tensor]],
-                   values: Tensor) -> Tensor:
-    """Copy ``images`` with ``functions[kind[i]](image i, values[i])`` in place of image i; other kinds are left alone.
+Operation = Callable[[Tensor, Tensor], Tensor]
+
+
+def _apply_by_kind(images: Tensor, kind: Tensor, functions: dict[int, Operation], values: Tensor) -> Tensor:
+    """``functions[kind[i]](image i, values[i])`` in place of image i; images of other kinds are left alone.
 
     ``kind`` and ``values`` are host tensors (N,). Each function runs once, on all its samples.
     """
-    images = images.clone()
-    for number, function in functions.items():
+    kinds = set(kind.tolist())
+    if len(kinds) == 1:
+        function = functions.get(kinds.pop())
+        return images if function is None else function(images, values)
+    changed = images.clone()
+    for number in sorted(kinds & functions.keys()):
         members = torch.nonzero(kind == number).squeeze(1)
-        if len(members):
-            index = ops.to_device(members, images.device)
-            images.index_copy_(0, index, function(images.index_select(0, index), values[members]))
+        index = ops.to_device(members, images.device)
+        changed.index_copy_(0, index, functions[number](images.index_select(0, index), values[members]))
+    return changed
+
+
+def _apply_in_order(images: Tensor, kinds: Tensor, functions: dict[int, Operation], values: Tensor) -> Tensor:
+    """:func:`_apply_by_kind` for each column of ``kinds`` and ``values``, (N, steps)."""
+    for kind, value in zip(kinds.unbind(1), values.unbind(1), strict=True):
+        images = _apply_by_kind(images, kind, functions, value)
     return images
 
 
@@ -74,33 +134,33 @@ class CropDraw(NamedTuple):
 
 
 @dataclass(frozen=True)
-class PaddedCrop:
+class PaddedCrop(Stage):
     """Pad with zeros, crop the original size anywhere, mirror with probability ``flip``. ``padding`` in pixels."""
 
     padding: int
     flip: float = 0.5
 
-    def draw(self, n: int, generator: Generator) -> CropDraw:
+    def draw(self, n: int, height: int, width: int, generator: Generator) -> CropDraw:
         """Offsets (N,) int64 in [0, 2 * padding], and mirrors (N,) bool."""
         top, left = torch.randint(0, 2 * self.padding + 1, (2, n), generator=generator)
         return CropDraw(top, left, _chance(n, self.flip, generator))
 
-    def __call__(self, images: Tensor, generator: Generator) -> Tensor:
-        return ops.padded_crop(images, *self.draw(len(images), generator), self.padding)
+    def apply(self, images: Tensor, drawn: CropDraw) -> Tensor:
+        return ops.padded_crop(images, *drawn, self.padding)
 
 
 @dataclass(frozen=True)
-class HorizontalFlip:
+class HorizontalFlip(Stage):
     """Mirror with the given probability."""
 
     probability: float = 0.5
 
-    def draw(self, n: int, generator: Generator) -> Tensor:
+    def draw(self, n: int, height: int, width: int, generator: Generator) -> Tensor:
         """Mirrors (N,) bool."""
         return _chance(n, self.probability, generator)
 
-    def __call__(self, images: Tensor, generator: Generator) -> Tensor:
-        return ops.horizontal_flip(images, self.draw(len(images), generator))
+    def apply(self, images: Tensor, drawn: Tensor) -> Tensor:
+        return _apply_by_kind(images, drawn.long(), {1: lambda subset, _: subset.flip(3)}, drawn)
 
 
 def draw_crop_boxes(heights: Tensor, widths: Tensor, scale: tuple[float, float], ratio: tuple[float, float],
@@ -139,7 +199,7 @@ class ResizedCropDraw(NamedTuple):
 
 
 @dataclass(frozen=True)
-class RandomResizedCrop:
+class RandomResizedCrop(Stage):
     """A random box (``draw_crop_boxes``) resized to ``size``, mirrored with probability ``flip``; gives float32."""
 
     size: int
@@ -153,40 +213,47 @@ class RandomResizedCrop:
         boxes = draw_crop_boxes(heights, widths, self.scale, self.ratio, generator)
         return ResizedCropDraw(*boxes, _chance(n, self.flip, generator))
 
-    def __call__(self, images: Tensor, generator: Generator) -> Tensor:
-        n, _, height, width = images.shape
-        return ops.resized_crop(images, *self.draw(n, height, width, generator), self.size)
+    def apply(self, images: Tensor, drawn: ResizedCropDraw) -> Tensor:
+        return ops.resized_crop(images, *drawn, self.size)
+
+    def output_size(self, height: int, width: int) -> tuple[int, int]:
+        return self.size, self.size
+
+
+class CutoutDraw(NamedTuple):
+    row: Tensor  # (N,) int64
+    column: Tensor
 
 
 @dataclass(frozen=True)
-class Cutout:
+class Cutout(Stage):
     """Cover one square of side ``length``, centred anywhere on the image, with the colour ``fill``."""
 
     length: int
     fill: tuple[float, float, float]
 
-    def draw(self, n: int, height: int, width: int, generator: Generator) -> tuple[Tensor, Tensor]:
-        """Rows and columns (N,) int64 of the centres."""
-        return torch.randint(0, height, (n,), generator=generator), torch.randint(0, width, (n,), generator=generator)
+    def draw(self, n: int, height: int, width: int, generator: Generator) -> CutoutDraw:
+        """The centres."""
+        row, column = (torch.randint(0, side, (n,), generator=generator) for side in (height, width))
+        return CutoutDraw(row, column)
 
-    def __call__(self, images: Tensor, generator: Generator) -> Tensor:
-        n, _, height, width = images.shape
-        return ops.cutout(images, *self.draw(n, height, width, generator), self.length, self.fill)
+    def apply(self, images: Tensor, drawn: CutoutDraw) -> Tensor:
+        return ops.cutout(images, *drawn, self.length, self.fill)
 
 
 @dataclass(frozen=True)
-class ToFloat:
+class ToFloat(Stage):
     """uint8 to float32 in [0, 1]."""
 
-    def __call__(self, images: Tensor, generator: Generator) -> Tensor:
+    def apply(self, images: Tensor, drawn: None) -> Tensor:
         return ops.to_float(images)
 
 
 @dataclass(frozen=True)
-class ToUint8:
+class ToUint8(Stage):
     """float32 in [0, 1] to uint8."""
 
-    def __call__(self, images: Tensor, generator: Generator) -> Tensor:
+    def apply(self, images: Tensor, drawn: None) -> Tensor:
         return ops.to_uint8(images)
 
 
@@ -200,7 +267,7 @@ class JitterDraw(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ColorJitter:
+class ColorJitter(Stage):
     """torchvision's ColorJitter on float images, with probability ``probability``, in an order drawn per sample.
 
     Factors are uniform over [max(0, 1 - x), 1 + x] for brightness, contrast and saturation, over [-x, x] for hue.
@@ -212,7 +279,7 @@ class ColorJitter:
     hue: float = 0.1
     probability: float = 0.8
 
-    def draw(self, n: int, generator: Generator) -> JitterDraw:
+    def draw(self, n: int, height: int, width: int, generator: Generator) -> JitterDraw:
         """Who is changed, in which order, by how much."""
         chosen = _chance(n, self.probability, generator)
         order = torch.rand((n, 4), generator=generator).argsort(1)
@@ -221,30 +288,27 @@ class ColorJitter:
         hue = _uniform((n,), -self.hue, self.hue, generator)
         return JitterDraw(chosen, order, torch.stack([*scales, hue], 1))
 
-    def __call__(self, images: Tensor, generator: Generator) -> Tensor:
-        chosen, order, factors = self.draw(len(images), generator)
+    def apply(self, images: Tensor, drawn: JitterDraw) -> Tensor:
+        chosen, order, factors = drawn
         functions = (ops.adjust_brightness, ops.adjust_contrast, ops.adjust_saturation, ops.adjust_hue)
         amounts = (self.brightness, self.contrast, self.saturation, self.hue)
         wanted = {k: function for k, (function, amount) in enumerate(zip(functions, amounts, strict=True)) if amount}
-        for step in order.unbind(1):
-            values = factors.gather(1, step.unsqueeze(1)).squeeze(1)
-            images = _apply_by_kind(images, torch.where(chosen, step, -1), wanted, values)
-        return images
+        kinds = torch.where(chosen.unsqueeze(1), order, -1)
+        return _apply_in_order(images, kinds, wanted, factors.gather(1, order))
 
 
 @dataclass(frozen=True)
-class RandomGrayscale:
+class RandomGrayscale(Stage):
     """Replace the colours by their brightness with the given probability."""
 
     probability: float = 0.2
 
-    def draw(self, n: int, generator: Generator) -> Tensor:
+    def draw(self, n: int, height: int, width: int, generator: Generator) -> Tensor:
         """Who turns gray, (N,) bool."""
         return _chance(n, self.probability, generator)
 
-    def __call__(self, images: Tensor, generator: Generator) -> Tensor:
-        chosen = self.draw(len(images), generator)
-        return _apply_by_kind(images, chosen.long(), {1: lambda subset, _: ops.grayscale(subset)}, chosen)
+    def apply(self, images: Tensor, drawn: Tensor) -> Tensor:
+        return _apply_by_kind(images, drawn.long(), {1: lambda subset, _: ops.grayscale(subset)}, drawn)
 
 
 # --- AutoAugment and RandAugment
@@ -281,10 +345,7 @@ class OperationsDraw(NamedTuple):
 
 def apply_operations(images: Tensor, drawn: OperationsDraw) -> Tensor:
     """Apply each sample's operations to its uint8 image, step after step."""
-    functions = dict(enumerate(OPERATIONS.values()))
-    for kind, value in zip(drawn.kind.unbind(1), drawn.value.unbind(1), strict=True):
-        images = _apply_by_kind(images, kind, functions, value)
-    return images
+    return _apply_in_order(images, drawn.kind, dict(enumerate(OPERATIONS.values())), drawn.value)
 
 
 # The CIFAR-10 policy of AutoAugment (Cubuk et al., arXiv 1805.09501, table 7), in torchvision's transcription:
@@ -338,7 +399,7 @@ ENHANCEMENTS = torch.tensor([name in ("Brightness", "Color", "Contrast", "Sharpn
 
 
 @dataclass(frozen=True)
-class AutoAugment:
+class AutoAugment(Stage):
     """AutoAugment's CIFAR-10 policy on uint8 images: a random sub-policy, probabilities and signs for each sample."""
 
     def draw(self, n: int, height: int, width: int, generator: Generator) -> OperationsDraw:
@@ -356,9 +417,8 @@ class AutoAugment:
         value = torch.where(negative & signed[kind], -value, value) + ENHANCEMENTS[kind].double()
         return OperationsDraw(torch.where(applied, kind, -1), value)
 
-    def __call__(self, images: Tensor, generator: Generator) -> Tensor:
-        n, _, height, width = images.shape
-        return apply_operations(images, self.draw(n, height, width, generator))
+    def apply(self, images: Tensor, drawn: OperationsDraw) -> Tensor:
+        return apply_operations(images, drawn)
 
 
 RANDAUGMENT_RANGES = {
@@ -381,7 +441,7 @@ RANDAUGMENT_RANGES = {
 
 
 @dataclass(frozen=True)
-class RandAugment:
+class RandAugment(Stage):
     """The search space known as rand-n2-m10-mstd0.5 (Cubuk et al., arXiv 1909.13719; timm's ranges), on uint8 images.
 
     ``steps`` times: one of fifteen operations, with probability 1/2, at a magnitude m drawn from N(``magnitude``,
@@ -414,9 +474,8 @@ class RandAugment:
         value = torch.where(negative & signed[kind], -value, value)
         return OperationsDraw(torch.where(applied, kind, -1), value)
 
-    def __call__(self, images: Tensor, generator: Generator) -> Tensor:
-        n, _, height, width = images.shape
-        return apply_operations(images, self.draw(n, height, width, generator))
+    def apply(self, images: Tensor, drawn: OperationsDraw) -> Tensor:
+        return apply_operations(images, drawn)
 
 
 # --- presets

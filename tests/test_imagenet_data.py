@@ -12,7 +12,7 @@ from torchvision.transforms import v2
 
 from datasets import imagenet
 from datasets.imagenet import EvalImages, FileTrainLoader, ImageFiles, Unreadable, decode_image, open_image
-from datasets.views import imagenet_views
+from datasets.views import HorizontalFlip, ToFloat, View, Views, imagenet_views
 from utils.errors import InputError
 
 CPU = torch.device("cpu")
@@ -166,7 +166,6 @@ def test_batch_layout(files, outliers):
     assert len(batches) == 3
     for batch in batches:
         assert batch.images.shape == (3 * 4 + 6, 3, SIZE, SIZE) and batch.images.dtype == torch.float32
-        assert batch.images.is_contiguous(memory_format=torch.channels_last)
         assert batch.labels.tolist() == files.labels[batch.indices].tolist()
         unit = batch.images * STD + MEAN
         assert unit.min() > -1e-5 and unit.max() < 1 + 1e-5
@@ -182,7 +181,7 @@ def test_views_of_a_batch_show_their_own_images(tmp_path):
         Image.new("RGB", (40, 30), (30 * i, 255 - 30 * i, 10 * i)).save(tmp_path / f"{i}.png")
     files = ImageFiles(tmp_path, [f"{i}.png" for i in range(8)], torch.arange(8))
     loader = train_loader(files, files)
-    loader.views = loader.views._replace(**dict.fromkeys(("strong", "contrastive", "outlier"), lambda x, _: x / 255))
+    loader.views = Views(*[View((HorizontalFlip(), ToFloat()))] * 3)
     batch = next(loader.epoch(0))
     colours = ((batch.images * STD + MEAN) * 255).round().long()[:, :, 3, 4]
     for view in range(3):
@@ -232,6 +231,15 @@ def test_an_epoch_goes_on_at_any_step_whatever_the_number_of_workers(files, outl
     assert same(whole, list(train_loader(files, outliers, num_workers=2).epoch(3)))
     assert same(whole[2:], list(train_loader(files, outliers, num_workers=1).epoch(3, start_step=2)))
     assert list(train_loader(files, outliers).epoch(3, start_step=3)) == []
+
+
+def test_batches_stay_as_they_are_while_workers_go_on(files, outliers):
+    """The workers' memory is used again; what was delivered is not in it."""
+    loader = train_loader(files, outliers, batch_size=1, num_workers=2)
+    kept = [batch.images.clone() for batch in loader.epoch(0)]
+    batches = list(loader.epoch(0))
+    assert len(kept) == 13 > 2 * imagenet.STEPS_AHEAD + 1
+    assert all(torch.equal(one, batch.images) for one, batch in zip(kept, batches, strict=True))
 
 
 def test_epochs_and_seeds_differ(files):

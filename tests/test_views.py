@@ -87,11 +87,11 @@ def test_random_resized_crop_applies_what_it_draws():
 
 
 def test_padded_crop_is_uniform_and_mirrors_half():
-    drawn = views.PaddedCrop(4).draw(20000, seeded())
+    drawn = views.PaddedCrop(4).draw(20000, 32, 32, seeded())
     uniform = {pair: 1 / 81 for pair in itertools.product(range(9), repeat=2)}
     assert_frequencies(Counter(zip(drawn.top.tolist(), drawn.left.tolist(), strict=True)), uniform)
     assert_share(drawn.flip, 0.5)
-    assert not views.PaddedCrop(4, flip=0.0).draw(1000, seeded()).flip.any()
+    assert not views.PaddedCrop(4, flip=0.0).draw(1000, 32, 32, seeded()).flip.any()
 
 
 def test_padded_crop_without_padding_only_mirrors():
@@ -119,7 +119,7 @@ def test_jitter_parameters_are_distributed_as_torchvisions():
     torch.manual_seed(3)
     theirs = [reference.get_params(reference.brightness, reference.contrast, reference.saturation, reference.hue)
               for _ in range(n)]
-    drawn = views.ColorJitter(**amounts, probability=0.8).draw(n, seeded(4))
+    drawn = views.ColorJitter(**amounts, probability=0.8).draw(n, 32, 32, seeded(4))
     for column in range(4):
         assert_same_distribution(drawn.factors[:, column], torch.tensor([params[1 + column] for params in theirs]))
     assert_frequencies(Counter(map(tuple, drawn.order.tolist())),
@@ -130,7 +130,7 @@ def test_jitter_parameters_are_distributed_as_torchvisions():
 @pytest.mark.parametrize("amounts", [{}, {"hue": 0.0, "probability": 1.0}, {"saturation": 0.0, "hue": 0.0}])
 def test_jitter_applies_what_it_draws_in_the_drawn_order(amounts):
     images, stage = ops.to_float(random_images(60, 16)), views.ColorJitter(**amounts)
-    drawn, results = stage.draw(60, seeded(6)), stage(images, seeded(6))
+    drawn, results = stage.draw(60, *images.shape[2:], seeded(6)), stage(images, seeded(6))
     functions = [tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation, tv.adjust_hue]
     switched_on = [stage.brightness, stage.contrast, stage.saturation, stage.hue]
     for image, result, chosen, order, factors in zip(images, results, *drawn, strict=True):
