@@ -5,6 +5,7 @@ Both read the same 500 x 375 JPEG files, made here from scikit-learn's two photo
 view and torchvision's transforms, in PyTorch's DataLoader. On k cores both run with k worker processes (one core: in the main
 process), bound to those cores.
 """
+
 import argparse
 import os
 import tempfile

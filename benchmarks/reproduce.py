@@ -72,7 +72,7 @@ class Run(NamedTuple):
 def commands(run, args, device, leak=False):
     """The command lines of a run: training, evaluation, and on request the evaluation that calibrates on test labels."""
     script = "_imagenet" if args.ds == "imagenet" else ""
-    data = [] if args.drp is None else ["--drp", str(args.drp)]
+    data = [] if args.drp is None or args.ds == "imagenet" else ["--drp", str(args.drp)]
     train = [f"train{script}.py", "--gpu", device, "--seed", str(run.seed), "--srp", str(run.folder), "--resume", *data]
     train += [] if args.ds == "imagenet" else ["--ds", args.ds]
     train += ROWS[run.row].split()
@@ -151,9 +151,7 @@ def main(argv=None):
     args = parse_args(argv)
     devices = [str(i) for i in range(torch.cuda.device_count())] or ["cpu"] * args.jobs
     protocol = "_".join(str(part) for part in (args.ds, args.model or "paper", f"e{args.epochs}" if args.epochs else "") if part)
-    runs = [
-        Run(protocol, row, seed, args.srp / protocol / row / f"seed{seed}") for seed in args.seeds for row in TABLES[args.table]
-    ]
+    runs = [Run(protocol, row, seed, args.srp / protocol / row / f"seed{seed}") for seed in args.seeds for row in args.rows]
     done = [r for r in runs if (r.folder / "results.json").exists()]
     seconds = expected_seconds(runs, args)
     where = ", ".join(sorted(set(devices)))
@@ -195,6 +193,7 @@ def parse_args(argv=None):
         "--ds", choices=("cifar10", "cifar100", "digits", "imagenet"),
         help="of the tables that are not named after a data set; default cifar10",
     )  # fmt: skip
+    parser.add_argument("--rows", nargs="+", metavar="ROW", help="only these rows of the table")
     parser.add_argument("--seeds", type=flags.count, nargs="+", default=[0, 1, 2])
     parser.add_argument("--drp", type=Path, help="the data folder")
     parser.add_argument("--srp", type=Path, default=Path("runs/reproduce"), help="where the run directories go")
@@ -211,6 +210,10 @@ def parse_args(argv=None):
     if own and args.ds not in (None, own):
         raise InputError(f"the table {own} is about {own}, not {args.ds}")
     args.ds = own or args.ds or "cifar10"
+    unknown = set(args.rows or ()) - set(TABLES[args.table])
+    if unknown:
+        raise InputError(f"the table {args.table} has no row {min(unknown)}; it has {', '.join(TABLES[args.table])}")
+    args.rows = args.rows or list(TABLES[args.table])
     return args
 
 

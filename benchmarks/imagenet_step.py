@@ -1,0 +1,84 @@
+"""Does reading keep up with the GPU? python -m benchmarks.imagenet_step
+
+Seconds of an ImageNet-LT training step (ResNet50, 1000 classes, 224 x 224, 32 x 3 + 64 images) with its data ready, and with
+the full loader reading JPEG files that are made here. The goal is at most 1.1 times as long.
+"""
+
+import argparse
+import os
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from benchmarks.common import Timing, publish, timed
+from benchmarks.imagenet_loader import make_files
+from datasets.imagenet import FileTrainLoader, ImageFiles
+from datasets.views import imagenet_views
+from models import build_model
+from train import build_optimizer
+from train_imagenet import parse_args
+from utils.distributed import autocast
+from utils.errors import InputError, exit_cleanly
+from utils.losses import PATTLoss
+
+CLASSES = 1000
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", type=torch.device, default=torch.device("cuda"))
+    parser.add_argument("--md", default="ResNet50")
+    parser.add_argument("--image_size", type=int, default=224)
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--num_workers", type=int, default=os.cpu_count())
+    args = parser.parse_args()
+    if args.device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError("benchmarks.imagenet_step needs a CUDA device, and there is none here")
+    settings = parse_args(["--md", args.md])
+    model = build_model(args.md, CLASSES, family="imagenet").to(args.device, memory_format=torch.channels_last).train()
+    criterion = PATTLoss([100] * CLASSES, model.embedding_dim, oe_weight=0.02, tla_weight=0.5, logit_temperature=0.7)
+    criterion.to(args.device)
+    optimizer, mixed = build_optimizer(model, settings), autocast(args.device, "auto")
+
+    def step(batch):
+        with mixed:
+            output = model(batch.images)
+        terms = criterion(output.logits, output.embedding, batch.labels)
+        optimizer.zero_grad(set_to_none=True)
+        terms["loss"].backward()
+        optimizer.step()
+
+    with tempfile.TemporaryDirectory() as folder:
+        made = make_files(Path(folder), 200)
+        needed = args.steps * settings.batch_size
+        paths = (made.paths * (needed // len(made.paths) + 1))[:needed]
+        files = ImageFiles(made.root, paths, torch.arange(needed) % CLASSES)
+        loader = FileTrainLoader(
+            files, made, imagenet_views(), image_size=args.image_size, batch_size=settings.batch_size,
+            outlier_batch_size=settings.ob, contrastive=True, num_workers=args.num_workers, seed=0, device=args.device,
+        )  # fmt: skip
+        ready = next(iter(loader.epoch(0)))
+        bare = timed(lambda: step(ready), min(args.steps, 30), warmup=3)
+        # Steps overlap with reading, so that the epoch is timed as a whole, after its first batch has arrived.
+        batches = iter(loader.epoch(1))
+        step(next(batches))
+        if args.device.type == "cuda":
+            torch.cuda.synchronize()
+        begun = time.perf_counter()
+        for batch in batches:
+            step(batch)
+        if args.device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds = (time.perf_counter() - begun) / (args.steps - 1)
+    head = [f"{args.md}, 32 x 3 + 64 images of {args.image_size}", "ms a step", "ratio"]
+    rows = [["data ready", f"{1e3 * bare.median:.4g}", ""]]
+    rows.append(["full loader", f"{1e3 * seconds:.4g}", f"{seconds / bare.median:.2f} (goal at most 1.10)"])
+    publish(
+        "imagenet_step", args.device, head, rows, ready=bare, loader=Timing(seconds, seconds, seconds), workers=args.num_workers
+    )
+
+
+if __name__ == "__main__":
+    exit_cleanly(main)

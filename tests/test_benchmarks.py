@@ -1,0 +1,72 @@
+"""The benchmarks' yardsticks compute what ours computes, and their command lines hold."""
+
+import mpmath
+import pytest
+import torch
+import torch.nn.functional as F
+
+from benchmarks import common, gpu, reproduce
+from benchmarks.criterion import batch, ours, plain
+from benchmarks.plain import MillerLogIv, PlainISAC
+from utils.errors import InputError
+from utils.losses import PATTLoss
+
+
+def test_millers_recurrence_is_right_where_it_is_used():
+    x = torch.tensor([0.5, 5.0, 40.0, 200.0], dtype=torch.float64, requires_grad=True)
+    value = MillerLogIv.apply(255, x)
+    (gradient,) = torch.autograd.grad(value.sum(), x)
+    with mpmath.workdps(30):
+        for i, v in enumerate(x.tolist()):
+            assert value[i].item() == pytest.approx(float(mpmath.log(mpmath.besseli(255, v))), abs=1e-8)
+            slope = mpmath.besseli(256, v) / mpmath.besseli(255, v) + 255 / mpmath.mpf(v)
+            assert gradient[i].item() == pytest.approx(float(slope), rel=1e-8)
+
+
+@pytest.mark.parametrize("size", [(16, 5, 64), (8, 30, 128)])
+def test_the_plain_criterion_and_ours_agree(size):
+    (a, grad_a), (b, grad_b) = ours(*size, "cpu")(), plain(*size, "cpu")()
+    assert float(a) == pytest.approx(float(b), rel=1e-5)
+    torch.testing.assert_close(grad_a, grad_b, rtol=1e-3, atol=1e-6)
+
+
+def test_the_plain_running_average_is_ours_over_several_batches():
+    classes, dim = 4, 32
+    mine = PATTLoss([4, 3, 2, 1], dim, oe_weight=0, tla_weight=0, schedule="running", tla=False, oe=False)
+    theirs = PlainISAC([4, 3, 2, 1], dim)
+    for seed in range(3):
+        embeddings, labels, *_ = batch(24, classes, dim, "cpu")
+        embeddings = embeddings.roll(seed, 0) + seed
+        mine.contrast(embeddings, labels)
+        theirs(embeddings, labels)
+    collected = mine.statistics.sums / mine.statistics.counts[:, None]
+    torch.testing.assert_close(collected, theirs.mean, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(F.normalize(theirs.mean, dim=1), mine.statistics.mean_direction, rtol=1e-6, atol=1e-7)
+
+
+def test_a_results_file_holds_the_table_and_where_it_was_made(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(common, "RESULTS", tmp_path / "results")
+    common.publish("claim", torch.device("cpu"), ["what", "ms"], [["a", "1"]], numbers=common.timed(lambda: None, 3))
+    record = common.json.loads((tmp_path / "results" / "claim-cpu.json").read_text())
+    assert record["table"] == {"head": ["what", "ms"], "rows": [["a", "1"]]} and len(record["numbers"]) == 3
+    assert {"torch", "device", "cpu_cores", "commit", "date"} <= record["environment"].keys()
+
+
+def test_timing_gives_median_and_spread(monkeypatch):
+    ticks = iter([0.0, 3.0, 10.0, 11.0, 20.0, 22.0])
+    monkeypatch.setattr(common.time, "perf_counter", lambda: next(ticks))
+    assert common.timed(lambda: None, 3, warmup=0) == (2.0, 1.0, 3.0)
+
+
+def test_the_gpu_plan_names_modules_that_exist_and_valid_flags(tmp_path):
+    lines = gpu.plan(tmp_path, tmp_path / "out", ["tin"])
+    for line in lines:
+        assert (common.RESULTS.parent / f"{line[1].removeprefix('benchmarks.')}.py").is_file()
+    args = reproduce.parse_args(lines[-1][2:])
+    assert (args.table, args.rows, args.seeds, args.dout, args.epochs) == ("cifar10", ["patt"], [0], ["tin"], None)
+
+
+def test_without_cuda_the_gpu_benchmarks_say_so(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match="CUDA"):
+        gpu.main(["--drp", "anywhere"])
