@@ -13,7 +13,7 @@ import argparse
 import math
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -31,7 +31,7 @@ from datasets.registry import (
 from models import FAMILIES, build_model
 from utils import flags
 from utils.checkpoint import LATEST, PREVIOUS, load_checkpoint, load_run, load_weights, save_checkpoint
-from utils.distributed import autocast, finish, parallelize, share_buffers, start, sum_over_processes
+from utils.distributed import autocast, finish, from_main, parallelize, share_buffers, start, sum_over_processes
 from utils.errors import InputError, exit_cleanly
 from utils.guard import StepGuard
 from utils.losses import PATTLoss
@@ -85,45 +85,38 @@ def run(args, compute, loader, model, criterion, class_counts, learning_rate, va
         learning_rate: epoch -> learning rate.
         validation_batches: () -> iterator of (images, labels) of held-out training images, or None for no validation.
     """
-    model.to(compute.device, memory_format=torch.channels_last)
-    criterion.to(compute.device)
-    optimizer = build_optimizer(model, args)
-    state = find_checkpoint(args)
-    history, epoch, step, meter_state = [], 0, 0, None
-    if state is not None:
-        load_weights(model, state["model"])
-        criterion.load_state_dict(state["criterion"])
-        optimizer.load_state_dict(state["optimizer"])
-        torch.set_rng_state(state["rng"])
-        history, epoch, step, meter_state = state["history"], state["epoch"], state["step"], state["meter"]
+    with run_directory(args, compute) as out, StopRequest() as stop:
+        model.to(compute.device, memory_format=torch.channels_last)
+        criterion.to(compute.device)
+        optimizer = build_optimizer(model, args)
+        state = find_checkpoint(args)
+        history, epoch, step, meter_state = [], 0, 0, None
+        if state is not None:
+            load_weights(model, state["model"])
+            criterion.load_state_dict(state["criterion"])
+            optimizer.load_state_dict(state["optimizer"])
+            torch.set_rng_state(state["rng"])
+            history, epoch, step, meter_state = state["history"], state["epoch"], state["step"], state["meter"]
 
-    network = parallelize(model, compute, sync_bn=args.sync_bn, all_parameters_used=args.isac)
-    if args.compile:
-        network = torch.compile(network)
-    mixed_precision = autocast(compute.device, args.precision)
-    guard = StepGuard(optimizer, [model, criterion], args.max_bad_steps)
-    attempt, steps = Attempts(), len(loader)
+        network = parallelize(model, compute, sync_bn=args.sync_bn, all_parameters_used=args.isac)
+        if args.compile:
+            network = torch.compile(network)
+        mixed_precision = autocast(compute.device, args.precision)
+        guard = StepGuard(optimizer, [model, criterion], args.max_bad_steps)
+        attempt, steps = Attempts(), len(loader)
 
-    def checkpoint(epoch, step, meter):
-        meter_state = meter.state()  # summed over processes, so every process comes here
-        if not compute.is_main:
-            return
-        state = {
-            "model": model.state_dict(), "criterion": criterion.state_dict(), "optimizer": optimizer.state_dict(),
-            "rng": torch.get_rng_state(), "meter": meter_state, "epoch": epoch, "step": step, "history": history,
-            "args": plain(args), "class_counts": class_counts, "environment": environment(compute.device),
-        }  # fmt: skip
-        attempt("the checkpoint", save_checkpoint, state, out.folder)
+        def checkpoint(epoch, step, meter):
+            meter_state = meter.state()  # summed over processes, so every process comes here
+            if not compute.is_main:
+                return
+            state = {
+                "model": model.state_dict(), "criterion": criterion.state_dict(), "optimizer": optimizer.state_dict(),
+                "rng": torch.get_rng_state(), "meter": meter_state, "epoch": epoch, "step": step, "history": history,
+                "args": plain(args), "class_counts": class_counts, "environment": environment(compute.device),
+            }  # fmt: skip
+            attempt("the checkpoint", save_checkpoint, state, out.folder)
 
-    with ExitStack() as stack:
-        stop = StopRequest()
-        stack.callback(stop.close)
         if compute.is_main:
-            out = stack.enter_context(RunDirectory(args.srp))
-            if state is None and holds_run(out.folder):
-                raise InputError(
-                    f"{args.srp} already holds a run; add --resume to go on with it, or choose another --srp"
-                )
             settings = plain(args) | {"class_counts": class_counts, "environment": environment(compute.device)}
             attempt("args.json", out.write_json, "args.json", settings)
             attempt("class_counts.png", plot_class_counts, class_counts, out.folder / "class_counts.png")
@@ -192,11 +185,36 @@ def run(args, compute, loader, model, criterion, class_counts, learning_rate, va
             attempt("training.png", plot_history, history, out.folder / "training.png")
             print(f"run directory: {out.folder}", flush=True)
     if epoch < args.epochs:
-        print(
-            f"stopped in epoch {epoch + 1} of {args.epochs}; --resume goes on from there", file=sys.stderr, flush=True
-        )
+        if compute.is_main:
+            print(f"stopped in epoch {epoch + 1} of {args.epochs}; --resume goes on from there", file=sys.stderr, flush=True)
         finish()
         sys.exit(EXIT_STOPPED)
+
+
+@contextmanager
+def run_directory(args, compute):
+    """The main process's :class:`RunDirectory`, None in the others; where it is refused, every process ends.
+
+    Raises:
+        InputError: the folder is in use, cannot be written, or holds a run that is not the one to resume.
+    """
+    out, refusal = None, None
+    if compute.is_main:
+        try:
+            out = RunDirectory(args.srp)
+            source = Path(args.resume or args.srp).resolve()
+            goes_on = args.resume is not None and out.folder.resolve() in (source, source.parent)
+            if holds_run(out.folder) and not goes_on:
+                refusal = f"{args.srp} already holds a run; add --resume to go on with it, or choose another --srp"
+        except InputError as error:
+            refusal = str(error)
+    try:
+        if from_main(refusal) is not None:
+            raise InputError(refusal) if compute.is_main else SystemExit(2)  # the main process says why
+        yield out
+    finally:
+        if out is not None:
+            out.close()
 
 
 def holds_run(folder):

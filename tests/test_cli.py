@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -320,8 +321,15 @@ def test_resume_from_what_is_no_training_checkpoint(tmp_path, capsys):
     assert_one_sentence(capsys, status, "nothing")
 
 
+def test_another_runs_folder_is_not_written_over_by_resuming_elsewhere(digits_run, tmp_path, capsys):
+    assert run(train.main, *DIGITS, "--srp", tmp_path) == 0
+    before = (tmp_path / "latest.pth").read_bytes()
+    assert_one_sentence(capsys, run(train.main, *DIGITS, "--resume", digits_run, "--srp", tmp_path), "already holds a run")
+    assert (tmp_path / "latest.pth").read_bytes() == before
+
+
 def test_two_runs_do_not_share_a_folder(tmp_path, capsys):
-    with RunDirectory(tmp_path):
+    with closing(RunDirectory(tmp_path)):
         assert_one_sentence(capsys, run(train.main, *DIGITS, "--srp", tmp_path), f"process {os.getpid()}", tmp_path)
     assert not (tmp_path / "args.json").exists()
 

@@ -48,9 +48,13 @@ def load_checkpoint(path, map_location="cpu"):
     path = Path(path)
     if not path.is_file():
         raise InputError(f"there is no checkpoint {path}")
-    if zipfile.is_zipfile(path):
+    with open(path, "rb") as file:
+        is_zip = file.read(4) == b"PK\x03\x04"  # what torch.load goes by; older files are plain pickles
+    if is_zip:
         try:
             with zipfile.ZipFile(path) as archive:
+                if any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist()):
+                    raise InputError("its records are compressed, which torch never writes")
                 damaged = archive.testzip()
         except Exception as error:
             raise InputError(f"the checkpoint {path} is damaged: {error}") from None

@@ -131,6 +131,15 @@ def share_buffers(model):
             dist.broadcast(buffer, 0)
 
 
+def from_main(value):
+    """Rank 0's plain value, in every process."""
+    if not in_process_group():
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
 def in_process_group():
     """Whether several processes (or one, under torchrun) compute together."""
     return dist.is_available() and dist.is_initialized()

@@ -18,13 +18,14 @@ SHADES = ("#08306b", "#cb6015", "#2a7f4f", "#777777", "#6a3d9a", "#000000")
 def figure(path, columns=1, width=4.6, height=3.4):
     """A row of axes, saved to ``path`` as a whole file at the end."""
     path = Path(path)
+    temporary = path.with_name(path.name + ".tmp")
     fig, axes = plt.subplots(1, columns, figsize=(width * columns, height), squeeze=False, layout="constrained")
     try:
         yield axes[0]
-        temporary = path.with_name(path.name + ".tmp")
         fig.savefig(temporary, dpi=110, format="png")
         temporary.replace(path)
     finally:
+        temporary.unlink(missing_ok=True)
         plt.close(fig)
 
 

@@ -75,10 +75,8 @@ class RunDirectory:
         self._lock.write(f"{os.getpid()} on {platform.node()}\n")
         self._lock.flush()
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exc):
+    def close(self):
+        """Lets another run have the folder."""
         self._lock.close()
 
     def write_json(self, name, value):

@@ -18,6 +18,9 @@ class StopRequest:
             signal.raise_signal(number)
         self.requested = True
 
-    def close(self):
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
         for number, handler in self._previous.items():
             signal.signal(number, handler)

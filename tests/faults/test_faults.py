@@ -1,0 +1,250 @@
+"""Runs that are killed, stopped, crowded out and starved of disk: nothing is lost, and going on gives the unbroken run."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from command_line import ROOT
+
+from utils import checkpoint as checkpoint_module
+from utils.checkpoint import LATEST, PREVIOUS, load_checkpoint, load_run, save_checkpoint
+from utils.errors import InputError
+from utils.runlog import Attempts
+from utils.signals import EXIT_STOPPED
+
+KILLS = 20
+# A checkpoint after every step, and of each class a tenth of the images: an epoch of five steps in about a third of a second.
+TINY = ["--ds", "digits", "--gpu", "cpu", "--val_fraction", "0.9", "-b", "8", "--ob", "8", "--num_ood_samples", "32", "-e", "3"]
+EVERY_STEP = ["--checkpoint_every_minutes", "0.00001"]
+
+
+class Driver:
+    """Sends requests to tests/faults/driver.py."""
+
+    def __init__(self):
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+        command = [sys.executable, str(Path(__file__).with_name("driver.py"))]
+        pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(command, env=environment, cwd=ROOT, **pipes)
+
+    def run(self, out, *flags, **request):
+        request |= {"argv": [*TINY, *EVERY_STEP, "--srp", str(out), *flags]}
+        self.process.stdin.write(json.dumps({"signal": signal.SIGKILL} | request) + "\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
+
+
+@pytest.fixture(scope="module")
+def driver():
+    driver = Driver()
+    yield driver
+    driver.process.stdin.close()
+    driver.process.wait(timeout=30)
+
+
+@pytest.fixture(scope="module")
+def unbroken(driver, tmp_path_factory):
+    """(run directory, seconds) of a run that nothing happened to."""
+    out = tmp_path_factory.mktemp("unbroken")
+    answer = driver.run(out)
+    assert answer["status"] == 0, answer["output"]
+    return out, answer["seconds"]
+
+
+def assert_same_run(a, b):
+    """Weights, class statistics, optimiser state and history, bit for bit."""
+    a, b = load_checkpoint(a / LATEST), load_checkpoint(b / LATEST)
+    for part in ("model", "criterion"):
+        assert a[part].keys() == b[part].keys()
+        for key, value in a[part].items():
+            assert torch.equal(value, b[part][key]), key
+    for one, two in zip(a["optimizer"]["state"].values(), b["optimizer"]["state"].values(), strict=True):
+        assert all(torch.equal(one[key], two[key]) for key in one)
+    without_time = [[{k: v for k, v in r.items() if k != "seconds"} for r in x["history"]] for x in (a, b)]
+    assert without_time[0] == without_time[1]
+
+
+def test_kill_9_at_random_moments(driver, unbroken, tmp_path, record_count):
+    reference, seconds = unbroken
+    moments = random.Random(0)
+    died_with_checkpoint = 0
+    for i in range(KILLS):
+        out = tmp_path / str(i)
+        killed = driver.run(out, kill_after=moments.uniform(0.05, seconds))
+        died_with_checkpoint += killed["status"] == -signal.SIGKILL and (out / LATEST).exists()
+        finished = driver.run(out, "--resume")
+        assert finished["status"] == 0, finished["output"]
+        assert_same_run(out, reference)
+        assert {f.name for f in out.iterdir()} >= {"args.json", "log.jsonl", LATEST}
+        assert len((out / "log.jsonl").read_text().splitlines()) == 3
+        shutil.rmtree(out)
+    assert died_with_checkpoint >= KILLS // 4  # else the moments do not test what they are for
+    record_count("runs killed with SIGKILL and gone on with", KILLS)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_step_and_leaves_a_checkpoint(number, driver, unbroken, tmp_path):
+    reference, seconds = unbroken
+    answer = driver.run(tmp_path, kill_after=0.6 * seconds, signal=number)
+    assert answer["status"] == EXIT_STOPPED and "--resume goes on" in answer["output"], answer["output"]
+    assert driver.run(tmp_path, "--resume")["status"] == 0
+    assert_same_run(tmp_path, reference)
+
+
+def test_a_second_signal_ends_at_once():
+    code = "import os, signal\nfrom utils.signals import StopRequest\nwith StopRequest() as stop:\n"
+    code += "    os.kill(os.getpid(), signal.SIGTERM)\n    assert stop.requested\n    print('first', flush=True)\n"
+    code += "    os.kill(os.getpid(), signal.SIGTERM)\n    print('second', flush=True)\n"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGTERM and done.stdout == "first\n"
+
+
+def test_two_runs_at_once_and_the_lock_of_a_dead_one(driver, unbroken, tmp_path):
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    holder = "import sys, time\nfrom utils.runlog import RunDirectory\nkept = RunDirectory(sys.argv[1])\n"
+    holder += "print('locked', flush=True)\ntime.sleep(600)\n"
+    process = subprocess.Popen(
+        [sys.executable, "-c", holder, str(tmp_path)], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "locked\n"
+    refused = driver.run(tmp_path)
+    assert refused["status"] == 2 and f"process {process.pid}" in refused["output"]
+    assert not (tmp_path / LATEST).exists()
+    process.kill()
+    process.wait()
+    assert driver.run(tmp_path)["status"] == 0
+    assert_same_run(tmp_path, unbroken[0])
+
+
+@pytest.fixture
+def tight_disk(tmp_path):
+    """A file system of a few hundred kB where the machine lets one be mounted, else None."""
+    folder = tmp_path / "tight"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(folder)], capture_output=True)
+    yield folder if mounted.returncode == 0 else None
+    if mounted.returncode == 0:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk_does_not_stop_training(driver, tmp_path, tight_disk):
+    if tight_disk is None:  # the same error from the same call, by a limit on the size of files
+        out, limit = tmp_path / "out", 200_000
+    else:
+        out, limit = tight_disk, None
+    answer = driver.run(out, file_limit=limit)
+    assert answer["status"] == 0, answer["output"]
+    assert answer["output"].count("the checkpoint not written, training goes on") == 1
+    assert "epoch 3/3" in answer["output"]
+    assert not [f.name for f in out.iterdir() if f.suffix == ".tmp"]
+    assert not (out / LATEST).exists()
+
+
+def test_what_is_there_outlives_a_quota(driver, tmp_path):
+    assert driver.run(tmp_path, kill_after=0.5)["status"] == -signal.SIGKILL
+    assert driver.run(tmp_path, "--resume")["status"] == 0
+    before = {f.name: f.read_bytes() for f in tmp_path.iterdir() if f.suffix == ".pth"}
+    # A finished run that is begun again from its start, by way of an older checkpoint, under a quota.
+    state = load_checkpoint(tmp_path / LATEST)
+    state["epoch"], state["history"] = 2, state["history"][:2]
+    save_checkpoint(state, tmp_path)
+    before = {f.name: f.read_bytes() for f in tmp_path.iterdir() if f.suffix == ".pth"}
+    answer = driver.run(tmp_path, "--resume", file_limit=100_000)
+    assert answer["status"] == 0 and "training goes on" in answer["output"], answer["output"]
+    assert before == {f.name: f.read_bytes() for f in tmp_path.iterdir() if f.suffix == ".pth"}
+
+
+def test_a_failed_write_is_warned_of_once_and_tried_again(tmp_path, capsys):
+    attempt = Attempts()
+
+    def broken(path):
+        raise OSError(28, "No space left on device")
+
+    assert not attempt("the log", broken, tmp_path) and not attempt("the log", broken, tmp_path)
+    assert capsys.readouterr().err.count("the log not written") == 1
+    assert attempt("the log", lambda path: (path / "log").write_text("x"), tmp_path)
+    assert not attempt("the log", broken, tmp_path)
+    assert capsys.readouterr().err.count("the log not written") == 1
+
+
+def small_state():
+    generator = torch.Generator().manual_seed(0)
+    return {"model": {"weight": torch.randn(40, 5, generator=generator)}, "epoch": 3, "names": ["a", "b"], "rate": 0.1}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and torch.equal(a["model"]["weight"], b["model"]["weight"]) and all(
+        a[k] == b[k] for k in ("epoch", "names", "rate")
+    )  # fmt: skip
+
+
+def test_every_flipped_bit_is_found_or_harmless(tmp_path, record_count):
+    save_checkpoint(small_state(), tmp_path)
+    whole = (tmp_path / LATEST).read_bytes()
+    flips = random.Random(0).sample(range(8 * len(whole)), 1500)
+    found = 0
+    for bit in flips:
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        (tmp_path / "x.pth").write_bytes(damaged)
+        try:
+            assert same(load_checkpoint(tmp_path / "x.pth"), small_state()), f"bit {bit} changed what was read"
+        except InputError:
+            found += 1
+    assert found > 300
+    record_count("bits flipped in checkpoints", len(flips))
+
+
+@pytest.mark.parametrize("damage", ["empty", "half", "one byte short", "flipped"])
+def test_a_damaged_latest_falls_back_to_the_previous(damage, tmp_path):
+    first, second = small_state(), small_state() | {"epoch": 4}
+    save_checkpoint(first, tmp_path)
+    save_checkpoint(second, tmp_path)
+    assert load_run(tmp_path)["epoch"] == 4
+    file = tmp_path / LATEST
+    whole = bytearray(file.read_bytes())
+    with zipfile.ZipFile(file) as archive:
+        record = next(r for r in archive.infolist() if r.filename.endswith("data/0"))
+    whole[record.header_offset + 200] ^= 4  # within the weights
+    file.write_bytes(
+        {"empty": b"", "half": whole[: len(whole) // 2], "one byte short": whole[:-1], "flipped": bytes(whole)}[damage]
+    )
+    with pytest.warns(UserWarning, match=LATEST):
+        assert load_run(tmp_path)["epoch"] == 3
+    (tmp_path / PREVIOUS).unlink()
+    with pytest.raises(InputError, match=LATEST):
+        load_run(tmp_path)
+
+
+def test_a_crash_while_saving_leaves_a_whole_checkpoint(tmp_path, monkeypatch):
+    save_checkpoint(small_state(), tmp_path)
+    for step in ("save", "fsync", "first rename", "second rename"):
+        renames = iter([None, OSError("crash")] if step == "second rename" else [OSError("crash")])
+
+        def replace(source, target, renames=renames, original=os.replace):
+            problem = next(renames)
+            if problem is not None:
+                raise problem
+            original(source, target)
+
+        def crash(*_):
+            raise OSError("crash")
+
+        with monkeypatch.context() as patch:
+            if step == "save":
+                patch.setattr(checkpoint_module.torch, "save", crash)
+            elif step == "fsync":
+                patch.setattr(checkpoint_module.os, "fsync", crash)
+            else:
+                patch.setattr(checkpoint_module.os, "replace", replace)
+            with pytest.raises(OSError, match="crash"):
+                save_checkpoint(small_state() | {"epoch": 9}, tmp_path)
+        assert load_run(tmp_path)["epoch"] == 3, step
