@@ -150,7 +150,8 @@ def expected_seconds(runs, args):
 def main(argv=None):
     args = parse_args(argv)
     devices = [str(i) for i in range(torch.cuda.device_count())] or ["cpu"] * args.jobs
-    protocol = "_".join(str(part) for part in (args.ds, args.model or "paper", f"e{args.epochs}" if args.epochs else "") if part)
+    parts = [args.ds, args.model or "paper", f"e{args.epochs}" if args.epochs else "", args.precision or ""]
+    protocol = "_".join(part for part in parts if part)
     runs = [Run(protocol, row, seed, args.srp / protocol / row / f"seed{seed}") for seed in args.seeds for row in args.rows]
     done = [r for r in runs if (r.folder / "results.json").exists()]
     seconds = expected_seconds(runs, args)
