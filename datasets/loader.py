@@ -5,6 +5,7 @@ Order and randomness depend on (seed, epoch, step, rank) alone, so that a run ca
 
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -31,8 +32,14 @@ class Normalization(NamedTuple):
 
     def __call__(self, images):
         """(N, 3, H, W) float, changed in place."""
-        mean, std = (torch.tensor(v).to(images.device, non_blocking=True).view(1, 3, 1, 1) for v in self)
+        mean, std = _channel_constants(self, images.device)
         return images.sub_(mean).div_(std)
+
+
+@lru_cache(maxsize=32)
+def _channel_constants(normalization, device):
+    """Mean and standard deviation as tensors (1, 3, 1, 1) that stay on the device."""
+    return tuple(torch.tensor(values, device=device).view(1, 3, 1, 1) for values in normalization)
 
 
 CIFAR_NORMALIZATION = Normalization((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -93,6 +94,22 @@ def test_two_processes_train(data, tmp_path):
     assert checkpoint["criterion"]["statistics.counts"].sum() == 3 * 4 * 2  # steps, global batch, views
     done = torchrun("train_imagenet.py", *TRAIN, *data, "--srp", tmp_path / "out")
     assert done.returncode != 0 and done.stderr.count("already holds a run") == 1
+
+
+def test_kill_9_and_resume_gives_the_statistics_of_the_unbroken_run(data, tmp_path):
+    flags = [*TRAIN, *data, "-e", "2"]
+    assert run(train_imagenet.main, *flags, "--srp", tmp_path / "unbroken") == 0
+    command = [sys.executable, ROOT / "train_imagenet.py", *flags, "--srp", tmp_path / "killed"]
+    process = subprocess.Popen([str(c) for c in command], cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    while not (tmp_path / "killed" / "latest.pth").exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert run(train_imagenet.main, *flags, "--srp", tmp_path / "killed", "--resume") == 0
+    a, b = (torch.load(tmp_path / name / "latest.pth", weights_only=True) for name in ("unbroken", "killed"))
+    assert a["epoch"] == b["epoch"] == 2
+    for part in ("criterion", "model"):
+        assert all(torch.equal(a[part][key], b[part][key]) for key in a[part])
 
 
 def test_both_command_lines_of_the_authors_parse(data):

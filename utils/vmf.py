@@ -7,6 +7,7 @@ import math
 from fractions import Fraction
 from functools import cache, lru_cache
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -15,6 +16,7 @@ from utils.distributed import in_process_group, sum_over_processes
 
 TERMS = 8  # of Debye's expansion; with them and orders >= 15 the error of log I stays near 1e-11
 SMALLEST_ORDER = 15.0
+ROUNDING = 2.0**-53
 KAPPA_MIN, KAPPA_MAX = 1e-3, 1e5
 UNSEEN_RESULTANT = 0.9  # the mean resultant length R of a class that no batch has shown yet
 
@@ -42,12 +44,16 @@ def _debye_polynomials():
 
 @lru_cache(maxsize=64)
 def _debye_coefficients(order):
-    """The coefficients of sum_k U_k(p) / order^k as one polynomial in p, lowest power first."""
-    total = [0.0] * (3 * TERMS + 1)
-    total[0] = 1.0
+    """The coefficients of sum_k U_k(p) / order^k as one polynomial in p, lowest power first.
+
+    Terms that nowhere in p's range [0, 1] reach the rounding of the leading 1 are left out: for large orders the last few.
+    """
+    total = [1.0]
     for k, polynomial in enumerate(_debye_polynomials(), start=1):
-        for power, value in polynomial.items():
-            total[power] += float(value) / order**k
+        term = [float(polynomial.get(power, 0)) / order**k for power in range(3 * k + 1)]
+        if np.abs(np.polynomial.Polynomial(term)(np.linspace(0, 1, 200))).max() < ROUNDING:
+            break
+        total = [a + b for a, b in zip(total + [0.0] * (len(term) - len(total)), term, strict=True)]
     return total
 
 
@@ -175,7 +181,7 @@ class ClassVMF(nn.Module):
 
     @torch.no_grad()
     def _serve(self, classes, chosen):
-        """Lets what is collected serve those of ``classes`` (n,) that are ``chosen`` (n,); the others stay as they are."""
+        """Lets what is collected serve those of ``classes`` (n indices, or a slice) that are ``chosen`` (n,), no others."""
         direction, kappa = self._describe(self.sums[classes] / self.counts[classes].clamp(min=1)[:, None])
         self.mean_direction[classes] = torch.where(chosen[:, None], direction, self.mean_direction[classes])
         self.kappa[classes] = torch.where(chosen, kappa, self.kappa[classes])
@@ -184,7 +190,7 @@ class ClassVMF(nn.Module):
         """Under "epoch", the average just collected begins to serve and a new one is begun; "running" goes on."""
         if self.schedule == "epoch":
             collected = self.counts > 0
-            self._serve(torch.arange(len(self.counts), device=self.counts.device), collected)
+            self._serve(slice(None), collected)
             self.has_previous.logical_or_(collected)
             self.sums.zero_()
             self.counts.zero_()
@@ -192,18 +198,19 @@ class ClassVMF(nn.Module):
     @torch.no_grad()
     def update(self, embeddings, labels):
         """Adds a batch: ``embeddings`` (B, p), ``labels`` int64 (B,)."""
-        ones = torch.ones_like(labels, dtype=torch.float64)
-        classes = labels
+        values, ones = embeddings.detach().double(), torch.ones_like(labels, dtype=torch.float64)
+        changed = slice(None)
         if in_process_group():
-            sums = torch.zeros_like(self.sums).index_add_(0, labels, embeddings.detach().double())
+            sums = torch.zeros_like(self.sums).index_add_(0, labels, values)
             counts = torch.zeros_like(self.counts).index_add_(0, labels, ones)
             self.sums.add_(sum_over_processes(sums))
             self.counts.add_(sum_over_processes(counts))
-            classes = torch.arange(len(counts), device=labels.device)
-        else:  # only the batch's classes change: nothing of size C x p is made
-            self.sums.index_add_(0, labels, embeddings.detach().double())
+        else:
+            self.sums.index_add_(0, labels, values)
             self.counts.index_add_(0, labels, ones)
-        self._serve(classes, (self.counts[classes] > 0) & ~self.has_previous[classes])
+            if len(labels) < len(self.counts):  # many classes: nothing of size C x p is made
+                changed = labels
+        self._serve(changed, (self.counts[changed] > 0) & ~self.has_previous[changed])
 
     def log_mgf(self, embeddings, temperature):
         """Log moment generating function of every class's distribution at e / tau, differentiable in the embeddings.
@@ -223,6 +230,6 @@ class ClassVMF(nn.Module):
         # The norm of kappa mu + e / tau without the N x C x p tensor; the clamp is for rounding where the two cancel.
         kappa_squared = self.kappa.square()
         k_squared = torch.addcmul(kappa_squared + norm / temperature**2, 2 / temperature * self.kappa, cosine)
-        order = self.dim / 2 - 1
-        at_kappa = _MinusLogNormalizer.apply(order, kappa_squared)
-        return _MinusLogNormalizer.apply(order, k_squared.clamp(min=KAPPA_MIN**2)) - at_kappa
+        both = torch.cat([k_squared.clamp(min=KAPPA_MIN**2), kappa_squared[None]])  # one pass over both
+        values = _MinusLogNormalizer.apply(self.dim / 2 - 1, both)
+        return values[:-1] - values[-1]
