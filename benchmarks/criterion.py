@@ -50,7 +50,7 @@ def plain(n, classes, dim, device):
     loss = PlainISAC(counts, dim)
     for part in earlier.double().chunk(16):
         loss.update(part, torch.arange(classes))
-    loss.mean, loss.seen, loss.log_prior = (t.to(device) for t in (loss.mean, loss.seen, loss.log_prior))
+    loss.to(device)
     embeddings, labels = embeddings.to(device).requires_grad_(), labels.to(device)
     return lambda: step(loss, embeddings, labels)
 
@@ -63,21 +63,36 @@ def step(loss, embeddings, labels):
     return value.detach(), embeddings.grad
 
 
-def peak_memory(classes, n, dim, queue):
-    """Peak resident memory that one step adds to the class statistics, in MB; in a process of its own.
+def peak_memory(classes, n, dim, device):
+    """The peak of the memory that one step adds to the class statistics, in MB; of the CPU's in a process of its own."""
+    if device.type == "cuda":
+        do = ours(n, classes, dim, device)
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        do()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    os.environ |= EXACT_MEMORY
+    spawn = multiprocessing.get_context("spawn")
+    queue = spawn.SimpleQueue()
+    process = spawn.Process(target=own_peak_memory, args=(classes, n, dim, queue))
+    process.start()
+    added = queue.get()
+    process.join()
+    return added
 
-    From Linux's VmHWM: getrusage's peak begins with that of the parent process. EXACT_MEMORY must have been set.
-    """
+
+def own_peak_memory(classes, n, dim, queue):
+    """Puts this process's peak in the queue; from Linux's VmHWM, for getrusage's peak begins with that of the parent."""
     torch.set_num_threads(1)
     ours(n, 10, dim, "cpu")()
     do = ours(n, classes, dim, "cpu")
-    before = memory("VmRSS")
+    before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     do()
-    queue.put(memory("VmHWM") - before)
+    queue.put(resident("VmHWM") - before)
 
 
-def memory(field):
+def resident(field):
     """A field of /proc/self/status, in MB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
@@ -100,18 +115,13 @@ def main():
         row = [f"N {n}, C {classes}, D {dim}", milliseconds(slow), milliseconds(fast)]
         rows.append([*row, f"{slow.median / fast.median:.0f}x (goal {goal}x)", f"{difference:.0e}"])
     growth = []
-    os.environ |= EXACT_MEMORY
     for classes in GROWTH:
         timing = timed(ours(128, classes, 512, args.device), args.repeats, warmup=3)
-        spawn = multiprocessing.get_context("spawn")
-        queue = spawn.SimpleQueue()
-        process = spawn.Process(target=peak_memory, args=(classes, 128, 512, queue))
-        process.start()
-        growth.append({"classes": classes, "ours": timing, "peak_mb": queue.get()})
-        process.join()
+        added = peak_memory(classes, 128, 512, args.device)
+        growth.append({"classes": classes, "ours": timing, "peak_mb": added})
         statistics = 2 * 8 * classes * 512 / 2**20
-        added = f"peak memory +{growth[-1]['peak_mb']:.1f} MB, statistics {statistics:.1f} MB"
-        rows.append([f"N 128, C {classes:,}, D 512", "", milliseconds(timing), "", added])
+        memory = f"peak memory +{added:.1f} MB, statistics {statistics:.1f} MB"
+        rows.append([f"N 128, C {classes:,}, D 512", "", milliseconds(timing), "", memory])
     head = ["ISAC, forward + backward", "plain, ms", "ours, ms", "faster", "largest difference"]
     publish("criterion", args.device, head, rows, sizes=sizes, growth=growth)
 

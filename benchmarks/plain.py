@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import nn
+from torch.utils.data import Dataset
 from torchvision import transforms
 
 from datasets.loader import CIFAR_NORMALIZATION
@@ -45,6 +46,34 @@ def as_pil(images):
     return [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
 
 
+class PlainTrainingSet(Dataset):
+    """(view 1, view 2, view 3, label) of one PIL image after the other."""
+
+    def __init__(self, images, labels):
+        self.images, self.labels = as_pil(images), labels
+        self.strong, self.contrastive, _ = plain_views()
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, i):
+        image = self.images[i]
+        return self.strong(image), self.contrastive(image), self.contrastive(image), self.labels[i]
+
+
+class PlainOutliers(Dataset):
+    """The outlier view of one PIL image after the other."""
+
+    def __init__(self, images):
+        self.images, self.view = as_pil(images), plain_views()[2]
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, i):
+        return self.view(self.images[i])
+
+
 def miller_log_iv(order, x):
     """log I_order(x) for an integer order: downward recurrence from 2 order, normalised by I_0."""
     above, here = torch.zeros_like(x), torch.ones_like(x)
@@ -78,9 +107,9 @@ class PlainISAC(nn.Module):
     def __init__(self, class_counts, dim, temperature=0.1):
         super().__init__()
         counts = torch.as_tensor(class_counts, dtype=torch.float64)
-        self.log_prior = torch.log(counts / counts.sum())
-        self.mean = torch.zeros(len(counts), dim, dtype=torch.float64)
-        self.seen = torch.zeros(len(counts), dtype=torch.float64)
+        self.register_buffer("log_prior", torch.log(counts / counts.sum()))
+        self.register_buffer("mean", torch.zeros(len(counts), dim, dtype=torch.float64))
+        self.register_buffer("seen", torch.zeros(len(counts), dtype=torch.float64))
         self.temperature = temperature
 
     def forward(self, embeddings, labels):

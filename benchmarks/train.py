@@ -1,144 +1,191 @@
 """Where a training step's time goes: python -m benchmarks.train
 
-The step of train.py on CIFAR10-LT's sizes (128 x 3 + 256 images of 32 x 32), taken apart: data, the network's forward and
-backward, criterion, optimiser with its guard, meter; and the evaluation of 10,000 images. Against (a) the bare forward and
-backward of the same network on ready tensors, and (b) the plain pipeline: PIL images in this process's cores, fp32, the
-transcribed criterion. Data are random; time does not depend on them.
+The step of train.py on CIFAR10-LT's sizes (128 x 3 + 256 images of 32 x 32), whole and taken apart: data, criterion, optimiser
+with its guard and meter; and the evaluation. Against (a) the bare forward and backward of the same network on ready tensors,
+and (b) the plain pipeline: worker processes with PIL images, fp32, the transcribed criterion. The images are random; time does
+not depend on them. On a GPU whole epochs are timed, so that work which runs beside other work counts once.
 """
 
 import argparse
-from concurrent.futures import ProcessPoolExecutor
+import itertools
+import os
 
 import torch
+import torch.nn.functional as F
+from torch.utils.data import DataLoader
 
-from benchmarks.augment import VIEWS, plain_chunk
-from benchmarks.common import milliseconds, publish, timed
-from benchmarks.plain import PlainISAC, as_pil
+from benchmarks.common import Timing, milliseconds, publish, timed
+from benchmarks.plain import PlainISAC, PlainOutliers, PlainTrainingSet
 from datasets.loader import CIFAR_NORMALIZATION, TrainLoader, evaluation_batches
 from datasets.long_tail import long_tail_counts
 from datasets.views import cifar_views
 from models import build_model
-from train import build_optimizer, parse_args
+from train import build_criterion, build_optimizer, parse_args
 from utils.distributed import autocast
 from utils.guard import StepGuard
-from utils.losses import PATTLoss
+from utils.losses import outlier_exposure
 from utils.meter import EpochMeter
 
-STEPS_AN_EPOCH, TEST_IMAGES = 96, 10_000
+STEPS_AN_EPOCH = 96  # CIFAR10-LT: 12,406 images in batches of 128
 GFLOP_AN_IMAGE = {"ResNet18": 3.35}  # forward and backward of a 32 x 32 image, multiply and add counted apart
 CARD_TFLOPS = 790  # bf16 matrix products of one H200
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--md", default="ResNet18")
-    parser.add_argument("--steps", type=int, default=3)
-    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
-    parser.add_argument("--skip_plain", action="store_true", help="leave out the plain pipeline's images and criterion")
-    args = parser.parse_args()
-    device = args.device
+def main(argv=None):
+    args = benchmark_args(argv)
+    on_gpu = args.device.type == "cuda"
     torch.backends.cudnn.benchmark = True
-    settings = parse_args(["--ds", "cifar10", "--md", args.md])
-    counts = long_tail_counts(5000, 10, 0.01)
-    labels = torch.repeat_interleave(torch.arange(10), torch.tensor(counts))
-    images = torch.randint(0, 256, (len(labels), 3, 32, 32), dtype=torch.uint8)
-    outliers = torch.randint(0, 256, (20_000, 3, 32, 32), dtype=torch.uint8)
+    settings = parse_args(["--ds", "cifar10", "--md", args.md, "-b", str(args.batch_size), "--ob", str(2 * args.batch_size)])
+    data = random_data()
+
+    def a_step(function):
+        """The time of one step, from a block of steps after a first, untimed block."""
+        block = timed(lambda: [function() for _ in range(args.steps)], args.repeats)
+        return Timing(*(seconds / args.steps for seconds in block))
+
+    parts = {name: a_step(function) for name, function in our_parts(settings, data, args.device, args.compile).items()}
+    parts["plain pipeline's step"] = a_step(plain_step(settings, data, args.device))
+    evaluation = timed(our_evaluation(args.md, args.test_images, args.device), args.repeats if on_gpu else 1, int(on_gpu))
+
+    step, bare = parts["whole step"].median, parts["bare forward + backward"].median
+    rows = [[name, milliseconds(timing), f"{100 * timing.median / step:.1f} %"] for name, timing in parts.items()]
+    rest = sum(parts[name].median for name in ("data", "criterion", "optimiser, guard, meter"))
+    goal = "(goal at most 10 %)"
+    rows.append(["data, criterion, optimiser together", f"{1e3 * rest:.4g}", f"{100 * rest / step:.1f} % {goal}"])
+    rows.append(["whole step less bare", f"{1e3 * (step - bare):.4g}", f"{100 * (step - bare) / step:.1f} % {goal}"])
+    rows.append([f"evaluation, {args.test_images:,} images", milliseconds(evaluation), ""])
+    rows.append([f"an epoch of {STEPS_AN_EPOCH} steps", f"{1e3 * STEPS_AN_EPOCH * step:.4g}", ""])
+    if args.md in GFLOP_AN_IMAGE:
+        achieved = GFLOP_AN_IMAGE[args.md] * 5 * args.batch_size / step / 1e3
+        card = f" (an H200's matrix products: {CARD_TFLOPS})" if on_gpu else ""
+        rows.append(["achieved", f"{achieved:.3g} TFLOP/s{card}", ""])
+    head = [f"{args.md}, {args.batch_size} x 3 + {2 * args.batch_size} images", "ms (lowest to highest)", "share of the step"]
+    claim = f"train-{args.md}" + ("-compiled" if args.compile else "")
+    publish(claim, args.device, head, rows, seconds=parts, evaluation=evaluation, steps_a_block=args.steps, network=args.md)
+
+
+def our_parts(settings, data, device, compile_network):
+    """Functions that do one step's bare forward and backward, data, criterion, update, and the step as train.py does it."""
+    images, labels, outliers, counts = data
     loader = TrainLoader(
         images, labels, outliers, cifar_views(), batch_size=settings.batch_size, outlier_batch_size=settings.ob,
         normalization=CIFAR_NORMALIZATION, outlier_normalization=CIFAR_NORMALIZATION, contrastive=True, seed=0, device=device,
     )  # fmt: skip
-    model = build_model(args.md, 10).to(device, memory_format=torch.channels_last).train()
-    criterion = PATTLoss(counts, model.embedding_dim, oe_weight=0.1, tla_weight=0.5).to(device)
+    model = build_model(settings.model, len(counts)).to(device, memory_format=torch.channels_last).train()
+    network = torch.compile(model) if compile_network else model
+    criterion = build_criterion(settings, counts, model.embedding_dim).to(device)
     optimizer = build_optimizer(model, settings)
-    guard, meter = StepGuard(optimizer, [model, criterion], 3), EpochMeter(10, device)
+    guard, meter = StepGuard(optimizer, [model, criterion], settings.max_bad_steps), EpochMeter(len(counts), device)
     guard.remember()
     mixed = autocast(device, "auto")
-    batches = iter(loader.epoch(0))
-    batch = next(batches)
+    batches = itertools.chain.from_iterable(loader.epoch(epoch) for epoch in itertools.count())
+    ready = next(batches)
+    logits = torch.randn(len(ready.images), len(counts), device=device)
+    embeddings = torch.randn(len(ready.images), model.embedding_dim, device=device)
 
-    def network():
+    def bare():
+        optimizer.zero_grad(set_to_none=True)
         with mixed:
-            output = model(batch.images)
+            output = network(ready.images)
         (output.logits.sum() + output.embedding.sum()).backward()
 
-    def loss(output_of=model.embedding_dim):
-        n = len(batch.images)
-        logits = torch.randn(n, 10, device=device, requires_grad=True)
-        embeddings = torch.randn(n, output_of, device=device, requires_grad=True)
-        terms = criterion(logits, embeddings, batch.labels)
+    def loss():
+        terms = criterion(logits.requires_grad_(), embeddings.requires_grad_(), ready.labels)
         terms["loss"].backward()
-        return terms, logits
+        return terms
 
-    terms, logits = loss()
-    network()
-
-    def update():
+    def update(batch, terms, batch_logits):  # of the gradients at hand
         applied = guard.step(terms, batch.indices, 0)
-        meter.add(terms, logits[: len(batch.labels)].detach(), batch.labels, applied)
+        meter.add(terms, batch_logits[: len(batch.labels)].detach(), batch.labels, applied)
 
     def whole():
         batch = next(batches)
         with mixed:
-            output = model(batch.images)
-        values = criterion(output.logits, output.embedding, batch.labels)
+            output = network(batch.images)
+        terms = criterion(output.logits, output.embedding, batch.labels)
         optimizer.zero_grad(set_to_none=True)
-        values["loss"].backward()
-        applied = guard.step(values, batch.indices, 0)
-        meter.add(values, output.logits[: len(batch.labels)], batch.labels, applied)
+        terms["loss"].backward()
+        update(batch, terms, output.logits)
+
+    terms = loss()
+    return {
+        "bare forward + backward": bare, "data": lambda: next(batches), "criterion": loss,
+        "optimiser, guard, meter": lambda: update(ready, terms, logits), "whole step": whole,
+    }  # fmt: skip
+
+
+def plain_step(settings, data, device):
+    """A function that does one step of the plain pipeline, whose workers prepare further batches meanwhile."""
+    images, labels, outliers, counts = data
+    workers = min(os.cpu_count(), 16)
+
+    def endless(dataset, batch_size):
+        loader = DataLoader(
+            dataset, batch_size, shuffle=True, drop_last=True, num_workers=workers, persistent_workers=True,
+            pin_memory=device.type == "cuda",
+        )  # fmt: skip
+        return itertools.chain.from_iterable(loader for _ in itertools.count())
+
+    batches = endless(PlainTrainingSet(images, labels), settings.batch_size)
+    outlier_batches = endless(PlainOutliers(outliers), settings.ob)
+    model = build_model(settings.model, len(counts)).to(device).train()
+    contrast = PlainISAC(counts, model.embedding_dim).to(device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=settings.lr, weight_decay=settings.wd)
+    batch_size = settings.batch_size
+
+    def step():
+        *views, targets = next(batches)
+        inputs, targets = torch.cat([*views, next(outlier_batches)]).to(device), targets.to(device)
+        output = model(inputs)
+        isac = contrast(output.embedding[batch_size : 3 * batch_size], targets.repeat(2))
+        tla = F.cross_entropy(output.logits[:batch_size] / settings.tem_scale + contrast.log_prior.float(), targets)
+        oe = outlier_exposure(output.logits[3 * batch_size :])
+        optimizer.zero_grad()
+        (isac + settings.Lambda2 * tla + settings.Lambda1 * oe).backward()
+        optimizer.step()
+
+    return step
+
+
+def our_evaluation(name, test_images, device):
+    """A function that passes a test set through the network."""
+    model = build_model(name, 10).to(device, memory_format=torch.channels_last).eval()
+    images = torch.randint(0, 256, (test_images, 3, 32, 32), dtype=torch.uint8).to(device)
+    labels = torch.zeros(test_images, dtype=torch.int64)
 
     @torch.inference_mode()
-    def evaluation():
-        model.eval()
-        test = torch.randint(0, 256, (TEST_IMAGES, 3, 32, 32), dtype=torch.uint8, device=device)
-        for x, _ in evaluation_batches(
-            test, torch.zeros(TEST_IMAGES), batch_size=1000, normalization=CIFAR_NORMALIZATION, device=device
+    def evaluate():
+        for batch, _ in evaluation_batches(
+            images, labels, batch_size=1000, normalization=CIFAR_NORMALIZATION, device=device
         ):
-            with mixed:
-                model(x)
-        model.train()
+            with autocast(device, "auto"):
+                model(batch)
 
-    parts = {"bare forward + backward": timed(network, args.steps)}
-    parts["data"] = timed(lambda: next(batches), 4 * args.steps)
-    parts["criterion"] = timed(loss, 4 * args.steps)
-    parts["optimiser, guard, meter"] = timed(update, 4 * args.steps)
-    parts["whole step"] = timed(whole, args.steps)
-    parts["evaluation, 10,000 images"] = timed(evaluation, 1, warmup=0 if device.type == "cpu" else 1)
-    step, bare = parts["whole step"].median, parts["bare forward + backward"].median
-    rows = [[name, milliseconds(t), f"{100 * t.median / step:.1f} %"] for name, t in parts.items() if "evaluation" not in name]
-    rest = sum(parts[name].median for name in ("data", "criterion", "optimiser, guard, meter"))
-    rows.append(["everything but forward + backward", f"{1e3 * rest:.4g}", f"{100 * rest / step:.1f} % (goal at most 10 %)"])
-    rows.append(["evaluation, 10,000 images", milliseconds(parts["evaluation, 10,000 images"]), ""])
-    rows.append([f"an epoch of {STEPS_AN_EPOCH} steps", f"{STEPS_AN_EPOCH * step:.4g} s", ""])
-    if args.md in GFLOP_AN_IMAGE:
-        achieved = GFLOP_AN_IMAGE[args.md] * len(batch.images) / step / 1e3
-        card = f" (an H200: {CARD_TFLOPS})" if device.type == "cuda" else ""
-        rows.append(["achieved", f"{achieved:.3g} TFLOP/s{card}", ""])
-    if not args.skip_plain:
-        rest = plain_rest(images, device, model.embedding_dim, batch)
-        parts["plain: data and criterion"] = rest
-        rows.append(
-            ["plain pipeline's data and criterion", milliseconds(rest), f"step {(bare + rest.median) / step:.2f}x as long"]
-        )
-    head = [f"{args.md}, 128 x 3 + 256 images", "ms (lowest to highest)", "share of the step"]
-    publish(f"train-{args.md}", device, head, rows, seconds=parts, network=args.md)
+    return evaluate
 
 
-def plain_rest(images, device, dim, batch):
-    """The plain pipeline's data and criterion for one step; its forward and backward is the same network's."""
-    workers = torch.get_num_threads()
-    pictures = as_pil(images[: max(VIEWS.values())])
-    criterion, embeddings = PlainISAC([100] * 10, dim), torch.randn(2 * len(batch.labels), dim)
-    labels = batch.labels.cpu().repeat(2)
-    with ProcessPoolExecutor(workers) as pool:
+def random_data():
+    """(images, labels, outliers, class counts): as many images as CIFAR10-LT has, and outliers for an epoch."""
+    counts = long_tail_counts(5000, 10, 0.01)
+    labels = torch.repeat_interleave(torch.arange(10), torch.tensor(counts))
+    images, outliers = (torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8) for n in (len(labels), 25_000))
+    return images, labels, outliers, counts
 
-        def rest():
-            for name, size in VIEWS.items():
-                parts = [pictures[:size][i::workers] for i in range(workers)]
-                list(pool.map(plain_chunk, [name] * workers, parts, range(workers)))
-            e = embeddings.clone().requires_grad_()
-            criterion(e, labels).backward()
 
-        return timed(rest, 3)
+def benchmark_args(argv):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--md", default="ResNet18")
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
+    parser.add_argument("--compile", action="store_true", help="torch.compile the network")
+    parser.add_argument("--steps", type=int, help="steps a timed block; default: 1 on a CPU, an epoch on a GPU")
+    parser.add_argument("--repeats", type=int, default=3, help="timed blocks")
+    parser.add_argument("--batch_size", type=int, default=128, help="ID images a step; twice as many outliers")
+    parser.add_argument("--test_images", type=int, help="default: 1,000 on a CPU, 10,000 on a GPU")
+    args = parser.parse_args(argv)
+    on_gpu = args.device.type == "cuda"
+    args.steps = args.steps or (STEPS_AN_EPOCH if on_gpu else 1)
+    args.test_images = args.test_images or (10_000 if on_gpu else 1000)
+    return args
 
 
 if __name__ == "__main__":

@@ -1,12 +1,15 @@
 """The benchmarks' yardsticks compute what ours computes, and their command lines hold."""
 
+import os
+import time
+
 import mpmath
 import pytest
 import torch
 import torch.nn.functional as F
 
-from benchmarks import common, gpu, reproduce
-from benchmarks.criterion import batch, ours, plain
+from benchmarks import common, gpu, reproduce, train
+from benchmarks.criterion import batch, ours, peak_memory, plain
 from benchmarks.plain import MillerLogIv, PlainISAC
 from utils.errors import InputError
 from utils.losses import PATTLoss
@@ -44,6 +47,21 @@ def test_the_plain_running_average_is_ours_over_several_batches():
     torch.testing.assert_close(F.normalize(theirs.mean, dim=1), mine.statistics.mean_direction, rtol=1e-6, atol=1e-7)
 
 
+def test_peak_memory_grows_with_the_number_of_classes():
+    small, large = (peak_memory(classes, 64, 256, torch.device("cpu")) for classes in (20, 4000))
+    score = 8 * 64 * 4000 / 2**20  # one float64 N x C
+    assert small < score < large < 40 * score  # an N x C x D one would be 256
+
+
+def test_the_training_benchmark_measures_every_part(tmp_path, monkeypatch):
+    monkeypatch.setattr(common, "RESULTS", tmp_path)
+    train.main(["--md", "ResNet20", "--batch_size", "4", "--test_images", "8", "--repeats", "1"])
+    record = common.json.loads((tmp_path / "train-ResNet20-cpu.json").read_text())
+    seconds = {name: timing[0] for name, timing in record["seconds"].items()}
+    assert min(seconds.values()) > 0 and len(seconds) == 6
+    assert seconds["whole step"] > seconds["criterion"] + seconds["data"]
+
+
 def test_a_results_file_holds_the_table_and_where_it_was_made(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(common, "RESULTS", tmp_path / "results")
     common.publish("claim", torch.device("cpu"), ["what", "ms"], [["a", "1"]], numbers=common.timed(lambda: None, 3))
@@ -62,8 +80,22 @@ def test_the_gpu_plan_names_modules_that_exist_and_valid_flags(tmp_path):
     lines = gpu.plan(tmp_path, tmp_path / "out", ["tin"])
     for line in lines:
         assert (common.RESULTS.parent / f"{line[1].removeprefix('benchmarks.')}.py").is_file()
-    args = reproduce.parse_args(lines[-1][2:])
+        assert not line[1].endswith(".train") or train.benchmark_args(line[2:]).device.type == "cuda"
+    (line,) = (line for line in lines if line[1].endswith(".reproduce"))
+    args = reproduce.parse_args(line[2:])
     assert (args.table, args.rows, args.seeds, args.dout, args.epochs) == ("cifar10", ["patt"], [0], ["tin"], None)
+
+
+def test_what_runs_out_of_time_ends_with_the_processes_it_started(tmp_path):
+    child = f"import os, time; open(r'{tmp_path / 'pid'}', 'w').write(str(os.getpid())); time.sleep(60)"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    begun = time.monotonic()
+    assert gpu.run_within(["-c", parent], 2) == "out of time"
+    assert time.monotonic() - begun < 9
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
+    assert gpu.run_within(["-c", "raise SystemExit(3)"], 60) == "status 3"
+    assert gpu.run_within(["-c", "pass"], 60) is None
 
 
 def test_without_cuda_the_gpu_benchmarks_say_so(monkeypatch):
