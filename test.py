@@ -62,7 +62,7 @@ def main(argv=None):
     outliers = load_surrogate_outliers(ds, args.drp, args.num_ood_samples) if args.FC else None
 
     model = build_model(known["model"], NUM_CLASSES[ds])
-    network = prepare_network(model, checkpoint, compute)
+    network = prepare_network(model, checkpoint, compute, args.precision)
     mixed_precision = autocast(compute.device, args.precision)
 
     def features(images, labels, normalization=normalization):
@@ -79,9 +79,7 @@ def main(argv=None):
     if args.FC:
         source = train
         if args.calibration_split == "test":
-            print(
-                "warning: calibrating on labelled TEST images, a leak; for auditing only", file=sys.stderr, flush=True
-            )
+            print("warning: calibrating on labelled TEST images, a leak; for auditing only", file=sys.stderr, flush=True)
             counts = long_tail_counts(int(torch.bincount(test.labels).max()), NUM_CLASSES[ds], known["rho"])
             chosen = long_tail_indices(test.labels, counts)
             source = test._replace(images=test.images[chosen], labels=test.labels[chosen])
@@ -102,9 +100,7 @@ def parse_args(argv=None):
     parser.add_argument("--ckpt_path", type=Path, required=True, help="a run directory or a checkpoint file")
     parser.add_argument("--dataset", "--ds", dest="ds", choices=DATASETS, help="default: the checkpoint's")
     parser.add_argument("--model", "--md", choices=tuple(FAMILIES["cifar"]), help="default: the checkpoint's")
-    parser.add_argument(
-        "--imbalance_ratio", "--rho", dest="rho", type=flags.imbalance_ratio, help="default: the checkpoint's"
-    )
+    parser.add_argument("--imbalance_ratio", "--rho", dest="rho", type=flags.imbalance_ratio, help="default: the checkpoint's")
     parser.add_argument("--data_root_path", "--drp", dest="drp", type=Path, default=Path("data"))
     parser.add_argument("--dout", nargs="+", metavar="SET", help="OOD sets that have a list; default: the paper's six")
     flags.add_evaluation_flags(parser, tuple(SCORES))

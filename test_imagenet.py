@@ -13,6 +13,7 @@ import torch
 
 from datasets.imagenet import EvalImages, balanced_sample, load_files, select
 from datasets.loader import epoch_indices
+from datasets.registry import hold_out
 from models import FAMILIES, build_model
 from utils import flags
 from utils.checkpoint import open_checkpoint, settle
@@ -23,7 +24,7 @@ from utils.report import report
 from utils.runlog import environment, show_warnings_plainly, writable_folder
 
 # What a checkpoint without arguments is taken to be, where the flags do not say.
-UNKNOWN_DEFAULTS = {"ds": "imagenet", "model": "ResNet50", "image_size": 224}
+UNKNOWN_DEFAULTS = {"ds": "imagenet", "model": "ResNet50", "image_size": 224, "val_fraction": 0}
 
 
 def main(argv=None):
@@ -39,15 +40,17 @@ def main(argv=None):
 
     # Read every list first: what is missing shows before any work is done.
     training = load_files(args.txtt, args.iidp)
+    if known["val_fraction"]:
+        training = select(training, hold_out(training.labels, known["val_fraction"])[0])
     class_counts = torch.bincount(training.labels).tolist()
     test = load_files(args.txtv, args.iidp, num_classes=len(class_counts))
     ood = load_files(args.txt_ood_test, args.iodp, labelled=False)
     outliers = load_files(args.txt_ood_train, args.iodp, labelled=False) if args.FC else None
-    if args.num_cal < len(class_counts):
+    if args.FC and args.num_cal < len(class_counts):
         raise InputError(f"--num_cal {args.num_cal} is less than one image for each of the {len(class_counts)} classes")
 
     model = build_model(known["model"], len(class_counts), family="imagenet")
-    network = prepare_network(model, checkpoint, compute)
+    network = prepare_network(model, checkpoint, compute, args.precision)
     mixed_precision = autocast(compute.device, args.precision)
 
     def features(files):

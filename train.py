@@ -11,6 +11,7 @@ Reads from top to bottom as the method: the training step, the run around it, th
 
 import argparse
 import math
+import os
 import sys
 import time
 from contextlib import contextmanager
@@ -68,12 +69,14 @@ def train_one_epoch(network, criterion, optimizer, guard, meter, batches, mixed_
 
 
 @torch.inference_mode()
-def accuracy(network, batches, class_counts, device):
+def accuracy(network, batches, class_counts, device, mixed_precision):
     """Accuracies ``{all, many, medium, few}`` over batches of (images, labels)."""
     network.eval()
     meter = EpochMeter(len(class_counts), device)
     for images, labels in batches:
-        meter.add_answers(network(images).logits, labels)
+        with mixed_precision:
+            logits = network(images).logits
+        meter.add_answers(logits, labels)
     return meter.accuracies(class_counts)
 
 
@@ -90,15 +93,19 @@ def run(args, compute, loader, model, criterion, class_counts, learning_rate, va
         criterion.to(compute.device)
         optimizer = build_optimizer(model, args)
         state = find_checkpoint(args)
-        history, epoch, step, meter_state = [], 0, 0, None
+        history, epoch, step, meter_state, seconds = [], 0, 0, None, 0.0
+        mine = None if state is None else [state["epoch"], state["step"]]
+        if sum_over_processes(torch.tensor([float(mine != from_main(mine))], device=compute.device)).item():
+            raise InputError(f"the processes see different checkpoints in {args.srp}; it has to be on a disk that all share")
         if state is not None:
             load_weights(model, state["model"])
             criterion.load_state_dict(state["criterion"])
             optimizer.load_state_dict(state["optimizer"])
             torch.set_rng_state(state["rng"])
-            history, epoch, step, meter_state = state["history"], state["epoch"], state["step"], state["meter"]
+            history, epoch, step = state["history"], state["epoch"], state["step"]
+            meter_state, seconds = state["meter"], state["seconds"]
 
-        network = parallelize(model, compute, sync_bn=args.sync_bn, all_parameters_used=args.isac)
+        network = parallelize(model, compute, args.precision, sync_bn=args.sync_bn, all_parameters_used=args.isac)
         if args.compile:
             network = torch.compile(network)
         mixed_precision = autocast(compute.device, args.precision)
@@ -111,13 +118,15 @@ def run(args, compute, loader, model, criterion, class_counts, learning_rate, va
                 return
             state = {
                 "model": model.state_dict(), "criterion": criterion.state_dict(), "optimizer": optimizer.state_dict(),
-                "rng": torch.get_rng_state(), "meter": meter_state, "epoch": epoch, "step": step, "history": history,
+                "rng": torch.get_rng_state(), "meter": meter_state, "epoch": epoch, "step": step,
+                "history": history, "seconds": time.monotonic() - begun if step else 0.0,
                 "args": plain(args), "class_counts": class_counts, "environment": environment(compute.device),
             }  # fmt: skip
             attempt("the checkpoint", save_checkpoint, state, out.folder)
 
         if compute.is_main:
             settings = plain(args) | {"class_counts": class_counts, "environment": environment(compute.device)}
+            settings["num_outliers"] = loader.num_outliers
             attempt("args.json", out.write_json, "args.json", settings)
             attempt("class_counts.png", plot_class_counts, class_counts, out.folder / "class_counts.png")
             print(
@@ -135,7 +144,7 @@ def run(args, compute, loader, model, criterion, class_counts, learning_rate, va
                 criterion.start_epoch()
             elif compute.is_main:
                 meter.load_state(meter_state)
-            begun = time.monotonic()
+            begun = time.monotonic() - seconds
             stopping, position = False, step
 
             def after_step(done, epoch=epoch, meter=meter):
@@ -155,23 +164,19 @@ def run(args, compute, loader, model, criterion, class_counts, learning_rate, va
                     last_save = time.monotonic()
                 return stopping
 
-            bar = tqdm(
-                total=steps, initial=step, desc=f"epoch {epoch + 1}/{args.epochs}", leave=False, disable=quiet(compute)
-            )
+            bar = tqdm(total=steps, initial=step, desc=f"epoch {epoch + 1}/{args.epochs}", leave=False, disable=quiet(compute))
             batches = counted(loader.epoch(epoch, step), step, bar)
             train_one_epoch(network, criterion, optimizer, guard, meter, batches, mixed_precision, after_step)
             bar.close()
             if position < steps:
                 break
-            record = (
-                {"epoch": epoch + 1, "lr": rate} | meter.losses() | {"train_accuracy": meter.accuracies(class_counts)}
-            )
+            record = {"epoch": epoch + 1, "lr": rate} | meter.losses() | {"train_accuracy": meter.accuracies(class_counts)}
             if validation_batches is not None:
                 share_buffers(model)
-                record["val_accuracy"] = accuracy(model, validation_batches(), class_counts, compute.device)
+                record["val_accuracy"] = accuracy(model, validation_batches(), class_counts, compute.device, mixed_precision)
             record["seconds"] = round(time.monotonic() - begun, 3)
             history.append(record)
-            epoch, step = epoch + 1, 0
+            epoch, step, seconds = epoch + 1, 0, 0.0
             checkpoint(epoch, 0, EpochMeter(len(class_counts), compute.device))
             last_save = time.monotonic()
             if compute.is_main:
@@ -297,12 +302,18 @@ def build_criterion(args, class_counts, embedding_dim):
     )  # fmt: skip
 
 
-def check_batches(args, compute, num_images, num_outliers):
-    """Refuses batch sizes that the sets or the processes cannot give."""
-    for flag, size, available in (
-        ("--batch_size", args.batch_size, num_images),
-        ("--ood_batch_size", args.ob, num_outliers),
-    ):
+def check_flags(args, compute, num_images, num_outliers):
+    """Refuses batch sizes that the sets or the processes cannot give, and flags that do not go with the devices.
+
+    ``num_outliers`` is None where none are used.
+    """
+    if args.sync_bn and (compute.world_size == 1 or compute.device.type != "cuda"):
+        raise InputError("--sync_bn is for several processes (torchrun) on CUDA")
+    if args.compile and len(compute.gpus) > 1:
+        raise InputError("--compile goes with one GPU a process: name one in --gpu, or use torchrun")
+    sizes = [("--batch_size", args.batch_size, num_images)]
+    sizes += [] if num_outliers is None else [("--ood_batch_size", args.ob, num_outliers)]
+    for flag, size, available in sizes:
         if size > available:
             raise InputError(f"{flag} {size} is larger than the set, which has {available} images")
         if size % compute.world_size:
@@ -325,7 +336,7 @@ def main(argv=None):
         )
     class_counts = torch.bincount(train.labels).tolist()
     outliers = load_surrogate_outliers(args.ds, args.drp, args.num_ood_samples) if args.oe else None
-    check_batches(args, compute, len(train.labels), args.ob if outliers is None else len(outliers))
+    check_flags(args, compute, len(train.labels), None if outliers is None else len(outliers))
     normalization = NORMALIZATION[args.ds]
     loader = TrainLoader(
         train.images, train.labels, outliers, views_for(args.ds, pad_crop="crop" not in args.depart),
@@ -337,9 +348,7 @@ def main(argv=None):
     def validation_batches():
         mine = slice(compute.rank, None, compute.world_size)
         images, labels = validation[0][mine], validation[1][mine]
-        return evaluation_batches(
-            images, labels, batch_size=args.tb, normalization=normalization, device=compute.device
-        )
+        return evaluation_batches(images, labels, batch_size=args.tb, normalization=normalization, device=compute.device)
 
     model = build_model(args.model, len(class_counts))
     criterion = build_criterion(args, class_counts, model.embedding_dim)
@@ -354,6 +363,7 @@ def seed_everything(seed, deterministic):
     """Seeds initialisation (data order and views have their own seeds); optionally admits deterministic kernels only."""
     torch.manual_seed(seed)
     if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs for it
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
     else:
@@ -363,15 +373,13 @@ def seed_everything(seed, deterministic):
 def add_training_flags(parser):
     """The flags that train.py and train_imagenet.py share."""
     run_group = parser.add_argument_group("run")
-    run_group.add_argument("--seed", type=flags.count, default=3407)
+    run_group.add_argument("--seed", type=flags.seed, default=3407)
     flags.add_boolean(
         run_group, "--replay", "--deterministic", dest="deterministic", default=False,
         help="admit deterministic kernels only, so that a run on the same GPU can be replayed exactly (on a CPU it always can)",
     )  # fmt: skip
     run_group.add_argument("--gpu", default="0", help="CUDA indices such as 0 or 0,1 (DataParallel), or cpu")
-    run_group.add_argument(
-        "--num_workers", "--cpus", type=flags.count, default=4, help="processes that read image files"
-    )
+    run_group.add_argument("--num_workers", "--cpus", type=flags.count, default=4, help="processes that read image files")
     run_group.add_argument(
         "--save_root_path", "--srp", dest="srp", type=Path, help="the run directory; default runs/DATASET_MODEL_SEED"
     )
@@ -386,14 +394,13 @@ def add_training_flags(parser):
         "--max_bad_steps", type=flags.positive_int, default=3, help="non-finite steps in a row that end the run"
     )
     run_group.add_argument(
-        "--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 on CUDA, fp32 on a CPU"
+        "--precision",
+        choices=("auto", "fp32", "bf16"),
+        default="auto",
+        help="auto: bf16 on CUDA, fp32 on a CPU; fp32 on CUDA has TF32 convolutions",
     )
-    run_group.add_argument(
-        "--compile", action=argparse.BooleanOptionalAction, default=False, help="torch.compile the network"
-    )
-    flags.add_boolean(
-        run_group, "--sync_bn", default=False, help="BatchNorm statistics of the global batch (CUDA, torchrun)"
-    )
+    run_group.add_argument("--compile", action=argparse.BooleanOptionalAction, default=False, help="torch.compile the network")
+    flags.add_boolean(run_group, "--sync_bn", default=False, help="BatchNorm statistics of the global batch (CUDA, torchrun)")
 
     method = parser.add_argument_group("method")
     method.add_argument("--Lambda1", type=flags.weight, help="weight of the outlier-exposure term")
@@ -419,20 +426,14 @@ def add_training_flags(parser):
         "--val_fraction", type=flags.fraction, default=0, help="share of each class held out of training to monitor"
     )
     optimisation.add_argument("--epochs", "-e", type=flags.positive_int)
-    optimisation.add_argument(
-        "--batch_size", "-b", type=flags.positive_int, help="ID images a step, each in three views; global"
-    )
-    optimisation.add_argument(
-        "--ood_batch_size", "--ob", dest="ob", type=flags.positive_int, help="outliers a step; global"
-    )
+    optimisation.add_argument("--batch_size", "-b", type=flags.positive_int, help="ID images a step, each in three views; global")
+    optimisation.add_argument("--ood_batch_size", "--ob", dest="ob", type=flags.positive_int, help="outliers a step; global")
     optimisation.add_argument("--test_batch_size", "--tb", dest="tb", type=flags.positive_int, default=1000)
     optimisation.add_argument("--opt", choices=("adam", "sgd"))
     optimisation.add_argument("--lr", type=flags.positive)
     optimisation.add_argument("--wd", type=flags.weight)
     optimisation.add_argument("--momentum", "-m", type=flags.unit, default=0.9, help="of SGD (Nesterov)")
-    optimisation.add_argument(
-        "--num_ood_samples", type=flags.positive_int, default=300_000, help="the first so many outliers"
-    )
+    optimisation.add_argument("--num_ood_samples", type=flags.positive_int, default=300_000, help="the first so many outliers")
 
 
 CIFAR_DEFAULTS = dict(
@@ -462,9 +463,7 @@ def parse_args(argv=None):
     data.add_argument("--dataset", "--ds", dest="ds", choices=DATASETS, default="cifar10")
     data.add_argument("--data_root_path", "--drp", dest="drp", type=Path, default=Path("data"))
     data.add_argument("--model", "--md", choices=tuple(FAMILIES["cifar"]))
-    data.add_argument(
-        "--imbalance_ratio", "--rho", dest="rho", type=flags.imbalance_ratio, help="smallest class / largest class"
-    )
+    data.add_argument("--imbalance_ratio", "--rho", dest="rho", type=flags.imbalance_ratio, help="smallest class / largest class")
     add_training_flags(parser)
     parser.set_defaults(**DEFAULTS[parser.parse_known_args(argv)[0].ds])
     return resolve(parser.parse_args(argv))

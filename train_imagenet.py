@@ -14,7 +14,7 @@ from datasets.imagenet import EvalImages, FileTrainLoader, load_files, select
 from datasets.registry import hold_out
 from datasets.views import imagenet_views
 from models import FAMILIES, build_model
-from train import add_training_flags, build_criterion, check_batches, resolve, run, seed_everything
+from train import add_training_flags, build_criterion, check_flags, resolve, run, seed_everything
 from utils import flags
 from utils.distributed import finish, start
 from utils.errors import exit_cleanly
@@ -46,7 +46,7 @@ def main(argv=None):
     if args.oe:
         outliers = load_files(args.txt_ood_train, args.iodp, labelled=False)
         outliers = select(outliers, torch.arange(min(len(outliers.paths), args.num_ood_samples)))
-    check_batches(args, compute, len(training.paths), args.ob if outliers is None else len(outliers.paths))
+    check_flags(args, compute, len(training.paths), None if outliers is None else len(outliers.paths))
     shared = {"image_size": args.image_size, "num_workers": args.num_workers, "device": compute.device}
     shared |= {"rank": compute.rank, "world_size": compute.world_size}
     loader = FileTrainLoader(

@@ -80,9 +80,10 @@ def commands(run, args, device, leak=False):
         train += [] if value is None else [flag, str(value)]
     test = [f"test{script}.py", "--gpu", device, "--ckpt_path", str(run.folder), *data]
     test += ["--dout", *args.dout] if args.dout else []
+    test += ["--precision", args.precision] if args.precision else []
     lines = [train + args.extra, test + args.extra]
     if leak:
-        lines.append([*test, "--calibration_split", "test", "--srp", str(run.folder / "leak")])
+        lines.append([*test, "--calibration_split", "test", "--srp", str(run.folder / "leak"), *args.extra])
     return lines
 
 
@@ -211,6 +212,8 @@ def parse_args(argv=None):
     if own and args.ds not in (None, own):
         raise InputError(f"the table {own} is about {own}, not {args.ds}")
     args.ds = own or args.ds or "cifar10"
+    if args.table == "calibration-leak" and args.ds == "imagenet":
+        raise InputError("calibration-leak is about CIFAR and the digits; test_imagenet.py calibrates on the training list alone")
     unknown = set(args.rows or ()) - set(TABLES[args.table])
     if unknown:
         raise InputError(f"the table {args.table} has no row {min(unknown)}; it has {', '.join(TABLES[args.table])}")

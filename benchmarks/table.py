@@ -17,6 +17,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from benchmarks.reproduce import RESULTS, ROOT, TABLES
+from datasets.registry import DEFAULT_OOD_SETS
 from utils.errors import InputError, exit_cleanly
 from utils.runlog import write_text
 
@@ -101,11 +102,12 @@ def notes(records, group, score):
     if ds in PAPER_MODEL:
         if (model, settings["epochs"]) != (PAPER_MODEL[ds], PAPER_EPOCHS):
             text.append("**Reduced protocol: not comparable with published rows.**")
-        if settings.get("num_outliers") != PAPER_OUTLIERS:
+        outliers = {r["args"]["num_outliers"] for r in records} - {0}
+        if outliers != {PAPER_OUTLIERS} or set(sets) != set(DEFAULT_OOD_SETS.get(ds, sets)):
             text.append("**Stand-in outliers and OOD sets, not the authors'.**")
     text.append("Percent, mean ± standard deviation over n seeds; OOD is the positive class; minutes: training, wall time.")
     devices = sorted({f"{r['args']['environment']['device']} ({r['args']['environment']['cpu_cores']} cores)" for r in records})
-    commits = sorted({r["args"]["environment"]["commit"] for r in records})
+    commits = sorted({str(r["args"]["environment"]["commit"]) for r in records})
     dates = sorted({r["date"] for r in records})
     text.append(f"{', '.join(devices)}; {dates[0]}{' to ' + dates[-1] if len(dates) > 1 else ''}; commit {', '.join(commits)};")
     text.append(f"files and commands: `benchmarks/results/runs/{group}/`.")

@@ -419,6 +419,11 @@ class FileTrainLoader:
     def __len__(self):
         return len(self.files.labels) // self.batch_size
 
+    @property
+    def num_outliers(self):
+        """How many surrogate outliers there are to draw from."""
+        return 0 if self.outliers is None else len(self.outliers.paths)
+
     def where(self):
         """One line for the log: where the data live."""
         sets = {"images": self.files} | ({} if self.outliers is None else {"outliers": self.outliers})

@@ -98,6 +98,11 @@ class TrainLoader:
     def __len__(self):
         return len(self.labels) // self.batch_size
 
+    @property
+    def num_outliers(self):
+        """How many surrogate outliers there are to draw from."""
+        return 0 if self.outliers is None else len(self.outliers)
+
     def where(self):
         """One line for the log: where the data live."""
         sets = {"images": self.images} | ({} if self.outliers is None else {"outliers": self.outliers})
@@ -149,7 +154,7 @@ class TrainLoader:
         ]
 
     def _take(self, images, indices):
-        if images.device == self.device:
+        if images.device.type == self.device.type:
             return images[indices.to(self.device, non_blocking=True)]
         return images[indices].pin_memory().to(self.device, non_blocking=True)
 

@@ -30,8 +30,8 @@ def views_for(name, pad_crop=True):
     return cifar_views(padding=4 if pad_crop else 0)
 
 
-def load_long_tailed(name, root, ratio, train=True):
-    """A split cut to the long tail: the first n_c images of each class, n_c = int(n_max ratio^(c / (C - 1))).
+def load_long_tailed(name, root, ratio):
+    """The training split cut to the long tail: the first n_c images of each class, n_c = int(n_max ratio^(c / (C - 1))).
 
     n_max is the size of the split's largest class; of the digits, whose classes differ by a few images, of class 0.
 
@@ -41,7 +41,7 @@ def load_long_tailed(name, root, ratio, train=True):
     Raises:
         InputError: data that are missing or wrong, or a class with fewer than n_c images.
     """
-    split = load_split(name, root, train)
+    split = load_split(name, root, train=True)
     sizes = torch.bincount(split.labels, minlength=NUM_CLASSES[name])
     largest = int(sizes[0] if name == "digits" else sizes.max())
     chosen = long_tail_indices(split.labels, long_tail_counts(largest, NUM_CLASSES[name], ratio))

@@ -1,6 +1,8 @@
-"""Feature calibration (FC): an attention vector over feature dimensions, and the classifier that applies it."""
+"""Feature calibration (FC): an attention vector over feature dimensions."""
 
 import torch
+
+from utils.errors import InputError
 
 
 def attention_weight(features, labels, outlier_features, outlier_labels, classifier_weight, prior):
@@ -19,14 +21,14 @@ def attention_weight(features, labels, outlier_features, outlier_labels, classif
         (D,) in [0, 2], float64.
 
     Raises:
-        ValueError: a class without an image, no outlier, or evidence that does not vary or is not finite.
+        InputError: a class without an image, no outlier, or evidence that does not vary or is not finite.
     """
     weight, prior = classifier_weight.double(), prior.double()
     sums, counts = _sum_by_class(features, labels, len(weight))
     if len(outlier_features) == 0:
-        raise ValueError("calibration needs at least one outlier")
+        raise InputError("calibration needs at least one outlier")
     if not bool((counts > 0).all()):
-        raise ValueError(f"calibration needs images of every class; class {int(counts.argmin())} has none")
+        raise InputError(f"calibration needs images of every class; class {int(counts.argmin())} has none")
     per_class = weight / prior[:, None]
     signal = (sums / counts[:, None] * per_class).mean(dim=0)
     # The outliers' terms share w and pi within a predicted class, so that class sums are enough.
@@ -35,7 +37,7 @@ def attention_weight(features, labels, outlier_features, outlier_labels, classif
     evidence = signal - outlier
     low, high = evidence.min(), evidence.max()
     if not bool(high > low) or not bool(torch.isfinite(high - low)):
-        raise ValueError("the calibration evidence does not vary over the feature dimensions, or is not finite")
+        raise InputError("the calibration evidence does not vary over the feature dimensions, or is not finite")
     return 2 * (evidence - low) / (high - low)
 
 

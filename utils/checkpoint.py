@@ -31,7 +31,7 @@ def save_checkpoint(state, folder):
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
-        if (folder / LATEST).exists():
+        if _is_whole(folder / LATEST):  # a damaged one must not take the place of the previous
             os.replace(folder / LATEST, folder / PREVIOUS)
         os.replace(temporary, folder / LATEST)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
@@ -39,7 +39,16 @@ def save_checkpoint(state, folder):
         raise OSError(f"the checkpoint could not be written to {folder}: {error}") from error
 
 
-def load_checkpoint(path, map_location="cpu"):
+def _is_whole(path):
+    """Whether there is a checkpoint whose checksums hold."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (OSError, zipfile.BadZipFile, NotImplementedError):
+        return False
+
+
+def load_checkpoint(path):
     """Reads one checkpoint file, without running code from it.
 
     Raises:
@@ -63,7 +72,7 @@ def load_checkpoint(path, map_location="cpu"):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return torch.load(path, map_location=map_location, weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a stranger's bytes make the unpickler raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(

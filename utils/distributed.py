@@ -1,5 +1,6 @@
 """Where the computation runs: one CPU or GPU, several GPUs in one process (DataParallel), or several processes (torchrun)."""
 
+import atexit
 import os
 from typing import NamedTuple
 
@@ -47,6 +48,7 @@ def start(gpu):
             _check_indices([local_rank])
             torch.cuda.set_device(local_rank)
         dist.init_process_group("nccl" if wants_cuda else "gloo")
+        atexit.register(finish)  # also where an error ends the process: a group left to destructors may hang
         device = torch.device("cuda", local_rank) if wants_cuda else torch.device("cpu")
         return Compute(device, (), dist.get_rank(), dist.get_world_size())
     if not wants_cuda:
@@ -76,9 +78,7 @@ def _check_indices(indices):
     there = torch.cuda.device_count()
     missing = [i for i in indices if i >= there]
     if missing:
-        raise InputError(
-            f"--gpu {missing[0]}: there is no such CUDA device, this machine has {there} (0 to {there - 1})"
-        )
+        raise InputError(f"--gpu {missing[0]}: there is no such CUDA device, this machine has {there} (0 to {there - 1})")
 
 
 def autocast(device, precision):
@@ -90,6 +90,18 @@ def autocast(device, precision):
 def interleaved(size, shares):
     """The order, int64 (size,), that gives contiguous share i the items i, i + shares, i + 2 shares, ..."""
     return torch.cat([torch.arange(i, size, shares) for i in range(shares)])
+
+
+class InPrecision(nn.Module):
+    """A network under autocast of its own: autocast is a thread's setting, and DataParallel's threads know only float16."""
+
+    def __init__(self, module, precision):
+        super().__init__()
+        self.module, self.precision = module, precision
+
+    def forward(self, images):
+        with autocast(images.device, self.precision):
+            return self.module(images)
 
 
 class InterleavedDataParallel(nn.DataParallel):
@@ -105,10 +117,11 @@ class InterleavedDataParallel(nn.DataParallel):
         return type(output)(*(t[back] for t in output))
 
 
-def parallelize(model, compute, sync_bn=False, all_parameters_used=True):
+def parallelize(model, compute, precision="auto", sync_bn=False, all_parameters_used=True):
     """The network as the training step calls it; ``model`` itself stays what checkpoints are made of.
 
     Args:
+        precision: the flag, for the threads of DataParallel.
         sync_bn: BatchNorm takes the statistics of the global batch (in place; the parameters stay the same objects).
         all_parameters_used: False where the loss leaves out a part of the network, such as the embedding head.
     """
@@ -116,11 +129,14 @@ def parallelize(model, compute, sync_bn=False, all_parameters_used=True):
         if sync_bn:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         ids = [compute.device.index] if compute.device.type == "cuda" else None
-        return nn.parallel.DistributedDataParallel(
-            model, device_ids=ids, find_unused_parameters=not all_parameters_used
-        )
+        return nn.parallel.DistributedDataParallel(model, device_ids=ids, find_unused_parameters=not all_parameters_used)
+    return over_gpus(model, compute, precision)
+
+
+def over_gpus(model, compute, precision):
+    """The network on all GPUs of this process; as it is where there is one device."""
     if len(compute.gpus) > 1:
-        return InterleavedDataParallel(model, device_ids=list(compute.gpus))
+        return InterleavedDataParallel(InPrecision(model, precision), device_ids=list(compute.gpus))
     return model
 
 

@@ -8,7 +8,7 @@ import torch.distributed as dist
 
 from utils.calibration import attention_weight
 from utils.checkpoint import load_weights, network_weights
-from utils.distributed import parallelize
+from utils.distributed import over_gpus
 from utils.metrics import OOD_METRICS, accuracy_by_shot, class_tally, ood_metrics
 
 # Higher = more OOD.
@@ -44,7 +44,7 @@ class Classifier(NamedTuple):
         return (features if attention is None else features * attention) @ self.weight.T + self.bias
 
 
-def prepare_network(model, checkpoint, compute):
+def prepare_network(model, checkpoint, compute, precision):
     """Loads the checkpoint's weights, says which of its keys were left over, and returns the network on its device(s).
 
     Raises:
@@ -54,7 +54,7 @@ def prepare_network(model, checkpoint, compute):
     if extra and compute.is_main:
         print(f"the checkpoint's keys that the network does not have were left out: {', '.join(extra)}")
     model.to(compute.device, memory_format=torch.channels_last)
-    return parallelize(model.eval(), compute)
+    return over_gpus(model.eval(), compute, precision)
 
 
 @torch.inference_mode()
@@ -73,12 +73,13 @@ def extract_features(network, batches, size, compute, mixed_precision):
         with mixed_precision:
             features.append(network(images).features.float().cpu())
         labels.append(targets.cpu())
-    mine = Features(torch.cat(features), torch.cat(labels))
+    mine = Features(torch.cat(features), torch.cat(labels)) if features else None  # a small set may leave a process none
     if compute.world_size > 1:
         shares = [None] * compute.world_size
         dist.all_gather_object(shares, mine)
-        whole = Features(*(torch.empty(size, *part.shape[1:], dtype=part.dtype) for part in mine))
-        for rank, share in enumerate(shares):
+        shares = {rank: share for rank, share in enumerate(shares) if share is not None}
+        whole = Features(*(torch.empty(size, *part.shape[1:], dtype=part.dtype) for part in shares[0]))
+        for rank, share in shares.items():
             for target, part in zip(whole, share, strict=True):
                 target[rank :: compute.world_size] = part
         mine = whole

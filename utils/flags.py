@@ -40,6 +40,7 @@ def number(kind, low=None, high=None, above=None):
 
 positive_int = number(int, low=1)
 count = number(int, low=0)
+seed = number(int, low=0, high=2**63 - 1)
 positive = number(float, above=0, high=1e9)
 weight = number(float, low=0, high=1e9)
 imbalance_ratio = number(float, above=0, high=1)
@@ -49,18 +50,14 @@ unit = number(float, low=0, high=1)
 
 def add_evaluation_flags(parser, scores):
     """The flags that both test scripts have; ``scores`` are the choices of ``--score``."""
-    parser.add_argument("--seed", type=count, default=3407)
+    parser.add_argument("--seed", type=seed, default=3407)
     parser.add_argument("--gpu", default="0", help="CUDA indices such as 0 or 0,1, or cpu")
     parser.add_argument("--num_workers", "--cpus", type=count, default=4, help="processes that read image files")
     add_boolean(parser, "--FC", default=True, help="also evaluate with feature calibration")
     add_boolean(parser, "--tnorm", default=False, help="normalise the rows of the classifier and drop its bias")
-    parser.add_argument(
-        "--score", choices=scores, default=scores[0], help="which score the table shows; the files hold all"
-    )
+    parser.add_argument("--score", choices=scores, default=scores[0], help="which score the table shows; the files hold all")
     parser.add_argument("--test_batch_size", "--tb", dest="tb", type=positive_int, default=1000)
-    parser.add_argument(
-        "--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 on CUDA, fp32 on a CPU"
-    )
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 on CUDA, fp32 on a CPU")
     parser.add_argument("--srp", type=Path, metavar="DIR", help="where results go; default: the run directory")
 
 

@@ -80,9 +80,7 @@ class StepGuard:
         pending, self.pending = self.pending, []
         if not pending:
             return
-        for flags, (_, names, step, indices) in zip(
-            torch.stack([p[0] for p in pending]).tolist(), pending, strict=True
-        ):
+        for flags, (_, names, step, indices) in zip(torch.stack([p[0] for p in pending]).tolist(), pending, strict=True):
             wrong = [name for name, flag in zip(names, flags, strict=True) if flag]
             self.bad_in_row = self.bad_in_row + 1 if wrong else 0
             if not wrong:

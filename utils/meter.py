@@ -9,7 +9,7 @@ TERMS = ("loss", "isac", "tla", "oe")
 
 
 class EpochMeter:
-    """Sums of the loss terms, and of right answers by class, over the applied steps."""
+    """Sums of the loss terms over the applied steps, and of right answers by class over all."""
 
     def __init__(self, num_classes, device):
         self.sums = torch.zeros(len(TERMS), dtype=torch.float64, device=device)

@@ -6,6 +6,8 @@ A score is higher where an image looks more out-of-distribution.
 import numpy as np
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score, roc_curve
 
+from utils.errors import InputError
+
 OOD_METRICS = ("auroc", "aupr_in", "aupr_out", "fpr95", "fpr95_id")
 
 
@@ -22,14 +24,14 @@ def ood_metrics(id_scores, ood_scores):
         accepted at the threshold that keeps 95 % of ID, the opposite direction, as COCL and AdaptOD report it.
 
     Raises:
-        ValueError: an empty set, or a score that is not finite.
+        ValueError: an empty set. InputError: a score that is not finite.
     """
     id_scores, ood_scores = np.asarray(id_scores, np.float64), np.asarray(ood_scores, np.float64)
     if len(id_scores) == 0 or len(ood_scores) == 0:
         raise ValueError(f"both sets need images: {len(id_scores)} ID and {len(ood_scores)} OOD scores were given")
     scores = np.concatenate([id_scores, ood_scores])
     if not np.isfinite(scores).all():
-        raise ValueError("some scores are not finite")
+        raise InputError("some scores are not finite")
     is_ood = np.concatenate([np.zeros(len(id_scores)), np.ones(len(ood_scores))])
     return {
         "auroc": float(roc_auc_score(is_ood, scores)),

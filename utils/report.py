@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from utils.errors import InputError
 from utils.metrics import OOD_METRICS
 from utils.plots import plot_roc, plot_score_histograms
 from utils.runlog import write_text
@@ -26,14 +27,10 @@ def markdown_tables(results, score):
     for mean in (m for m in results["mean"] if m["score"] == score):
         fc = mean["fc"]
         for row in (r for r in results["rows"] if r["score"] == score and r["fc"] == fc):
-            lines.append(
-                [row["ood"], _yes(fc), f"{row['n_id']} / {row['n_ood']}", *(_percent(row[m]) for m in OOD_METRICS)]
-            )
+            lines.append([row["ood"], _yes(fc), f"{row['n_id']} / {row['n_ood']}", *(_percent(row[m]) for m in OOD_METRICS)])
         lines.append(["**mean**", _yes(fc), "", *(_percent(mean[m]) for m in OOD_METRICS)])
     accuracy = [[_yes(a["fc"]), *(_percent(a[s]) for s in SHOTS)] for a in results["accuracy"]]
-    note = (
-        f"Percent; OOD is the positive class; score: {score}. FPR95: share of ID flagged where 95 % of OOD is caught."
-    )
+    note = f"Percent; OOD is the positive class; score: {score}. FPR95: share of ID flagged where 95 % of OOD is caught."
     note += " FPR95-ID: share of OOD accepted where 95 % of ID is kept."
     return "\n".join(
         [
@@ -55,6 +52,14 @@ def report(results, scores, score, folder):
     """
     folder = Path(folder)
     print(markdown_tables(results, score))
+    try:
+        _write(results, scores, score, folder)
+    except OSError as error:
+        raise InputError(f"the results could not be written to {folder}: {error.strerror or error}") from None
+    print(f"written: {', '.join(str(folder / name) for name in ('results.json', 'results.md', 'scores.png', 'roc.png'))}")
+
+
+def _write(results, scores, score, folder):
     write_text(folder / "results.json", json.dumps(results, indent=1) + "\n")
     write_text(folder / "results.md", f"# {results['dataset']}\n\n{markdown_tables(results, score)}\n")
     curves = {f"{'with' if fc else 'without'} FC": of_scores[score] for fc, of_scores in scores.items()}
@@ -62,7 +67,6 @@ def report(results, scores, score, folder):
     ood_scores = {title: np.concatenate([ood for _, ood in sets.values()]) for title, sets in curves.items()}
     plot_score_histograms(id_scores, ood_scores, folder / "scores.png")
     plot_roc(curves, folder / "roc.png")
-    print(f"written: {', '.join(str(folder / name) for name in ('results.json', 'results.md', 'scores.png', 'roc.png'))}")
 
 
 def _percent(value):
