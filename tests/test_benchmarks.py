@@ -7,8 +7,10 @@ import mpmath
 import pytest
 import torch
 import torch.nn.functional as F
+from command_line import load_script
 
-from benchmarks import common, gpu, reproduce, train
+import train as train_script
+from benchmarks import common, gpu, precision, reproduce, train
 from benchmarks.criterion import batch, ours, peak_memory, plain
 from benchmarks.plain import MillerLogIv, PlainISAC
 from utils.errors import InputError
@@ -102,3 +104,28 @@ def test_without_cuda_the_gpu_benchmarks_say_so(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(InputError, match="CUDA"):
         gpu.main(["--drp", "anywhere"])
+
+
+def test_the_precisions_are_compared_seed_by_seed():
+    plain = [{"AUROC": 0.80}, {"AUROC": 0.82}]
+    rows = precision.compare({"fp32": plain, "near": [{"AUROC": 0.81}, {"AUROC": 0.83}], "far": [{"AUROC": 0.7}] * 2})
+    assert rows == [
+        ["AUROC", "fp32", "81.00 ± 1.41", "", ""],
+        ["AUROC", "near", "82.00 ± 1.41", "+1.00", "yes (2.00)"],
+        ["AUROC", "far", "70.00 ± 0.00", "-11.00", "no (2.00)"],
+    ]
+
+
+def test_the_precision_runs_are_valid_command_lines_and_reproduces_own(tmp_path):
+    args = precision.benchmark_args(["--drp", str(tmp_path), "--srp", str(tmp_path), "--epochs", "2"])
+    for way in precision.TRAINED_IN:
+        (training, done), *evaluations = precision.commands(way, 1, args)
+        mine = train_script.parse_args(training[1:])
+        assert (mine.epochs, mine.model, mine.seed, mine.compile) == (2, "ResNet20", 1, way == "bf16 compiled")
+        tests = [load_script("test").parse_args(line[1:]) for line, _ in evaluations]
+        assert [t.precision for t in tests] == (["fp32", "bf16"] if way == "fp32" else ["bf16"])
+        assert mine.srp == done.parent and {t.ckpt_path for t in tests} == {mine.srp}
+    plan = ["cifar10", "--rows", "patt", "--md", "ResNet20", "--epochs", "2", "--precision", "bf16"]
+    run = reproduce.Run("cifar10_ResNet20_e2_bf16", "patt", 1, tmp_path / "cifar10_ResNet20_e2_bf16" / "patt" / "seed1")
+    theirs = reproduce.commands(run, reproduce.parse_args([*plan, "--drp", str(tmp_path)]), "cpu")[0]
+    assert train_script.parse_args(theirs[1:]) == train_script.parse_args(precision.commands("bf16", 1, args)[0][0][1:])
