@@ -1,0 +1,117 @@
+"""Do the fast ways give the plain fp32 numbers? python -m benchmarks.precision --drp DATA
+
+Trains PATT on CIFAR10-LT with a small network for a few epochs, in fp32 and in bf16 (--compiled: and in bf16 compiled), each
+with the same seeds, and compares accuracy and AUROC; and evaluates the fp32 networks in bf16. A difference counts as within the
+spread where it is at most the range of the fp32 seeds. Finished runs in --srp are kept; it has the layout of
+benchmarks.reproduce, whose runs of the row "patt" count.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from statistics import mean
+
+import torch
+
+from benchmarks.common import publish
+from benchmarks.reproduce import ROOT
+from benchmarks.table import spread
+from utils import flags
+from utils.errors import InputError, exit_cleanly
+
+TRAINED_IN = {
+    "fp32": ["--precision", "fp32"],
+    "bf16": ["--precision", "bf16"],
+    "bf16 compiled": ["--precision", "bf16", "--compile"],
+}
+EVALUATED = "fp32, evaluated in bf16"
+
+
+def commands(way, seed, args):
+    """[(command line, the file that shows it is done)] of one run: its training, and its evaluations."""
+    name = f"cifar10_{args.md}_e{args.epochs}_{way.replace(' ', '_')}"
+    folder = args.srp / name / "patt" / f"seed{seed}"
+    shared = ["--gpu", args.gpu, "--drp", str(args.drp)]
+    training = ["train.py", *shared, "--ds", "cifar10", "--md", args.md, "--epochs", str(args.epochs), "--seed", str(seed)]
+    training += ["--srp", str(folder), "--resume", *TRAINED_IN[way]]
+    test = ["test.py", *shared, "--ckpt_path", str(folder), "--dout", *args.dout]
+    results = folder / "results.json"
+    lines = [(training, results), (test + TRAINED_IN[way][:2], results)]
+    if way == "fp32":
+        lines.append(([*test, "--precision", "bf16", "--srp", str(folder / "bf16")], folder / "bf16" / "results.json"))
+    return lines
+
+
+def execute(run):
+    """Runs what is missing of ``run``, a list from :func:`commands`; returns the evaluations' results."""
+    for line, done in run:
+        if not done.exists():
+            print(f"$ python {' '.join(line)}", flush=True)
+            process = subprocess.run([sys.executable, *line], cwd=ROOT, stdout=subprocess.DEVNULL)
+            if process.returncode:
+                raise InputError(f"status {process.returncode}: python {' '.join(line)}")
+    return [json.loads(done.read_text()) for _, done in run[1:]]
+
+
+def numbers(results):
+    """The compared values of one evaluation, fractions, with and without feature calibration."""
+    values = {}
+    for fc, name in ((False, ""), (True, ", FC")):
+        values[f"accuracy{name}"] = next(a["all"] for a in results["accuracy"] if a["fc"] == fc)
+        energy = next(m for m in results["mean"] if m["fc"] == fc and m["score"] == "energy")
+        values[f"AUROC{name}"] = energy["auroc"]
+    return values
+
+
+def compare(measured):
+    """Table rows from ``measured``: way -> one :func:`numbers` a seed; the first way is what the others are held against."""
+    plain, *others = measured
+    rows = []
+    for name in measured[plain][0]:
+        reference = [values[name] for values in measured[plain]]
+        rows.append([name, plain, spread(reference), "", ""])
+        allowed = max(reference) - min(reference)
+        for way in others:
+            values = [values[name] for values in measured[way]]
+            difference = mean(values) - mean(reference)
+            within = "yes" if abs(difference) <= allowed else "no"
+            rows.append([name, way, spread(values), f"{100 * difference:+.2f}", f"{within} ({100 * allowed:.2f})"])
+    return rows
+
+
+def main(argv=None):
+    args = benchmark_args(argv)
+    ways = [way for way in TRAINED_IN if args.compiled or way != "bf16 compiled"]
+    runs = [commands(way, seed, args) for way in ways for seed in args.seeds]
+    with ThreadPoolExecutor(args.jobs) as pool:
+        results = list(pool.map(execute, runs))
+    measured = {}
+    for i, way in enumerate(ways):
+        of_way = results[i * len(args.seeds) : (i + 1) * len(args.seeds)]
+        measured[way] = [numbers(evaluations[0]) for evaluations in of_way]
+        if way == "fp32":
+            measured[EVALUATED] = [numbers(evaluations[1]) for evaluations in of_way]
+    device = torch.device("cpu" if args.gpu == "cpu" else "cuda")
+    head = [f"CIFAR10-LT, {args.md}, {args.epochs} epochs", f"{len(args.seeds)} seeds", "%", "difference", "within fp32's range"]
+    publish("precision", device, head, compare(measured), measured=measured)
+
+
+def benchmark_args(argv):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--drp", type=Path, required=True, help="the data folder")
+    parser.add_argument("--srp", type=Path, default=Path("runs/precision"), help="where the run directories go")
+    parser.add_argument("--gpu", default="cpu")
+    parser.add_argument("--md", default="ResNet20")
+    parser.add_argument("--epochs", type=flags.positive_int, default=1)
+    parser.add_argument("--seeds", type=flags.count, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--dout", nargs="+", default=["cifar100", "tin", "texture", "scenes", "mnist"], help="OOD sets")
+    parser.add_argument("--compiled", action="store_true", help="train in bf16 with torch.compile, too")
+    parser.add_argument("--jobs", type=flags.positive_int, default=1, help="runs beside each other")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    exit_cleanly(main)
