@@ -1,7 +1,6 @@
 """Reads pickles that hold NumPy arrays and plain values, and nothing that could run code."""
 import io
 import pickle
-import pickletools
 import re
 from pathlib import Path
 
@@ -9,22 +8,16 @@ import numpy as np
 
 from datasets.files import require_file
 from utils.errors import InputError
+from utils.pickles import KEY_CHECKS, Instructions, Refused
 
 MAX_BYTES = 1 << 30
-MAX_MEMO = 2_000_000  # the memo is an array as long as its largest index, so a damaged index could fill the memory
 
 # Everything that protocols 2 to 5 use for arrays, containers, numbers and strings. Absent are the instructions that
 # build instances of classes, call registered extensions or persistent ids, or fetch buffers from outside.
-_INSTRUCTIONS = frozenset(
-    """PROTO FRAME STOP MARK POP POP_MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 LONG4 BINFLOAT
+_INSTRUCTIONS = """PROTO FRAME STOP MARK POP POP_MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 LONG4 BINFLOAT
     BINSTRING SHORT_BINSTRING BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8
-    EMPTY_LIST EMPTY_DICT EMPTY_TUPLE APPEND APPENDS SETITEM SETITEMS TUPLE TUPLE1 TUPLE2 TUPLE3
-    BINPUT LONG_BINPUT MEMOIZE BINGET LONG_BINGET GLOBAL STACK_GLOBAL REDUCE BUILD""".split()
-)
-
-
-class _Refused(Exception):
-    """The pickle asks for something other than numbers, text and containers."""
+    EMPTY_LIST EMPTY_DICT EMPTY_TUPLE APPEND APPENDS TUPLE TUPLE1 TUPLE2 TUPLE3 BINPUT LONG_BINPUT MEMOIZE BINGET
+    LONG_BINGET GLOBAL STACK_GLOBAL REDUCE BUILD"""
 
 
 class _Dtype:
@@ -36,13 +29,13 @@ class _Dtype:
         self.code = _text(code)
         self.order = "="
         if not re.fullmatch("b1|[iu][1248]|f[248]", self.code):
-            raise _Refused("an array is not of numbers")
+            raise Refused("an array is not of numbers")
 
     def __setstate__(self, state: tuple) -> None:
         _, order, subarray, names, fields, *_ = state
         self.order = _text(order)
-        if self.order not in {"<", ">", "=", "|"} or (subarray, names, fields) != (None, None, None):
-            raise _Refused("an array is not of numbers")
+        if self.order not in ("<", ">", "=", "|") or (subarray, names, fields) != (None, None, None):
+            raise Refused("an array is not of numbers")
 
     def resolve(self) -> np.dtype:
         return np.dtype(self.order + self.code)
@@ -78,7 +71,7 @@ def _scalar(dtype: _Dtype, raw: bytes) -> int | float | bool:
 
 def _latin1(text: str, encoding: str) -> bytes:
     if encoding != "latin1":
-        raise _Refused(f"text is encoded as {encoding}")
+        raise Refused("text is encoded otherwise than as latin1")
     return text.encode("latin1")
 
 
@@ -93,12 +86,14 @@ _CALLS = {
 }
 
 
-class _PlainUnpickler(pickle.Unpickler):
+class _PlainUnpickler(pickle._Unpickler):
+    dispatch = Instructions(_INSTRUCTIONS, KEY_CHECKS)
+
     def find_class(self, module: str, name: str) -> object:
         if (module, name) == ("numpy", "ndarray"):
             return None  # only ever an argument of _reconstruct, which ignores it
         if (module, name) not in _CALLS:
-            raise _Refused(f"it names {module}.{name}"[:200])
+            raise Refused(f"it names {module}.{name}"[:200])
         call = _CALLS[module, name]
         return lambda *args: call(*args)  # a fresh function each time: BUILD may set attributes on what it is given
 
@@ -113,13 +108,8 @@ def read_plain_dict(path: Path) -> dict:
     require_file(path, "the pickle", MAX_BYTES)
     try:
         data = path.read_bytes()
-        for instruction, argument, _ in pickletools.genops(data):
-            if instruction.name not in _INSTRUCTIONS:
-                raise _Refused(f"it uses {instruction.name}")
-            if instruction.name in {"BINPUT", "LONG_BINPUT"} and argument > MAX_MEMO:
-                raise ValueError(f"it remembers {argument:,} objects")
         content = _PlainUnpickler(io.BytesIO(data), encoding="bytes").load()
-    except _Refused as error:
+    except Refused as error:
         raise InputError(f"{path} holds more than arrays and plain values, and is not loaded: {error}") from error
     except Exception as error:  # a damaged pickle ends in whatever the misread instruction raises
         raise InputError(f"{path} is truncated or damaged: {str(error)[:200] or type(error).__name__}") from error

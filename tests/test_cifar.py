@@ -184,9 +184,9 @@ def test_code_in_a_pickle_is_not_run(cifar10, tmp_path, protocol):
     [
         (b"(S'x'\nios\nsystem\n.", "more than"),  # INST
         (b"\x80\x02cbuiltins\neval\nU\x011\x85R.", "builtins.eval"),
-        (b"\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00aX\x04\x00\x00\x00zlib\x86R.", "zlib"),
-        (b"\x80\x02}r\xff\xff\xff\x7f.", "remembers"),  # a memo of 2^31 entries
-        (b"\x80\x04\x95\xff\xff\xff\xff\xff\xff\xff\x7f}.", "truncated or damaged"),
+        (b"\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00aX\x04\x00\x00\x00zlib\x86R.", "otherwise than as latin1"),
+        (b"\x80\x02}" + b"(" + b")" + b"\x85" * 10**6 + b"K\x01u.", "a key is neither"),  # its hash overflows the stack
+        (b"\x80\x02)q\x00" + b"h\x00h\x00\x86q\x00" * 60 + b"}h\x00K\x01s.", "a key is neither"),  # takes 2^60 steps
         (b"\x80\x05\x96\xff\xff\xff\xff\xff\xff\xff\x00.", "truncated or damaged"),  # a byte array of petabytes
         (b"\x80\x02]" + b"(" * 10_000 + b".", "truncated or damaged"),
         (b"", "truncated or damaged"),
@@ -198,6 +198,12 @@ def test_pickles_that_are_refused(tmp_path, raw, reason):
     (tmp_path / "x").write_bytes(raw)
     with pytest.raises(InputError, match=reason):
         read_plain_dict(tmp_path / "x")
+
+
+@pytest.mark.parametrize("claim", [b"\x80\x02}r\xff\xff\xff\x7f.", b"\x80\x04\x95\xff\xff\xff\xff\xff\xff\xff\x7f}."])
+def test_a_memo_or_a_frame_is_as_large_as_what_is_in_it(tmp_path, claim):
+    (tmp_path / "x").write_bytes(claim)  # of 2^31 entries, of 2^63 bytes
+    assert read_plain_dict(tmp_path / "x") == {}
 
 
 def test_object_and_structured_arrays_are_refused(tmp_path):

@@ -1,5 +1,7 @@
 """Checkpoints that describe themselves, hold only tensors and plain values, and survive a crash while they are written."""
 
+import contextlib
+import io
 import os
 import warnings
 import zipfile
@@ -8,6 +10,7 @@ from pathlib import Path
 import torch
 
 from utils.errors import InputError
+from utils.pickles import Inspector
 
 LATEST, PREVIOUS = "latest.pth", "previous.pth"
 
@@ -34,18 +37,54 @@ def save_checkpoint(state, folder):
         if _is_whole(folder / LATEST):  # a damaged one must not take the place of the previous
             os.replace(folder / LATEST, folder / PREVIOUS)
         os.replace(temporary, folder / LATEST)
+        _sync_folder(folder)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         temporary.unlink(missing_ok=True)
         raise OSError(f"the checkpoint could not be written to {folder}: {error}") from error
 
 
+def _sync_folder(folder):
+    """The renames reach the disk, too; where a file system cannot promise that, there is nothing to do about it."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
 def _is_whole(path):
     """Whether there is a checkpoint whose checksums hold."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.testzip() is None
-    except (OSError, zipfile.BadZipFile, NotImplementedError):
+        _check_archive(path)
+    except InputError:
         return False
+    return True
+
+
+def _check_archive(path):
+    """Returns the :class:`Inspector` of the pickle in a zip file, whose checksums it has verified.
+
+    Raises:
+        InputError: missing or damaged.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            sizes = {record.filename: record.file_size for record in archive.infolist()}
+            folders = {name.partition("/")[0] for name in sizes}
+            # Two readers might take different records of one name, and torch looks names up without regard to case.
+            if len(folders) != 1 or len({name.lower() for name in sizes}) < len(archive.infolist()):
+                raise ValueError("its records are not those that torch writes")
+            if any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist()):
+                raise ValueError("its records are compressed, which torch never writes")
+            damaged = archive.testzip()
+            if damaged is not None:
+                raise ValueError(f"the checksum of {damaged} is wrong")
+            (folder,) = folders
+            pickled = io.BytesIO(archive.read(f"{folder}/data.pkl"))
+    except Exception as error:  # zipfile raises many kinds
+        raise InputError(f"the checkpoint {path} is damaged: {error}") from None
+    return Inspector(pickled, lambda key: sizes.get(f"{folder}/data/{key}"))
 
 
 def load_checkpoint(path):
@@ -57,23 +96,19 @@ def load_checkpoint(path):
     path = Path(path)
     if not path.is_file():
         raise InputError(f"there is no checkpoint {path}")
-    with open(path, "rb") as file:
-        is_zip = file.read(4) == b"PK\x03\x04"  # what torch.load goes by; older files are plain pickles
-    if is_zip:
-        try:
-            with zipfile.ZipFile(path) as archive:
-                if any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist()):
-                    raise InputError("its records are compressed, which torch never writes")
-                damaged = archive.testzip()
-        except Exception as error:
-            raise InputError(f"the checkpoint {path} is damaged: {error}") from None
-        if damaged is not None:
-            raise InputError(f"the checkpoint {path} is damaged: the checksum of {damaged} is wrong")
     try:
-        with warnings.catch_warnings():
+        with open(path, "rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            if file.read(4) == b"PK\x03\x04":  # what torch.load goes by
+                _check_archive(path).load()
+            else:  # before torch 1.6: five pickles, then the storages
+                file.seek(0)
+                for _ in range(5):
+                    Inspector(file, lambda key: path.stat().st_size).load()
             return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a stranger's bytes make the unpickler raise
+    except InputError:
+        raise
+    except Exception as error:  # whatever a stranger's bytes make an unpickler raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
             f"the checkpoint {path} cannot be read (only tensors and plain values are admitted): {reason[:200]}"
