@@ -4,9 +4,9 @@ import json
 from statistics import mean, stdev
 
 import pytest
-import train_imagenet
 
 import train
+import train_imagenet
 from benchmarks import reproduce, table
 from utils.errors import InputError
 
