@@ -21,6 +21,7 @@ def write_record(results, row, seed, auroc, group="digits_paper"):
         accuracy.append({"fc": fc, "all": 0.75, "many": 0.9, "medium": 0.7, "few": None, "per_class": [0.9, 0.6]})
     environment = {"device": "some CPU", "cpu_cores": 2, "commit": "abc"}
     settings = {"ds": "digits", "model": "ResNet20", "epochs": 30, "rho": 0.1, "class_counts": [9, 3], "environment": environment}
+    settings["num_outliers"] = 20_000
     rows = [{"ood": "noise", "fc": False, "score": "energy"}]
     record = {"group": group, "row": row, "seed": seed, "date": "2026-01-01", "train_seconds": 90.0, "args": settings}
     record["results"] = {"mean": means, "accuracy": accuracy, "rows": rows}
