@@ -137,7 +137,8 @@ def test_a_calibration_sample_is_as_balanced_as_the_classes_admit():
 @pytest.mark.parametrize(
     "lines, words",
     [
-        (["../x.jpg 0"], "out of"),
+        (None, "cannot be read"),
+        (["../x.jpg 0"], "climbs out of its folder"),
         (["train/0/0.jpg -1"], "label -1"),
         (["train/0/0.jpg 0", "train/0/1.jpg 2"], "class 1 of 3 has no image"),
         (["train/0/0.jpg 0", "train/0/nothing.jpg 0"], "1 of 2 files"),
@@ -145,12 +146,13 @@ def test_a_calibration_sample_is_as_balanced_as_the_classes_admit():
     ],
 )
 def test_wrong_training_lists_are_refused(lines, words, data, tmp_path, capsys):
-    (tmp_path / "list.txt").write_text("\n".join(lines) + "\n")
+    if lines is not None:
+        (tmp_path / "list.txt").write_text("\n".join(lines) + "\n")
     flags = [*TRAIN, *data, "--txtt", tmp_path / "list.txt", "--srp", tmp_path / "out"]
     assert run(train_imagenet.main, *flags) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and "list.txt" in error
-    assert words in error or words == "out of"
+    assert words in error
     assert not (tmp_path / "out").exists()
 
 
