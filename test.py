@@ -28,7 +28,7 @@ from datasets.registry import (
 from models import FAMILIES, build_model
 from utils import flags
 from utils.checkpoint import open_checkpoint, settle
-from utils.distributed import autocast, finish, start
+from utils.distributed import autocast, finish, in_main, start
 from utils.errors import InputError, exit_cleanly
 from utils.evaluation import SCORES, Classifier, calibrate, evaluate, extract_features, prepare_network
 from utils.report import report
@@ -36,6 +36,7 @@ from utils.runlog import environment, show_warnings_plainly, writable_folder
 
 # What a checkpoint without arguments is taken to be, where the flags do not say.
 UNKNOWN_DEFAULTS = {"ds": "cifar10", "model": "ResNet18", "rho": 0.01, "val_fraction": 0, "depart": []}
+RANGES = {"rho": flags.imbalance_ratio, "val_fraction": flags.fraction}
 
 
 def main(argv=None):
@@ -45,11 +46,12 @@ def main(argv=None):
     torch.manual_seed(args.seed)
     checkpoint, folder = open_checkpoint(args.ckpt_path)
     given = {name: getattr(args, name) for name in ("ds", "model", "rho")}
-    known = settle(given, checkpoint.get("args") if isinstance(checkpoint, dict) else None, UNKNOWN_DEFAULTS)
+    known = settle(given, checkpoint.get("args") if isinstance(checkpoint, dict) else None, UNKNOWN_DEFAULTS, RANGES)
     if known["ds"] not in DATASETS or known["model"] not in FAMILIES["cifar"]:
         raise InputError(f"{args.ckpt_path} holds a {known['model']} trained on {known['ds']}, which test.py does not know")
     ds, normalization = known["ds"], NORMALIZATION[known["ds"]]
-    out = writable_folder(args.srp or folder)
+    out = args.srp or folder
+    in_main(compute, lambda: writable_folder(out))
 
     # Read everything first: what is missing shows before any work is done.
     ood_sets = load_ood(ds, args.dout or DEFAULT_OOD_SETS[ds], args.drp)

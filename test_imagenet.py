@@ -11,13 +11,13 @@ from pathlib import Path
 
 import torch
 
-from datasets.imagenet import EvalImages, balanced_sample, load_files, select
+from datasets.imagenet import EvalImages, balanced_sample, load_files, naming_files_of_dead_workers, select
 from datasets.loader import epoch_indices
 from datasets.registry import hold_out
 from models import FAMILIES, build_model
 from utils import flags
 from utils.checkpoint import open_checkpoint, settle
-from utils.distributed import autocast, finish, start
+from utils.distributed import autocast, finish, in_main, start
 from utils.errors import InputError, exit_cleanly
 from utils.evaluation import SCORES, Classifier, calibrate, evaluate, extract_features, prepare_network
 from utils.report import report
@@ -25,18 +25,21 @@ from utils.runlog import environment, show_warnings_plainly, writable_folder
 
 # What a checkpoint without arguments is taken to be, where the flags do not say.
 UNKNOWN_DEFAULTS = {"ds": "imagenet", "model": "ResNet50", "image_size": 224, "val_fraction": 0}
+RANGES = {"image_size": flags.image_size, "val_fraction": flags.fraction}
 
 
+@naming_files_of_dead_workers()
 def main(argv=None):
     args = parse_args(argv)
     show_warnings_plainly()
     compute = start(args.gpu)
     checkpoint, folder = open_checkpoint(args.ckpt_path)
     given = {name: getattr(args, name) for name in ("ds", "model", "image_size")}
-    known = settle(given, checkpoint.get("args") if isinstance(checkpoint, dict) else None, UNKNOWN_DEFAULTS)
+    known = settle(given, checkpoint.get("args") if isinstance(checkpoint, dict) else None, UNKNOWN_DEFAULTS, RANGES)
     if known["ds"] != "imagenet" or known["model"] not in FAMILIES["imagenet"]:
         raise InputError(f"{args.ckpt_path} holds a {known['model']} trained on {known['ds']}, which is for test.py")
-    out = writable_folder(args.srp or folder)
+    out = args.srp or folder
+    in_main(compute, lambda: writable_folder(out))
 
     # Read every list first: what is missing shows before any work is done.
     training = load_files(args.txtt, args.iidp)
@@ -83,7 +86,7 @@ def parse_args(argv=None):
     parser.add_argument("--dataset", "--ds", dest="ds", choices=("imagenet",))
     parser.add_argument("--model", "--md", choices=tuple(FAMILIES["imagenet"]), help="default: the checkpoint's")
     flags.add_image_lists(parser)
-    parser.add_argument("--image_size", type=flags.number(int, low=16, high=1024), help="default: the checkpoint's")
+    parser.add_argument("--image_size", type=flags.image_size, help="default: the checkpoint's")
     parser.add_argument("--num_cal", type=flags.positive_int, default=30_000, help="images a side that calibrate, class-balanced")
     flags.add_evaluation_flags(parser, tuple(SCORES))
     parser.set_defaults(tb=100)

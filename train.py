@@ -12,9 +12,10 @@ Reads from top to bottom as the method: the training step, the run around it, th
 import argparse
 import math
 import os
+import reprlib
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -31,14 +32,24 @@ from datasets.registry import (
 )  # fmt: skip
 from models import FAMILIES, build_model
 from utils import flags
-from utils.checkpoint import LATEST, PREVIOUS, load_checkpoint, load_run, load_weights, save_checkpoint
-from utils.distributed import autocast, finish, from_main, parallelize, share_buffers, start, sum_over_processes
-from utils.errors import InputError, exit_cleanly
+from utils.checkpoint import (
+    LATEST,
+    PREVIOUS,
+    differs,
+    load_checkpoint,
+    load_optimizer,
+    load_run,
+    load_weights,
+    network_weights,
+    save_checkpoint,
+)  # fmt: skip
+from utils.distributed import autocast, finish, from_main, in_main, parallelize, share_buffers, start, sum_over_processes
+from utils.errors import InputError, exit_cleanly, first_line
 from utils.guard import StepGuard
 from utils.losses import PATTLoss
 from utils.meter import EpochMeter
 from utils.plots import plot_class_counts, plot_history
-from utils.runlog import Attempts, RunDirectory, environment, show_warnings_plainly
+from utils.runlog import Attempts, RunDirectory, environment, say, show_warnings_plainly
 from utils.signals import EXIT_STOPPED, StopRequest
 
 # The points in which the authors' release trains otherwise than the paper describes; docs/departures.md has the whole table.
@@ -92,24 +103,21 @@ def run(args, compute, loader, model, criterion, class_counts, learning_rate, va
         model.to(compute.device, memory_format=torch.channels_last)
         criterion.to(compute.device)
         optimizer = build_optimizer(model, args)
-        state = find_checkpoint(args)
+        state = find_checkpoint(args, compute)
+        guard = StepGuard(optimizer, [model, criterion], args.max_bad_steps)
         history, epoch, step, meter_state, seconds = [], 0, 0, None, 0.0
         mine = None if state is None else [state["epoch"], state["step"]]
         if sum_over_processes(torch.tensor([float(mine != from_main(mine))], device=compute.device)).item():
             raise InputError(f"the processes see different checkpoints in {args.srp}; it has to be on a disk that all share")
         if state is not None:
-            load_weights(model, state["model"])
-            criterion.load_state_dict(state["criterion"])
-            optimizer.load_state_dict(state["optimizer"])
-            torch.set_rng_state(state["rng"])
+            restore(state, model, criterion, optimizer, guard, class_counts, len(loader))
             history, epoch, step = state["history"], state["epoch"], state["step"]
-            meter_state, seconds = state["meter"], state["seconds"]
+            meter_state, seconds = state["meter"], state.get("seconds", 0.0)
 
         network = parallelize(model, compute, args.precision, sync_bn=args.sync_bn, all_parameters_used=args.isac)
         if args.compile:
             network = torch.compile(network)
         mixed_precision = autocast(compute.device, args.precision)
-        guard = StepGuard(optimizer, [model, criterion], args.max_bad_steps)
         attempt, steps = Attempts(), len(loader)
 
         def checkpoint(epoch, step, meter):
@@ -119,7 +127,7 @@ def run(args, compute, loader, model, criterion, class_counts, learning_rate, va
             state = {
                 "model": model.state_dict(), "criterion": criterion.state_dict(), "optimizer": optimizer.state_dict(),
                 "rng": torch.get_rng_state(), "meter": meter_state, "epoch": epoch, "step": step,
-                "history": history, "seconds": time.monotonic() - begun if step else 0.0,
+                "history": history, "seconds": time.monotonic() - begun if step else 0.0, "bad_in_row": guard.bad_in_row,
                 "args": plain(args), "class_counts": class_counts, "environment": environment(compute.device),
             }  # fmt: skip
             attempt("the checkpoint", save_checkpoint, state, out.folder)
@@ -129,10 +137,7 @@ def run(args, compute, loader, model, criterion, class_counts, learning_rate, va
             settings["num_outliers"] = loader.num_outliers
             attempt("args.json", out.write_json, "args.json", settings)
             attempt("class_counts.png", plot_class_counts, class_counts, out.folder / "class_counts.png")
-            print(
-                f"{len(class_counts)} classes, {sum(class_counts):,} images, {steps} steps an epoch; {loader.where()}",
-                flush=True,
-            )
+            say(f"{len(class_counts)} classes, {sum(class_counts):,} images, {steps} steps an epoch; {loader.where()}")
 
         last_save = time.monotonic()
         while epoch < args.epochs:
@@ -181,17 +186,17 @@ def run(args, compute, loader, model, criterion, class_counts, learning_rate, va
             last_save = time.monotonic()
             if compute.is_main:
                 attempt("log.jsonl", out.write_log, history)
-                print(describe(record, args.epochs), flush=True)
-                for line in loader.report():
-                    print(line, flush=True)
+                for line in (describe(record, args.epochs), *loader.report()):
+                    say(line)
             if stopping:
                 break
         if compute.is_main:
             attempt("training.png", plot_history, history, out.folder / "training.png")
-            print(f"run directory: {out.folder}", flush=True)
+            say(f"run directory: {out.folder}")
     if epoch < args.epochs:
         if compute.is_main:
-            print(f"stopped in epoch {epoch + 1} of {args.epochs}; --resume goes on from there", file=sys.stderr, flush=True)
+            where = "the last checkpoint that could be written" if attempt.failing("the checkpoint") else "there"
+            say(f"stopped in epoch {epoch + 1} of {args.epochs}; --resume goes on from {where}", sys.stderr)
         finish()
         sys.exit(EXIT_STOPPED)
 
@@ -203,23 +208,20 @@ def run_directory(args, compute):
     Raises:
         InputError: the folder is in use, cannot be written, or holds a run that is not the one to resume.
     """
-    out, refusal = None, None
-    if compute.is_main:
-        try:
-            out = RunDirectory(args.srp)
+
+    def take():
+        with ExitStack() as stack:
+            out = stack.enter_context(closing(RunDirectory(args.srp)))
             source = Path(args.resume or args.srp).resolve()
             goes_on = args.resume is not None and out.folder.resolve() in (source, source.parent)
             if holds_run(out.folder) and not goes_on:
-                refusal = f"{args.srp} already holds a run; add --resume to go on with it, or choose another --srp"
-        except InputError as error:
-            refusal = str(error)
-    try:
-        if from_main(refusal) is not None:
-            raise InputError(refusal) if compute.is_main else SystemExit(2)  # the main process says why
+                raise InputError(f"{args.srp} already holds a run; add --resume to go on with it, or choose another --srp")
+            stack.pop_all()
+        return out
+
+    out = in_main(compute, take)
+    with nullcontext() if out is None else closing(out):
         yield out
-    finally:
-        if out is not None:
-            out.close()
 
 
 def holds_run(folder):
@@ -227,7 +229,7 @@ def holds_run(folder):
     return (folder / LATEST).exists() or (folder / PREVIOUS).exists()
 
 
-def find_checkpoint(args):
+def find_checkpoint(args, compute):
     """The state to go on from, or None; refuses one whose arguments differ where that changes the run."""
     if args.resume is None:
         return None
@@ -237,15 +239,41 @@ def find_checkpoint(args):
     elif holds_run(source) or args.resume:
         state = load_run(source)
     else:
-        print(f"no checkpoint in {source} yet: starting from the beginning", flush=True)
+        if compute.is_main:
+            say(f"no checkpoint in {source} yet: starting from the beginning")
         return None
-    if not isinstance(state, dict) or not isinstance(state.get("args"), dict) or "optimizer" not in state:
+    counts = isinstance(state, dict) and type(state.get("epoch")) is type(state.get("step")) is int
+    if not counts or not isinstance(state.get("args"), dict) or not isinstance(state.get("optimizer"), dict):
         raise InputError(f"{source} is no checkpoint of train.py or train_imagenet.py, and cannot be gone on from")
     free = {"resume", "gpu", "num_workers", "drp", "srp", "tb", "checkpoint_every_minutes", "max_bad_steps", "compile"}
     for name, value in plain(args).items():
-        if name not in free and name in state["args"] and state["args"][name] != value:
-            raise InputError(f"--{name} is {value}, but the run to resume has {state['args'][name]}")
+        if name not in free and name in state["args"] and differs(state["args"][name], value):
+            raise InputError(f"--{name} is {value}, but the run to resume has {reprlib.repr(state['args'][name])}")
     return state
+
+
+def restore(state, model, criterion, optimizer, guard, class_counts, steps):
+    """Makes everything what it was when ``state`` was saved.
+
+    Raises:
+        InputError: it is of other training images, or holds what a run cannot go on from.
+    """
+    if differs(state.get("class_counts"), class_counts):
+        raise InputError("the training images are not those of the run to resume: their numbers by class differ")
+    try:
+        load_weights(model, network_weights(state))
+        criterion.load_state_dict(state["criterion"])
+        load_optimizer(optimizer, state["optimizer"])
+        torch.set_rng_state(state["rng"])
+        guard.bad_in_row = int(state.get("bad_in_row", 0))
+        EpochMeter(len(class_counts), "cpu").load_state(state["meter"])
+        places = state["epoch"] >= 0 and 0 <= state["step"] < steps and state.get("seconds", 0.0) >= 0
+        if not places or not isinstance(state["history"], list):
+            raise ValueError("its history or its position is none of such a run")
+    except InputError:
+        raise
+    except Exception as error:  # a stranger's values, in whatever they come to
+        raise InputError(f"the checkpoint cannot be gone on from: {first_line(error)}") from error
 
 
 def build_optimizer(model, args):

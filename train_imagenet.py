@@ -10,7 +10,7 @@ import argparse
 
 import torch
 
-from datasets.imagenet import EvalImages, FileTrainLoader, load_files, select
+from datasets.imagenet import EvalImages, FileTrainLoader, load_files, naming_files_of_dead_workers, select
 from datasets.registry import hold_out
 from datasets.views import imagenet_views
 from models import FAMILIES, build_model
@@ -31,6 +31,7 @@ def step_decay(base, decay_epochs):
     return lambda epoch: base * 0.1 ** sum(epoch >= e for e in decay_epochs)
 
 
+@naming_files_of_dead_workers()
 def main(argv=None):
     args = parse_args(argv)
     show_warnings_plainly()
@@ -73,7 +74,7 @@ def parse_args(argv=None):
     data.add_argument("--dataset", "--ds", dest="ds", choices=("imagenet",), default="imagenet")
     data.add_argument("--model", "--md", choices=tuple(FAMILIES["imagenet"]))
     flags.add_image_lists(data)
-    data.add_argument("--image_size", type=flags.number(int, low=16, high=1024), default=224)
+    data.add_argument("--image_size", type=flags.image_size, default=224)
     data.add_argument("--randaug_n", type=flags.count, default=2, help="RandAugment: operations an image")
     data.add_argument("--randaug_m", type=flags.number(float, low=0, high=10), default=10, help="RandAugment: magnitude")
     add_training_flags(parser)

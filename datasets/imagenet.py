@@ -10,9 +10,11 @@ import math
 import mmap
 import multiprocessing
 import os
+import re
 import signal
 import stat
 import warnings
+import weakref
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -368,6 +370,48 @@ def _leave_signals_to_the_main_process(worker_id):
         signal.signal(number, signal.SIG_IGN)
 
 
+class ReadingPosition:
+    """The file that each worker process is at, in memory that they share; what is left to know of one that died."""
+
+    every = weakref.WeakSet()
+
+    def __init__(self, lists, num_workers):
+        self.lists = lists
+        self.at = multiprocessing.RawArray("q", 3 * max(1, num_workers))  # of each worker its process, the list and the file
+        self.every.add(self)
+
+    def note(self, which, number):
+        """A worker begins with a file of the list ``which``."""
+        if (worker := get_worker_info()) is not None:
+            self.at[3 * worker.id : 3 * worker.id + 3] = [os.getpid(), which, number]
+
+    def path(self, process):
+        """Where a worker was, or None."""
+        for worker, which, number in zip(self.at[::3], self.at[1::3], self.at[2::3], strict=True):
+            if worker == process:
+                return self.lists[which].root / self.lists[which].paths[number]
+        return None
+
+
+@contextlib.contextmanager
+def naming_files_of_dead_workers():
+    """PyTorch reports a worker's death by a RuntimeError, at any place in the main process: here it becomes a sentence.
+
+    Raises:
+        InputError: which names the file that the worker was at.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        found = re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)[^.]*", str(error))
+        if not found:
+            raise
+        processes = map(int, found[1].split(","))
+        paths = [path for process in processes for position in ReadingPosition.every if (path := position.path(process))]
+        where = f" while it read {paths[0]}" if paths else ""
+        raise InputError(f"a worker process died{where}: {found[0]}") from error
+
+
 class FileTrainLoader:
     """Training batches from image files; drops the last incomplete one.
 
@@ -394,15 +438,18 @@ class FileTrainLoader:
         self.rank, self.world_size = rank, world_size
         self.unreadable, self.files_read = Counter(), 0
         self.side_stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._reading = multiprocessing.RawArray("q", 2 * max(1, num_workers))  # process and file of each worker
+        self._position = ReadingPosition([files, outliers], num_workers)
         self._readers = [
-            FileReader(files, by_class=True, views=3 if contrastive else 1, scale=CROP_SCALE, on_reading=self._note)
-        ]
+            FileReader(
+                files, by_class=True, views=3 if contrastive else 1, scale=CROP_SCALE,
+                on_reading=partial(self._position.note, 0),
+            )
+        ]  # fmt: skip
         if outliers is not None:
             self._readers.append(
                 FileReader(
                     outliers, by_class=False, views=1, scale=OUTLIER_CROP_SCALE,
-                    on_reading=lambda number: self._note(len(files.paths) + number),
+                    on_reading=partial(self._position.note, 1),
                 )
             )  # fmt: skip
         rows_by_view = [
@@ -442,7 +489,7 @@ class FileTrainLoader:
         """Iterates over the batches of an epoch, from ``start_step`` on.
 
         Raises:
-            InputError: more than 1 % of the files cannot be read, or none of a class; or a worker died.
+            InputError: more than 1 % of the files cannot be read, or none of a class.
         """
         steps = range(start_step, len(self))
         slots = None
@@ -452,24 +499,7 @@ class FileTrainLoader:
         make = partial(self.make, epoch, self._orders(epoch), slots)
         read = _from_workers(make, steps, self.num_workers)
         for step in steps:
-            try:
-                files = next(read)
-            except RuntimeError as error:
-                if (name := self.file_of_dead_worker()) is None:
-                    raise
-                raise InputError(f"a worker process died while it read {name}: {error}") from error
-            yield self._deliver(files, epoch, step, slots)
-
-    def file_of_dead_worker(self):
-        """The path of the file that a worker was at when it died, or None. PyTorch reports a death by a RuntimeError at
-        any place of the main process, not only here; that is when to ask."""
-        alive = {process.pid for process in multiprocessing.active_children()}
-        for process, number in zip(self._reading[::2], self._reading[1::2], strict=True):
-            if process and process not in alive:
-                count = len(self.files.paths)
-                files, number = (self.files, number) if number < count else (self.outliers, number - count)
-                return str(files.root / files.paths[number])
-        return None
+            yield self._deliver(next(read), epoch, step, slots)
 
     def _orders(self, epoch):
         """For each list, int64 (steps, this process's share of the batch)."""
@@ -568,10 +598,6 @@ class FileTrainLoader:
                 f"{UNREADABLE_SHARE:.0%}; among them {', '.join(list(self.unreadable)[:3])}"
             )
 
-    def _note(self, number):
-        if (worker := get_worker_info()) is not None:
-            self._reading[2 * worker.id : 2 * worker.id + 2] = [os.getpid(), number]
-
 
 class EvalImages:
     """Every image of a list once, in order, not augmented: shorter side resized to S * 256 / 224, the central S x S.
@@ -588,6 +614,7 @@ class EvalImages:
     def __init__(self, files, *, image_size, batch_size, num_workers, device, rank=0, world_size=1):
         self.files, self.image_size, self.batch_size = files, image_size, batch_size
         self.num_workers, self.device = num_workers, device
+        self._position = ReadingPosition([files], num_workers)
         self.batches = torch.arange(rank, len(files.paths), world_size).split(batch_size)
 
     def __len__(self):
@@ -605,6 +632,7 @@ class EvalImages:
         images = []
         for number in self.batches[batch].tolist():
             path = self.files.root / self.files.paths[number]
+            self._position.note(0, number)
             try:
                 images.append(central_crop(decode_image(open_image(path)), self.image_size))
             except Unreadable as error:

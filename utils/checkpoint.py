@@ -1,18 +1,21 @@
 """Checkpoints that describe themselves, hold only tensors and plain values, and survive a crash while they are written."""
 
+import argparse
 import contextlib
 import io
 import os
+import reprlib
 import warnings
 import zipfile
 from pathlib import Path
 
 import torch
 
-from utils.errors import InputError
+from utils.errors import InputError, first_line
 from utils.pickles import Inspector
 
 LATEST, PREVIOUS = "latest.pth", "previous.pth"
+DOS_FOLDER = 0x10
 
 
 def save_checkpoint(state, folder):
@@ -75,6 +78,8 @@ def _check_archive(path):
             # Two readers might take different records of one name, and torch looks names up without regard to case.
             if len(folders) != 1 or len({name.lower() for name in sizes}) < len(archive.infolist()):
                 raise ValueError("its records are not those that torch writes")
+            if any(record.external_attr & DOS_FOLDER for record in archive.infolist()):
+                raise ValueError("a record of it is marked as a folder")  # which torch takes for one without content
             if any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist()):
                 raise ValueError("its records are compressed, which torch never writes")
             damaged = archive.testzip()
@@ -83,7 +88,7 @@ def _check_archive(path):
             (folder,) = folders
             pickled = io.BytesIO(archive.read(f"{folder}/data.pkl"))
     except Exception as error:  # zipfile raises many kinds
-        raise InputError(f"the checkpoint {path} is damaged: {error}") from None
+        raise InputError(f"the checkpoint {path} is damaged: {first_line(error)}") from None
     return Inspector(pickled, lambda key: sizes.get(f"{folder}/data/{key}"))
 
 
@@ -109,9 +114,8 @@ def load_checkpoint(path):
     except InputError:
         raise
     except Exception as error:  # whatever a stranger's bytes make an unpickler raise
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
-            f"the checkpoint {path} cannot be read (only tensors and plain values are admitted): {reason[:200]}"
+            f"the checkpoint {path} cannot be read (only tensors and plain values are admitted): {first_line(error)}"
         ) from None
 
 
@@ -147,25 +151,47 @@ def open_checkpoint(path):
     return (load_run(path), path) if path.is_dir() else (load_checkpoint(path), path.parent)
 
 
-def settle(given, stored, defaults):
+def settle(given, stored, defaults, ranges):
     """What a checkpoint is: from its own arguments, else from the flags, else from the defaults.
 
     Args:
         given: dict of flag name to value, None where the flag was not given. stored: the checkpoint's arguments, or None.
-        defaults: dict of every name that is asked for.
+        defaults: dict of every name that is asked for. ranges: those that are numbers, with their types in utils/flags.py.
 
     Returns:
         dict with the names of ``defaults``.
 
     Raises:
-        InputError: a flag that contradicts the checkpoint.
+        InputError: a flag that contradicts the checkpoint, or an argument in it that no run has.
     """
     stored = stored if isinstance(stored, dict) else {}
+    for name in defaults.keys() & stored.keys():
+        if not _is_argument(stored[name], defaults[name], ranges.get(name)):
+            raise InputError(f"the checkpoint says that its run had --{name} {reprlib.repr(stored[name])}, which no run has")
     for name, value in given.items():
         if value is not None and name in stored and value != stored[name]:
             raise InputError(f"--{name} {value} contradicts the checkpoint, which was trained with {stored[name]}")
     given = {name: value for name, value in given.items() if value is not None}
     return {name: stored.get(name, given.get(name, default)) for name, default in defaults.items()}
+
+
+def _is_argument(value, default, number):
+    """Whether a stranger's value is of the kind of ``default``, and in the range of the type of flag ``number``."""
+    if number is not None:
+        try:
+            return type(value) in (int, float) and number(str(value)) == value
+        except argparse.ArgumentTypeError:
+            return False
+    words = value if isinstance(default, list) else [value]
+    return isinstance(words, list) and all(isinstance(w, str) and len(w) <= 100 and w.isprintable() for w in words)
+
+
+def differs(stored, value):
+    """Whether a stranger's value is another than ours."""
+    try:
+        return bool(stored != value)
+    except Exception:  # tensors, for one, have no single answer
+        return True
 
 
 def network_weights(checkpoint):
@@ -182,7 +208,7 @@ def network_weights(checkpoint):
     weights = {
         key.removeprefix("module."): value
         for key, value in (checkpoint.items() if isinstance(checkpoint, dict) else ())
-        if isinstance(key, str) and isinstance(value, torch.Tensor)
+        if isinstance(key, str) and isinstance(value, torch.Tensor) and not value.is_complex()
     }
     if not weights:
         raise InputError("the checkpoint holds no network weights")
@@ -208,3 +234,19 @@ def load_weights(model, weights):
             raise InputError(f"the checkpoint's {key} holds values that are not finite")
     model.load_state_dict(wanted | {key: weights[key] for key in wanted if key in weights})
     return sorted(set(weights) - set(wanted))
+
+
+def load_optimizer(optimizer, stored):
+    """Gives the optimiser the running averages of a checkpoint; its settings stay those of the flags.
+
+    Raises:
+        ValueError: they are not those of this kind of optimiser, or have other shapes than the parameters.
+    """
+    optimizer.load_state_dict({"state": stored["state"], "param_groups": optimizer.state_dict()["param_groups"]})
+    names = {"step", "exp_avg", "exp_avg_sq"} if isinstance(optimizer, torch.optim.Adam) else {"momentum_buffer"}
+    for parameter, averages in optimizer.state.items():
+        fit = isinstance(averages, dict) and averages.keys() <= names and all(
+            value is None or value.shape == (() if name == "step" else parameter.shape) for name, value in averages.items()
+        )
+        if not fit or (averages and averages.keys() < names):
+            raise ValueError("its optimiser is of another kind")

@@ -156,6 +156,23 @@ def from_main(value):
     return box[0]
 
 
+def in_main(compute, function):
+    """``function()``, called in the main process only, None in the others; where it is refused, every process ends.
+
+    Raises:
+        InputError: the refusal, in the main process, which alone says it. SystemExit: in the others.
+    """
+    result, refusal = None, None
+    if compute.is_main:
+        try:
+            result = function()
+        except InputError as error:
+            refusal = error
+    if from_main(refusal is not None):
+        raise refusal if compute.is_main else SystemExit(2)
+    return result
+
+
 def in_process_group():
     """Whether several processes (or one, under torchrun) compute together."""
     return dist.is_available() and dist.is_initialized()

@@ -1,5 +1,7 @@
 """One kind of exception for everything that is the user's to mend, so that the scripts can print it as a sentence."""
 
+import contextlib
+import os
 import sys
 from collections.abc import Callable
 
@@ -8,10 +10,22 @@ class InputError(ValueError):
     """A flag, file or value that cannot be used; its message is one sentence that names it."""
 
 
+def first_line(error: Exception) -> str:
+    """The first line of what another library says, or the kind of error where it says nothing."""
+    return str(error).strip().partition("\n")[0][:200] or type(error).__name__
+
+
 def exit_cleanly(main: Callable[[], None]) -> None:
     """Runs a script's main; an :class:`InputError` becomes ``error: ...`` on stderr and exit status 2, without a traceback."""
+    sys.stdout.reconfigure(errors="backslashreplace")  # a folder's name need not be text, nor the terminal know every sign
     try:
         main()
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        with contextlib.suppress(OSError):
+            print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    finally:
+        try:
+            sys.stdout.flush()
+        except OSError:  # else the interpreter tries again at its end, and changes the exit status
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -52,7 +52,8 @@ def prepare_network(model, checkpoint, compute, precision):
     """
     extra = load_weights(model, network_weights(checkpoint))
     if extra and compute.is_main:
-        print(f"the checkpoint's keys that the network does not have were left out: {', '.join(extra)}")
+        names = ", ".join(repr(name[:80]) for name in extra[:9]) + (f" and {len(extra) - 9} more" if len(extra) > 9 else "")
+        print(f"the checkpoint's keys that the network does not have were left out: {names}")
     model.to(compute.device, memory_format=torch.channels_last)
     return over_gpus(model.eval(), compute, precision)
 

@@ -41,6 +41,7 @@ def number(kind, low=None, high=None, above=None):
 positive_int = number(int, low=1)
 count = number(int, low=0)
 seed = number(int, low=0, high=2**63 - 1)
+image_size = number(int, low=16, high=1024)
 positive = number(float, above=0, high=1e9)
 weight = number(float, low=0, high=1e9)
 imbalance_ratio = number(float, above=0, high=1)

@@ -6,6 +6,7 @@ import torch
 
 from utils.distributed import sum_over_processes
 from utils.errors import InputError
+from utils.runlog import say
 
 CHECK_EVERY = {"cuda": 32, "cpu": 1}  # steps between looks at the flags: a look is a synchronisation
 
@@ -86,7 +87,7 @@ class StepGuard:
             if not wrong:
                 continue
             what = f"step {step}: {', '.join(wrong)} not finite"
-            print(f"warning: {what}, step not applied; images {indices.tolist()}", file=sys.stderr, flush=True)
+            say(f"warning: {what}, step not applied; images {indices.tolist()}", sys.stderr)
             if self.bad_in_row >= self.max_bad_steps:
                 raise InputError(
                     f"{what}; after {self.bad_in_row} bad steps in a row the run stops, and its last checkpoint stays as it is"

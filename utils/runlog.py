@@ -1,5 +1,6 @@
 """A run's directory: who owns it, its arguments, its log."""
 
+import contextlib
 import datetime
 import fcntl
 import json
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 import torchvision
 
-from utils.errors import InputError
+from utils.errors import InputError, first_line
 
 LOCK = "run.lock"
 
@@ -64,20 +65,25 @@ class RunDirectory:
         self.folder = Path(folder)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.folder / LOCK, "a+")
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._lock.seek(0)
-            raise InputError(f"another run (process {self._lock.read(99).strip()}) is using {self.folder}") from None
+            self._lock = os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
             raise InputError(f"the output folder {self.folder} cannot be written: {error.strerror or error}") from None
-        self._lock.truncate(0)
-        self._lock.write(f"{os.getpid()} on {platform.node()}\n")
-        self._lock.flush()
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = os.read(self._lock, 99).decode(errors="replace").strip()
+            self.close()
+            raise InputError(f"another run (process {owner}) is using {self.folder}") from None
+        except OSError as error:
+            self.close()
+            raise InputError(f"the output folder {self.folder} cannot be locked: {error.strerror or error}") from None
+        with contextlib.suppress(OSError):  # a full disk: the lock holds without a name in it
+            os.ftruncate(self._lock, 0)
+            os.write(self._lock, f"{os.getpid()} on {platform.node()}\n".encode())
 
     def close(self):
         """Lets another run have the folder."""
-        self._lock.close()
+        os.close(self._lock)
 
     def write_json(self, name, value):
         write_text(self.folder / name, json.dumps(value, indent=2, default=str) + "\n")
@@ -117,7 +123,10 @@ def write_text(path, text):
 
 
 class Attempts:
-    """Tries to write what a run can go on without: warns once for each kind of file, and tries again next time."""
+    """Tries to write what a run can go on without: warns once for each kind of file, and tries again next time.
+
+    Any error is one of writing: torch and matplotlib have their own for a disk that is full.
+    """
 
     def __init__(self):
         self.warned = set()
@@ -128,11 +137,21 @@ class Attempts:
             write(*args)
             self.warned.discard(what)
             return True
-        except OSError as error:
+        except Exception as error:
             if what not in self.warned:
-                print(f"warning: {what} not written, training goes on: {error}", file=sys.stderr, flush=True)
+                say(f"warning: {what} not written, training goes on: {first_line(error)}", sys.stderr)
                 self.warned.add(what)
             return False
+
+    def failing(self, what):
+        """Whether the last attempt to write it failed."""
+        return what in self.warned
+
+
+def say(text, stream=None):
+    """Prints a line, to stdout by default; a full disk behind it, or a reader that is gone, does not stop a run."""
+    with contextlib.suppress(OSError):
+        print(text, file=stream or sys.stdout, flush=True)
 
 
 def show_warnings_plainly():
