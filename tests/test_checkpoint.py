@@ -1,6 +1,8 @@
+import io
 import pickle
 import random
 import warnings
+import zipfile
 
 import pytest
 import torch
@@ -126,6 +128,39 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path, write):
     with pytest.raises(InputError, match="only tensors and plain values"):
         load_checkpoint(path)
     assert not target.exists()
+
+
+def with_pickle(path, change):
+    """A checkpoint of one tensor whose pickle is ``change(pickle)``, its checksums right."""
+    buffer = io.BytesIO()
+    torch.save({"w": torch.arange(4.0)}, buffer)
+    with zipfile.ZipFile(buffer) as archive, zipfile.ZipFile(path, "w") as changed:
+        for record in archive.namelist():
+            content = archive.read(record)
+            changed.writestr(record, change(content) if record.endswith("data.pkl") else content)
+    return path
+
+
+@pytest.mark.parametrize("change,reason", [
+    (lambda pickled: pickled.replace(b"K\x04", b"J" + (10**6).to_bytes(4, "little")), "1,000,000 elements"),  # K 4: of 4
+    (lambda _: b"\x80\x02}()" + b"\x85" * 10**6 + b"K\x01u.", "a key is neither"),  # its hash would overflow the stack
+    (lambda _: b"\x80\x02)q\x00" + b"h\x00h\x00\x86q\x00" * 60 + b"}h\x00K\x01s.", "a key is neither"),  # 2^60 steps
+    (lambda _: b"\x80\x02ccollections\nCounter\n)" + b"\x85" * 10**6 + b"\x85R.", "collections.Counter with arguments"),
+    (lambda _: b"\x80\x02ctorch._utils\n_rebuild_meta_tensor_no_storage\n.", "tensors of another kind"),
+])  # fmt: skip
+def test_crafted_pickles_are_refused_before_torch_reads_them(tmp_path, change, reason):
+    with pytest.raises(InputError, match=reason):
+        load_checkpoint(with_pickle(tmp_path / "stranger.pth", change))
+
+
+def test_a_record_that_says_it_is_a_folder_is_refused(tmp_path):
+    """One bit of the archive's directory, under no checksum, for which torch would leave a tensor as the memory happens to be."""
+    save_checkpoint(state(), tmp_path)
+    whole = bytearray((tmp_path / LATEST).read_bytes())
+    whole[whole.index(b"PK\x01\x02") + 38] ^= 0x10
+    (tmp_path / LATEST).write_bytes(whole)
+    with pytest.raises(InputError, match="marked as a folder"):
+        load_checkpoint(tmp_path / LATEST)
 
 
 def test_a_folder_or_a_file_can_be_opened(tmp_path):

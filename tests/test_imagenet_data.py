@@ -315,9 +315,15 @@ def test_the_file_at_which_a_worker_died_is_named(files, monkeypatch):
     open_ = imagenet.open_image
     monkeypatch.setattr(imagenet, "open_image", lambda path: os._exit(1) if path.name == "image4.jpg" else open_(path))
     loader = train_loader(files, batch_size=13, num_workers=1)
-    with pytest.raises((InputError, RuntimeError)):  # PyTorch may notice before the loader asks for its batch
-        list(loader.epoch(0))
-    assert loader.file_of_dead_worker() == str(files.root / "image4.jpg")
+    batches = EvalImages(files, image_size=SIZE, batch_size=4, num_workers=1, device=CPU)
+    for consume in (lambda: list(loader.epoch(0)), lambda: list(batches)):
+        with pytest.raises(InputError, match=f"died while it read {files.root}/image4.jpg: "):
+            imagenet.naming_files_of_dead_workers()(consume)()
+
+
+def test_other_errors_stay_what_they_are():
+    with pytest.raises(RuntimeError, match="^out of memory$"), imagenet.naming_files_of_dead_workers():
+        raise RuntimeError("out of memory")
 
 
 # --- evaluation

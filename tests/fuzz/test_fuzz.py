@@ -27,6 +27,9 @@ from datasets.scood import load_ood_sets
 from models import build_model
 from utils.checkpoint import load_checkpoint, load_weights, network_weights, settle
 from utils.errors import InputError
+from utils.guard import StepGuard
+from utils.losses import PATTLoss
+from utils.meter import EpochMeter
 
 evaluation = load_script("test")
 
@@ -196,7 +199,49 @@ def test_checkpoints_of_any_content(value, inner, tmp_path, record_count):
         weights = read_or_refuse(network_weights, loaded)
         assert weights is None or read_or_refuse(load_weights, build_model_once(), weights) is None
         stored = loaded.get("args") if isinstance(loaded, dict) else None
-        read_or_refuse(settle, {"ds": "cifar10"}, stored, {"ds": "cifar10", "rho": 0.01})
+        known = read_or_refuse(settle, {"ds": "cifar10"}, stored, evaluation.UNKNOWN_DEFAULTS, evaluation.RANGES)
+        assert known is None or known["ds"] == "cifar10"
+
+
+@fuzz(500)
+@given(name=st.sampled_from(sorted(evaluation.UNKNOWN_DEFAULTS)), value=plain_values)
+def test_arguments_in_checkpoints(name, value, record_count):
+    record_count("fuzzed inputs")
+    known = read_or_refuse(settle, {}, {name: value}, evaluation.UNKNOWN_DEFAULTS, evaluation.RANGES)
+    if known is not None:
+        assert isinstance(known["ds"], str) and isinstance(known["model"], str) and isinstance(known["depart"], list)
+        assert 0 < known["rho"] <= 1 and 0 <= known["val_fraction"] <= 0.9
+
+
+def training_objects():
+    model, criterion = build_model("ResNet20", 2), PATTLoss([4, 2], 64, oe_weight=0.1, tla_weight=0.5)
+    optimizer = torch.optim.Adam(model.parameters(), fused=True)
+    return model, criterion, optimizer, StepGuard(optimizer, [model, criterion], 3)
+
+
+@fuzz(200)
+@given(path=st.sampled_from(["", "optimizer.state", "optimizer.state.0", "meter"]), value=plain_values, draw_from=st.data())
+def test_states_to_go_on_from(path, value, draw_from, record_count):
+    """One value of a good training checkpoint, at any of these depths, is replaced."""
+    record_count("fuzzed inputs")
+    model, criterion, optimizer, guard = TRAINING.setdefault("objects", training_objects())
+    averages = {"step": torch.tensor(1.0), "exp_avg": torch.zeros(16, 3, 3, 3), "exp_avg_sq": torch.zeros(16, 3, 3, 3)}
+    state = {
+        "model": model.state_dict(), "criterion": criterion.state_dict(), "rng": torch.get_rng_state(), "epoch": 0, "step": 1,
+        "optimizer": {"state": {0: averages}}, "meter": EpochMeter(2, "cpu").state(), "history": [], "seconds": 1.0,
+        "class_counts": [4, 2], "bad_in_row": 0,
+    }  # fmt: skip
+    place = state
+    for key in filter(None, path.split(".")):
+        place = place[int(key) if key.isdecimal() else key]
+    key = draw_from.draw(st.sampled_from(sorted(place, key=str)))
+    if key in ("epoch", "step") and path == "" and type(value) is not int:
+        return  # train.find_checkpoint has looked at these
+    place[key] = value
+    read_or_refuse(train.restore, state, model, criterion, optimizer, guard, [4, 2], 5)
+
+
+TRAINING = {}
 
 
 MODELS = {}
