@@ -328,6 +328,26 @@ def test_another_runs_folder_is_not_written_over_by_resuming_elsewhere(digits_ru
     assert (tmp_path / "latest.pth").read_bytes() == before
 
 
+def test_a_forked_process_does_not_keep_its_runs_lock(tmp_path):
+    """As a reading process does for seconds after its run was killed."""
+    run_directory = RunDirectory(tmp_path)
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(write, b"x")
+        time.sleep(60)
+        os._exit(0)
+    os.read(read, 1)
+    run_directory.close()
+    try:
+        RunDirectory(tmp_path).close()
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(read)
+        os.close(write)
+
+
 def test_two_runs_do_not_share_a_folder(tmp_path, capsys):
     with closing(RunDirectory(tmp_path)):
         assert_one_sentence(capsys, run(train.main, *DIGITS, "--srp", tmp_path), f"process {os.getpid()}", tmp_path)

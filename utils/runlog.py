@@ -54,6 +54,19 @@ def _commit():
         return None
 
 
+_locks = set()  # descriptors of the locks that this process holds
+
+
+def _leave_locks_to_the_parent():
+    """A forked reading process shares its run's lock, which would outlive a run that is killed by seconds."""
+    for lock in _locks:
+        os.close(lock)
+    _locks.clear()
+
+
+os.register_at_fork(after_in_child=_leave_locks_to_the_parent)
+
+
 class RunDirectory:
     """A folder that one process at a time writes; a second one is refused. The kernel drops a dead process's lock.
 
@@ -77,12 +90,14 @@ class RunDirectory:
         except OSError as error:
             self.close()
             raise InputError(f"the output folder {self.folder} cannot be locked: {error.strerror or error}") from None
+        _locks.add(self._lock)
         with contextlib.suppress(OSError):  # a full disk: the lock holds without a name in it
             os.ftruncate(self._lock, 0)
             os.write(self._lock, f"{os.getpid()} on {platform.node()}\n".encode())
 
     def close(self):
         """Lets another run have the folder."""
+        _locks.discard(self._lock)
         os.close(self._lock)
 
     def write_json(self, name, value):
