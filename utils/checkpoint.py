@@ -245,8 +245,7 @@ def load_optimizer(optimizer, stored):
     optimizer.load_state_dict({"state": stored["state"], "param_groups": optimizer.state_dict()["param_groups"]})
     names = {"step", "exp_avg", "exp_avg_sq"} if isinstance(optimizer, torch.optim.Adam) else {"momentum_buffer"}
     for parameter, averages in optimizer.state.items():
-        fit = isinstance(averages, dict) and averages.keys() <= names and all(
-            value is None or value.shape == (() if name == "step" else parameter.shape) for name, value in averages.items()
-        )
-        if not fit or (averages and averages.keys() < names):
+        if not isinstance(averages, dict) or averages and averages.keys() != names:
             raise ValueError("its optimiser is of another kind")
+        if any(value.shape != (() if name == "step" else parameter.shape) for name, value in averages.items()):
+            raise ValueError("its optimiser is of other parameters")

@@ -219,26 +219,50 @@ def training_objects():
     return model, criterion, optimizer, StepGuard(optimizer, [model, criterion], 3)
 
 
-@fuzz(200)
-@given(path=st.sampled_from(["", "optimizer.state", "optimizer.state.0", "meter"]), value=plain_values, draw_from=st.data())
-def test_states_to_go_on_from(path, value, draw_from, record_count):
-    """One value of a good training checkpoint, at any of these depths, is replaced."""
-    record_count("fuzzed inputs")
+def good_state():
+    """A state of training, and how to restore it."""
     model, criterion, optimizer, guard = TRAINING.setdefault("objects", training_objects())
     averages = {"step": torch.tensor(1.0), "exp_avg": torch.zeros(16, 3, 3, 3), "exp_avg_sq": torch.zeros(16, 3, 3, 3)}
     state = {
         "model": model.state_dict(), "criterion": criterion.state_dict(), "rng": torch.get_rng_state(), "epoch": 0, "step": 1,
-        "optimizer": {"state": {0: averages}}, "meter": EpochMeter(2, "cpu").state(), "history": [], "seconds": 1.0,
-        "class_counts": [4, 2], "bad_in_row": 0,
+        "optimizer": {"state": {0: averages}, "param_groups": optimizer.state_dict()["param_groups"]},
+        "meter": EpochMeter(2, "cpu").state(), "history": [], "seconds": 1.0, "class_counts": [4, 2], "bad_in_row": 0,
     }  # fmt: skip
+
+    def restore(state):
+        """Goes on from it by one step."""
+        train.restore(state, model, criterion, optimizer, guard, [4, 2], 5)
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+        return state
+
+    return state, restore
+
+
+PLACES = ["", "optimizer", "optimizer.state", "optimizer.state.0", "optimizer.param_groups.0", "meter"]
+
+
+@fuzz(300)
+@given(path=st.sampled_from(PLACES), value=plain_values, draw_from=st.data())
+def test_states_to_go_on_from(path, value, draw_from, record_count):
+    """One value of a good training checkpoint, at any of these depths, is replaced."""
+    record_count("fuzzed inputs")
+    state, restore = good_state()
     place = state
     for key in filter(None, path.split(".")):
         place = place[int(key) if key.isdecimal() else key]
     key = draw_from.draw(st.sampled_from(sorted(place, key=str)))
-    if key in ("epoch", "step") and path == "" and type(value) is not int:
-        return  # train.find_checkpoint has looked at these
-    place[key] = value
-    read_or_refuse(train.restore, state, model, criterion, optimizer, guard, [4, 2], 5)
+    if key not in ("epoch", "step") or path or type(value) is int:  # of these, train.find_checkpoint has seen the type
+        place[key] = value
+        read_or_refuse(restore, state)
+
+
+@pytest.mark.parametrize("change", [{"step": -1}, {"step": 5}, {"epoch": -1}, {"class_counts": [4, 3]}, {"history": {}}])
+def test_a_position_that_no_run_has_is_refused(change):
+    state, restore = good_state()
+    assert read_or_refuse(restore, state) is state
+    assert read_or_refuse(restore, state | change) is None
 
 
 TRAINING = {}
