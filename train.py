@@ -497,9 +497,16 @@ def parse_args(argv=None):
     return resolve(parser.parse_args(argv))
 
 
-def resolve(args):
-    """Fills in what follows from other flags: ``--recipe released`` is every departure together."""
-    args.depart = sorted(RELEASED_CHOICES if args.recipe == "released" else set(args.depart))
+def resolve(args, points=tuple(RELEASED_CHOICES)):
+    """Fills in what follows from other flags: ``--recipe released`` is every departure of ``points`` together.
+
+    Raises:
+        InputError: ``--depart`` names a point outside ``points``, those that make a difference on the data set.
+    """
+    pointless = set(args.depart) - set(points)
+    if pointless:
+        raise InputError(f"--depart {min(pointless)} makes no difference on {args.ds}")
+    args.depart = sorted(points if args.recipe == "released" else set(args.depart))
     args.srp = args.srp or Path("runs") / f"{args.ds}_{args.model}_{args.seed}"
     return args
 

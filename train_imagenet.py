@@ -80,7 +80,8 @@ def parse_args(argv=None):
     add_training_flags(parser)
     parser.add_argument("--decay_epochs", "--de", type=flags.count, nargs="+", default=[60, 80], help="lr x 0.1 at each")
     parser.set_defaults(**DEFAULTS)
-    return resolve(parser.parse_args(argv))
+    # Every stream has ImageNet's normalisation already, and view 1's crop is not the padded one of CIFAR.
+    return resolve(parser.parse_args(argv), points=("embeddings", "statistics"))
 
 
 if __name__ == "__main__":

@@ -121,6 +121,12 @@ def test_both_command_lines_of_the_authors_parse(data):
     assert args.FC is True and args.num_cal == 30_000
 
 
+def test_the_released_recipe_departs_where_it_makes_a_difference():
+    assert train_imagenet.parse_args(["--recipe", "released"]).depart == ["embeddings", "statistics"]
+    with pytest.raises(InputError, match="--depart crop makes no difference on imagenet"):
+        train_imagenet.parse_args(["--depart", "crop"])
+
+
 def test_the_learning_rate_falls_at_the_decay_epochs():
     rate = train_imagenet.step_decay(0.1, [60, 80])
     assert [rate(e) for e in (0, 59, 60, 79, 80, 99)] == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])

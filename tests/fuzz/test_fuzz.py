@@ -337,6 +337,8 @@ def test_flags(argv, script, record_count, capsys):
         args = parse(argv if script != "test" else [*argv, "--ckpt_path", "x"])
     except SystemExit as end:
         assert end.code in (0, 2)
+    except InputError as error:
+        assert "\n" not in str(error)
     else:
         json.dumps(vars(args), default=str)
         assert script == "test" or (args.epochs >= 1 and args.lr > 0 and args.batch_size >= 1)
