@@ -302,17 +302,6 @@ class Packed(NamedTuple):
         return [part.view(shape) for part, shape in zip(parts, self.shapes, strict=True)]
 
 
-def large_tensor(*shape: int) -> torch.Tensor:
-    """An uninitialised float32 tensor of the CPU, on huge pages where the system has them: the first touch of 100 MB of
-    small ones takes longer than the arithmetic on it."""
-    if not hasattr(mmap, "MADV_HUGEPAGE"):
-        return torch.empty(shape)
-    memory = mmap.mmap(-1, 4 * math.prod(shape), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with contextlib.suppress(OSError):  # a kernel without them
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=torch.float32).view(shape)
-
-
 def shared_tensor(*shape: int) -> torch.Tensor:
     """A float32 tensor that forked processes share. It takes no room in /dev/shm, which containers keep small."""
     return torch.frombuffer(mmap.mmap(-1, 4 * math.prod(shape)), dtype=torch.float32).view(shape)
@@ -462,6 +451,11 @@ class FileTrainLoader:
             torch.empty(rows, *self._shape[1:], dtype=torch.uint8, device=device) for rows in rows_by_view
         ]
         self._mean, self._std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in IMAGENET_NORMALIZATION)
+        # For the CPU, memory that each step's batch is written to in turn: the batches that workers prepare, the one in
+        # use and the one before it. The first touch of fresh memory would take longer than the arithmetic on it.
+        self._slots = None
+        if device.type == "cpu":
+            self._slots = shared_tensor(num_workers * STEPS_AHEAD + 2, *self._shape)
 
     def __len__(self):
         return len(self.files.labels) // self.batch_size
@@ -488,18 +482,15 @@ class FileTrainLoader:
     def epoch(self, epoch, start_step=0):
         """Iterates over the batches of an epoch, from ``start_step`` on.
 
+        On the CPU the memory of a batch's images is used again: they are good until the next batch but one is asked for.
+
         Raises:
             InputError: more than 1 % of the files cannot be read, or none of a class.
         """
         steps = range(start_step, len(self))
-        slots = None
-        if self.device.type == "cpu" and self.num_workers:
-            # One more than the steps ahead: none is written to while the main process copies its batch out.
-            slots = shared_tensor(self.num_workers * STEPS_AHEAD + 1, *self._shape)
-        make = partial(self.make, epoch, self._orders(epoch), slots)
-        read = _from_workers(make, steps, self.num_workers)
+        read = _from_workers(partial(self.make, epoch, self._orders(epoch)), steps, self.num_workers)
         for step in steps:
-            yield self._deliver(next(read), epoch, step, slots)
+            yield self._deliver(next(read), epoch, step)
 
     def _orders(self, epoch):
         """For each list, int64 (steps, this process's share of the batch)."""
@@ -511,17 +502,19 @@ class FileTrainLoader:
             for files, size, stream in lists[: len(self._readers)]
         ]  # fmt: skip
 
-    def make(self, epoch, orders, slots, step):
+    def make(self, epoch, orders, step):
         """A worker's part of a step: for CUDA, to pack bytes (``decoded``) and boxes; on the CPU all of it, the batch put
-        into the step's slot of the shared memory, or, where there are no workers, into ``decoded``."""
+        into the step's slot."""
         rows = [order[step] for order in orders]
         if self.device.type == "cuda":
             files = self._read(epoch, step, rows, lambda encoded, boxes: decode_for_gpu(encoded))
             return files._replace(decoded=Packed.pack(sum(files.decoded, [])))
         files = self._read(epoch, step, rows, self._crops)
-        images = large_tensor(*self._shape) if slots is None else slots[step % len(slots)]
-        self._augment(files.decoded, epoch, step, images)
-        return files._replace(boxes=[], decoded=images if slots is None else None)
+        self._augment(files.decoded, epoch, step, self._slot(step))
+        return files._replace(boxes=[], decoded=None)
+
+    def _slot(self, step):
+        return self._slots[step % len(self._slots)]
 
     def _read(self, epoch, step, rows, decode):
         generator, unreadable = step_generator(self.seed, epoch, step, self.rank), Counter()
@@ -550,19 +543,19 @@ class FileTrainLoader:
     def _normalize(self, view, out):
         torch.sub(view, self._mean, out=out).div_(self._std)
 
-    def _deliver(self, files, epoch, step, slots):
+    def _deliver(self, files, epoch, step):
         """The main process's part: the batch on the device, and what was met on the way is counted."""
         if self.device.type == "cuda":
-            files = self._decode_on_gpu(files, epoch, step)
-        elif slots is not None:
-            slot = slots[step % len(slots)]
-            files = files._replace(decoded=large_tensor(*slot.shape).copy_(slot))
+            files, images = self._decode_on_gpu(files, epoch, step)
+        else:
+            images = self._slot(step)
         self._count(files)
         indices = torch.tensor(files.used[0])
-        return Batch(files.decoded, self.files.labels[indices].to(self.device), indices)
+        return Batch(images, self.files.labels[indices].to(self.device), indices)
 
     def _decode_on_gpu(self, files, epoch, step):
-        """Decodes, crops and augments what :meth:`make` packed for CUDA.
+        """Decodes, crops and augments what :meth:`make` packed for CUDA; returns ``files``, whose numbers may have changed,
+        and the batch.
 
         The host comes here while the GPU is still at the step before, so that work on a side stream runs beside it.
         """
@@ -586,7 +579,7 @@ class FileTrainLoader:
         main_stream = torch.cuda.current_stream(self.device)
         main_stream.wait_stream(self.side_stream)
         batch.record_stream(main_stream)
-        return files._replace(decoded=batch)
+        return files, batch
 
     def _count(self, files):
         self.unreadable.update(files.unreadable)

@@ -1,6 +1,8 @@
 import io
+import itertools
 import os
 import struct
+import time
 import zlib
 from collections import Counter
 
@@ -219,6 +221,11 @@ def test_crops_equal_torchvisions(files):
     assert (crop.int() - expected.int()).abs().max() <= 1  # older versions of torch round by memory layout
 
 
+def kept(batches):
+    """The batches, with images of their own."""
+    return [batch._replace(images=batch.images.clone()) for batch in batches]
+
+
 def same(batches, others):
     return len(batches) == len(others) and all(
         torch.equal(a, b) for one, other in zip(batches, others, strict=True) for a, b in zip(one, other, strict=True)
@@ -226,26 +233,27 @@ def same(batches, others):
 
 
 def test_an_epoch_goes_on_at_any_step_whatever_the_number_of_workers(files, outliers):
-    whole = list(train_loader(files, outliers).epoch(3))
-    assert same(whole[1:], list(train_loader(files, outliers).epoch(3, start_step=1)))
-    assert same(whole, list(train_loader(files, outliers, num_workers=2).epoch(3)))
-    assert same(whole[2:], list(train_loader(files, outliers, num_workers=1).epoch(3, start_step=2)))
+    whole = kept(train_loader(files, outliers).epoch(3))
+    assert same(whole[1:], kept(train_loader(files, outliers).epoch(3, start_step=1)))
+    assert same(whole, kept(train_loader(files, outliers, num_workers=2).epoch(3)))
+    assert same(whole[2:], kept(train_loader(files, outliers, num_workers=1).epoch(3, start_step=2)))
     assert list(train_loader(files, outliers).epoch(3, start_step=3)) == []
 
 
-def test_batches_stay_as_they_are_while_workers_go_on(files, outliers):
-    """The workers' memory is used again; what was delivered is not in it."""
-    loader = train_loader(files, outliers, batch_size=1, num_workers=2)
-    kept = [batch.images.clone() for batch in loader.epoch(0)]
-    batches = list(loader.epoch(0))
-    assert len(kept) == 13 > 2 * imagenet.STEPS_AHEAD + 1
-    assert all(torch.equal(one, batch.images) for one, batch in zip(kept, batches, strict=True))
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_batch_stays_as_it_is_until_the_next_but_one(files, outliers, num_workers):
+    loader = train_loader(files, outliers, batch_size=1, num_workers=num_workers)
+    whole = kept(loader.epoch(0))
+    assert len(whole) == 13 > 2 * imagenet.STEPS_AHEAD + 2
+    for step, (batch, later) in enumerate(itertools.pairwise(loader.epoch(0))):
+        time.sleep(0.02)  # the workers go on
+        assert torch.equal(batch.images, whole[step].images) and torch.equal(later.images, whole[step + 1].images)
 
 
 def test_epochs_and_seeds_differ(files):
-    first = list(train_loader(files).epoch(0))
+    first = kept(train_loader(files).epoch(0))
     for other in (train_loader(files).epoch(1), train_loader(files, seed=6).epoch(0)):
-        assert not same(first, list(other))
+        assert not same(first, kept(other))
 
 
 def test_shares_of_the_processes_make_up_the_global_batch(files, outliers):
@@ -283,7 +291,7 @@ def test_the_same_files_are_replaced_with_any_number_of_workers(files, outliers)
     truncate(files.root / "image3.jpg")
     truncate(outliers.root / "outlier2.jpg")
     alone, helped = train_loader(files, outliers), train_loader(files, outliers, num_workers=2)
-    assert same(list(alone.epoch(0)), list(helped.epoch(0)))
+    assert same(kept(alone.epoch(0)), kept(helped.epoch(0)))
     assert alone.unreadable == helped.unreadable and alone.unreadable.total() > 0
 
 
