@@ -27,7 +27,7 @@ from datasets.registry import (
 )  # fmt: skip
 from models import FAMILIES, build_model
 from utils import flags
-from utils.checkpoint import open_checkpoint, settle
+from utils.checkpoint import open_checkpoint, require_class_counts, settle
 from utils.distributed import autocast, finish, in_main, start
 from utils.errors import InputError, exit_cleanly
 from utils.evaluation import SCORES, Classifier, calibrate, evaluate, extract_features, prepare_network
@@ -45,7 +45,7 @@ def main(argv=None):
     compute = start(args.gpu)
     torch.manual_seed(args.seed)
     checkpoint, folder = open_checkpoint(args.ckpt_path)
-    given = {name: getattr(args, name) for name in ("ds", "model", "rho")}
+    given = {name: getattr(args, name) for name in ("ds", "model", "rho", "depart")}
     known = settle(given, checkpoint.get("args") if isinstance(checkpoint, dict) else None, UNKNOWN_DEFAULTS, RANGES)
     if known["ds"] not in DATASETS or known["model"] not in FAMILIES["cifar"]:
         raise InputError(f"{args.ckpt_path} holds a {known['model']} trained on {known['ds']}, which test.py does not know")
@@ -61,6 +61,12 @@ def main(argv=None):
         kept, _ = hold_out(train.labels, known["val_fraction"])
         train = train._replace(images=train.images[kept], labels=train.labels[kept])
     class_counts = torch.bincount(train.labels, minlength=NUM_CLASSES[ds])
+    require_class_counts(checkpoint, class_counts.tolist())
+    calibration = train
+    if args.calibration_split == "test":
+        counts = long_tail_counts(int(torch.bincount(test.labels).max()), NUM_CLASSES[ds], known["rho"])
+        chosen = long_tail_indices(test.labels, counts)
+        calibration = test._replace(images=test.images[chosen], labels=test.labels[chosen])
     outliers = load_surrogate_outliers(ds, args.drp, args.num_ood_samples) if args.FC else None
 
     model = build_model(known["model"], NUM_CLASSES[ds])
@@ -79,15 +85,11 @@ def main(argv=None):
     classifier = Classifier.of(model, args.tnorm)
     attentions = {False: None}
     if args.FC:
-        source = train
         if args.calibration_split == "test":
             print("warning: calibrating on labelled TEST images, a leak; for auditing only", file=sys.stderr, flush=True)
-            counts = long_tail_counts(int(torch.bincount(test.labels).max()), NUM_CLASSES[ds], known["rho"])
-            chosen = long_tail_indices(test.labels, counts)
-            source = test._replace(images=test.images[chosen], labels=test.labels[chosen])
         outlier_normalization = IMAGENET_NORMALIZATION if "normalization" in known["depart"] else normalization
         surrogate = features(outliers, torch.full((len(outliers),), -1), outlier_normalization).features
-        attentions[True] = calibrate(classifier, features(*source), surrogate, class_counts)
+        attentions[True] = calibrate(classifier, features(*calibration), surrogate, class_counts)
 
     if compute.is_main:
         results, scores = evaluate(classifier, test_features, ood_features, attentions, class_counts.tolist())
@@ -98,17 +100,21 @@ def main(argv=None):
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=flags.HelpFormatter)
     parser.add_argument("--ckpt_path", type=Path, required=True, help="a run directory or a checkpoint file")
     parser.add_argument("--dataset", "--ds", dest="ds", choices=DATASETS, help="default: the checkpoint's")
     parser.add_argument("--model", "--md", choices=tuple(FAMILIES["cifar"]), help="default: the checkpoint's")
     parser.add_argument("--imbalance_ratio", "--rho", dest="rho", type=flags.imbalance_ratio, help="default: the checkpoint's")
-    parser.add_argument("--data_root_path", "--drp", dest="drp", type=Path, default=Path("data"))
+    parser.add_argument("--data_root_path", "--drp", dest="drp", type=Path, default=Path("data"), help="the data folder")
     parser.add_argument("--dout", nargs="+", metavar="SET", help="OOD sets that have a list; default: the paper's six")
     flags.add_evaluation_flags(parser, tuple(SCORES))
     parser.add_argument(
         "--calibration_split", choices=("train", "test"), default="train",
         help="test reproduces the leak of the authors' release, for auditing",
+    )  # fmt: skip
+    parser.add_argument(
+        "--depart", nargs="+", choices=("normalization",), metavar="POINT",
+        help="normalization: outliers are normalised with ImageNet's mean and std; default: as in the checkpoint's training",
     )  # fmt: skip
     parser.add_argument(
         "--num_ood_samples", type=flags.positive_int, default=300_000, help="the first so many outliers calibrate"

@@ -16,7 +16,7 @@ from datasets.loader import epoch_indices
 from datasets.registry import hold_out
 from models import FAMILIES, build_model
 from utils import flags
-from utils.checkpoint import open_checkpoint, settle
+from utils.checkpoint import open_checkpoint, require_class_counts, settle
 from utils.distributed import autocast, finish, in_main, start
 from utils.errors import InputError, exit_cleanly
 from utils.evaluation import SCORES, Classifier, calibrate, evaluate, extract_features, prepare_network
@@ -46,6 +46,7 @@ def main(argv=None):
     if known["val_fraction"]:
         training = select(training, hold_out(training.labels, known["val_fraction"])[0])
     class_counts = torch.bincount(training.labels).tolist()
+    require_class_counts(checkpoint, class_counts)
     test = load_files(args.txtv, args.iidp, num_classes=len(class_counts))
     ood = load_files(args.txt_ood_test, args.iodp, labelled=False)
     outliers = load_files(args.txt_ood_train, args.iodp, labelled=False) if args.FC else None
@@ -81,9 +82,9 @@ def main(argv=None):
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=flags.HelpFormatter)
     parser.add_argument("--ckpt_path", type=Path, required=True, help="a run directory or a checkpoint file")
-    parser.add_argument("--dataset", "--ds", dest="ds", choices=("imagenet",))
+    parser.add_argument("--dataset", "--ds", dest="ds", choices=("imagenet",), help="the data set")
     parser.add_argument("--model", "--md", choices=tuple(FAMILIES["imagenet"]), help="default: the checkpoint's")
     flags.add_image_lists(parser)
     parser.add_argument("--image_size", type=flags.image_size, help="default: the checkpoint's")

@@ -1,13 +1,12 @@
 """Trains PATT on long-tailed CIFAR-10, CIFAR-100 or the embedded digits.
 
     python train.py --ds digits --gpu cpu --srp runs/digits              no download, about a minute on two CPU cores
-    python train.py --gpu 0 --ds cifar10 --Lambda1 0.5 --Lambda2 0.1 --drp DATA --srp OUT
+    python train.py --gpu 0 --ds cifar10 --drp DATA --srp OUT
     python train.py --gpu 0,1 ...                                        two GPUs in one process (DataParallel)
     torchrun --nproc_per_node=4 train.py ...                             one process a GPU (DistributedDataParallel)
     python train.py ... --resume                                         goes on where the run in --srp stopped
-
-Reads from top to bottom as the method: the training step, the run around it, the data and network, the flags.
 """
+# Reads from top to bottom as the method: the training step, the run around it, the data and network, the flags.
 
 import argparse
 import math
@@ -41,6 +40,7 @@ from utils.checkpoint import (
     load_run,
     load_weights,
     network_weights,
+    require_class_counts,
     save_checkpoint,
 )  # fmt: skip
 from utils.distributed import autocast, finish, from_main, in_main, parallelize, share_buffers, start, sum_over_processes
@@ -106,11 +106,9 @@ def run(args, compute, loader, model, criterion, class_counts, learning_rate, va
         state = find_checkpoint(args, compute)
         guard = StepGuard(optimizer, [model, criterion], args.max_bad_steps)
         history, epoch, step, meter_state, seconds = [], 0, 0, None, 0.0
-        mine = None if state is None else [state["epoch"], state["step"]]
-        if sum_over_processes(torch.tensor([float(mine != from_main(mine))], device=compute.device)).item():
-            raise InputError(f"the processes see different checkpoints in {args.srp}; it has to be on a disk that all share")
+        require_same_place(state, args, compute)
         if state is not None:
-            restore(state, model, criterion, optimizer, guard, class_counts, len(loader))
+            restore(state, model, criterion, optimizer, guard, class_counts, loader.num_outliers, len(loader))
             history, epoch, step = state["history"], state["epoch"], state["step"]
             meter_state, seconds = state["meter"], state.get("seconds", 0.0)
 
@@ -128,7 +126,8 @@ def run(args, compute, loader, model, criterion, class_counts, learning_rate, va
                 "model": model.state_dict(), "criterion": criterion.state_dict(), "optimizer": optimizer.state_dict(),
                 "rng": torch.get_rng_state(), "meter": meter_state, "epoch": epoch, "step": step,
                 "history": history, "seconds": time.monotonic() - begun if step else 0.0, "bad_in_row": guard.bad_in_row,
-                "args": plain(args), "class_counts": class_counts, "environment": environment(compute.device),
+                "args": plain(args), "class_counts": class_counts, "num_outliers": loader.num_outliers,
+                "environment": environment(compute.device),
             }  # fmt: skip
             attempt("the checkpoint", save_checkpoint, state, out.folder)
 
@@ -245,21 +244,31 @@ def find_checkpoint(args, compute):
     counts = isinstance(state, dict) and type(state.get("epoch")) is type(state.get("step")) is int
     if not counts or not isinstance(state.get("args"), dict) or not isinstance(state.get("optimizer"), dict):
         raise InputError(f"{source} is no checkpoint of train.py or train_imagenet.py, and cannot be gone on from")
-    free = {"resume", "gpu", "num_workers", "drp", "srp", "tb", "checkpoint_every_minutes", "max_bad_steps", "compile"}
+    free = {"resume", "gpu", "num_workers", "srp", "tb", "checkpoint_every_minutes", "max_bad_steps", "compile"}
+    free |= {"drp", "txtt", "txtv", "iidp", "iodp", "txt_ood_train", "txt_ood_test"}  # data may move; see restore
     for name, value in plain(args).items():
         if name not in free and name in state["args"] and differs(state["args"][name], value):
             raise InputError(f"--{name} is {value}, but the run to resume has {reprlib.repr(state['args'][name])}")
     return state
 
 
-def restore(state, model, criterion, optimizer, guard, class_counts, steps):
+def require_same_place(state, args, compute):
+    """Raises InputError where the processes found different checkpoints, or not all found one."""
+    place = None if state is None else [state["epoch"], state["step"]]
+    disagrees = float(place != from_main(place))
+    if sum_over_processes(torch.tensor([disagrees], device=compute.device)).item():
+        raise InputError(f"the processes see different checkpoints in {args.srp}; it has to be on a disk that all share")
+
+
+def restore(state, model, criterion, optimizer, guard, class_counts, num_outliers, steps):
     """Makes everything what it was when ``state`` was saved.
 
     Raises:
-        InputError: it is of other training images, or holds what a run cannot go on from.
+        InputError: it is of other training images or outliers, or holds what a run cannot go on from.
     """
-    if differs(state.get("class_counts"), class_counts):
-        raise InputError("the training images are not those of the run to resume: their numbers by class differ")
+    require_class_counts(state, class_counts)
+    if differs(state.get("num_outliers", num_outliers), num_outliers):
+        raise InputError(f"the outliers are not those of the run to resume: there are {num_outliers:,}")
     try:
         load_weights(model, network_weights(state))
         criterion.load_state_dict(state["criterion"])
@@ -399,15 +408,15 @@ def seed_everything(seed, deterministic):
 
 
 def add_training_flags(parser):
-    """The flags that train.py and train_imagenet.py share."""
+    """Adds the flags that train.py and train_imagenet.py share; returns the group about optimisation, for one's own."""
     run_group = parser.add_argument_group("run")
-    run_group.add_argument("--seed", type=flags.seed, default=3407)
+    run_group.add_argument("--seed", type=flags.seed, default=3407, help="of initialisation, data order and views")
     flags.add_boolean(
         run_group, "--replay", "--deterministic", dest="deterministic", default=False,
         help="admit deterministic kernels only, so that a run on the same GPU can be replayed exactly (on a CPU it always can)",
     )  # fmt: skip
     run_group.add_argument("--gpu", default="0", help="CUDA indices such as 0 or 0,1 (DataParallel), or cpu")
-    run_group.add_argument("--num_workers", "--cpus", type=flags.count, default=4, help="processes that read image files")
+    run_group.add_argument("--num_workers", "--cpus", type=flags.count, default=4, help="processes that read ImageNet's files")
     run_group.add_argument(
         "--save_root_path", "--srp", dest="srp", type=Path, help="the run directory; default runs/DATASET_MODEL_SEED"
     )
@@ -427,7 +436,8 @@ def add_training_flags(parser):
         default="auto",
         help="auto: bf16 on CUDA, fp32 on a CPU; fp32 on CUDA has TF32 convolutions",
     )
-    run_group.add_argument("--compile", action=argparse.BooleanOptionalAction, default=False, help="torch.compile the network")
+    flags.add_boolean(run_group, "--compile", default=False, help="torch.compile the network")
+    run_group.add_argument("--no-compile", dest="compile", action="store_false", help="the opposite of --compile")
     flags.add_boolean(run_group, "--sync_bn", default=False, help="BatchNorm statistics of the global batch (CUDA, torchrun)")
 
     method = parser.add_argument_group("method")
@@ -453,15 +463,18 @@ def add_training_flags(parser):
     optimisation.add_argument(
         "--val_fraction", type=flags.fraction, default=0, help="share of each class held out of training to monitor"
     )
-    optimisation.add_argument("--epochs", "-e", type=flags.positive_int)
+    optimisation.add_argument("--epochs", "-e", type=flags.positive_int, help="passes over the training images")
     optimisation.add_argument("--batch_size", "-b", type=flags.positive_int, help="ID images a step, each in three views; global")
     optimisation.add_argument("--ood_batch_size", "--ob", dest="ob", type=flags.positive_int, help="outliers a step; global")
-    optimisation.add_argument("--test_batch_size", "--tb", dest="tb", type=flags.positive_int, default=1000)
-    optimisation.add_argument("--opt", choices=("adam", "sgd"))
-    optimisation.add_argument("--lr", type=flags.positive)
-    optimisation.add_argument("--wd", type=flags.weight)
+    optimisation.add_argument(
+        "--test_batch_size", "--tb", dest="tb", type=flags.positive_int, default=1000, help="validation images at once"
+    )
+    optimisation.add_argument("--opt", choices=("adam", "sgd"), help="the optimiser")
+    optimisation.add_argument("--lr", type=flags.positive, help="the first epoch's learning rate")
+    optimisation.add_argument("--wd", type=flags.weight, help="weight decay")
     optimisation.add_argument("--momentum", "-m", type=flags.unit, default=0.9, help="of SGD (Nesterov)")
-    optimisation.add_argument("--num_ood_samples", type=flags.positive_int, default=300_000, help="the first so many outliers")
+    optimisation.add_argument("--num_ood_samples", type=flags.positive_int, help="the first so many outliers")
+    return optimisation
 
 
 CIFAR_DEFAULTS = dict(
@@ -476,6 +489,7 @@ CIFAR_DEFAULTS = dict(
     Lambda1=0.1,
     Lambda2=0.5,
     tem_scale=0.9,
+    num_ood_samples=300_000,
 )
 DEFAULTS = {
     "cifar10": CIFAR_DEFAULTS,
@@ -486,14 +500,16 @@ DEFAULTS = {
 
 def parse_args(argv=None):
     """The flags; defaults are the paper's run on the data set of ``--ds``."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    argv = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=flags.HelpFormatter)
     data = parser.add_argument_group("data and network")
-    data.add_argument("--dataset", "--ds", dest="ds", choices=DATASETS, default="cifar10")
-    data.add_argument("--data_root_path", "--drp", dest="drp", type=Path, default=Path("data"))
-    data.add_argument("--model", "--md", choices=tuple(FAMILIES["cifar"]))
+    data.add_argument("--dataset", "--ds", dest="ds", choices=DATASETS, default="cifar10", help="the data set")
+    data.add_argument("--data_root_path", "--drp", dest="drp", type=Path, default=Path("data"), help="the data folder")
+    data.add_argument("--model", "--md", choices=tuple(FAMILIES["cifar"]), help="the network")
     data.add_argument("--imbalance_ratio", "--rho", dest="rho", type=flags.imbalance_ratio, help="smallest class / largest class")
     add_training_flags(parser)
-    parser.set_defaults(**DEFAULTS[parser.parse_known_args(argv)[0].ds])
+    asked = [word for word in argv if word not in ("-h", "--help")]  # help is to show this data set's defaults
+    parser.set_defaults(**DEFAULTS[parser.parse_known_args(asked)[0].ds])
     return resolve(parser.parse_args(argv))
 
 

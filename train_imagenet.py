@@ -22,7 +22,7 @@ from utils.runlog import show_warnings_plainly
 
 DEFAULTS = dict(
     model="ResNet50", epochs=100, batch_size=32, ob=64, opt="sgd", lr=0.1, wd=5e-5, Lambda1=0.02, Lambda2=0.5,
-    tem_scale=0.7, tb=100,
+    tem_scale=0.7, tb=100, num_ood_samples=None,
 )  # fmt: skip
 
 
@@ -46,7 +46,7 @@ def main(argv=None):
     outliers = None
     if args.oe:
         outliers = load_files(args.txt_ood_train, args.iodp, labelled=False)
-        outliers = select(outliers, torch.arange(min(len(outliers.paths), args.num_ood_samples)))
+        outliers = select(outliers, torch.arange(len(outliers.paths))[: args.num_ood_samples])
     check_flags(args, compute, len(training.paths), None if outliers is None else len(outliers.paths))
     shared = {"image_size": args.image_size, "num_workers": args.num_workers, "device": compute.device}
     shared |= {"rank": compute.rank, "world_size": compute.world_size}
@@ -69,16 +69,16 @@ def main(argv=None):
 
 def parse_args(argv=None):
     """The flags; defaults are the paper's run."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=flags.HelpFormatter)
     data = parser.add_argument_group("data and network")
-    data.add_argument("--dataset", "--ds", dest="ds", choices=("imagenet",), default="imagenet")
-    data.add_argument("--model", "--md", choices=tuple(FAMILIES["imagenet"]))
+    data.add_argument("--dataset", "--ds", dest="ds", choices=("imagenet",), default="imagenet", help="the data set")
+    data.add_argument("--model", "--md", choices=tuple(FAMILIES["imagenet"]), help="the network")
     flags.add_image_lists(data)
-    data.add_argument("--image_size", type=flags.image_size, default=224)
+    data.add_argument("--image_size", type=flags.image_size, default=224, help="side of the views, pixels")
     data.add_argument("--randaug_n", type=flags.count, default=2, help="RandAugment: operations an image")
     data.add_argument("--randaug_m", type=flags.number(float, low=0, high=10), default=10, help="RandAugment: magnitude")
-    add_training_flags(parser)
-    parser.add_argument("--decay_epochs", "--de", type=flags.count, nargs="+", default=[60, 80], help="lr x 0.1 at each")
+    optimisation = add_training_flags(parser)
+    optimisation.add_argument("--decay_epochs", "--de", type=flags.count, nargs="+", default=[60, 80], help="lr x 0.1 at each")
     parser.set_defaults(**DEFAULTS)
     # Every stream has ImageNet's normalisation already, and view 1's crop is not the padded one of CIFAR.
     return resolve(parser.parse_args(argv), points=("embeddings", "statistics"))

@@ -159,7 +159,7 @@ def _orientation(picture: Image.Image) -> int:
 def decode_image(encoded: EncodedImage, shrink: int = 1) -> torch.Tensor:
     """The upright image as uint8 RGB (3, H, W), in channels-last memory.
 
-    ``shrink`` 2, 4 or 8 lets a JPEG be decoded at that fraction of its size, in the DCT domain.
+    ``shrink`` 2, 4 or 8 decodes at that fraction of the size, in the DCT domain; see :func:`decoding_shrink`.
 
     Raises:
         Unreadable: the file is truncated or damaged.
@@ -200,8 +200,10 @@ def resized_crops(image: torch.Tensor, boxes: torch.Tensor, size: int, shrink: i
     ]
 
 
-def decoding_shrink(boxes: torch.Tensor, size: int) -> int:
-    """The strongest shrinking, 1, 2, 4 or 8, at which every box still has ``size`` pixels a side."""
+def decoding_shrink(encoded: EncodedImage, boxes: torch.Tensor, size: int) -> int:
+    """The strongest shrinking, 1, 2, 4 or 8, at which every box still has ``size`` pixels a side; 1 for what is no JPEG."""
+    if encoded.picture.format not in ("JPEG", "MPO"):
+        return 1
     smallest = int(boxes[:, 2:].min())
     return next((shrink for shrink in (8, 4, 2) if smallest // shrink >= size), 1)
 
@@ -525,7 +527,7 @@ class FileTrainLoader:
         return StepFiles(*map(list, zip(*results, strict=True)), unreadable)
 
     def _crops(self, encoded, boxes):
-        shrink = decoding_shrink(boxes, self.image_size)
+        shrink = decoding_shrink(encoded, boxes, self.image_size)
         return resized_crops(decode_image(encoded, shrink), boxes, self.image_size, shrink)
 
     def _augment(self, crops, epoch, step, images):

@@ -201,8 +201,20 @@ def test_a_published_checkpoint_with_a_prefix_and_other_keys(tmp_path, capsys):
     weights = {f"module.{k}": v for k, v in build_model("ResNet20", 8).state_dict().items()}
     torch.save({"state_dict": weights | {"module.head.weight": torch.ones(2)}, "epoch": 7}, tmp_path / "published.pth")
     argv = ["--gpu", "cpu", "--ds", "digits", "--md", "ResNet20", "--rho", 0.1, "--ckpt_path", tmp_path / "published.pth"]
-    assert run(evaluation.main, *argv, "--dout", "noise", "--num_ood_samples", 50) == 0
-    assert "head.weight" in capsys.readouterr().out and (tmp_path / "results.json").exists()
+    argv += ["--dout", "digits89", "--num_ood_samples", 50]
+    assert run(evaluation.main, *argv) == 0
+    assert "head.weight" in capsys.readouterr().out
+    plain, released = tmp_path / "results.json", tmp_path / "released" / "results.json"
+    assert run(evaluation.main, *argv, "--depart", "normalization", "--srp", released.parent) == 0
+    for one, other in zip(*(json.loads(file.read_text())["rows"] for file in (plain, released)), strict=True):
+        assert (one["auroc"] == other["auroc"]) is not one["fc"]  # outliers reach the results by calibration alone
+
+
+def test_a_tail_that_the_test_split_cannot_have_is_refused_before_any_work(tmp_path, capsys):
+    torch.save(build_model("ResNet20", 8).state_dict(), tmp_path / "bare.pth")
+    argv = ["--gpu", "cpu", "--ds", "digits", "--md", "ResNet20", "--rho", 0.02, "--ckpt_path", tmp_path / "bare.pth"]
+    assert run(evaluation.main, *argv, "--calibration_split", "test") == 2
+    assert "rho" in capsys.readouterr().err and not (tmp_path / "results.json").exists()
 
 
 # --- going on

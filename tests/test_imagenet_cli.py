@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -105,7 +107,11 @@ def test_kill_9_and_resume_gives_the_statistics_of_the_unbroken_run(data, tmp_pa
         time.sleep(0.01)
     process.kill()
     process.wait()
-    assert run(train_imagenet.main, *flags, "--srp", tmp_path / "killed", "--resume") == 0
+    root = Path(data[data.index("--iidp") + 1])
+    shutil.copytree(root, tmp_path / "moved")
+    moved = [str(word).replace(str(root), str(tmp_path / "moved")) for word in flags]
+    assert moved != flags
+    assert run(train_imagenet.main, *moved, "--srp", tmp_path / "killed", "--resume") == 0
     a, b = (torch.load(tmp_path / name / "latest.pth", weights_only=True) for name in ("unbroken", "killed"))
     assert a["epoch"] == b["epoch"] == 2
     for part in ("criterion", "model"):
@@ -117,6 +123,7 @@ def test_both_command_lines_of_the_authors_parse(data):
     args = train_imagenet.parse_args([*line.split(), *data])
     assert (args.model, args.opt, args.lr, args.wd, args.batch_size, args.ob) == ("ResNet50", "sgd", 0.1, 5e-5, 32, 64)
     assert (args.tem_scale, args.temperature, args.epochs, args.decay_epochs) == (0.7, 0.1, 100, [60, 80])
+    assert args.num_ood_samples is None  # the whole list
     args = evaluation.parse_args(["--gpu", "0", "--FC", "True", *data, "--ckpt_path", "DIR"])
     assert args.FC is True and args.num_cal == 30_000
 
@@ -166,8 +173,10 @@ def test_what_does_not_fit_the_checkpoint_is_refused(trained, data, tmp_path, ca
     flags = [*SMALL, *data, "--ckpt_path", trained, "--srp", tmp_path]
     root = data[data.index("--iidp") + 1]
     (tmp_path / "more.txt").write_text("".join(f"train/0/{i}.jpg {i}\n" for i in range(4)))
+    (tmp_path / "other.txt").write_text("".join(f"train/0/{i}.jpg {i % 3}\n" for i in range(6)))
     for extra, words in (
-        (["--txtt", tmp_path / "more.txt"], "does not fit the network"),
+        (["--txtt", tmp_path / "more.txt"], "numbers by class differ"),
+        (["--txtt", tmp_path / "other.txt"], "numbers by class differ"),
         (["--txtv", tmp_path / "more.txt"], "label 3"),
         (["--image_size", "64"], "contradicts"),
         (["--num_cal", "2"], "--num_cal 2"),

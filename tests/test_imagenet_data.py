@@ -205,13 +205,25 @@ def test_crops_of_large_photographs_are_decoded_smaller_and_look_the_same(tmp_pa
     photograph(6, 1200, 1600).save(tmp_path / "a.jpg", quality=95)
     encoded = open_image(tmp_path / "a.jpg")
     boxes = torch.tensor([[100, 200, 900, 1100], [600, 800, 100, 104]])
-    assert imagenet.decoding_shrink(boxes, SIZE) == 4
-    assert imagenet.decoding_shrink(boxes[:1], SIZE) == 8
-    assert imagenet.decoding_shrink(boxes, 60) == 1
+    assert imagenet.decoding_shrink(encoded, boxes, SIZE) == 4
+    assert imagenet.decoding_shrink(encoded, boxes[:1], SIZE) == 8
+    assert imagenet.decoding_shrink(encoded, boxes, 60) == 1
     exact = imagenet.resized_crops(decode_image(encoded), boxes, SIZE)
     quick = imagenet.resized_crops(decode_image(open_image(tmp_path / "a.jpg"), 4), boxes, SIZE, 4)
     for a, b in zip(exact, quick, strict=True):
         assert (a.int() - b.int()).abs().float().mean() < 2
+
+
+@pytest.mark.parametrize("kind", ["jpg", "png", "webp", "bmp", "gif"])
+def test_large_files_of_every_format_are_cropped_where_the_box_is(tmp_path, kind):
+    """Red left, blue right, and a box on the right that is large enough for a JPEG to be decoded smaller."""
+    picture = Image.new("RGB", (240, 200), (255, 0, 0))
+    picture.paste((0, 0, 255), (120, 0, 240, 200))
+    picture.save(tmp_path / f"a.{kind}")
+    files = ImageFiles(tmp_path, [f"a.{kind}"], torch.tensor([0]))
+    loader = train_loader(files, batch_size=1)
+    (view,) = loader._crops(open_image(tmp_path / f"a.{kind}"), torch.tensor([[90, 130, 100, 100]]))
+    assert (view.float().mean((1, 2)) - torch.tensor([0.0, 0.0, 255.0])).abs().max() < 12
 
 
 def test_crops_equal_torchvisions(files):

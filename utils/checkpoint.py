@@ -194,6 +194,13 @@ def differs(stored, value):
         return True
 
 
+def require_class_counts(checkpoint, class_counts):
+    """Raises InputError where a checkpoint says how many training images each class had, and these are others."""
+    stored = checkpoint.get("class_counts") if isinstance(checkpoint, dict) else None
+    if stored is not None and differs(stored, class_counts):
+        raise InputError("the training images are not those of the checkpoint: their numbers by class differ")
+
+
 def network_weights(checkpoint):
     """The network's weights in a checkpoint of ours or of a published form: inside ``model`` or ``state_dict`` or bare, with or
     without a ``module.`` prefix.

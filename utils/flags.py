@@ -4,6 +4,15 @@ import argparse
 from pathlib import Path
 
 
+class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """Keeps the description's lines, and gives every flag's default that is a value."""
+
+    def _get_help_string(self, action):
+        if action.default in (None, []) or action.nargs == 0 or "default" in action.help:
+            return action.help
+        return super()._get_help_string(action)
+
+
 def boolean(text):
     """True / False, yes / no, 1 / 0, in any case."""
     values = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
@@ -51,13 +60,13 @@ unit = number(float, low=0, high=1)
 
 def add_evaluation_flags(parser, scores):
     """The flags that both test scripts have; ``scores`` are the choices of ``--score``."""
-    parser.add_argument("--seed", type=seed, default=3407)
+    parser.add_argument("--seed", type=seed, default=3407, help="chooses the images that calibrate on ImageNet-LT")
     parser.add_argument("--gpu", default="0", help="CUDA indices such as 0 or 0,1, or cpu")
-    parser.add_argument("--num_workers", "--cpus", type=count, default=4, help="processes that read image files")
+    parser.add_argument("--num_workers", "--cpus", type=count, default=4, help="processes that read ImageNet's files")
     add_boolean(parser, "--FC", default=True, help="also evaluate with feature calibration")
     add_boolean(parser, "--tnorm", default=False, help="normalise the rows of the classifier and drop its bias")
     parser.add_argument("--score", choices=scores, default=scores[0], help="which score the table shows; the files hold all")
-    parser.add_argument("--test_batch_size", "--tb", dest="tb", type=positive_int, default=1000)
+    parser.add_argument("--test_batch_size", "--tb", dest="tb", type=positive_int, default=1000, help="images at once")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 on CUDA, fp32 on a CPU")
     parser.add_argument("--srp", type=Path, metavar="DIR", help="where results go; default: the run directory")
 

@@ -231,7 +231,7 @@ def good_state():
 
     def restore(state):
         """Goes on from it by one step."""
-        train.restore(state, model, criterion, optimizer, guard, [4, 2], 5)
+        train.restore(state, model, criterion, optimizer, guard, [4, 2], 8, 5)
         for parameter in model.parameters():
             parameter.grad = torch.zeros_like(parameter)
         optimizer.step()
