@@ -1,7 +1,7 @@
 """The documents' pictures, from a run directory and from result files.
 
 python -m benchmarks.figures run runs/demo --prefix digits               a 2-D map of features, the attention weight
-python -m benchmarks.figures classes digits_paper patt no_isac no_tla ce  accuracy by class, with and without PATT's parts
+python -m benchmarks.figures classes digits_default patt no_isac no_tla ce  accuracy by class, with and without PATT's parts
 """
 
 import argparse

@@ -4,6 +4,7 @@
     python -m benchmarks.reproduce ablation --ds digits --seeds 0 1 2
     python -m benchmarks.reproduce cifar10 --drp DATA --srp OUT                   the paper's protocol, on a GPU
     python -m benchmarks.reproduce ablation --ds cifar10 --drp DATA --md ResNet20 --epochs 5      a reduced protocol
+    python -m benchmarks.reproduce imagenet --protocol imagenet --extra --txtt LIST ...           ImageNet-LT
 
 Prints its plan, skips finished runs, goes on with interrupted ones, and writes one small JSON file a run for
 ``python -m benchmarks.table``. Runs stand beside each other on several GPUs, or with ``--jobs`` on a CPU.
@@ -56,6 +57,10 @@ TABLES = {
 }
 
 
+# Where things are on a machine; no part of a result.
+LOCAL_FLAGS = {"drp", "srp", "resume", "gpu", "txtt", "txtv", "iidp", "iodp", "txt_ood_train", "txt_ood_test"}
+
+
 class Run(NamedTuple):
     """One training and its evaluation(s): ``group`` names the protocol, ``folder`` the run directory."""
 
@@ -87,38 +92,45 @@ def commands(run, args, device, leak=False):
     return lines
 
 
+def portable_commands(run, args, leak):
+    """The command lines as text, without this machine's folders and device."""
+    shown = argparse.Namespace(**vars(args) | {"drp": None})
+    data = [] if args.drp is None else ["--drp", "DATA"]
+    return [" ".join(["python", *line, *data]).replace(str(run.folder), "OUT") for line in commands(run, shown, "GPU", leak)]
+
+
 def execute(run, args, device, leak):
-    """Runs what is missing of one run, with its output in ``log.txt`` of the run directory; collects its results."""
+    """Runs what is missing of one run, with its output in ``log.txt`` of the run directory, and collects its results.
+
+    Returns (whether it succeeded, a line about it).
+    """
+    record, shown = run.folder / "commands.json", portable_commands(run, args, leak)
+    known = json.loads(record.read_text()) if record.exists() else [] if (run.folder / "args.json").exists() else shown
+    if known[:2] != shown[:2]:
+        return False, f"{run.name}: {run.folder} holds a run that other commands made; choose another --srp or --protocol"
     run.folder.mkdir(parents=True, exist_ok=True)
-    wanted = [None, run.folder / "results.json", run.folder / "leak" / "results.json"]
+    write_text(record, json.dumps(max(known, shown, key=len), indent=1) + "\n")
+    results = run.folder / "results.json"
+    made = [results, results, run.folder / "leak" / "results.json"]  # what shows that training, test and leak are done
     begun = time.monotonic()
     with open(run.folder / "log.txt", "a") as log:
-        for line, result in zip(commands(run, args, device, leak), wanted, strict=False):
-            if result is not None and result.exists():
-                continue
-            done = run.folder / "results.json"
-            if result is None and done.exists():
+        for line, result in zip(commands(run, args, device, leak), made, strict=False):
+            if result.exists():
                 continue
             log.write(f"$ python {' '.join(line)}\n")
             log.flush()
             code = subprocess.run([sys.executable, *line], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT).returncode
             if code != 0:
-                return f"{run.name}: failed with status {code}, see {log.name}"
-    collect(run, args)
-    return f"{run.name}: done after {time.monotonic() - begun:.0f} s"
+                return False, f"{run.name}: failed with status {code}, see {log.name}"
+    collect(run, args.results)
+    return True, f"{run.name}: done after {time.monotonic() - begun:.0f} s"
 
 
-def collect(run, args):
+def collect(run, target):
     """One small JSON file with what the tables need: results, the resolved arguments, seconds by epoch, the commands."""
     settings = json.loads((run.folder / "args.json").read_text())
     history = [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
-    data = [] if args.drp is None else ["--drp", "DATA"]
-    portable = argparse.Namespace(**vars(args) | {"drp": None})
-    shown = [
-        " ".join(["python", *line, *data]).replace(str(run.folder), "OUT") for line in commands(run, portable, settings["gpu"])
-    ]
-    for name in ("drp", "srp", "resume", "gpu"):
-        settings.pop(name)
+    settings = {name: value for name, value in settings.items() if name not in LOCAL_FLAGS}
     for kind, folder in (("", run.folder), ("-leak", run.folder / "leak")):
         if not (folder / "results.json").exists():
             continue
@@ -128,13 +140,13 @@ def collect(run, args):
             "group": run.group,
             "row": run.row + kind,
             "seed": run.seed,
-            "commands": shown,
+            "commands": json.loads((run.folder / "commands.json").read_text()),
             "date": time.strftime("%Y-%m-%d"),
         }
         record |= {"train_seconds": round(sum(r["seconds"] for r in history), 1), "args": settings, "results": results}
-        target = args.results / run.group / f"{run.row}{kind}-seed{run.seed}.json"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write_text(target, json.dumps(record, indent=1) + "\n")
+        file = target / run.group / f"{run.row}{kind}-seed{run.seed}.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_text(file, json.dumps(record, indent=1) + "\n")
 
 
 def expected_seconds(runs, args):
@@ -151,8 +163,8 @@ def expected_seconds(runs, args):
 def main(argv=None):
     args = parse_args(argv)
     devices = [str(i) for i in range(torch.cuda.device_count())] or ["cpu"] * args.jobs
-    parts = [args.ds, args.model or "paper", f"e{args.epochs}" if args.epochs else "", args.precision or ""]
-    protocol = "_".join(part for part in parts if part)
+    parts = [args.ds, args.model or "default", f"e{args.epochs}" if args.epochs else "", args.precision or ""]
+    protocol = args.protocol or "_".join(part for part in parts if part)
     runs = [Run(protocol, row, seed, args.srp / protocol / row / f"seed{seed}") for seed in args.seeds for row in args.rows]
     done = [r for r in runs if (r.folder / "results.json").exists()]
     seconds = expected_seconds(runs, args)
@@ -180,9 +192,9 @@ def main(argv=None):
     with ThreadPoolExecutor(len(devices)) as pool:
         outcomes = []
         for outcome in pool.map(work, runs):
-            print(outcome, flush=True)
+            print(outcome[1], flush=True)
             outcomes.append(outcome)
-    failed = [o for o in outcomes if ": failed" in o]
+    failed = [text for succeeded, text in outcomes if not succeeded]
     if failed:
         raise InputError(f"{len(failed)} of {len(runs)} runs failed; the first: {failed[0]}")
     print(f"results in {args.results / protocol}; python -m benchmarks.table shows them")
@@ -205,6 +217,7 @@ def parse_args(argv=None):
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"))
     parser.add_argument("--dout", nargs="+", help="OOD sets other than the paper's six")
     parser.add_argument("--jobs", type=flags.positive_int, default=1, help="runs beside each other on a CPU")
+    parser.add_argument("--protocol", help="a name for the folder of these runs; default: data set, network, epochs, precision")
     parser.add_argument("--plan", action="store_true", help="print the plan only")
     parser.add_argument("--extra", nargs=argparse.REMAINDER, default=[], help="further flags for both scripts, last on the line")
     args = parser.parse_args(argv)
@@ -214,6 +227,10 @@ def parse_args(argv=None):
     args.ds = own or args.ds or "cifar10"
     if args.table == "calibration-leak" and args.ds == "imagenet":
         raise InputError("calibration-leak is about CIFAR and the digits; test_imagenet.py calibrates on the training list alone")
+    if args.extra and not args.protocol:
+        raise InputError("--extra needs a --protocol, a name that keeps these runs apart from those without it")
+    if args.ds == "imagenet" and (args.drp or args.dout):
+        raise InputError("--drp and --dout are not for ImageNet-LT; give its lists and folders with --extra")
     unknown = set(args.rows or ()) - set(TABLES[args.table])
     if unknown:
         raise InputError(f"the table {args.table} has no row {min(unknown)}; it has {', '.join(TABLES[args.table])}")

@@ -2,7 +2,7 @@
 
     python -m benchmarks.table                 rewrites the tables of the documents
     python -m benchmarks.table --check         fails where a document and the result files differ
-    python -m benchmarks.table --latex ablation digits_paper
+    python -m benchmarks.table --latex ablation digits_default
 
 A marker is a line ``<!-- table: NAME ARGUMENTS -->`` and ends at ``<!-- end -->``. NAME is a table of benchmarks.reproduce
 with the protocol (a folder of benchmarks/results/runs), ``published`` with a data set, or ``claim`` with a file of
@@ -96,7 +96,8 @@ def notes(records, group, score):
     settings = records[0]["args"]
     ds, model = settings["ds"], settings["model"]
     sizes = f"{sum(settings['class_counts']):,} training images"
-    text = [f"{ds}, {model}, {settings['epochs']} epochs, rho {settings['rho']}, {sizes}; score: {score}; mean over "]
+    tail = f"rho {settings['rho']}, " if "rho" in settings else ""
+    text = [f"{ds}, {model}, {settings['epochs']} epochs, {tail}{sizes}; score: {score}; mean over "]
     sets = [row["ood"] for row in records[0]["results"]["rows"] if row["score"] == score and not row["fc"]]
     text[0] += f"{len(sets)} OOD sets ({', '.join(sets)})."
     if ds in PAPER_MODEL:
@@ -119,7 +120,7 @@ def published_table(ds):
     data = json.loads((ROOT / "benchmarks" / "published.json").read_text())
     rows = [[r["method"], *(f"{v:.2f}" for v in r[ds]), "ID?" if r["id_positive"] else "OOD"] for r in data["rows"] if r[ds]]
     head = ["published", "AUROC ↑", "AUPR ↑", "FPR95 ↓", "ACC ↑", "positive class of AUPR and FPR95"]
-    return head, rows, data["note"].split(" Columns")[0] + " Sources: EAT (AAAI 2024), ImOOD (NeurIPS 2024)."
+    return head, rows, data["note"]
 
 
 def claim_table(name):

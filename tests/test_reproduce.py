@@ -1,6 +1,7 @@
 """Tables: what they are made of, and that documents agree with the result files."""
 
 import json
+import subprocess
 from statistics import mean, stdev
 
 import pytest
@@ -13,7 +14,7 @@ from utils.errors import InputError
 METRICS = ("auroc", "aupr_in", "aupr_out", "fpr95", "fpr95_id")
 
 
-def write_record(results, row, seed, auroc, group="digits_paper"):
+def write_record(results, row, seed, auroc, group="digits_default"):
     """A result file whose AUROC is known; with FC everything is 0.1 lower."""
     means, accuracy = [], []
     for fc in (False, True):
@@ -37,7 +38,7 @@ def test_a_table_gives_mean_and_deviation_over_seeds(tmp_path):
     aurocs = [0.91, 0.93, 0.98]
     for seed, auroc in enumerate(aurocs):
         write_record(tmp_path, "patt", seed, auroc)
-    head, rows, note = table.runs_table(tmp_path, "digits", "digits_paper")
+    head, rows, note = table.runs_table(tmp_path, "digits", "digits_default")
     without, with_fc = rows
     expected = f"{100 * mean(aurocs):.2f} ± {100 * stdev(aurocs):.2f}"
     assert without[head.index("AUROC ↑")] == expected
@@ -49,7 +50,7 @@ def test_a_table_gives_mean_and_deviation_over_seeds(tmp_path):
 
 def test_a_stale_table_is_found_and_mended(tmp_path, monkeypatch):
     write_record(tmp_path / "runs", "patt", 0, 0.9)
-    (tmp_path / "README.md").write_text("before\n<!-- table: digits digits_paper -->\nold\n<!-- end -->\nafter\n")
+    (tmp_path / "README.md").write_text("before\n<!-- table: digits digits_default -->\nold\n<!-- end -->\nafter\n")
     monkeypatch.setattr(table, "ROOT", tmp_path)
     monkeypatch.setattr(table, "DOCUMENTS", ("README.md",))
     flags = ["--results", str(tmp_path / "runs")]
@@ -102,9 +103,9 @@ def test_runs_are_done_once_and_collected(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(reproduce.TABLES, "digits", ("ce",))
     flags = ["digits", "--seeds", "0", "--epochs", "1", "--srp", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
     reproduce.main(flags)
-    files = sorted(f.name for f in (tmp_path / "results" / "digits_paper_e1").iterdir())
+    files = sorted(f.name for f in (tmp_path / "results" / "digits_default_e1").iterdir())
     assert files == ["ce-seed0.json"]
-    record = json.loads((tmp_path / "results" / "digits_paper_e1" / "ce-seed0.json").read_text())
+    record = json.loads((tmp_path / "results" / "digits_default_e1" / "ce-seed0.json").read_text())
     assert record["args"]["isac"] is False and "--isac False" in record["commands"][0]
     assert str(tmp_path) not in json.dumps(record)
     before = [f.stat().st_mtime_ns for f in sorted((tmp_path / "runs").rglob("results.json"))]
@@ -112,3 +113,47 @@ def test_runs_are_done_once_and_collected(tmp_path, capsys, monkeypatch):
     reproduce.main(flags)
     assert "1 runs, 1 finished" in capsys.readouterr().out
     assert before == [f.stat().st_mtime_ns for f in sorted((tmp_path / "runs").rglob("results.json"))]
+
+
+def test_a_folder_that_other_commands_filled_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setitem(reproduce.TABLES, "digits", ("ce",))
+    monkeypatch.setattr(reproduce.subprocess, "run", lambda *a, **k: subprocess.CompletedProcess(a, 1))
+    flags = ["digits", "--seeds", "0", "--srp", str(tmp_path / "runs"), "--results", str(tmp_path / "results"), "--protocol", "p"]
+    with pytest.raises(InputError, match="failed with status 1"):
+        reproduce.main(flags)
+    with pytest.raises(InputError, match="other commands"):
+        reproduce.main([*flags, "--extra", "--rho", "0.05"])
+    (tmp_path / "runs" / "p" / "ce" / "seed0" / "commands.json").unlink()
+    (tmp_path / "runs" / "p" / "ce" / "seed0" / "args.json").write_text("{}")
+    with pytest.raises(InputError, match="other commands"):
+        reproduce.main(flags)
+
+
+@pytest.mark.parametrize("flags, words", [
+    (["digits", "--extra", "--rho", "0.05"], "needs a --protocol"),
+    (["imagenet", "--drp", "DATA"], "not for ImageNet-LT"),
+    (["imagenet", "--dout", "svhn"], "not for ImageNet-LT"),
+])  # fmt: skip
+def test_flags_that_would_mix_results_up_are_refused(flags, words):
+    with pytest.raises(InputError, match=words):
+        reproduce.parse_args(flags)
+
+
+def test_imagenet_runs_are_collected_without_their_folders(tmp_path):
+    """Settings as train_imagenet.py writes them, results as any run has them."""
+    lists = ["--txtt", "/here/train.txt", "--iidp", "/here/images"]
+    settings = {k: str(v) for k, v in vars(train_imagenet.parse_args([*lists, "--srp", str(tmp_path)])).items()}
+    write_record(tmp_path, "patt", 0, 0.9)
+    made = json.loads((tmp_path / "digits_default" / "patt-seed0.json").read_text())
+    settings |= {name: made["args"][name] for name in ("environment", "class_counts", "num_outliers")} | {"epochs": 100}
+    run = reproduce.Run("imagenet", "patt", 3, tmp_path / "run")
+    run.folder.mkdir()
+    (run.folder / "args.json").write_text(json.dumps(settings))
+    (run.folder / "log.jsonl").write_text('{"seconds": 60.0}\n{"seconds": 30.0}\n')
+    (run.folder / "commands.json").write_text('["python train_imagenet.py"]')
+    (run.folder / "results.json").write_text(json.dumps(made["results"] | {"checkpoint": "/here/run"}))
+    reproduce.collect(run, tmp_path)
+    assert "/here" not in (tmp_path / "imagenet" / "patt-seed3.json").read_text()
+    head, rows, note = table.runs_table(tmp_path, "imagenet", "imagenet")
+    assert rows[0][head.index("AUROC ↑")] == "90.00" and rows[0][head.index("minutes")] == "1.5"
+    assert note.startswith("imagenet, ResNet50, 100 epochs, 12 training images") and "Reduced" not in note
