@@ -39,8 +39,9 @@ def timed(fn, repeats, warmup=1):
 
 
 def milliseconds(timing):
-    """``median (lowest to highest)`` as text."""
-    return f"{1e3 * timing.median:.4g} ({1e3 * timing.low:.4g} to {1e3 * timing.high:.4g})"
+    """``median (lowest to highest)`` as text, of four digits; one value where there was one repeat."""
+    median, low, high = (f"{t:,.0f}" if t >= 1000 else f"{t:.4g}" for t in (1e3 * seconds for seconds in timing))
+    return median if low == median == high else f"{median} ({low} to {high})"
 
 
 def publish(claim, device, head, rows, **measurements):

@@ -19,6 +19,7 @@ from statistics import mean, stdev
 from benchmarks.reproduce import RESULTS, ROOT, TABLES
 from datasets.registry import DEFAULT_OOD_SETS
 from utils.errors import InputError, exit_cleanly
+from utils.report import HEADERS
 from utils.runlog import write_text
 
 DOCUMENTS = ("README.md", "docs/results.md", "docs/departures.md")
@@ -40,13 +41,7 @@ NAMES = {
     "released_normalization": "PATT, outliers with ImageNet's mean and std",
     "released_crop": "PATT, view 1's crop not padded",
 }
-METRICS = {
-    "AUROC ↑": "auroc",
-    "AUPR-out ↑": "aupr_out",
-    "AUPR-in ↑": "aupr_in",
-    "FPR95 ↓": "fpr95",
-    "FPR95-ID ↓": "fpr95_id",
-}
+METRICS = ("auroc", "aupr_out", "aupr_in", "fpr95", "fpr95_id")
 SHOTS = {"ACC ↑": "all", "many ↑": "many", "medium ↑": "medium", "few ↑": "few"}
 
 
@@ -75,7 +70,7 @@ def runs_table(results, table, group, score="energy"):
     records = load_records(results, group)
     rows = [row for row in TABLES[table] if row in records]
     rows += ["patt-leak"] if table == "calibration-leak" and "patt-leak" in records else []
-    head, lines = ["", "FC", "n", *METRICS, *SHOTS, "minutes"], []
+    head, lines = ["", "FC", "n", *(HEADERS[m] for m in METRICS), *SHOTS, "minutes"], []
     for row in rows:
         for fc in (False, True):
             if row.endswith("-leak") and not fc:
@@ -83,7 +78,7 @@ def runs_table(results, table, group, score="energy"):
             means = [next(m for m in r["results"]["mean"] if m["fc"] == fc and m["score"] == score) for r in records[row]]
             shots = [next(a for a in r["results"]["accuracy"] if a["fc"] == fc) for r in records[row]]
             line = [NAMES[row], "yes" if fc else "no", str(len(means))]
-            line += [spread([m[key] for m in means]) for key in METRICS.values()]
+            line += [spread([m[key] for m in means]) for key in METRICS]
             line += [spread([a[key] for a in shots]) for key in SHOTS.values()]
             minutes = [r["train_seconds"] / 60 for r in records[row]]
             lines.append([*line, f"{mean(minutes):.1f}"])

@@ -48,13 +48,13 @@ def main(argv=None):
     evaluation = timed(our_evaluation(args.md, args.test_images, args.device), args.repeats if on_gpu else 1, int(on_gpu))
 
     step, bare = parts["whole step"].median, parts["bare forward + backward"].median
-    rows = [[name, milliseconds(timing), f"{100 * timing.median / step:.1f} %"] for name, timing in parts.items()]
+    rows = [[name, milliseconds(timing), f"{100 * timing.median / step:.2f} %"] for name, timing in parts.items()]
     rest = sum(parts[name].median for name in ("data", "criterion", "optimiser, guard, meter"))
     goal = "(goal at most 10 %)"
-    rows.append(["data, criterion, optimiser together", f"{1e3 * rest:.4g}", f"{100 * rest / step:.1f} % {goal}"])
-    rows.append(["whole step less bare", f"{1e3 * (step - bare):.4g}", f"{100 * (step - bare) / step:.1f} % {goal}"])
+    rows.append(["data, criterion, optimiser together", f"{1e3 * rest:,.1f}", f"{100 * rest / step:.2f} % {goal}"])
+    rows.append(["whole step less bare", f"{1e3 * (step - bare):,.1f}", f"{100 * (step - bare) / step:.2f} % {goal}"])
     rows.append([f"evaluation, {args.test_images:,} images", milliseconds(evaluation), ""])
-    rows.append([f"an epoch of {STEPS_AN_EPOCH} steps", f"{1e3 * STEPS_AN_EPOCH * step:.4g}", ""])
+    rows.append([f"an epoch of {STEPS_AN_EPOCH} steps", f"{1e3 * STEPS_AN_EPOCH * step:,.0f}", ""])
     if args.md in GFLOP_AN_IMAGE:
         achieved = GFLOP_AN_IMAGE[args.md] * 5 * args.batch_size / step / 1e3
         card = f" (an H200's matrix products: {CARD_TFLOPS})" if on_gpu else ""

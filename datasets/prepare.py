@@ -17,6 +17,7 @@ from datasets.outliers import FILE as OUTLIER_FILE
 from datasets.outliers import map_outliers
 from datasets.scood import DEFAULT_SETS, image_root, list_path
 from utils.errors import InputError, exit_cleanly
+from utils.runlog import write_text
 
 TINY_IMAGES_URL = "https://people.eecs.berkeley.edu/~hendrycks/300K_random_images.npy"
 SCOOD_PAGE = "https://jingkang50.github.io/projects/scood"
@@ -149,7 +150,11 @@ def build_list(class_ids: Path, images: Path, out: Path) -> str:
             except ValueError as error:
                 raise InputError(f"the picture {shown(path)} {error}") from error
             lines.append(f"{path} {label}\n")
-    _write_whole(out, "".join(lines))
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_text(out, "".join(lines))
+    except OSError as error:
+        raise InputError(f"{out} cannot be written: {os_reason(error)}") from error
     return f"imagenet: wrote {out}, {len(lines):,} pictures of {len(ids):,} classes"
 
 
@@ -177,17 +182,6 @@ def _read_class_ids(path: Path) -> list[str]:
     if not ids:
         raise InputError(f"{path} lists no class id")
     return list(ids)
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Writes a text file that is either complete or not there."""
-    part = path.with_name(path.name + ".part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(text, encoding="utf-8", newline="\n")
-        os.replace(part, path)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {os_reason(error)}") from error
 
 
 if __name__ == "__main__":
