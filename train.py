@@ -437,7 +437,7 @@ def add_training_flags(parser):
         help="auto: bf16 on CUDA, fp32 on a CPU; fp32 on CUDA has TF32 convolutions",
     )
     flags.add_boolean(run_group, "--compile", default=False, help="torch.compile the network")
-    run_group.add_argument("--no-compile", dest="compile", action="store_false", help="the opposite of --compile")
+    run_group.add_argument("--no-compile", dest="compile", action="store_false", default=False, help="the opposite of --compile")
     flags.add_boolean(run_group, "--sync_bn", default=False, help="BatchNorm statistics of the global batch (CUDA, torchrun)")
 
     method = parser.add_argument_group("method")

@@ -25,6 +25,7 @@ from utils.runlog import write_text
 DOCUMENTS = ("README.md", "docs/results.md", "docs/departures.md")
 MARKER = re.compile(r"(<!-- table: (?P<name>[^\n]*?) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 PAPER_EPOCHS, PAPER_MODEL, PAPER_OUTLIERS = 100, {"cifar10": "ResNet18", "cifar100": "ResNet18", "imagenet": "ResNet50"}, 300_000
+IMAGENET_LT_IMAGES = 115_846
 NAMES = {
     "patt": "PATT",
     "patt-leak": "PATT, FC calibrated on test labels (leak)",
@@ -66,10 +67,17 @@ def spread(values):
 
 
 def runs_table(results, table, group, score="energy"):
-    """(head, rows, notes) of one table of benchmarks.reproduce over one protocol's result files."""
+    """(head, rows, notes) of one table of benchmarks.reproduce over one protocol's result files.
+
+    A table takes the seeds that all of its rows have: seeds differ by more than methods do.
+    """
     records = load_records(results, group)
     rows = [row for row in TABLES[table] if row in records]
     rows += ["patt-leak"] if table == "calibration-leak" and "patt-leak" in records else []
+    seeds = set.intersection(*({r["seed"] for r in records[row]} for row in rows))
+    if not seeds:
+        raise InputError(f"the rows {', '.join(rows)} of {results / group} have no seed in common")
+    records = {row: [r for r in records[row] if r["seed"] in seeds] for row in rows}
     head, lines = ["", "FC", "n", *(HEADERS[m] for m in METRICS), *SHOTS, "minutes"], []
     for row in rows:
         for fc in (False, True):
@@ -90,18 +98,24 @@ def notes(records, group, score):
     """What a reader has to know about the rows: protocol, data, device, commit, where the files are."""
     settings = records[0]["args"]
     ds, model = settings["ds"], settings["model"]
-    sizes = f"{sum(settings['class_counts']):,} training images"
+    images = sum(settings["class_counts"])
     tail = f"rho {settings['rho']}, " if "rho" in settings else ""
-    text = [f"{ds}, {model}, {settings['epochs']} epochs, {tail}{sizes}; score: {score}; mean over "]
+    text = [f"{ds}, {model}, {settings['epochs']} epochs, {tail}{images:,} training images; score: {score}; mean over "]
     sets = [row["ood"] for row in records[0]["results"]["rows"] if row["score"] == score and not row["fc"]]
     text[0] += f"{len(sets)} OOD sets ({', '.join(sets)})."
     if ds in PAPER_MODEL:
         if (model, settings["epochs"]) != (PAPER_MODEL[ds], PAPER_EPOCHS):
             text.append("**Reduced protocol: not comparable with published rows.**")
         outliers = {r["args"]["num_outliers"] for r in records} - {0}
-        if outliers != {PAPER_OUTLIERS} or set(sets) != set(DEFAULT_OOD_SETS.get(ds, sets)):
+        if ds == "imagenet":
+            authors = images == IMAGENET_LT_IMAGES
+        else:
+            authors = outliers == {PAPER_OUTLIERS} and set(sets) == set(DEFAULT_OOD_SETS[ds])
+        if not authors:
             text.append("**Stand-in outliers and OOD sets, not the authors'.**")
-    text.append("Percent, mean ± standard deviation over n seeds; OOD is the positive class; minutes: training, wall time.")
+    seeds = ", ".join(map(str, sorted({r["seed"] for r in records})))
+    text.append(f"Percent, mean ± standard deviation over n seeds ({seeds}); OOD is the positive class;")
+    text.append("minutes: training, wall time.")
     devices = sorted({f"{r['args']['environment']['device']} ({r['args']['environment']['cpu_cores']} cores)" for r in records})
     commits = sorted({str(r["args"]["environment"]["commit"]) for r in records})
     dates = sorted({r["date"] for r in records})

@@ -48,6 +48,18 @@ def test_a_table_gives_mean_and_deviation_over_seeds(tmp_path):
     assert "some CPU (2 cores)" in note and "abc" in note and "2026-01-01" in note
 
 
+def test_the_rows_of_a_table_have_the_same_seeds(tmp_path):
+    for row, seeds in (("patt", (0, 1, 2)), ("ce", (2, 0)), ("oe", (0, 2, 3))):
+        for seed in seeds:
+            write_record(tmp_path, row, seed, 0.9 if seed in (0, 2) else 0.5)
+    head, rows, note = table.runs_table(tmp_path, "digits", "digits_default")
+    assert {line[head.index("n")] for line in rows} == {"2"} and "n seeds (0, 2)" in note
+    assert {line[head.index("AUROC ↑")] for line in rows if line[1] == "no"} == {"90.00 ± 0.00"}
+    write_record(tmp_path, "la", 5, 0.9)
+    with pytest.raises(InputError, match="no seed in common"):
+        table.runs_table(tmp_path, "cifar10", "digits_default")
+
+
 def test_a_stale_table_is_found_and_mended(tmp_path, monkeypatch):
     write_record(tmp_path / "runs", "patt", 0, 0.9)
     (tmp_path / "README.md").write_text("before\n<!-- table: digits digits_default -->\nold\n<!-- end -->\nafter\n")
@@ -156,4 +168,5 @@ def test_imagenet_runs_are_collected_without_their_folders(tmp_path):
     assert "/here" not in (tmp_path / "imagenet" / "patt-seed3.json").read_text()
     head, rows, note = table.runs_table(tmp_path, "imagenet", "imagenet")
     assert rows[0][head.index("AUROC ↑")] == "90.00" and rows[0][head.index("minutes")] == "1.5"
-    assert note.startswith("imagenet, ResNet50, 100 epochs, 12 training images") and "Reduced" not in note
+    assert note.startswith("imagenet, ResNet50, 100 epochs, 12 training images")
+    assert "Reduced" not in note and "Stand-in" in note  # ImageNet-LT's list has 115,846 images
