@@ -54,7 +54,8 @@ def publish(claim, device, head, rows, **measurements):
     """
     where = environment(device)
     name = "cpu" if device.type == "cpu" else re.sub(r"[^a-z0-9]+", "-", where["device"].lower())
-    command = " ".join(["python -m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
+    words = [Path(word).name if word.startswith("/") else word for word in sys.argv[1:]]  # no folders of this machine
+    command = " ".join(["python -m", f"benchmarks.{Path(sys.argv[0]).stem}", *words])
     for row in [head, *rows]:
         print("  ".join(str(cell).ljust(24) for cell in row), flush=True)
     RESULTS.mkdir(exist_ok=True)

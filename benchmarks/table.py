@@ -66,6 +66,11 @@ def spread(values):
     return f"{mean(values):.2f} ± {stdev(values):.2f}" if len(values) > 1 else f"{values[0]:.2f}"
 
 
+def cores(environment):
+    """How many cores a result was made on, as text."""
+    return f"{environment['cpu_cores']} core{'' if environment['cpu_cores'] == 1 else 's'}"
+
+
 def runs_table(results, table, group, score="energy"):
     """(head, rows, notes) of one table of benchmarks.reproduce over one protocol's result files.
 
@@ -116,7 +121,7 @@ def notes(records, group, score):
     seeds = ", ".join(map(str, sorted({r["seed"] for r in records})))
     text.append(f"Percent, mean ± standard deviation over n seeds ({seeds}); OOD is the positive class;")
     text.append("minutes: training, wall time.")
-    devices = sorted({f"{r['args']['environment']['device']} ({r['args']['environment']['cpu_cores']} cores)" for r in records})
+    devices = sorted({f"{r['args']['environment']['device']} ({cores(r['args']['environment'])})" for r in records})
     commits = sorted({str(r["args"]["environment"]["commit"]) for r in records})
     dates = sorted({r["date"] for r in records})
     text.append(f"{', '.join(devices)}; {dates[0]}{' to ' + dates[-1] if len(dates) > 1 else ''}; commit {', '.join(commits)};")
@@ -139,7 +144,7 @@ def claim_table(name):
         raise InputError(f"there is no results file {file}")
     record = json.loads(file.read_text())
     made = record["environment"]
-    note = f"`{record['command']}`; {made['device']}, {made['cpu_cores']} cores, torch {made['torch']}; {made['date']};"
+    note = f"`{record['command']}`; {made['device']}, {cores(made)}, torch {made['torch']}; {made['date']};"
     note += f" commit {made['commit']}; file `benchmarks/results/{name}.json`."
     return record["table"]["head"], record["table"]["rows"], note
 
