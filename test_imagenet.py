@@ -11,9 +11,10 @@ from pathlib import Path
 
 import torch
 
-from datasets.imagenet import EvalImages, balanced_sample, load_files, naming_files_of_dead_workers, select
+from datasets.imagenet import EvalImages, balanced_sample, load_files, select
 from datasets.loader import epoch_indices
 from datasets.registry import hold_out
+from datasets.workers import naming_files_of_dead_workers
 from models import FAMILIES, build_model
 from utils import flags
 from utils.checkpoint import open_checkpoint, require_class_counts, settle

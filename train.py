@@ -267,7 +267,7 @@ def restore(state, model, criterion, optimizer, guard, class_counts, num_outlier
         InputError: it is of other training images or outliers, or holds what a run cannot go on from.
     """
     require_class_counts(state, class_counts)
-    if differs(state.get("num_outliers", num_outliers), num_outliers):
+    if differs(state.get("num_outliers"), num_outliers):
         raise InputError(f"the outliers are not those of the run to resume: there are {num_outliers:,}")
     try:
         load_weights(model, network_weights(state))
@@ -436,8 +436,7 @@ def add_training_flags(parser):
         default="auto",
         help="auto: bf16 on CUDA, fp32 on a CPU; fp32 on CUDA has TF32 convolutions",
     )
-    flags.add_boolean(run_group, "--compile", default=False, help="torch.compile the network")
-    run_group.add_argument("--no-compile", dest="compile", action="store_false", default=False, help="the opposite of --compile")
+    run_group.add_argument("--compile", action=argparse.BooleanOptionalAction, default=False, help="torch.compile the network")
     flags.add_boolean(run_group, "--sync_bn", default=False, help="BatchNorm statistics of the global batch (CUDA, torchrun)")
 
     method = parser.add_argument_group("method")

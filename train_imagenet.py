@@ -10,9 +10,10 @@ import argparse
 
 import torch
 
-from datasets.imagenet import EvalImages, FileTrainLoader, load_files, naming_files_of_dead_workers, select
+from datasets.imagenet import EvalImages, FileTrainLoader, load_files, select
 from datasets.registry import hold_out
 from datasets.views import imagenet_views
+from datasets.workers import naming_files_of_dead_workers
 from models import FAMILIES, build_model
 from train import add_training_flags, build_criterion, check_flags, resolve, run, seed_everything
 from utils import flags

@@ -105,7 +105,11 @@ def execute(run, args, device, leak):
     Returns (whether it succeeded, a line about it).
     """
     record, shown = run.folder / "commands.json", portable_commands(run, args, leak)
-    known = json.loads(record.read_text()) if record.exists() else [] if (run.folder / "args.json").exists() else shown
+    known = shown
+    if record.exists():
+        known = json.loads(record.read_text())
+    elif (run.folder / "args.json").exists():  # a run that was started by hand
+        known = []
     if known[:2] != shown[:2]:
         return False, f"{run.name}: {run.folder} holds a run that other commands made; choose another --srp or --protocol"
     run.folder.mkdir(parents=True, exist_ok=True)

@@ -4,46 +4,32 @@ Worker processes read the files and choose the random crops. For the CPU they al
 they hand over the bytes, and decoding, crops and augmentation run on the GPU, on a side stream beside the step.
 Order and randomness depend on (seed, epoch, step, rank) and on the files alone, so that a run can go on at any step.
 """
-import contextlib
-import io
+
 import math
-import mmap
-import multiprocessing
-import os
-import re
-import signal
-import stat
-import warnings
-import weakref
 from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
-from PIL import Image, ImageOps
-from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torchvision.io import ImageReadMode, decode_jpeg
 
+from datasets.decoding import (
+    Unreadable,
+    central_crop,
+    decode_for_gpu,
+    decode_image,
+    decoding_shrink,
+    open_image,
+    resized_crops,
+)  # fmt: skip
 from datasets.image_list import find_missing, read_image_list
 from datasets.loader import IMAGENET_NORMALIZATION, Batch, epoch_indices, mixed_seed, step_generator
 from datasets.views import draw_crop_boxes
+from datasets.workers import STEPS_AHEAD, ReadingPosition, from_workers, shared_tensor
 from utils.errors import InputError
 
-# torchvision 0.29 announces the end of its decoders; they are the fastest there are until then.
-warnings.filterwarnings("ignore", message="The image decoding and encoding capabilities of TorchVision")
-
-FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP")
-MAX_FILE_BYTES = 2**28
-MAX_PIXELS = 2**26  # 200 MB decoded; the largest photographs of ImageNet have a third of that
-MAX_ASPECT = 100  # scaling a longer strip to a given height could take any amount of memory
-EXIF_ORIENTATION = 0x0112
-END_OF_JPEG = b"\xff\xd9"
-
 CROP_SCALE, OUTLIER_CROP_SCALE, CROP_RATIO = (0.08, 1.0), (0.2, 1.0), (3 / 4, 4 / 3)
-
-STEPS_AHEAD = 2  # that each worker prepares
 
 UNREADABLE_SHARE = 0.01  # above this a run stops ...
 UNREADABLE_FLOOR = 5  # ... unless it is about so few files that one folder's accident explains them
@@ -94,118 +80,6 @@ def balanced_sample(labels: torch.Tensor, size: int, seed: int) -> torch.Tensor:
     first = torch.cat([counts.new_zeros(1), counts.cumsum(0)[:-1]])
     rank = torch.arange(len(labels)) - first.repeat_interleave(counts)
     return by_class[torch.argsort(rank, stable=True)[:size]].sort().values
-
-
-class Unreadable(Exception):
-    """A file without a whole image in it; the message says why."""
-
-
-class EncodedImage(NamedTuple):
-    """A file's bytes with its header read; ``height`` and ``width`` are those of the upright image, in pixels.
-
-    ``plain`` marks what every JPEG decoder reads alike: colour, not CMYK, no rotation. The rest is Pillow's work.
-    """
-
-    data: bytearray
-    picture: Image.Image
-    height: int
-    width: int
-    plain: bool
-
-
-def open_image(path: Path) -> EncodedImage:
-    """Reads a file and its header, and refuses what would take gigabytes before any of it is decoded.
-
-    Raises:
-        Unreadable: no regular file, or no image of a known format and reasonable size.
-    """
-    try:
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_FILE_BYTES:
-            raise Unreadable(f"no image file of at most {MAX_FILE_BYTES:,} bytes")
-        data = bytearray(status.st_size)
-        with open(path, "rb") as file:
-            del data[file.readinto(data) :]
-    except (OSError, ValueError) as error:
-        raise Unreadable(str(error)) from error
-    try:
-        picture = Image.open(io.BytesIO(data), formats=FORMATS)
-    except Exception as error:  # a stranger's bytes: Pillow's parsers raise whatever their code trips over
-        raise Unreadable(f"no image: {error}") from error
-    width, height = picture.size
-    if width * height > MAX_PIXELS or max(width, height) > MAX_ASPECT * min(width, height):
-        raise Unreadable(f"{width} x {height} pixels are refused")
-    orientation = _orientation(picture)
-    plain = (
-        picture.format in ("JPEG", "MPO")
-        and picture.mode == "RGB"
-        and picture.info.get("adobe_transform", 1) == 1  # else the file holds RGB, which not every decoder respects
-        and orientation == 1
-    )
-    if orientation >= 5:  # the four that exchange rows and columns
-        width, height = height, width
-    return EncodedImage(data, picture, height, width, plain)
-
-
-def _orientation(picture: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8; 1, upright, where there is none that can be read."""
-    try:
-        value = picture.getexif().get(EXIF_ORIENTATION, 1) if "exif" in picture.info else 1
-    except Exception:  # broken EXIF is common in good photographs
-        return 1
-    return value if value in range(1, 9) else 1
-
-
-def decode_image(encoded: EncodedImage, shrink: int = 1) -> torch.Tensor:
-    """The upright image as uint8 RGB (3, H, W), in channels-last memory.
-
-    ``shrink`` 2, 4 or 8 decodes at that fraction of the size, in the DCT domain; see :func:`decoding_shrink`.
-
-    Raises:
-        Unreadable: the file is truncated or damaged.
-    """
-    picture = encoded.picture
-    try:
-        if encoded.plain and shrink == 1:
-            return decode_jpeg(torch.frombuffer(encoded.data, dtype=torch.uint8), ImageReadMode.RGB)
-        if shrink > 1:
-            picture.draft("RGB", (picture.width // shrink, picture.height // shrink))
-        picture.load()
-        if _orientation(picture) != 1:
-            picture = ImageOps.exif_transpose(picture)
-        pixels = torch.frombuffer(bytearray(picture.convert("RGB").tobytes()), dtype=torch.uint8)
-    except Exception as error:  # see open_image
-        raise Unreadable(f"cannot be decoded: {error}") from error
-    return pixels.view(-1, picture.width, 3).permute(2, 0, 1)
-
-
-def resize(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Antialiased bilinear resize of one image, uint8 (3, H, W) on any device, as torchvision does it."""
-    batch = image.unsqueeze(0)
-    if image.is_cuda:  # there is no uint8 kernel there
-        return F.interpolate(
-            batch.float(), size=(height, width), mode="bilinear", antialias=True
-        ).round_().clamp_(0, 255).to(torch.uint8)[0]  # fmt: skip
-    return F.interpolate(batch, size=(height, width), mode="bilinear", antialias=True)[0]
-
-
-def resized_crops(image: torch.Tensor, boxes: torch.Tensor, size: int, shrink: int = 1) -> list[torch.Tensor]:
-    """Cuts boxes (V, 4) of (top, left, height, width) in pixels from an image decoded at 1/``shrink`` of its size.
-
-    Returns V crops, uint8 (3, size, size).
-    """
-    corners = (boxes // shrink).tolist()
-    return [
-        resize(image[:, top : top + height, left : left + width], size, size) for top, left, height, width in corners
-    ]
-
-
-def decoding_shrink(encoded: EncodedImage, boxes: torch.Tensor, size: int) -> int:
-    """The strongest shrinking, 1, 2, 4 or 8, at which every box still has ``size`` pixels a side; 1 for what is no JPEG."""
-    if encoded.picture.format not in ("JPEG", "MPO"):
-        return 1
-    smallest = int(boxes[:, 2:].min())
-    return next((shrink for shrink in (8, 4, 2) if smallest // shrink >= size), 1)
 
 
 class FileReader:
@@ -279,16 +153,6 @@ class FileReader:
         return torch.stack(drawn, dim=1).view(len(images), self.views, 4)
 
 
-def decode_for_gpu(encoded: EncodedImage) -> torch.Tensor:
-    """The bytes (L,) of a file that nvJPEG reads right; any other image decoded, uint8 (3, H, W).
-
-    A file that lacks its end is decoded here too, because only the CPU decoders are known to notice.
-    """
-    if encoded.plain and encoded.data.endswith(END_OF_JPEG):
-        return torch.frombuffer(encoded.data, dtype=torch.uint8)
-    return decode_image(encoded)
-
-
 class Packed(NamedTuple):
     """uint8 tensors of several shapes end to end in one ``buffer``: sending a tensor takes a file handle."""
 
@@ -304,103 +168,14 @@ class Packed(NamedTuple):
         return [part.view(shape) for part, shape in zip(parts, self.shapes, strict=True)]
 
 
-def shared_tensor(*shape: int) -> torch.Tensor:
-    """A float32 tensor that forked processes share. It takes no room in /dev/shm, which containers keep small."""
-    return torch.frombuffer(mmap.mmap(-1, 4 * math.prod(shape)), dtype=torch.float32).view(shape)
-
-
 class StepFiles(NamedTuple):
     """What is read of a step, by list (training images, then outliers): the numbers of the files used, the boxes, and
-    crops or encoded images, as :meth:`FileReader.read` gives them."""
+    crops or encoded images, as :meth:`FileReader.read` gives them. On the CPU the last two become the batch, and are empty."""
 
     used: list[list[int]]
     boxes: list[torch.Tensor]
     decoded: list[list]
     unreadable: Counter
-
-
-class _Items(Dataset):
-    """Item k is ``function(k)``, or the InputError it raised: as an exception it would arrive with a traceback in it."""
-
-    def __init__(self, function):
-        self.function = function
-
-    def __getitem__(self, k):
-        try:
-            return self.function(k)
-        except InputError as error:
-            return error
-
-
-def _from_workers(function, order, num_workers):
-    """Iterates over ``function(k)`` for k in ``order``, made by worker processes, or in this one where there are none.
-
-    Workers are forked, so that they share the memory that this process made for them.
-    """
-    if num_workers:
-        workers = dict(
-            num_workers=num_workers, prefetch_factor=STEPS_AHEAD, multiprocessing_context="fork",
-            worker_init_fn=_leave_signals_to_the_main_process,
-        )  # fmt: skip
-    else:
-        workers = {}
-    for item in DataLoader(_Items(function), sampler=order, batch_size=None, collate_fn=_unchanged, **workers):
-        if isinstance(item, InputError):
-            raise item
-        yield item
-
-
-def _unchanged(item):
-    return item
-
-
-def _leave_signals_to_the_main_process(worker_id):
-    """A terminal or a scheduler signals every process; the main one decides what becomes of the run, and needs batches
-    until then. Workers end when it asks, or when it is gone."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-
-
-class ReadingPosition:
-    """The file that each worker process is at, in memory that they share; what is left to know of one that died."""
-
-    every = weakref.WeakSet()
-
-    def __init__(self, lists, num_workers):
-        self.lists = lists
-        self.at = multiprocessing.RawArray("q", 3 * max(1, num_workers))  # of each worker its process, the list and the file
-        self.every.add(self)
-
-    def note(self, which, number):
-        """A worker begins with a file of the list ``which``."""
-        if (worker := get_worker_info()) is not None:
-            self.at[3 * worker.id : 3 * worker.id + 3] = [os.getpid(), which, number]
-
-    def path(self, process):
-        """Where a worker was, or None."""
-        for worker, which, number in zip(self.at[::3], self.at[1::3], self.at[2::3], strict=True):
-            if worker == process:
-                return self.lists[which].root / self.lists[which].paths[number]
-        return None
-
-
-@contextlib.contextmanager
-def naming_files_of_dead_workers():
-    """PyTorch reports a worker's death by a RuntimeError, at any place in the main process: here it becomes a sentence.
-
-    Raises:
-        InputError: which names the file that the worker was at.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        found = re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)[^.]*", str(error))
-        if not found:
-            raise
-        processes = map(int, found[1].split(","))
-        paths = [path for process in processes for position in ReadingPosition.every if (path := position.path(process))]
-        where = f" while it read {paths[0]}" if paths else ""
-        raise InputError(f"a worker process died{where}: {found[0]}") from error
 
 
 class FileTrainLoader:
@@ -490,7 +265,7 @@ class FileTrainLoader:
             InputError: more than 1 % of the files cannot be read, or none of a class.
         """
         steps = range(start_step, len(self))
-        read = _from_workers(partial(self.make, epoch, self._orders(epoch)), steps, self.num_workers)
+        read = from_workers(partial(self.make, epoch, self._orders(epoch)), steps, self.num_workers)
         for step in steps:
             yield self._deliver(next(read), epoch, step)
 
@@ -513,7 +288,7 @@ class FileTrainLoader:
             return files._replace(decoded=Packed.pack(sum(files.decoded, [])))
         files = self._read(epoch, step, rows, self._crops)
         self._augment(files.decoded, epoch, step, self._slot(step))
-        return files._replace(boxes=[], decoded=None)
+        return files._replace(boxes=[], decoded=[])
 
     def _slot(self, step):
         return self._slots[step % len(self._slots)]
@@ -617,7 +392,7 @@ class EvalImages:
 
     def __iter__(self):
         """Raises InputError at a file that cannot be read: results are about whole sets."""
-        read = _from_workers(self._read, range(len(self)), self.num_workers)
+        read = from_workers(self._read, range(len(self)), self.num_workers)
         for rows, images in zip(self.batches, read, strict=True):
             images = IMAGENET_NORMALIZATION(images.to(self.device).float().div_(255))
             yield images.contiguous(memory_format=torch.channels_last), self.files.labels[rows].to(self.device)
@@ -633,15 +408,3 @@ class EvalImages:
             except Unreadable as error:
                 raise InputError(f"{path} {error}") from error
         return torch.stack(images)
-
-
-def central_crop(image: torch.Tensor, size: int) -> torch.Tensor:
-    """Shorter side to ``size`` * 256 / 224, then the central square, uint8: torchvision's Resize and CenterCrop."""
-    _, height, width = image.shape
-    short = size * 256 // 224
-    if height <= width:
-        image = resize(image, short, short * width // height)
-    else:
-        image = resize(image, short * height // width, short)
-    top, left = (round((side - size) / 2) for side in image.shape[1:])
-    return image[:, top : top + size, left : left + size]

@@ -6,6 +6,7 @@ on every device, and which samples an operation applies to is known without aski
 stages; a stage has ``draw``, its random parameters for a batch, and ``apply``, which leaves its input alone.
 """
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -22,15 +23,16 @@ LARGE_IMAGE = 2**16  # values: from this size on a CPU core's cache holds few im
 Drawn = tuple | Tensor | None  # random parameters: a NamedTuple of host tensors with a row an image, or one such tensor
 
 
-class Stage:
+class Stage(ABC):
     """One step of a view."""
 
     def draw(self, n: int, height: int, width: int, generator: Generator) -> Drawn:
         """The random parameters of ``n`` images of a size: host tensors with n rows; None where nothing is random."""
         return None
 
+    @abstractmethod
     def apply(self, images: Tensor, drawn: Drawn) -> Tensor:
-        raise NotImplementedError
+        """The images of the stage, with the parameters that :meth:`draw` gave."""
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         """The size of the images that :meth:`apply` makes of images of the given size."""

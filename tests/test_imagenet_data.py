@@ -1,31 +1,24 @@
-import io
 import itertools
 import os
-import struct
 import time
-import zlib
 from collections import Counter
 
-import numpy as np
 import pytest
 import torch
+from image_files import UNREADABLE, photograph, truncate
 from PIL import Image
 from torchvision.transforms import v2
 
 from datasets import imagenet
-from datasets.imagenet import EvalImages, FileTrainLoader, ImageFiles, Unreadable, decode_image, open_image
+from datasets.decoding import decode_image, open_image
+from datasets.imagenet import EvalImages, FileTrainLoader, ImageFiles, Packed
 from datasets.views import HorizontalFlip, ToFloat, View, Views, imagenet_views
+from datasets.workers import STEPS_AHEAD, naming_files_of_dead_workers
 from utils.errors import InputError
 
 CPU = torch.device("cpu")
 SIZE = 24
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
-
-
-def photograph(seed, height=40, width=56):
-    """A smooth random picture, PIL RGB: survives JPEG nearly unchanged."""
-    noise = np.random.default_rng(seed).integers(0, 256, (3, 4, 3), dtype=np.uint8)
-    return Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
 
 
 def save_list(root, count, labels=None, prefix="image"):
@@ -51,114 +44,13 @@ def outliers(tmp_path):
     return save_list(tmp_path / "ood", 7, prefix="outlier")
 
 
-def upright(path):
-    return np.asarray(decode_image(open_image(path)).permute(1, 2, 0)).astype(int)
-
-
-def truncate(path, share=0.6):
-    data = path.read_bytes()
-    path.write_bytes(data[: int(len(data) * share)])
-
-
-# --- single files
-
-
-def test_plain_jpeg_is_read_as_pillow_reads_it(tmp_path):
-    photograph(1).save(tmp_path / "a.jpg")
-    np.testing.assert_array_equal(upright(tmp_path / "a.jpg"), np.asarray(Image.open(tmp_path / "a.jpg")))
-
-
-def test_odd_files_show_the_same_picture(tmp_path):
-    picture = photograph(2)
-    gray = picture.convert("L")
-    gray.save(tmp_path / "gray.jpg", quality=98)
-    picture.convert("CMYK").save(tmp_path / "cmyk.jpg", quality=98)
-    picture.save(tmp_path / "really_png.jpg", format="PNG")
-    picture.quantize(200).save(tmp_path / "palette.png")
-    picture.convert("RGBA").save(tmp_path / "alpha.png")
-    picture.save(tmp_path / "progressive.jpg", quality=98, progressive=True)
-    expected = np.asarray(picture).astype(int)
-    assert abs(upright(tmp_path / "gray.jpg") - np.asarray(gray.convert("RGB"))).mean() < 2
-    np.testing.assert_array_equal(upright(tmp_path / "really_png.jpg"), expected)
-    np.testing.assert_array_equal(upright(tmp_path / "alpha.png"), expected)
-    for name in ("cmyk.jpg", "progressive.jpg"):
-        assert abs(upright(tmp_path / name) - expected).mean() < 3, name
-    assert abs(upright(tmp_path / "palette.png") - expected).mean() < 12
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_undone(tmp_path, orientation):
-    picture = photograph(3)
-    undo = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_90",
-            7: "TRANSVERSE", 8: "ROTATE_270"}
-    stored = picture.transpose(getattr(Image.Transpose, undo[orientation])) if orientation in undo else picture
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    stored.save(tmp_path / "turned.jpg", quality=98, exif=exif)
-    encoded = open_image(tmp_path / "turned.jpg")
-    assert (encoded.width, encoded.height) == picture.size
-    assert abs(upright(tmp_path / "turned.jpg") - np.asarray(picture).astype(int)).mean() < 2
-
-
-def test_broken_exif_does_not_spoil_a_good_picture(tmp_path):
-    photograph(4).save(tmp_path / "a.jpg", exif=b"Exif\x00\x00not a TIFF header at all")
-    np.testing.assert_array_equal(upright(tmp_path / "a.jpg"), np.asarray(Image.open(tmp_path / "a.jpg")))
-
-
-def png_header(width, height):
-    """A PNG that announces a size and holds nothing."""
-    def chunk(kind, body):
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)) + \
-        chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
-
-
-def jpeg_bytes(seed=1):
-    stream = io.BytesIO()
-    photograph(seed).save(stream, "JPEG", quality=95)
-    return stream.getvalue()
-
-
-UNREADABLE = {
-    "empty": b"",
-    "text": b"<html>404 not found</html>",
-    "truncated": jpeg_bytes()[: len(jpeg_bytes()) * 6 // 10],
-    "header only": jpeg_bytes()[:30],
-    "gigabytes": png_header(60_000, 60_000),
-    "a strip": png_header(60_000, 10),
-    "not what we read": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
-}
-
-
-@pytest.mark.parametrize("kind", UNREADABLE)
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_unreadable_files_are_refused(tmp_path, kind):
-    (tmp_path / "a.jpg").write_bytes(UNREADABLE[kind])
-    with pytest.raises(Unreadable):
-        decode_image(open_image(tmp_path / "a.jpg"))
-
-
-def test_missing_files_folders_and_pipes_are_refused(tmp_path):
-    os.mkfifo(tmp_path / "pipe")
-    for name in ("pipe", "missing.jpg", "."):
-        with pytest.raises(Unreadable):
-            open_image(tmp_path / name)
-
-
-def test_for_the_gpu_whole_plain_jpegs_stay_bytes_and_the_rest_is_decoded(tmp_path):
-    photograph(1).save(tmp_path / "plain.jpg")
-    photograph(1).convert("L").save(tmp_path / "gray.jpg")
-    plain, gray = (imagenet.decode_for_gpu(open_image(tmp_path / name)) for name in ("plain.jpg", "gray.jpg"))
-    assert plain.numpy().tobytes() == (tmp_path / "plain.jpg").read_bytes()
-    assert torch.equal(gray, decode_image(open_image(tmp_path / "gray.jpg")))
-    unpacked = imagenet.Packed.pack([plain, gray, plain]).unpack()
-    assert all(torch.equal(a, b) for a, b in zip(unpacked, [plain, gray, plain], strict=True))
-    truncate(tmp_path / "plain.jpg")
-    with pytest.raises(Unreadable):
-        imagenet.decode_for_gpu(open_image(tmp_path / "plain.jpg"))
-
-
 # --- the training loader
+
+
+def test_packed_tensors_come_back():
+    tensors = [torch.arange(n, dtype=torch.uint8).view(shape) for n, shape in ((7, (7,)), (24, (3, 2, 4)), (1, (1,)))]
+    unpacked = Packed.pack(tensors).unpack()
+    assert all(torch.equal(a, b) for a, b in zip(unpacked, tensors, strict=True))
 
 
 def test_batch_layout(files, outliers):
@@ -201,38 +93,6 @@ def test_an_image_is_read_and_decoded_once_for_its_three_views(files, outliers, 
     assert opened.total() == decoded.total() == 4 + 6 and max(opened.values()) == 1
 
 
-def test_crops_of_large_photographs_are_decoded_smaller_and_look_the_same(tmp_path):
-    photograph(6, 1200, 1600).save(tmp_path / "a.jpg", quality=95)
-    encoded = open_image(tmp_path / "a.jpg")
-    boxes = torch.tensor([[100, 200, 900, 1100], [600, 800, 100, 104]])
-    assert imagenet.decoding_shrink(encoded, boxes, SIZE) == 4
-    assert imagenet.decoding_shrink(encoded, boxes[:1], SIZE) == 8
-    assert imagenet.decoding_shrink(encoded, boxes, 60) == 1
-    exact = imagenet.resized_crops(decode_image(encoded), boxes, SIZE)
-    quick = imagenet.resized_crops(decode_image(open_image(tmp_path / "a.jpg"), 4), boxes, SIZE, 4)
-    for a, b in zip(exact, quick, strict=True):
-        assert (a.int() - b.int()).abs().float().mean() < 2
-
-
-@pytest.mark.parametrize("kind", ["jpg", "png", "webp", "bmp", "gif"])
-def test_large_files_of_every_format_are_cropped_where_the_box_is(tmp_path, kind):
-    """Red left, blue right, and a box on the right that is large enough for a JPEG to be decoded smaller."""
-    picture = Image.new("RGB", (240, 200), (255, 0, 0))
-    picture.paste((0, 0, 255), (120, 0, 240, 200))
-    picture.save(tmp_path / f"a.{kind}")
-    files = ImageFiles(tmp_path, [f"a.{kind}"], torch.tensor([0]))
-    loader = train_loader(files, batch_size=1)
-    (view,) = loader._crops(open_image(tmp_path / f"a.{kind}"), torch.tensor([[90, 130, 100, 100]]))
-    assert (view.float().mean((1, 2)) - torch.tensor([0.0, 0.0, 255.0])).abs().max() < 12
-
-
-def test_crops_equal_torchvisions(files):
-    image = decode_image(open_image(files.root / files.paths[0]))
-    (crop,) = imagenet.resized_crops(image, torch.tensor([[3, 5, 30, 41]]), SIZE)
-    expected = v2.functional.resized_crop(image, 3, 5, 30, 41, [SIZE, SIZE], antialias=True)
-    assert (crop.int() - expected.int()).abs().max() <= 1  # older versions of torch round by memory layout
-
-
 def kept(batches):
     """The batches, with images of their own."""
     return [batch._replace(images=batch.images.clone()) for batch in batches]
@@ -256,7 +116,7 @@ def test_an_epoch_goes_on_at_any_step_whatever_the_number_of_workers(files, outl
 def test_a_batch_stays_as_it_is_until_the_next_but_one(files, outliers, num_workers):
     loader = train_loader(files, outliers, batch_size=1, num_workers=num_workers)
     whole = kept(loader.epoch(0))
-    assert len(whole) == 13 > 2 * imagenet.STEPS_AHEAD + 2
+    assert len(whole) == 13 > 2 * STEPS_AHEAD + 2
     for step, (batch, later) in enumerate(itertools.pairwise(loader.epoch(0))):
         time.sleep(0.02)  # the workers go on
         assert torch.equal(batch.images, whole[step].images) and torch.equal(later.images, whole[step + 1].images)
@@ -338,11 +198,11 @@ def test_the_file_at_which_a_worker_died_is_named(files, monkeypatch):
     batches = EvalImages(files, image_size=SIZE, batch_size=4, num_workers=1, device=CPU)
     for consume in (lambda: list(loader.epoch(0)), lambda: list(batches)):
         with pytest.raises(InputError, match=f"died while it read {files.root}/image4.jpg: "):
-            imagenet.naming_files_of_dead_workers()(consume)()
+            naming_files_of_dead_workers()(consume)()
 
 
 def test_other_errors_stay_what_they_are():
-    with pytest.raises(RuntimeError, match="^out of memory$"), imagenet.naming_files_of_dead_workers():
+    with pytest.raises(RuntimeError, match="^out of memory$"), naming_files_of_dead_workers():
         raise RuntimeError("out of memory")
 
 

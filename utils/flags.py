@@ -8,7 +8,7 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefau
     """Keeps the description's lines, and gives every flag's default that is a value."""
 
     def _get_help_string(self, action):
-        if action.default in (None, []) or action.nargs == 0 or "default" in action.help:
+        if action.default in (None, []) or "default" in action.help:
             return action.help
         return super()._get_help_string(action)
 

@@ -226,7 +226,8 @@ def good_state():
     state = {
         "model": model.state_dict(), "criterion": criterion.state_dict(), "rng": torch.get_rng_state(), "epoch": 0, "step": 1,
         "optimizer": {"state": {0: averages}, "param_groups": optimizer.state_dict()["param_groups"]},
-        "meter": EpochMeter(2, "cpu").state(), "history": [], "seconds": 1.0, "class_counts": [4, 2], "bad_in_row": 0,
+        "meter": EpochMeter(2, "cpu").state(), "history": [], "seconds": 1.0, "class_counts": [4, 2],
+        "num_outliers": 8, "bad_in_row": 0,
     }  # fmt: skip
 
     def restore(state):
@@ -258,7 +259,9 @@ def test_states_to_go_on_from(path, value, draw_from, record_count):
         read_or_refuse(restore, state)
 
 
-@pytest.mark.parametrize("change", [{"step": -1}, {"step": 5}, {"epoch": -1}, {"class_counts": [4, 3]}, {"history": {}}])
+@pytest.mark.parametrize("change", [
+    {"step": -1}, {"step": 5}, {"epoch": -1}, {"class_counts": [4, 3]}, {"num_outliers": 9}, {"history": {}},
+])  # fmt: skip
 def test_a_position_that_no_run_has_is_refused(change):
     state, restore = good_state()
     assert read_or_refuse(restore, state) is state
