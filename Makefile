@@ -12,6 +12,7 @@ demo: $(VENV)/.run-time
 
 test: $(VENV)/.development
 	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
 	$(RUN) -m pytest
 
 $(VENV)/.run-time: requirements.txt

@@ -1,7 +1,8 @@
-"""Evaluates a checkpoint of train.py, or a published one, on its test set and OOD sets, with and without feature calibration.
+"""Evaluates a checkpoint of train.py, or a published one, on its test set and OOD sets, with and without
+feature calibration.
 
     python test.py --gpu 0 --ds cifar10 --FC True --drp DATA --ckpt_path OUT_DIR
-    python test.py --gpu cpu --ckpt_path runs/digits                     a checkpoint knows its data set, network and tail
+    python test.py --gpu cpu --ckpt_path runs/digits      a checkpoint knows its data set, network and tail
 
 Prints the table and writes results.json, results.md, scores.png and roc.png into the run directory.
 """
@@ -12,8 +13,9 @@ from pathlib import Path
 
 import torch
 
-from datasets.loader import IMAGENET_NORMALIZATION, evaluation_batches
+from datasets.loader import evaluation_batches
 from datasets.long_tail import long_tail_counts, long_tail_indices
+from datasets.normalization import IMAGENET_NORMALIZATION
 from datasets.registry import (
     DATASETS,
     DEFAULT_OOD_SETS,
@@ -24,15 +26,15 @@ from datasets.registry import (
     load_ood,
     load_split,
     load_surrogate_outliers,
-)  # fmt: skip
+)
 from models import FAMILIES, build_model
 from utils import flags
-from utils.checkpoint import open_checkpoint, require_class_counts, settle
 from utils.distributed import autocast, finish, in_main, start
 from utils.errors import InputError, exit_cleanly
 from utils.evaluation import SCORES, Classifier, calibrate, evaluate, extract_features, prepare_network
 from utils.report import report
-from utils.runlog import environment, show_warnings_plainly, writable_folder
+from utils.run.checkpoint import open_checkpoint, require_class_counts, settle
+from utils.run.runlog import environment, show_warnings_plainly, writable_folder
 
 # What a checkpoint without arguments is taken to be, where the flags do not say.
 UNKNOWN_DEFAULTS = {"ds": "cifar10", "model": "ResNet18", "rho": 0.01, "val_fraction": 0, "depart": []}
@@ -46,9 +48,13 @@ def main(argv=None):
     torch.manual_seed(args.seed)
     checkpoint, folder = open_checkpoint(args.ckpt_path)
     given = {name: getattr(args, name) for name in ("ds", "model", "rho", "depart")}
-    known = settle(given, checkpoint.get("args") if isinstance(checkpoint, dict) else None, UNKNOWN_DEFAULTS, RANGES)
+    known = settle(
+        given, checkpoint.get("args") if isinstance(checkpoint, dict) else None, UNKNOWN_DEFAULTS, RANGES
+    )
     if known["ds"] not in DATASETS or known["model"] not in FAMILIES["cifar"]:
-        raise InputError(f"{args.ckpt_path} holds a {known['model']} trained on {known['ds']}, which test.py does not know")
+        raise InputError(
+            f"{args.ckpt_path} holds a {known['model']} trained on {known['ds']}, which test.py does not know"
+        )
     ds, normalization = known["ds"], NORMALIZATION[known["ds"]]
     out = args.srp or folder
     in_main(compute, lambda: writable_folder(out))
@@ -86,8 +92,14 @@ def main(argv=None):
     attentions = {False: None}
     if args.FC:
         if args.calibration_split == "test":
-            print("warning: calibrating on labelled TEST images, a leak; for auditing only", file=sys.stderr, flush=True)
-        outlier_normalization = IMAGENET_NORMALIZATION if "normalization" in known["depart"] else normalization
+            print(
+                "warning: calibrating on labelled TEST images, a leak; for auditing only",
+                file=sys.stderr,
+                flush=True,
+            )
+        outlier_normalization = (
+            IMAGENET_NORMALIZATION if "normalization" in known["depart"] else normalization
+        )
         surrogate = features(outliers, torch.full((len(outliers),), -1), outlier_normalization).features
         attentions[True] = calibrate(classifier, features(*calibration), surrogate, class_counts)
 
@@ -104,20 +116,35 @@ def parse_args(argv=None):
     parser.add_argument("--ckpt_path", type=Path, required=True, help="a run directory or a checkpoint file")
     parser.add_argument("--dataset", "--ds", dest="ds", choices=DATASETS, help="default: the checkpoint's")
     parser.add_argument("--model", "--md", choices=tuple(FAMILIES["cifar"]), help="default: the checkpoint's")
-    parser.add_argument("--imbalance_ratio", "--rho", dest="rho", type=flags.imbalance_ratio, help="default: the checkpoint's")
-    parser.add_argument("--data_root_path", "--drp", dest="drp", type=Path, default=Path("data"), help="the data folder")
-    parser.add_argument("--dout", nargs="+", metavar="SET", help="OOD sets that have a list; default: the paper's six")
+    parser.add_argument(
+        "--imbalance_ratio", "--rho", dest="rho", type=flags.imbalance_ratio, help="default: the checkpoint's"
+    )
+    parser.add_argument(
+        "--data_root_path", "--drp", dest="drp", type=Path, default=Path("data"), help="the data folder"
+    )
+    parser.add_argument(
+        "--dout", nargs="+", metavar="SET", help="OOD sets that have a list; default: the paper's six"
+    )
     flags.add_evaluation_flags(parser, tuple(SCORES))
     parser.add_argument(
-        "--calibration_split", choices=("train", "test"), default="train",
+        "--calibration_split",
+        choices=("train", "test"),
+        default="train",
         help="test reproduces the leak of the authors' release, for auditing",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--depart", nargs="+", choices=("normalization",), metavar="POINT",
-        help="normalization: outliers are normalised with ImageNet's mean and std; default: as in the checkpoint's training",
-    )  # fmt: skip
+        "--depart",
+        nargs="+",
+        choices=("normalization",),
+        metavar="POINT",
+        help="normalization: outliers are normalised with ImageNet's mean and std; default: as in "
+        "the checkpoint's training",
+    )
     parser.add_argument(
-        "--num_ood_samples", type=flags.positive_int, default=300_000, help="the first so many outliers calibrate"
+        "--num_ood_samples",
+        type=flags.positive_int,
+        default=300_000,
+        help="the first so many outliers calibrate",
     )
     return parser.parse_args(argv)
 

@@ -1,9 +1,10 @@
-"""Evaluates a checkpoint of train_imagenet.py on its ID and OOD test lists, with and without feature calibration.
+"""Evaluates a checkpoint of train_imagenet.py on its ID and OOD test lists, with and without feature
+calibration.
 
     python test_imagenet.py --gpu 0 --FC True --txtt LIST --txtv LIST --iidp DIR --iodp DIR --ckpt_path DIR
 
-ID test, OOD test and calibration images all get the same centre crop. Prints the table and writes results.json, results.md,
-scores.png and roc.png into the run directory.
+ID test, OOD test and calibration images all get the same centre crop. Prints the table and writes
+results.json, results.md, scores.png and roc.png into the run directory.
 """
 
 import argparse
@@ -12,17 +13,17 @@ from pathlib import Path
 import torch
 
 from datasets.imagenet import EvalImages, balanced_sample, load_files, select
-from datasets.loader import epoch_indices
+from datasets.randomness import epoch_indices
 from datasets.registry import hold_out
 from datasets.workers import naming_files_of_dead_workers
 from models import FAMILIES, build_model
 from utils import flags
-from utils.checkpoint import open_checkpoint, require_class_counts, settle
 from utils.distributed import autocast, finish, in_main, start
 from utils.errors import InputError, exit_cleanly
 from utils.evaluation import SCORES, Classifier, calibrate, evaluate, extract_features, prepare_network
 from utils.report import report
-from utils.runlog import environment, show_warnings_plainly, writable_folder
+from utils.run.checkpoint import open_checkpoint, require_class_counts, settle
+from utils.run.runlog import environment, show_warnings_plainly, writable_folder
 
 # What a checkpoint without arguments is taken to be, where the flags do not say.
 UNKNOWN_DEFAULTS = {"ds": "imagenet", "model": "ResNet50", "image_size": 224, "val_fraction": 0}
@@ -36,9 +37,13 @@ def main(argv=None):
     compute = start(args.gpu)
     checkpoint, folder = open_checkpoint(args.ckpt_path)
     given = {name: getattr(args, name) for name in ("ds", "model", "image_size")}
-    known = settle(given, checkpoint.get("args") if isinstance(checkpoint, dict) else None, UNKNOWN_DEFAULTS, RANGES)
+    known = settle(
+        given, checkpoint.get("args") if isinstance(checkpoint, dict) else None, UNKNOWN_DEFAULTS, RANGES
+    )
     if known["ds"] != "imagenet" or known["model"] not in FAMILIES["imagenet"]:
-        raise InputError(f"{args.ckpt_path} holds a {known['model']} trained on {known['ds']}, which is for test.py")
+        raise InputError(
+            f"{args.ckpt_path} holds a {known['model']} trained on {known['ds']}, which is for test.py"
+        )
     out = args.srp or folder
     in_main(compute, lambda: writable_folder(out))
 
@@ -52,7 +57,9 @@ def main(argv=None):
     ood = load_files(args.txt_ood_test, args.iodp, labelled=False)
     outliers = load_files(args.txt_ood_train, args.iodp, labelled=False) if args.FC else None
     if args.FC and args.num_cal < len(class_counts):
-        raise InputError(f"--num_cal {args.num_cal} is less than one image for each of the {len(class_counts)} classes")
+        raise InputError(
+            f"--num_cal {args.num_cal} is less than one image for each of the {len(class_counts)} classes"
+        )
 
     model = build_model(known["model"], len(class_counts), family="imagenet")
     network = prepare_network(model, checkpoint, compute, args.precision)
@@ -60,9 +67,14 @@ def main(argv=None):
 
     def features(files):
         batches = EvalImages(
-            files, image_size=known["image_size"], batch_size=args.tb, num_workers=args.num_workers, device=compute.device,
-            rank=compute.rank, world_size=compute.world_size,
-        )  # fmt: skip
+            files,
+            image_size=known["image_size"],
+            batch_size=args.tb,
+            num_workers=args.num_workers,
+            device=compute.device,
+            rank=compute.rank,
+            world_size=compute.world_size,
+        )
         return extract_features(network, batches, len(files.paths), compute, mixed_precision)
 
     test_features, ood_features = features(test), {"imagenet_ood": features(ood)}
@@ -86,10 +98,17 @@ def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=flags.HelpFormatter)
     parser.add_argument("--ckpt_path", type=Path, required=True, help="a run directory or a checkpoint file")
     parser.add_argument("--dataset", "--ds", dest="ds", choices=("imagenet",), help="the data set")
-    parser.add_argument("--model", "--md", choices=tuple(FAMILIES["imagenet"]), help="default: the checkpoint's")
+    parser.add_argument(
+        "--model", "--md", choices=tuple(FAMILIES["imagenet"]), help="default: the checkpoint's"
+    )
     flags.add_image_lists(parser)
     parser.add_argument("--image_size", type=flags.image_size, help="default: the checkpoint's")
-    parser.add_argument("--num_cal", type=flags.positive_int, default=30_000, help="images a side that calibrate, class-balanced")
+    parser.add_argument(
+        "--num_cal",
+        type=flags.positive_int,
+        default=30_000,
+        help="images a side that calibrate, class-balanced",
+    )
     flags.add_evaluation_flags(parser, tuple(SCORES))
     parser.set_defaults(tb=100)
     return parser.parse_args(argv)

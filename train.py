@@ -1,12 +1,13 @@
 """Trains PATT on long-tailed CIFAR-10, CIFAR-100 or the embedded digits.
 
-    python train.py --ds digits --gpu cpu --srp runs/digits              no download, about a minute on two CPU cores
-    python train.py --gpu 0 --ds cifar10 --drp DATA --srp OUT
-    python train.py --gpu 0,1 ...                                        two GPUs in one process (DataParallel)
-    torchrun --nproc_per_node=4 train.py ...                             one process a GPU (DistributedDataParallel)
-    python train.py ... --resume                                         goes on where the run in --srp stopped
+python train.py --ds digits --gpu cpu --srp runs/digits              no download, a minute
+python train.py --gpu 0 --ds cifar10 --drp DATA --srp OUT
+python train.py --gpu 0,1 ...                                        two GPUs in one process (DataParallel)
+torchrun --nproc_per_node=4 train.py ...                             one process per GPU (DDP)
+python train.py ... --resume                                         goes on where the run in --srp stopped
 """
-# Reads from top to bottom as the method: the training step, the run around it, the data and network, the flags.
+# Reads from top to bottom as the method: the training step, the run around it, the data and network, the
+# flags.
 
 import argparse
 import math
@@ -20,7 +21,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from datasets.loader import IMAGENET_NORMALIZATION, TrainLoader, evaluation_batches
+from datasets.loader import TrainLoader, evaluation_batches
+from datasets.normalization import IMAGENET_NORMALIZATION
 from datasets.registry import (
     DATASETS,
     NORMALIZATION,
@@ -28,10 +30,23 @@ from datasets.registry import (
     load_long_tailed,
     load_surrogate_outliers,
     views_for,
-)  # fmt: skip
+)
 from models import FAMILIES, build_model
 from utils import flags
-from utils.checkpoint import (
+from utils.distributed import (
+    autocast,
+    finish,
+    from_main,
+    in_main,
+    parallelize,
+    share_buffers,
+    start,
+    sum_over_processes,
+)
+from utils.errors import InputError, exit_cleanly, first_line
+from utils.losses import PATTLoss
+from utils.plots import plot_class_counts, plot_history
+from utils.run.checkpoint import (
     LATEST,
     PREVIOUS,
     differs,
@@ -42,17 +57,14 @@ from utils.checkpoint import (
     network_weights,
     require_class_counts,
     save_checkpoint,
-)  # fmt: skip
-from utils.distributed import autocast, finish, from_main, in_main, parallelize, share_buffers, start, sum_over_processes
-from utils.errors import InputError, exit_cleanly, first_line
-from utils.guard import StepGuard
-from utils.losses import PATTLoss
-from utils.meter import EpochMeter
-from utils.plots import plot_class_counts, plot_history
-from utils.runlog import Attempts, RunDirectory, environment, say, show_warnings_plainly
-from utils.signals import EXIT_STOPPED, StopRequest
+)
+from utils.run.guard import StepGuard
+from utils.run.meter import EpochMeter
+from utils.run.runlog import Attempts, RunDirectory, environment, say, show_warnings_plainly
+from utils.run.signals import EXIT_STOPPED, StopRequest
 
-# The points in which the authors' release trains otherwise than the paper describes; docs/departures.md has the whole table.
+# The points in which the authors' release trains otherwise than the paper describes; docs/departures.md has
+# the whole table.
 RELEASED_CHOICES = {
     "embeddings": "ISAC's embeddings are not normalised to the sphere",
     "statistics": "one running average of the class statistics over the whole run",
@@ -62,7 +74,8 @@ RELEASED_CHOICES = {
 
 
 def train_one_epoch(network, criterion, optimizer, guard, meter, batches, mixed_precision, after_step):
-    """One pass over ``batches``, pairs of (step number, Batch); ends early where ``after_step(step)`` asks for it."""
+    """One pass over ``batches``, pairs of (step number, Batch); ends early where ``after_step(step)`` asks
+    for it."""
     network.train()
     criterion.train()
     guard.remember()
@@ -97,7 +110,8 @@ def run(args, compute, loader, model, criterion, class_counts, learning_rate, va
     Args:
         loader: gives ``epoch(epoch, start_step)``, an iterator of Batch, and its length in steps.
         learning_rate: epoch -> learning rate.
-        validation_batches: () -> iterator of (images, labels) of held-out training images, or None for no validation.
+        validation_batches: () -> iterator of (images, labels) of held-out training images, or None for no
+            validation.
     """
     with run_directory(args, compute) as out, StopRequest() as stop:
         model.to(compute.device, memory_format=torch.channels_last)
@@ -112,7 +126,9 @@ def run(args, compute, loader, model, criterion, class_counts, learning_rate, va
             history, epoch, step = state["history"], state["epoch"], state["step"]
             meter_state, seconds = state["meter"], state.get("seconds", 0.0)
 
-        network = parallelize(model, compute, args.precision, sync_bn=args.sync_bn, all_parameters_used=args.isac)
+        network = parallelize(
+            model, compute, args.precision, sync_bn=args.sync_bn, all_parameters_used=args.isac
+        )
         if args.compile:
             network = torch.compile(network)
         mixed_precision = autocast(compute.device, args.precision)
@@ -123,20 +139,35 @@ def run(args, compute, loader, model, criterion, class_counts, learning_rate, va
             if not compute.is_main:
                 return
             state = {
-                "model": model.state_dict(), "criterion": criterion.state_dict(), "optimizer": optimizer.state_dict(),
-                "rng": torch.get_rng_state(), "meter": meter_state, "epoch": epoch, "step": step,
-                "history": history, "seconds": time.monotonic() - begun if step else 0.0, "bad_in_row": guard.bad_in_row,
-                "args": plain(args), "class_counts": class_counts, "num_outliers": loader.num_outliers,
+                "model": model.state_dict(),
+                "criterion": criterion.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "rng": torch.get_rng_state(),
+                "meter": meter_state,
+                "epoch": epoch,
+                "step": step,
+                "history": history,
+                "seconds": time.monotonic() - begun if step else 0.0,
+                "bad_in_row": guard.bad_in_row,
+                "args": plain(args),
+                "class_counts": class_counts,
+                "num_outliers": loader.num_outliers,
                 "environment": environment(compute.device),
-            }  # fmt: skip
+            }
             attempt("the checkpoint", save_checkpoint, state, out.folder)
 
         if compute.is_main:
-            settings = plain(args) | {"class_counts": class_counts, "environment": environment(compute.device)}
+            settings = plain(args) | {
+                "class_counts": class_counts,
+                "environment": environment(compute.device),
+            }
             settings["num_outliers"] = loader.num_outliers
             attempt("args.json", out.write_json, "args.json", settings)
             attempt("class_counts.png", plot_class_counts, class_counts, out.folder / "class_counts.png")
-            say(f"{len(class_counts)} classes, {sum(class_counts):,} images, {steps} steps an epoch; {loader.where()}")
+            say(
+                f"{len(class_counts)} classes, {sum(class_counts):,} images, {steps} steps an "
+                f"epoch; {loader.where()}"
+            )
 
         last_save = time.monotonic()
         while epoch < args.epochs:
@@ -168,16 +199,28 @@ def run(args, compute, loader, model, criterion, class_counts, learning_rate, va
                     last_save = time.monotonic()
                 return stopping
 
-            bar = tqdm(total=steps, initial=step, desc=f"epoch {epoch + 1}/{args.epochs}", leave=False, disable=quiet(compute))
+            bar = tqdm(
+                total=steps,
+                initial=step,
+                desc=f"epoch {epoch + 1}/{args.epochs}",
+                leave=False,
+                disable=quiet(compute),
+            )
             batches = counted(loader.epoch(epoch, step), step, bar)
             train_one_epoch(network, criterion, optimizer, guard, meter, batches, mixed_precision, after_step)
             bar.close()
             if position < steps:
                 break
-            record = {"epoch": epoch + 1, "lr": rate} | meter.losses() | {"train_accuracy": meter.accuracies(class_counts)}
+            record = (
+                {"epoch": epoch + 1, "lr": rate}
+                | meter.losses()
+                | {"train_accuracy": meter.accuracies(class_counts)}
+            )
             if validation_batches is not None:
                 share_buffers(model)
-                record["val_accuracy"] = accuracy(model, validation_batches(), class_counts, compute.device, mixed_precision)
+                record["val_accuracy"] = accuracy(
+                    model, validation_batches(), class_counts, compute.device, mixed_precision
+                )
             record["seconds"] = round(time.monotonic() - begun, 3)
             history.append(record)
             epoch, step, seconds = epoch + 1, 0, 0.0
@@ -194,7 +237,9 @@ def run(args, compute, loader, model, criterion, class_counts, learning_rate, va
             say(f"run directory: {out.folder}")
     if epoch < args.epochs:
         if compute.is_main:
-            where = "the last checkpoint that could be written" if attempt.failing("the checkpoint") else "there"
+            where = (
+                "the last checkpoint that could be written" if attempt.failing("the checkpoint") else "there"
+            )
             say(f"stopped in epoch {epoch + 1} of {args.epochs}; --resume goes on from {where}", sys.stderr)
         finish()
         sys.exit(EXIT_STOPPED)
@@ -214,7 +259,9 @@ def run_directory(args, compute):
             source = Path(args.resume or args.srp).resolve()
             goes_on = args.resume is not None and out.folder.resolve() in (source, source.parent)
             if holds_run(out.folder) and not goes_on:
-                raise InputError(f"{args.srp} already holds a run; add --resume to go on with it, or choose another --srp")
+                raise InputError(
+                    f"{args.srp} already holds a run; add --resume to go on with it, or choose another --srp"
+                )
             stack.pop_all()
         return out
 
@@ -224,7 +271,8 @@ def run_directory(args, compute):
 
 
 def holds_run(folder):
-    """Whether there is a checkpoint; a crash between the two renames of a save leaves the previous one alone."""
+    """Whether there is a checkpoint; a crash between the two renames of a save leaves the previous one
+    alone."""
     return (folder / LATEST).exists() or (folder / PREVIOUS).exists()
 
 
@@ -243,12 +291,33 @@ def find_checkpoint(args, compute):
         return None
     counts = isinstance(state, dict) and type(state.get("epoch")) is type(state.get("step")) is int
     if not counts or not isinstance(state.get("args"), dict) or not isinstance(state.get("optimizer"), dict):
-        raise InputError(f"{source} is no checkpoint of train.py or train_imagenet.py, and cannot be gone on from")
-    free = {"resume", "gpu", "num_workers", "srp", "tb", "checkpoint_every_minutes", "max_bad_steps", "compile"}
-    free |= {"drp", "txtt", "txtv", "iidp", "iodp", "txt_ood_train", "txt_ood_test"}  # data may move; see restore
+        raise InputError(
+            f"{source} is no checkpoint of train.py or train_imagenet.py, and cannot be gone on from"
+        )
+    free = {
+        "resume",
+        "gpu",
+        "num_workers",
+        "srp",
+        "tb",
+        "checkpoint_every_minutes",
+        "max_bad_steps",
+        "compile",
+    }
+    free |= {
+        "drp",
+        "txtt",
+        "txtv",
+        "iidp",
+        "iodp",
+        "txt_ood_train",
+        "txt_ood_test",
+    }  # data may move; see restore
     for name, value in plain(args).items():
         if name not in free and name in state["args"] and differs(state["args"][name], value):
-            raise InputError(f"--{name} is {value}, but the run to resume has {reprlib.repr(state['args'][name])}")
+            raise InputError(
+                f"--{name} is {value}, but the run to resume has {reprlib.repr(state['args'][name])}"
+            )
     return state
 
 
@@ -257,7 +326,9 @@ def require_same_place(state, args, compute):
     place = None if state is None else [state["epoch"], state["step"]]
     disagrees = float(place != from_main(place))
     if sum_over_processes(torch.tensor([disagrees], device=compute.device)).item():
-        raise InputError(f"the processes see different checkpoints in {args.srp}; it has to be on a disk that all share")
+        raise InputError(
+            f"the processes see different checkpoints in {args.srp}; it has to be on a disk that all share"
+        )
 
 
 def restore(state, model, criterion, optimizer, guard, class_counts, num_outliers, steps):
@@ -326,21 +397,30 @@ def describe(record, epochs):
     shots = record[f"{kind}_accuracy"]
     accuracies = " ".join(f"{name} {100 * value:.2f}" for name, value in shots.items() if value is not None)
     terms = " ".join(f"{name} {record[name]:.4f}" for name in ("loss", "isac", "tla", "oe"))
-    return f"epoch {record['epoch']}/{epochs}: {terms} | {kind} accuracy %: {accuracies} | {record['seconds']:.1f} s"
+    head = f"epoch {record['epoch']}/{epochs}: {terms}"
+    return f"{head} | {kind} accuracy %: {accuracies} | {record['seconds']:.1f} s"
 
 
 def build_criterion(args, class_counts, embedding_dim):
     """The loss that the flags describe."""
     return PATTLoss(
-        class_counts, embedding_dim, oe_weight=args.Lambda1, tla_weight=args.Lambda2,
-        contrast_temperature=args.temperature, logit_temperature=args.tem_scale,
-        schedule="running" if "statistics" in args.depart else "epoch", normalize="embeddings" not in args.depart,
-        isac=args.isac, tla=args.tla, oe=args.oe,
-    )  # fmt: skip
+        class_counts,
+        embedding_dim,
+        oe_weight=args.Lambda1,
+        tla_weight=args.Lambda2,
+        contrast_temperature=args.temperature,
+        logit_temperature=args.tem_scale,
+        schedule="running" if "statistics" in args.depart else "epoch",
+        normalize="embeddings" not in args.depart,
+        isac=args.isac,
+        tla=args.tla,
+        oe=args.oe,
+    )
 
 
 def check_flags(args, compute, num_images, num_outliers):
-    """Refuses batch sizes that the sets or the processes cannot give, and flags that do not go with the devices.
+    """Refuses batch sizes that the sets or the processes cannot give, and flags that do not go with the
+    devices.
 
     ``num_outliers`` is None where none are used.
     """
@@ -376,28 +456,46 @@ def main(argv=None):
     check_flags(args, compute, len(train.labels), None if outliers is None else len(outliers))
     normalization = NORMALIZATION[args.ds]
     loader = TrainLoader(
-        train.images, train.labels, outliers, views_for(args.ds, pad_crop="crop" not in args.depart),
-        batch_size=args.batch_size, outlier_batch_size=args.ob, normalization=normalization,
+        train.images,
+        train.labels,
+        outliers,
+        views_for(args.ds, pad_crop="crop" not in args.depart),
+        batch_size=args.batch_size,
+        outlier_batch_size=args.ob,
+        normalization=normalization,
         outlier_normalization=IMAGENET_NORMALIZATION if "normalization" in args.depart else normalization,
-        contrastive=args.isac, seed=args.seed, device=compute.device, rank=compute.rank, world_size=compute.world_size,
-    )  # fmt: skip
+        contrastive=args.isac,
+        seed=args.seed,
+        device=compute.device,
+        rank=compute.rank,
+        world_size=compute.world_size,
+    )
 
     def validation_batches():
         mine = slice(compute.rank, None, compute.world_size)
         images, labels = validation[0][mine], validation[1][mine]
-        return evaluation_batches(images, labels, batch_size=args.tb, normalization=normalization, device=compute.device)
+        return evaluation_batches(
+            images, labels, batch_size=args.tb, normalization=normalization, device=compute.device
+        )
 
     model = build_model(args.model, len(class_counts))
     criterion = build_criterion(args, class_counts, model.embedding_dim)
     run(
-        args, compute, loader, model, criterion, class_counts, cosine(args.lr, args.epochs),
+        args,
+        compute,
+        loader,
+        model,
+        criterion,
+        class_counts,
+        cosine(args.lr, args.epochs),
         validation_batches if validation else None,
-    )  # fmt: skip
+    )
     finish()
 
 
 def seed_everything(seed, deterministic):
-    """Seeds initialisation (data order and views have their own seeds); optionally admits deterministic kernels only."""
+    """Seeds initialisation (data order and views have their own seeds); optionally admits deterministic
+    kernels only."""
     torch.manual_seed(seed)
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs for it
@@ -408,27 +506,50 @@ def seed_everything(seed, deterministic):
 
 
 def add_training_flags(parser):
-    """Adds the flags that train.py and train_imagenet.py share; returns the group about optimisation, for one's own."""
+    """Adds the flags that train.py and train_imagenet.py share; returns the group about optimisation, for
+    one's own."""
     run_group = parser.add_argument_group("run")
-    run_group.add_argument("--seed", type=flags.seed, default=3407, help="of initialisation, data order and views")
+    run_group.add_argument(
+        "--seed", type=flags.seed, default=3407, help="of initialisation, data order and views"
+    )
     flags.add_boolean(
-        run_group, "--replay", "--deterministic", dest="deterministic", default=False,
-        help="admit deterministic kernels only, so that a run on the same GPU can be replayed exactly (on a CPU it always can)",
-    )  # fmt: skip
+        run_group,
+        "--replay",
+        "--deterministic",
+        dest="deterministic",
+        default=False,
+        help="admit deterministic kernels only, so that a run on the same GPU can be replayed "
+        "exactly (on a CPU it always can)",
+    )
     run_group.add_argument("--gpu", default="0", help="CUDA indices such as 0 or 0,1 (DataParallel), or cpu")
-    run_group.add_argument("--num_workers", "--cpus", type=flags.count, default=4, help="processes that read ImageNet's files")
     run_group.add_argument(
-        "--save_root_path", "--srp", dest="srp", type=Path, help="the run directory; default runs/DATASET_MODEL_SEED"
+        "--num_workers", "--cpus", type=flags.count, default=4, help="processes that read ImageNet's files"
     )
     run_group.add_argument(
-        "--resume", nargs="?", const="", metavar="PATH",
+        "--save_root_path",
+        "--srp",
+        dest="srp",
+        type=Path,
+        help="the run directory; default runs/DATASET_MODEL_SEED",
+    )
+    run_group.add_argument(
+        "--resume",
+        nargs="?",
+        const="",
+        metavar="PATH",
         help="go on from the run in --srp, or from another run directory or checkpoint file",
-    )  # fmt: skip
-    run_group.add_argument(
-        "--checkpoint_every_minutes", type=flags.weight, default=0, help="also within epochs; 0: at their ends"
     )
     run_group.add_argument(
-        "--max_bad_steps", type=flags.positive_int, default=3, help="non-finite steps in a row that end the run"
+        "--checkpoint_every_minutes",
+        type=flags.weight,
+        default=0,
+        help="also within epochs; 0: at their ends",
+    )
+    run_group.add_argument(
+        "--max_bad_steps",
+        type=flags.positive_int,
+        default=3,
+        help="non-finite steps in a row that end the run",
     )
     run_group.add_argument(
         "--precision",
@@ -436,8 +557,15 @@ def add_training_flags(parser):
         default="auto",
         help="auto: bf16 on CUDA, fp32 on a CPU; fp32 on CUDA has TF32 convolutions",
     )
-    run_group.add_argument("--compile", action=argparse.BooleanOptionalAction, default=False, help="torch.compile the network")
-    flags.add_boolean(run_group, "--sync_bn", default=False, help="BatchNorm statistics of the global batch (CUDA, torchrun)")
+    run_group.add_argument(
+        "--compile", action=argparse.BooleanOptionalAction, default=False, help="torch.compile the network"
+    )
+    flags.add_boolean(
+        run_group,
+        "--sync_bn",
+        default=False,
+        help="BatchNorm statistics of the global batch (CUDA, torchrun)",
+    )
 
     method = parser.add_argument_group("method")
     method.add_argument("--Lambda1", type=flags.weight, help="weight of the outlier-exposure term")
@@ -451,22 +579,45 @@ def add_training_flags(parser):
         help="released: depart from the paper as the authors' release does",
     )
     method.add_argument(
-        "--depart", nargs="+", choices=tuple(RELEASED_CHOICES), default=[], metavar="POINT",
-        help="depart as the release does in these points alone: " + "; ".join(f"{k}: {v}" for k, v in RELEASED_CHOICES.items()),
-    )  # fmt: skip
-    flags.add_boolean(method, "--isac", default=True, help="the contrastive term; without it --Lambda2 counts as 1")
-    flags.add_boolean(method, "--tla", default=True, help="the logit adjustment; without it plain cross-entropy")
+        "--depart",
+        nargs="+",
+        choices=tuple(RELEASED_CHOICES),
+        default=[],
+        metavar="POINT",
+        help="depart as the release does in these points alone: "
+        + "; ".join(f"{k}: {v}" for k, v in RELEASED_CHOICES.items()),
+    )
+    flags.add_boolean(
+        method, "--isac", default=True, help="the contrastive term; without it --Lambda2 counts as 1"
+    )
+    flags.add_boolean(
+        method, "--tla", default=True, help="the logit adjustment; without it plain cross-entropy"
+    )
     flags.add_boolean(method, "--oe", default=True, help="outlier exposure; without it no outliers are read")
 
     optimisation = parser.add_argument_group("optimisation")
     optimisation.add_argument(
-        "--val_fraction", type=flags.fraction, default=0, help="share of each class held out of training to monitor"
+        "--val_fraction",
+        type=flags.fraction,
+        default=0,
+        help="share of each class held out of training to monitor",
     )
-    optimisation.add_argument("--epochs", "-e", type=flags.positive_int, help="passes over the training images")
-    optimisation.add_argument("--batch_size", "-b", type=flags.positive_int, help="ID images a step, each in three views; global")
-    optimisation.add_argument("--ood_batch_size", "--ob", dest="ob", type=flags.positive_int, help="outliers a step; global")
     optimisation.add_argument(
-        "--test_batch_size", "--tb", dest="tb", type=flags.positive_int, default=1000, help="validation images at once"
+        "--epochs", "-e", type=flags.positive_int, help="passes over the training images"
+    )
+    optimisation.add_argument(
+        "--batch_size", "-b", type=flags.positive_int, help="ID images a step, each in three views; global"
+    )
+    optimisation.add_argument(
+        "--ood_batch_size", "--ob", dest="ob", type=flags.positive_int, help="outliers a step; global"
+    )
+    optimisation.add_argument(
+        "--test_batch_size",
+        "--tb",
+        dest="tb",
+        type=flags.positive_int,
+        default=1000,
+        help="validation images at once",
     )
     optimisation.add_argument("--opt", choices=("adam", "sgd"), help="the optimiser")
     optimisation.add_argument("--lr", type=flags.positive, help="the first epoch's learning rate")
@@ -502,21 +653,35 @@ def parse_args(argv=None):
     argv = sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=flags.HelpFormatter)
     data = parser.add_argument_group("data and network")
-    data.add_argument("--dataset", "--ds", dest="ds", choices=DATASETS, default="cifar10", help="the data set")
-    data.add_argument("--data_root_path", "--drp", dest="drp", type=Path, default=Path("data"), help="the data folder")
+    data.add_argument(
+        "--dataset", "--ds", dest="ds", choices=DATASETS, default="cifar10", help="the data set"
+    )
+    data.add_argument(
+        "--data_root_path", "--drp", dest="drp", type=Path, default=Path("data"), help="the data folder"
+    )
     data.add_argument("--model", "--md", choices=tuple(FAMILIES["cifar"]), help="the network")
-    data.add_argument("--imbalance_ratio", "--rho", dest="rho", type=flags.imbalance_ratio, help="smallest class / largest class")
+    data.add_argument(
+        "--imbalance_ratio",
+        "--rho",
+        dest="rho",
+        type=flags.imbalance_ratio,
+        help="smallest class / largest class",
+    )
     add_training_flags(parser)
-    asked = [word for word in argv if word not in ("-h", "--help")]  # help is to show this data set's defaults
+    asked = [
+        word for word in argv if word not in ("-h", "--help")
+    ]  # help is to show this data set's defaults
     parser.set_defaults(**DEFAULTS[parser.parse_known_args(asked)[0].ds])
     return resolve(parser.parse_args(argv))
 
 
 def resolve(args, points=tuple(RELEASED_CHOICES)):
-    """Fills in what follows from other flags: ``--recipe released`` is every departure of ``points`` together.
+    """Fills in what follows from other flags: ``--recipe released`` is every departure of ``points``
+    together.
 
     Raises:
-        InputError: ``--depart`` names a point outside ``points``, those that make a difference on the data set.
+        InputError: ``--depart`` names a point outside ``points``, those that make a difference on the data
+            set.
     """
     pointless = set(args.depart) - set(points)
     if pointless:

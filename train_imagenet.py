@@ -1,8 +1,9 @@
 """Trains PATT on ImageNet-LT, or on any long-tailed list of image files. The step and the run are train.py's.
 
-    python train_imagenet.py --gpu 0,1,2,3 --ds imagenet --md ResNet50 --lr 0.1 --Lambda1 0.02 --Lambda2 0.5 \\
+    python train_imagenet.py --gpu 0,1,2,3 --ds imagenet --md ResNet50 --lr 0.1 --Lambda1 0.02 --Lambda2 0.5
+    \\
         --txtt LIST --txtv LIST --iidp DIR --iodp DIR --srp OUT
-    torchrun --nproc_per_node=4 train_imagenet.py ...                    one process a GPU; several machines: torchrun's flags
+    torchrun --nproc_per_node=4 train_imagenet.py ...                    one process per GPU
     python train_imagenet.py --gpu cpu --md ResNet18 --image_size 64 ...  to try it on small images
 """
 
@@ -10,21 +11,31 @@ import argparse
 
 import torch
 
+from datasets.augment.views import imagenet_views
 from datasets.imagenet import EvalImages, FileTrainLoader, load_files, select
 from datasets.registry import hold_out
-from datasets.views import imagenet_views
 from datasets.workers import naming_files_of_dead_workers
 from models import FAMILIES, build_model
 from train import add_training_flags, build_criterion, check_flags, resolve, run, seed_everything
 from utils import flags
 from utils.distributed import finish, start
 from utils.errors import exit_cleanly
-from utils.runlog import show_warnings_plainly
+from utils.run.runlog import show_warnings_plainly
 
 DEFAULTS = dict(
-    model="ResNet50", epochs=100, batch_size=32, ob=64, opt="sgd", lr=0.1, wd=5e-5, Lambda1=0.02, Lambda2=0.5,
-    tem_scale=0.7, tb=100, num_ood_samples=None,
-)  # fmt: skip
+    model="ResNet50",
+    epochs=100,
+    batch_size=32,
+    ob=64,
+    opt="sgd",
+    lr=0.1,
+    wd=5e-5,
+    Lambda1=0.02,
+    Lambda2=0.5,
+    tem_scale=0.7,
+    tb=100,
+    num_ood_samples=None,
+)
 
 
 def step_decay(base, decay_epochs):
@@ -52,9 +63,15 @@ def main(argv=None):
     shared = {"image_size": args.image_size, "num_workers": args.num_workers, "device": compute.device}
     shared |= {"rank": compute.rank, "world_size": compute.world_size}
     loader = FileTrainLoader(
-        training, outliers, imagenet_views(args.randaug_n, args.randaug_m), batch_size=args.batch_size,
-        outlier_batch_size=args.ob, contrastive=args.isac, seed=args.seed, **shared,
-    )  # fmt: skip
+        training,
+        outliers,
+        imagenet_views(args.randaug_n, args.randaug_m),
+        batch_size=args.batch_size,
+        outlier_batch_size=args.ob,
+        contrastive=args.isac,
+        seed=args.seed,
+        **shared,
+    )
 
     def validation_batches():
         return EvalImages(validation, batch_size=args.tb, **shared)
@@ -62,9 +79,15 @@ def main(argv=None):
     model = build_model(args.model, len(class_counts), family="imagenet")
     criterion = build_criterion(args, class_counts, model.embedding_dim)
     run(
-        args, compute, loader, model, criterion, class_counts, step_decay(args.lr, args.decay_epochs),
+        args,
+        compute,
+        loader,
+        model,
+        criterion,
+        class_counts,
+        step_decay(args.lr, args.decay_epochs),
         validation_batches if validation else None,
-    )  # fmt: skip
+    )
     finish()
 
 
@@ -72,14 +95,20 @@ def parse_args(argv=None):
     """The flags; defaults are the paper's run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=flags.HelpFormatter)
     data = parser.add_argument_group("data and network")
-    data.add_argument("--dataset", "--ds", dest="ds", choices=("imagenet",), default="imagenet", help="the data set")
+    data.add_argument(
+        "--dataset", "--ds", dest="ds", choices=("imagenet",), default="imagenet", help="the data set"
+    )
     data.add_argument("--model", "--md", choices=tuple(FAMILIES["imagenet"]), help="the network")
     flags.add_image_lists(data)
     data.add_argument("--image_size", type=flags.image_size, default=224, help="side of the views, pixels")
     data.add_argument("--randaug_n", type=flags.count, default=2, help="RandAugment: operations an image")
-    data.add_argument("--randaug_m", type=flags.number(float, low=0, high=10), default=10, help="RandAugment: magnitude")
+    data.add_argument(
+        "--randaug_m", type=flags.number(float, low=0, high=10), default=10, help="RandAugment: magnitude"
+    )
     optimisation = add_training_flags(parser)
-    optimisation.add_argument("--decay_epochs", "--de", type=flags.count, nargs="+", default=[60, 80], help="lr x 0.1 at each")
+    optimisation.add_argument(
+        "--decay_epochs", "--de", type=flags.count, nargs="+", default=[60, 80], help="lr x 0.1 at each"
+    )
     parser.set_defaults(**DEFAULTS)
     # Every stream has ImageNet's normalisation already, and view 1's crop is not the padded one of CIFAR.
     return resolve(parser.parse_args(argv), points=("embeddings", "statistics"))

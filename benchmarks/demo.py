@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.common import publish
+from benchmarks.speed.common import publish
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -17,7 +17,10 @@ ROOT = Path(__file__).resolve().parent.parent
 def main():
     with tempfile.TemporaryDirectory() as folder:
         run, seconds = Path(folder) / "demo", []
-        lines = ["train.py", "--ds", "digits", "--gpu", "cpu", "--srp", run], ["test.py", "--gpu", "cpu", "--ckpt_path", run]
+        lines = (
+            ["train.py", "--ds", "digits", "--gpu", "cpu", "--srp", run],
+            ["test.py", "--gpu", "cpu", "--ckpt_path", run],
+        )
         for line in lines:
             begun = time.monotonic()
             subprocess.run([sys.executable, *map(str, line)], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
@@ -31,7 +34,15 @@ def main():
         rows.append([f"mean AUROC, {name}", f"{100 * auroc[fc]:.2f} %"])
         shots = ", ".join(f"{shots} {100 * accuracy[fc][shots]:.2f}" for shots in ("all", "many", "few"))
         rows.append([f"accuracy, {name}", f"{shots} %"])
-    publish("demo", torch.device("cpu"), ["the demo", ""], rows, seconds=seconds, auroc=auroc[False], auroc_with_fc=auroc[True])
+    publish(
+        "demo",
+        torch.device("cpu"),
+        ["the demo", ""],
+        rows,
+        seconds=seconds,
+        auroc=auroc[False],
+        auroc_with_fc=auroc[True],
+    )
 
 
 if __name__ == "__main__":

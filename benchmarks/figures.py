@@ -1,7 +1,8 @@
 """The documents' pictures, from a run directory and from result files.
 
-python -m benchmarks.figures run runs/demo --prefix digits               a 2-D map of features, the attention weight
-python -m benchmarks.figures classes digits_default patt no_isac no_tla ce  accuracy by class, with and without PATT's parts
+python -m benchmarks.figures run runs/demo --prefix digits   a 2-D map of features, the attention weight
+python -m benchmarks.figures classes digits_default patt no_isac no_tla ce  accuracy by class, with and
+without PATT's parts
 """
 
 import argparse
@@ -15,21 +16,29 @@ from sklearn.manifold import TSNE
 from benchmarks.reproduce import RESULTS, ROOT
 from benchmarks.table import NAMES, load_records
 from datasets.loader import evaluation_batches
-from datasets.registry import NORMALIZATION, NUM_CLASSES, load_long_tailed, load_ood, load_split, load_surrogate_outliers
+from datasets.registry import (
+    NORMALIZATION,
+    NUM_CLASSES,
+    load_long_tailed,
+    load_ood,
+    load_split,
+    load_surrogate_outliers,
+)
 from models import build_model
-from utils.checkpoint import load_run, load_weights
 from utils.distributed import Compute, autocast
 from utils.errors import InputError, exit_cleanly
 from utils.evaluation import Classifier, calibrate, extract_features
 from utils.metrics import shot_groups
 from utils.plots import plot_attention, plot_class_accuracy, plot_feature_map
-from utils.runlog import writable_folder
+from utils.run.checkpoint import load_run, load_weights
+from utils.run.runlog import writable_folder
 
 POINTS_PER_KIND = 300  # of the 2-D map
 
 
 def draw_run(run, drp, ood_set, prefix, out):
-    """Draws the feature map and the attention of a run of train.py, and copies the pictures that test.py drew of it."""
+    """Draws the feature map and the attention of a run of train.py, and copies the pictures that test.py drew
+    of it."""
     checkpoint = load_run(run)
     ds, compute = checkpoint["args"]["ds"], Compute(torch.device("cpu"))
     model = build_model(checkpoint["args"]["model"], NUM_CLASSES[ds])
@@ -37,7 +46,9 @@ def draw_run(run, drp, ood_set, prefix, out):
     model.eval()
 
     def features(images, labels):
-        batches = evaluation_batches(images, labels, batch_size=500, normalization=NORMALIZATION[ds], device=compute.device)
+        batches = evaluation_batches(
+            images, labels, batch_size=500, normalization=NORMALIZATION[ds], device=compute.device
+        )
         return extract_features(model, batches, len(labels), compute, autocast(compute.device, "fp32"))
 
     train = load_long_tailed(ds, drp, checkpoint["args"]["rho"])
@@ -56,7 +67,9 @@ def draw_run(run, drp, ood_set, prefix, out):
         f"OOD ({ood_set})": ood.features[ood.labels < 0],
     }
     generator = torch.Generator().manual_seed(0)
-    parts = {name: f[torch.randperm(len(f), generator=generator)[:POINTS_PER_KIND]] for name, f in parts.items()}
+    parts = {
+        name: f[torch.randperm(len(f), generator=generator)[:POINTS_PER_KIND]] for name, f in parts.items()
+    }
     points = TSNE(random_state=0, init="pca").fit_transform(torch.cat(list(parts.values())).numpy())
     owner = np.repeat(np.arange(len(parts)), [len(f) for f in parts.values()])
     plot_feature_map(points, {name: owner == i for i, name in enumerate(parts)}, out / f"{prefix}_map.png")
@@ -78,11 +91,15 @@ def draw_classes(results, group, rows, prefix, out):
 
     accuracies = {f"{NAMES[rows[0]]}, with FC": mean_by_class(rows[0], True)}
     accuracies |= {NAMES[row]: mean_by_class(row, False) for row in rows}
-    plot_class_accuracy(accuracies, records[rows[0]][0]["args"]["class_counts"], out / f"{prefix}_classes.png")
+    plot_class_accuracy(
+        accuracies, records[rows[0]][0]["args"]["class_counts"], out / f"{prefix}_classes.png"
+    )
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     kinds = parser.add_subparsers(dest="kind", required=True)
     run = kinds.add_parser("run")
     run.add_argument("run", type=Path, help="a run directory of train.py, evaluated by test.py")

@@ -1,7 +1,9 @@
-"""Every benchmark that needs CUDA, in one go within nine minutes: python -m benchmarks.gpu --drp DATA --srp OUT
+"""Every benchmark that needs CUDA, in one go within nine minutes: python -m benchmarks.gpu --drp DATA --srp
+OUT
 
-Criterion, augmentation, the training step (as it is, and compiled); CIFAR10-LT for the full 100 epochs and its test table; the
-ImageNet step. Result files appear as each part ends, so that a short loan of a GPU is not lost.
+Criterion, augmentation, the training step (as it is, and compiled); CIFAR10-LT for the full 100 epochs and
+its test table; the ImageNet step. Result files appear as each part ends, so that a short loan of a GPU is not
+lost.
 """
 
 import argparse
@@ -23,16 +25,29 @@ GRACE_SECONDS = 10  # for a training that runs out of time to write its checkpoi
 def plan(drp, srp, dout):
     """The command lines, in order, after "python"."""
     on_cuda = ["--device", "cuda"]
-    lines = [["-m", f"benchmarks.{name}", *on_cuda] for name in ("criterion", "augment", "train")]
-    reproduce = ["-m", "benchmarks.reproduce", "cifar10", "--rows", "patt", "--seeds", "0", "--drp", str(drp), "--srp", str(srp)]
+    lines = [["-m", f"benchmarks.speed.{name}", *on_cuda] for name in ("criterion", "augment", "train")]
+    reproduce = [
+        "-m",
+        "benchmarks.reproduce",
+        "cifar10",
+        "--rows",
+        "patt",
+        "--seeds",
+        "0",
+        "--drp",
+        str(drp),
+        "--srp",
+        str(srp),
+    ]
     lines.append(reproduce + (["--dout", *dout] if dout else []))
-    lines.append(["-m", "benchmarks.train", *on_cuda, "--compile"])
-    lines.append(["-m", "benchmarks.imagenet_step", *on_cuda])
+    lines.append(["-m", "benchmarks.speed.train", *on_cuda, "--compile"])
+    lines.append(["-m", "benchmarks.speed.imagenet_step", *on_cuda])
     return lines
 
 
 def run_within(line, seconds):
-    """Runs ``python line``; says what went wrong, or returns None. Out of time it ends with all the processes it started."""
+    """Runs ``python line``; says what went wrong, or returns None. Out of time it ends with all the processes
+    it started."""
     process = subprocess.Popen([sys.executable, *line], start_new_session=True)
     try:
         status = process.wait(max(seconds, 0))

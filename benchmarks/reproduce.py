@@ -1,10 +1,10 @@
 """The executable definition of every results table: which runs a table is made of, and with which flags.
 
-    python -m benchmarks.reproduce digits                                        minutes on a CPU, no download
+    python -m benchmarks.reproduce digits   minutes on a CPU, no download
     python -m benchmarks.reproduce ablation --ds digits --seeds 0 1 2
-    python -m benchmarks.reproduce cifar10 --drp DATA --srp OUT                   the paper's protocol, on a GPU
-    python -m benchmarks.reproduce ablation --ds cifar10 --drp DATA --md ResNet20 --epochs 5      a reduced protocol
-    python -m benchmarks.reproduce imagenet --protocol imagenet --extra --txtt LIST ...           ImageNet-LT
+    python -m benchmarks.reproduce cifar10 --drp DATA --srp OUT   the paper's protocol, on a GPU
+    python -m benchmarks.reproduce ablation --ds cifar10 --drp DATA --md ResNet20 --epochs 5   reduced
+    python -m benchmarks.reproduce imagenet --protocol imagenet --extra --txtt LIST ...   ImageNet-LT
 
 Prints its plan, skips finished runs, goes on with interrupted ones, and writes one small JSON file a run for
 ``python -m benchmarks.table``. Runs stand beside each other on several GPUs, or with ``--jobs`` on a CPU.
@@ -24,12 +24,13 @@ import torch
 
 from utils import flags
 from utils.errors import InputError, exit_cleanly
-from utils.runlog import write_text
+from utils.run.runlog import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "runs"
 
-# Name of a row -> its flags on top of the defaults of the data set. Feature calibration is on and off within each run.
+# Name of a row -> its flags on top of the defaults of the data set. Feature calibration is on and off within
+# each run.
 ROWS = {
     "patt": "",
     "ce": "--isac False --tla False --oe False",
@@ -51,7 +52,14 @@ TABLES = {
     "digits": ("patt", "ce", "oe"),
     "imagenet": ("patt", "ce", "oe"),
     "ablation": ("patt", "no_isac", "no_tla", "no_oe", "ce", "oe", "la"),
-    "departures": ("patt", "released", "released_embeddings", "released_statistics", "released_normalization", "released_crop"),
+    "departures": (
+        "patt",
+        "released",
+        "released_embeddings",
+        "released_statistics",
+        "released_normalization",
+        "released_crop",
+    ),
     "lambda": ("patt", "lambda_commands"),
     "calibration-leak": ("patt",),
 }
@@ -75,10 +83,21 @@ class Run(NamedTuple):
 
 
 def commands(run, args, device, leak=False):
-    """The command lines of a run: training, evaluation, and on request the evaluation that calibrates on test labels."""
+    """The command lines of a run: training, evaluation, and on request the evaluation that calibrates on test
+    labels."""
     script = "_imagenet" if args.ds == "imagenet" else ""
     data = [] if args.drp is None or args.ds == "imagenet" else ["--drp", str(args.drp)]
-    train = [f"train{script}.py", "--gpu", device, "--seed", str(run.seed), "--srp", str(run.folder), "--resume", *data]
+    train = [
+        f"train{script}.py",
+        "--gpu",
+        device,
+        "--seed",
+        str(run.seed),
+        "--srp",
+        str(run.folder),
+        "--resume",
+        *data,
+    ]
     train += [] if args.ds == "imagenet" else ["--ds", args.ds]
     train += ROWS[run.row].split()
     for flag, value in (("--md", args.model), ("--epochs", args.epochs), ("--precision", args.precision)):
@@ -96,11 +115,15 @@ def portable_commands(run, args, leak):
     """The command lines as text, without this machine's folders and device."""
     shown = argparse.Namespace(**vars(args) | {"drp": None})
     data = [] if args.drp is None else ["--drp", "DATA"]
-    return [" ".join(["python", *line, *data]).replace(str(run.folder), "OUT") for line in commands(run, shown, "GPU", leak)]
+    return [
+        " ".join(["python", *line, *data]).replace(str(run.folder), "OUT")
+        for line in commands(run, shown, "GPU", leak)
+    ]
 
 
 def execute(run, args, device, leak):
-    """Runs what is missing of one run, with its output in ``log.txt`` of the run directory, and collects its results.
+    """Runs what is missing of one run, with its output in ``log.txt`` of the run directory, and collects its
+    results.
 
     Returns (whether it succeeded, a line about it).
     """
@@ -111,11 +134,19 @@ def execute(run, args, device, leak):
     elif (run.folder / "args.json").exists():  # a run that was started by hand
         known = []
     if known[:2] != shown[:2]:
-        return False, f"{run.name}: {run.folder} holds a run that other commands made; choose another --srp or --protocol"
+        return (
+            False,
+            f"{run.name}: {run.folder} holds a run that other commands made; choose another --srp "
+            "or --protocol",
+        )
     run.folder.mkdir(parents=True, exist_ok=True)
     write_text(record, json.dumps(max(known, shown, key=len), indent=1) + "\n")
     results = run.folder / "results.json"
-    made = [results, results, run.folder / "leak" / "results.json"]  # what shows that training, test and leak are done
+    made = [
+        results,
+        results,
+        run.folder / "leak" / "results.json",
+    ]  # what shows that training, test and leak are done
     begun = time.monotonic()
     with open(run.folder / "log.txt", "a") as log:
         for line, result in zip(commands(run, args, device, leak), made, strict=False):
@@ -123,7 +154,9 @@ def execute(run, args, device, leak):
                 continue
             log.write(f"$ python {' '.join(line)}\n")
             log.flush()
-            code = subprocess.run([sys.executable, *line], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT).returncode
+            code = subprocess.run(
+                [sys.executable, *line], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT
+            ).returncode
             if code != 0:
                 return False, f"{run.name}: failed with status {code}, see {log.name}"
     collect(run, args.results)
@@ -131,7 +164,8 @@ def execute(run, args, device, leak):
 
 
 def collect(run, target):
-    """One small JSON file with what the tables need: results, the resolved arguments, seconds by epoch, the commands."""
+    """One small JSON file with what the tables need: results, the resolved arguments, seconds by epoch, the
+    commands."""
     settings = json.loads((run.folder / "args.json").read_text())
     history = [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
     settings = {name: value for name, value in settings.items() if name not in LOCAL_FLAGS}
@@ -147,14 +181,19 @@ def collect(run, target):
             "commands": json.loads((run.folder / "commands.json").read_text()),
             "date": time.strftime("%Y-%m-%d"),
         }
-        record |= {"train_seconds": round(sum(r["seconds"] for r in history), 1), "args": settings, "results": results}
+        record |= {
+            "train_seconds": round(sum(r["seconds"] for r in history), 1),
+            "args": settings,
+            "results": results,
+        }
         file = target / run.group / f"{run.row}{kind}-seed{run.seed}.json"
         file.parent.mkdir(parents=True, exist_ok=True)
         write_text(file, json.dumps(record, indent=1) + "\n")
 
 
 def expected_seconds(runs, args):
-    """What the unfinished runs will take, from the epochs already logged of the same protocol; None where there are none."""
+    """What the unfinished runs will take, from the epochs already logged of the same protocol; None where
+    there are none."""
     logs = [r.folder / "log.jsonl" for r in runs if (r.folder / "log.jsonl").exists()]
     epochs = [json.loads(line) for log in logs for line in log.read_text().splitlines()]
     if not epochs or args.epochs is None and not (logs[0].parent / "args.json").exists():
@@ -169,14 +208,24 @@ def main(argv=None):
     devices = [str(i) for i in range(torch.cuda.device_count())] or ["cpu"] * args.jobs
     parts = [args.ds, args.model or "default", f"e{args.epochs}" if args.epochs else "", args.precision or ""]
     protocol = args.protocol or "_".join(part for part in parts if part)
-    runs = [Run(protocol, row, seed, args.srp / protocol / row / f"seed{seed}") for seed in args.seeds for row in args.rows]
+    runs = [
+        Run(protocol, row, seed, args.srp / protocol / row / f"seed{seed}")
+        for seed in args.seeds
+        for row in args.rows
+    ]
     done = [r for r in runs if (r.folder / "results.json").exists()]
     seconds = expected_seconds(runs, args)
     where = ", ".join(sorted(set(devices)))
-    print(f"{args.table}: {len(runs)} runs, {len(done)} finished; {len(devices)} beside each other on {where}")
+    print(
+        f"{args.table}: {len(runs)} runs, {len(done)} finished; {len(devices)} beside each other on {where}"
+    )
     print(
         "expected: "
-        + (f"{seconds / len(devices) / 60:.0f} minutes" if seconds is not None else "not known before an epoch is timed")
+        + (
+            f"{seconds / len(devices) / 60:.0f} minutes"
+            if seconds is not None
+            else "not known before an epoch is timed"
+        )
     )
     for run in runs:
         print(f"  {run.name}: python {' '.join(commands(run, args, devices[0])[0])}", flush=True)
@@ -205,39 +254,61 @@ def main(argv=None):
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("table", choices=tuple(TABLES))
     parser.add_argument(
-        "--ds", choices=("cifar10", "cifar100", "digits", "imagenet"),
+        "--ds",
+        choices=("cifar10", "cifar100", "digits", "imagenet"),
         help="of the tables that are not named after a data set; default cifar10",
-    )  # fmt: skip
+    )
     parser.add_argument("--rows", nargs="+", metavar="ROW", help="only these rows of the table")
     parser.add_argument("--seeds", type=flags.count, nargs="+", default=[0, 1, 2])
     parser.add_argument("--drp", type=Path, help="the data folder")
-    parser.add_argument("--srp", type=Path, default=Path("runs/reproduce"), help="where the run directories go")
+    parser.add_argument(
+        "--srp", type=Path, default=Path("runs/reproduce"), help="where the run directories go"
+    )
     parser.add_argument("--results", type=Path, default=RESULTS, help="where the small result files go")
-    parser.add_argument("--epochs", type=flags.positive_int, help="fewer than the paper's: a reduced protocol")
+    parser.add_argument(
+        "--epochs", type=flags.positive_int, help="fewer than the paper's: a reduced protocol"
+    )
     parser.add_argument("--model", "--md", help="a smaller network than the paper's: a reduced protocol")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"))
     parser.add_argument("--dout", nargs="+", help="OOD sets other than the paper's six")
     parser.add_argument("--jobs", type=flags.positive_int, default=1, help="runs beside each other on a CPU")
-    parser.add_argument("--protocol", help="a name for the folder of these runs; default: data set, network, epochs, precision")
+    parser.add_argument(
+        "--protocol",
+        help="a name for the folder of these runs; default: data set, network, epochs, precision",
+    )
     parser.add_argument("--plan", action="store_true", help="print the plan only")
-    parser.add_argument("--extra", nargs=argparse.REMAINDER, default=[], help="further flags for both scripts, last on the line")
+    parser.add_argument(
+        "--extra",
+        nargs=argparse.REMAINDER,
+        default=[],
+        help="further flags for both scripts, last on the line",
+    )
     args = parser.parse_args(argv)
     own = args.table if args.table in ("cifar10", "cifar100", "digits", "imagenet") else None
     if own and args.ds not in (None, own):
         raise InputError(f"the table {own} is about {own}, not {args.ds}")
     args.ds = own or args.ds or "cifar10"
     if args.table == "calibration-leak" and args.ds == "imagenet":
-        raise InputError("calibration-leak is about CIFAR and the digits; test_imagenet.py calibrates on the training list alone")
+        raise InputError(
+            "calibration-leak is about CIFAR and the digits; test_imagenet.py calibrates on the "
+            "training list alone"
+        )
     if args.extra and not args.protocol:
-        raise InputError("--extra needs a --protocol, a name that keeps these runs apart from those without it")
+        raise InputError(
+            "--extra needs a --protocol, a name that keeps these runs apart from those without it"
+        )
     if args.ds == "imagenet" and (args.drp or args.dout):
         raise InputError("--drp and --dout are not for ImageNet-LT; give its lists and folders with --extra")
     unknown = set(args.rows or ()) - set(TABLES[args.table])
     if unknown:
-        raise InputError(f"the table {args.table} has no row {min(unknown)}; it has {', '.join(TABLES[args.table])}")
+        raise InputError(
+            f"the table {args.table} has no row {min(unknown)}; it has {', '.join(TABLES[args.table])}"
+        )
     args.rows = args.rows or list(TABLES[args.table])
     return args
 

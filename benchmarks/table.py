@@ -4,9 +4,9 @@
     python -m benchmarks.table --check         fails where a document and the result files differ
     python -m benchmarks.table --latex ablation digits_default
 
-A marker is a line ``<!-- table: NAME ARGUMENTS -->`` and ends at ``<!-- end -->``. NAME is a table of benchmarks.reproduce
-with the protocol (a folder of benchmarks/results/runs), ``published`` with a data set, or ``claim`` with a file of
-benchmarks/results.
+A marker is a line ``<!-- table: NAME ARGUMENTS -->`` and ends at ``<!-- end -->``. NAME is a table of
+benchmarks.reproduce with the protocol (a folder of benchmarks/results/runs), ``published`` with a data set,
+or ``claim`` with a file of benchmarks/results.
 """
 
 import argparse
@@ -20,11 +20,15 @@ from benchmarks.reproduce import RESULTS, ROOT, TABLES
 from datasets.registry import DEFAULT_OOD_SETS
 from utils.errors import InputError, exit_cleanly
 from utils.report import HEADERS
-from utils.runlog import write_text
+from utils.run.runlog import write_text
 
 DOCUMENTS = ("README.md", "docs/results.md", "docs/departures.md")
 MARKER = re.compile(r"(<!-- table: (?P<name>[^\n]*?) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
-PAPER_EPOCHS, PAPER_MODEL, PAPER_OUTLIERS = 100, {"cifar10": "ResNet18", "cifar100": "ResNet18", "imagenet": "ResNet50"}, 300_000
+PAPER_EPOCHS, PAPER_MODEL, PAPER_OUTLIERS = (
+    100,
+    {"cifar10": "ResNet18", "cifar100": "ResNet18", "imagenet": "ResNet50"},
+    300_000,
+)
 IMAGENET_LT_IMAGES = 115_846
 NAMES = {
     "patt": "PATT",
@@ -88,7 +92,10 @@ def runs_table(results, table, group, score="energy"):
         for fc in (False, True):
             if row.endswith("-leak") and not fc:
                 continue
-            means = [next(m for m in r["results"]["mean"] if m["fc"] == fc and m["score"] == score) for r in records[row]]
+            means = [
+                next(m for m in r["results"]["mean"] if m["fc"] == fc and m["score"] == score)
+                for r in records[row]
+            ]
             shots = [next(a for a in r["results"]["accuracy"] if a["fc"] == fc) for r in records[row]]
             line = [NAMES[row], "yes" if fc else "no", str(len(means))]
             line += [spread([m[key] for m in means]) for key in METRICS]
@@ -105,7 +112,10 @@ def notes(records, group, score):
     ds, model = settings["ds"], settings["model"]
     images = sum(settings["class_counts"])
     tail = f"rho {settings['rho']}, " if "rho" in settings else ""
-    text = [f"{ds}, {model}, {settings['epochs']} epochs, {tail}{images:,} training images; score: {score}; mean over "]
+    text = [
+        f"{ds}, {model}, {settings['epochs']} epochs, {tail}{images:,} training images; score: "
+        f"{score}; mean over "
+    ]
     sets = [row["ood"] for row in records[0]["results"]["rows"] if row["score"] == score and not row["fc"]]
     text[0] += f"{len(sets)} OOD sets ({', '.join(sets)})."
     if ds in PAPER_MODEL:
@@ -121,10 +131,15 @@ def notes(records, group, score):
     seeds = ", ".join(map(str, sorted({r["seed"] for r in records})))
     text.append(f"Percent, mean ± standard deviation over n seeds ({seeds}); OOD is the positive class;")
     text.append("minutes: training, wall time.")
-    devices = sorted({f"{r['args']['environment']['device']} ({cores(r['args']['environment'])})" for r in records})
+    devices = sorted(
+        {f"{r['args']['environment']['device']} ({cores(r['args']['environment'])})" for r in records}
+    )
     commits = sorted({str(r["args"]["environment"]["commit"]) for r in records})
     dates = sorted({r["date"] for r in records})
-    text.append(f"{', '.join(devices)}; {dates[0]}{' to ' + dates[-1] if len(dates) > 1 else ''}; commit {', '.join(commits)};")
+    text.append(
+        f"{', '.join(devices)}; {dates[0]}{' to ' + dates[-1] if len(dates) > 1 else ''}; commit "
+        f"{', '.join(commits)};"
+    )
     text.append(f"files and commands: `benchmarks/results/runs/{group}/`.")
     return " ".join(text)
 
@@ -132,7 +147,11 @@ def notes(records, group, score):
 def published_table(ds):
     """(head, rows, notes) of the published averages."""
     data = json.loads((ROOT / "benchmarks" / "published.json").read_text())
-    rows = [[r["method"], *(f"{v:.2f}" for v in r[ds]), "ID?" if r["id_positive"] else "OOD"] for r in data["rows"] if r[ds]]
+    rows = [
+        [r["method"], *(f"{v:.2f}" for v in r[ds]), "ID?" if r["id_positive"] else "OOD"]
+        for r in data["rows"]
+        if r[ds]
+    ]
     head = ["published", "AUROC ↑", "AUPR ↑", "FPR95 ↓", "ACC ↑", "positive class of AUPR and FPR95"]
     return head, rows, data["note"]
 
@@ -162,21 +181,39 @@ def build(name, results):
 
 
 def markdown(head, rows, note):
-    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head), *(f"| {' | '.join(map(str, row))} |" for row in rows)]
+    lines = [
+        f"| {' | '.join(head)} |",
+        "|" + "---|" * len(head),
+        *(f"| {' | '.join(map(str, row))} |" for row in rows),
+    ]
     return "\n".join(lines) + f"\n\n{note}\n"
 
 
 def latex(head, rows, note):
     def clean(cell):
-        cell = str(cell).replace("↑", r"$\uparrow$").replace("↓", r"$\downarrow$").replace("±", r"$\pm$").replace("`", "")
+        cell = (
+            str(cell)
+            .replace("↑", r"$\uparrow$")
+            .replace("↓", r"$\downarrow$")
+            .replace("±", r"$\pm$")
+            .replace("`", "")
+        )
         return re.sub(r"([%&#_])", r"\\\1", cell)
 
     body = "\n".join(" & ".join(map(clean, row)) + r" \\" for row in rows)
     columns = "l" * 2 + "r" * (len(head) - 2)
-    return "\n".join([
-        f"% {note}", rf"\begin{{tabular}}{{{columns}}}", r"\toprule", " & ".join(map(clean, head)) + r" \\", r"\midrule", body,
-        r"\bottomrule", r"\end{tabular}",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            f"% {note}",
+            rf"\begin{{tabular}}{{{columns}}}",
+            r"\toprule",
+            " & ".join(map(clean, head)) + r" \\",
+            r"\midrule",
+            body,
+            r"\bottomrule",
+            r"\end{tabular}",
+        ]
+    )
 
 
 def regenerate(text, results=RESULTS):
@@ -185,9 +222,15 @@ def regenerate(text, results=RESULTS):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="change nothing; fail where documents and files differ")
-    parser.add_argument("--latex", nargs="+", metavar="WORD", help="print one table, named as in a marker, as LaTeX")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="change nothing; fail where documents and files differ"
+    )
+    parser.add_argument(
+        "--latex", nargs="+", metavar="WORD", help="print one table, named as in a marker, as LaTeX"
+    )
     parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args(argv)
     if args.latex:

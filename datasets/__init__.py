@@ -1,4 +1,5 @@
 """Bytes to batches: which samples, how they are read, augmented and delivered."""
+
 from typing import NamedTuple
 
 import torch

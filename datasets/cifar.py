@@ -1,4 +1,6 @@
-"""CIFAR-10 and CIFAR-100 from the python batches that their site publishes, in torchvision's folder layout."""
+"""CIFAR-10 and CIFAR-100 from the python batches that their site publishes, in torchvision's folder
+layout."""
+
 import warnings
 from pathlib import Path
 from typing import NamedTuple
@@ -7,9 +9,9 @@ import numpy as np
 import torch
 
 from datasets import ImageSet
-from datasets.archives import unpack
-from datasets.files import file_md5, require_file
-from datasets.plain_pickle import read_plain_dict
+from datasets.files.archives import unpack
+from datasets.files.checks import file_md5, require_file
+from datasets.files.plain_pickle import read_plain_dict
 from utils.errors import InputError
 
 
@@ -54,8 +56,9 @@ _MAX_UNPACKED = 1 << 30  # either archive unpacks to under 200 MB
 def load_cifar(name: str, root: Path, train: bool) -> ImageSet:
     """Reads one split: images uint8 (N, 3, 32, 32), labels int64 (N,), in the order of the files.
 
-    ``name`` is ``cifar10`` or ``cifar100`` (its fine labels). Where the folder is missing and the archive lies beside
-    it under ``root``, the archive is unpacked. Files that are not the published ones load with one warning.
+    ``name`` is ``cifar10`` or ``cifar100`` (its fine labels). Where the folder is missing and the archive
+    lies beside it under ``root``, the archive is unpacked. Files that are not the published ones load with
+    one warning.
 
     Raises:
         InputError: the data are missing, truncated, of a wrong shape or type, or have labels out of range.
@@ -76,7 +79,8 @@ def load_cifar(name: str, root: Path, train: bool) -> ImageSet:
     if any(file_md5(folder / file) != md5 for file, md5 in files.items()):
         # The same words for both splits, which Python's default filter then shows once.
         warnings.warn(
-            f"the files in {folder} differ from the published {name} (by MD5) and are used as they are", stacklevel=1
+            f"the files in {folder} differ from the published {name} (by MD5) and are used as they are",
+            stacklevel=1,
         )
     images = np.concatenate([images for images, _ in batches])
     labels = np.concatenate([labels for _, labels in batches])

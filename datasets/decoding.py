@@ -28,9 +28,11 @@ class Unreadable(Exception):
 
 
 class EncodedImage(NamedTuple):
-    """A file's bytes with its header read; ``height`` and ``width`` are those of the upright image, in pixels.
+    """A file's bytes with its header read; ``height`` and ``width`` are those of the upright image, in
+    pixels.
 
-    ``plain`` marks what every JPEG decoder reads alike: colour, not CMYK, no rotation. The rest is Pillow's work.
+    ``plain`` marks what every JPEG decoder reads alike: colour, not CMYK, no rotation. The rest is Pillow's
+    work.
     """
 
     data: bytearray
@@ -66,7 +68,8 @@ def open_image(path: Path) -> EncodedImage:
     plain = (
         picture.format in ("JPEG", "MPO")
         and picture.mode == "RGB"
-        and picture.info.get("adobe_transform", 1) == 1  # else the file holds RGB, which not every decoder respects
+        and picture.info.get("adobe_transform", 1)
+        == 1  # else the file holds RGB, which not every decoder respects
         and orientation == 1
     )
     if orientation >= 5:  # the four that exchange rows and columns
@@ -110,25 +113,31 @@ def resize(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """Antialiased bilinear resize of one image, uint8 (3, H, W) on any device, as torchvision does it."""
     batch = image.unsqueeze(0)
     if image.is_cuda:  # there is no uint8 kernel there
-        return F.interpolate(
-            batch.float(), size=(height, width), mode="bilinear", antialias=True
-        ).round_().clamp_(0, 255).to(torch.uint8)[0]  # fmt: skip
+        return (
+            F.interpolate(batch.float(), size=(height, width), mode="bilinear", antialias=True)
+            .round_()
+            .clamp_(0, 255)
+            .to(torch.uint8)[0]
+        )
     return F.interpolate(batch, size=(height, width), mode="bilinear", antialias=True)[0]
 
 
 def resized_crops(image: torch.Tensor, boxes: torch.Tensor, size: int, shrink: int = 1) -> list[torch.Tensor]:
-    """Cuts boxes (V, 4) of (top, left, height, width) in pixels from an image decoded at 1/``shrink`` of its size.
+    """Cuts boxes (V, 4) of (top, left, height, width) in pixels from an image decoded at 1/``shrink`` of its
+    size.
 
     Returns V crops, uint8 (3, size, size).
     """
     corners = (boxes // shrink).tolist()
     return [
-        resize(image[:, top : top + height, left : left + width], size, size) for top, left, height, width in corners
+        resize(image[:, top : top + height, left : left + width], size, size)
+        for top, left, height, width in corners
     ]
 
 
 def decoding_shrink(encoded: EncodedImage, boxes: torch.Tensor, size: int) -> int:
-    """The strongest shrinking, 1, 2, 4 or 8, at which every box still has ``size`` pixels a side; 1 for what is no JPEG."""
+    """The strongest shrinking, 1, 2, 4 or 8, at which every box still has ``size`` pixels a side; 1 for what
+    is no JPEG."""
     if encoded.picture.format not in ("JPEG", "MPO"):
         return 1
     smallest = int(boxes[:, 2:].min())
@@ -136,7 +145,8 @@ def decoding_shrink(encoded: EncodedImage, boxes: torch.Tensor, size: int) -> in
 
 
 def central_crop(image: torch.Tensor, size: int) -> torch.Tensor:
-    """Shorter side to ``size`` * 256 / 224, then the central square, uint8: torchvision's Resize and CenterCrop."""
+    """Shorter side to ``size`` * 256 / 224, then the central square, uint8: torchvision's Resize and
+    CenterCrop."""
     _, height, width = image.shape
     short = size * 256 // 224
     if height <= width:

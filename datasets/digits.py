@@ -1,8 +1,9 @@
 """The embedded digits benchmark: real images that ship inside scikit-learn, so that no download is needed.
 
-In-distribution are the handwritten digits 0-7 with a long tail on the training split; the digits 8 and 9 are the semantic OOD
-set. Surrogate outliers are patches of one sample photograph; patches of the *other* photograph and noise are the far OOD sets.
-Everything is 16 x 16 and grey in three channels, so that colour gives nothing away.
+In-distribution are the handwritten digits 0-7 with a long tail on the training split; the digits 8 and 9 are
+the semantic OOD set. Surrogate outliers are patches of one sample photograph; patches of the *other*
+photograph and noise are the far OOD sets. Everything is 16 x 16 and grey in three channels, so that colour
+gives nothing away.
 """
 
 import numpy as np
@@ -23,7 +24,8 @@ OOD_SETS = ("digits89", "photo", "noise")
 
 
 def load_digits(train):
-    """The training images of digits 0-7 (every one that is not a test image, before the tail is cut), or the balanced test split.
+    """The training images of digits 0-7 (every one that is not a test image, before the tail is cut), or the
+    balanced test split.
 
     Which images are test images is drawn once, with a fixed seed: 40 of each class.
 
@@ -46,7 +48,8 @@ def load_digits_outliers(limit=NUM_OUTLIERS):
 
 
 def load_digits_ood(names=OOD_SETS):
-    """OOD test sets by name: ``digits89`` (digits 8 and 9), ``photo`` (patches of flower.jpg) and ``noise`` (uniform).
+    """OOD test sets by name: ``digits89`` (digits 8 and 9), ``photo`` (patches of flower.jpg) and ``noise``
+    (uniform).
 
     Returns:
         dict of name to :class:`ImageSet` with labels -1.
@@ -77,7 +80,8 @@ def _all_digits():
 
 
 def _patches(photograph, count, seed):
-    """Square patches of 16 to 96 pixels a side at random places, in grey, resized to uint8 (count, 3, 16, 16)."""
+    """Square patches of 16 to 96 pixels a side at random places, in grey, resized to uint8 (count, 3, 16,
+    16)."""
     photo = torch.from_numpy(load_sample_image(photograph).copy()).float().mean(dim=2)
     rng = np.random.default_rng(seed)
     patches = []

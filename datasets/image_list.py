@@ -1,8 +1,10 @@
 """Text files that list images, one a line: SC-OOD's lists and ImageNet-LT's.
 
-A line is ``relative/path label``, or ``relative/path {"label": -1, "sc_label": -1}``, or in lists read without labels
-``relative/path`` alone. A list may come from a stranger: its size is bounded, and its entries stay under one folder.
+A line is ``relative/path label``, or ``relative/path {"label": -1, "sc_label": -1}``, or in lists read
+without labels ``relative/path`` alone. A list may come from a stranger: its size is bounded, and its entries
+stay under one folder.
 """
+
 import os
 import re
 from array import array
@@ -11,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from datasets.files import inner_path, os_reason, require_file, shown
+from datasets.files.checks import inner_path, os_reason, require_file, shown
 from utils.errors import InputError
 
 MAX_LIST_BYTES = 4 << 30
@@ -24,13 +26,14 @@ _SC_LABEL = re.compile(r"""["']sc_label["']\s*:\s*(-?[0-9]{1,18})\s*[,}]""")  # 
 def read_image_list(list_path: Path, root: Path, labelled: bool = True) -> tuple[list[str], torch.Tensor]:
     """Returns the paths relative to ``root``, and the labels, int64 (N,), of a list, in its order.
 
-    The label of a line with braces is its ``sc_label``; labels run from -1 to ``MAX_LABEL``. With ``labelled=False`` a
-    label is optional and not looked at, and all labels are -1. Blank lines are skipped. Whether the images are there is
-    for :func:`find_missing` to tell.
+    The label of a line with braces is its ``sc_label``; labels run from -1 to ``MAX_LABEL``. With
+    ``labelled=False`` a label is optional and not looked at, and all labels are -1. Blank lines are skipped.
+    Whether the images are there is for :func:`find_missing` to tell.
 
     Raises:
-        InputError: the list is missing, empty or beyond the bounds above; a line is not UTF-8, has no valid label, or
-            names a path that is absolute, climbs out with ``..``, or leaves ``root`` through a link.
+        InputError: the list is missing, empty or beyond the bounds above; a line is not UTF-8, has no valid
+            label, or names a path that is absolute, climbs out with ``..``, or leaves ``root`` through a
+            link.
     """
     paths: list[str] = []
     labels = array("q")
@@ -51,7 +54,8 @@ def find_missing(paths: Sequence[str], root: Path) -> list[str]:
     """Returns the entries, as :func:`read_image_list` gives them, that are no file under ``root``."""
     missing = set()
     for folder, names in _by_folder(paths).items():
-        # One listing a folder instead of a question a file: a million questions take minutes on a network disk.
+        # One listing a folder instead of a question a file: a million questions take minutes on a network
+        # disk.
         there = {entry.name for entry in _listing(os.path.join(root, folder)) if entry.is_file()}
         for name in names - there:
             path = os.path.join(folder, name)
@@ -70,7 +74,8 @@ def read_lines(list_path: Path) -> Iterator[tuple[int, str]]:
                 number += 1
                 if number > MAX_LINES or len(raw) > MAX_LINE_BYTES:
                     raise InputError(
-                        f"{list_path}, line {number}: the bounds are {MAX_LINES:,} lines of {MAX_LINE_BYTES:,} bytes"
+                        f"{list_path}, line {number}: the bounds are {MAX_LINES:,} lines of "
+                        f"{MAX_LINE_BYTES:,} bytes"
                     )
                 if line := raw.decode("utf-8-sig" if number == 1 else "utf-8").strip():
                     yield number, line
@@ -111,7 +116,10 @@ def _refuse_links_outside(paths: Sequence[str], root: Path, list_path: Path) -> 
     for folder, names in _by_folder(paths).items():
         real_folder = os.path.realpath(os.path.join(real_root, folder))
         links = {entry.name for entry in _listing(real_folder) if entry.is_symlink()}
-        for real in [real_folder, *(os.path.realpath(os.path.join(real_folder, name)) for name in links & names)]:
+        for real in [
+            real_folder,
+            *(os.path.realpath(os.path.join(real_folder, name)) for name in links & names),
+        ]:
             if os.path.commonpath([real, real_root]) != real_root:
                 raise InputError(f"{list_path}: an entry under {shown(folder)} leaves {root} through a link")
 

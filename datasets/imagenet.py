@@ -1,8 +1,9 @@
 """Batches from image files: each file is read once and decoded once a step, whatever the number of its views.
 
-Worker processes read the files and choose the random crops. For the CPU they also decode, crop and augment; for CUDA
-they hand over the bytes, and decoding, crops and augmentation run on the GPU, on a side stream beside the step.
-Order and randomness depend on (seed, epoch, step, rank) and on the files alone, so that a run can go on at any step.
+Worker processes read the files and choose the random crops. For the CPU they also decode, crop and augment;
+for CUDA they hand over the bytes, and decoding, crops and augmentation run on the GPU, on a side stream
+beside the step. Order and randomness depend on (seed, epoch, step, rank) and on the files alone, so that a
+run can go on at any step.
 """
 
 import math
@@ -14,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torchvision.io import ImageReadMode, decode_jpeg
 
+from datasets.augment.stages import draw_crop_boxes
 from datasets.decoding import (
     Unreadable,
     central_crop,
@@ -22,10 +24,11 @@ from datasets.decoding import (
     decoding_shrink,
     open_image,
     resized_crops,
-)  # fmt: skip
+)
 from datasets.image_list import find_missing, read_image_list
-from datasets.loader import IMAGENET_NORMALIZATION, Batch, epoch_indices, mixed_seed, step_generator
-from datasets.views import draw_crop_boxes
+from datasets.loader import Batch
+from datasets.normalization import IMAGENET_NORMALIZATION
+from datasets.randomness import epoch_indices, mixed_seed, step_generator
 from datasets.workers import STEPS_AHEAD, ReadingPosition, from_workers, shared_tensor
 from utils.errors import InputError
 
@@ -43,24 +46,33 @@ class ImageFiles(NamedTuple):
     labels: torch.Tensor
 
 
-def load_files(list_path: Path, root: Path, num_classes: int | None = None, labelled: bool = True) -> ImageFiles:
+def load_files(
+    list_path: Path, root: Path, num_classes: int | None = None, labelled: bool = True
+) -> ImageFiles:
     """Reads a list of ``path label`` lines whose files all are there.
 
     Args:
-        num_classes: labels have to be below it; None takes the list to be a training list, whose labels 0 .. C - 1 all occur.
+        num_classes: labels have to be below it; None takes the list to be a training list, whose labels 0 ..
+            C - 1 all occur.
         labelled: False for lists of outliers, whose labels are not looked at.
 
     Raises:
-        InputError: see :func:`datasets.image_list.read_image_list`; missing files, by count and first names; labels out of range.
+        InputError: see :func:`datasets.image_list.read_image_list`; missing files, by count and first names;
+            labels out of range.
     """
     paths, labels = read_image_list(list_path, root, labelled)
     if missing := find_missing(paths, root):
-        raise InputError(f"{list_path}: {len(missing):,} of {len(paths):,} files are not under {root}, such as {missing[0]}")
+        raise InputError(
+            f"{list_path}: {len(missing):,} of {len(paths):,} files are not under {root}, such as "
+            f"{missing[0]}"
+        )
     if labelled:
         counts = torch.bincount(labels.clamp(min=0))
         if labels.min() < 0 or (num_classes is not None and len(counts) > num_classes):
             wrong = int(labels.min() if labels.min() < 0 else labels.max())
-            raise InputError(f"{list_path}: label {wrong} is not one of the {num_classes or len(counts)} classes")
+            raise InputError(
+                f"{list_path}: label {wrong} is not one of the {num_classes or len(counts)} classes"
+            )
         if num_classes is None and (counts == 0).any():
             raise InputError(f"{list_path}: class {int(counts.argmin())} of {len(counts)} has no image")
     return ImageFiles(Path(root), paths, labels)
@@ -72,9 +84,11 @@ def select(files: ImageFiles, indices: torch.Tensor) -> ImageFiles:
 
 
 def balanced_sample(labels: torch.Tensor, size: int, seed: int) -> torch.Tensor:
-    """``size`` indices (all, where there are fewer) as evenly spread over the classes as their sizes admit: everybody's first
-    image, then everybody's second, and so on, in a random order within each class."""
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(mixed_seed("calibration", seed)))
+    """``size`` indices (all, where there are fewer) as evenly spread over the classes as their sizes admit:
+    everybody's first image, then everybody's second, and so on, in a random order within each class."""
+    order = torch.randperm(
+        len(labels), generator=torch.Generator().manual_seed(mixed_seed("calibration", seed))
+    )
     by_class = order[torch.argsort(labels[order], stable=True)]
     counts = torch.bincount(labels)
     first = torch.cat([counts.new_zeros(1), counts.cumsum(0)[:-1]])
@@ -103,8 +117,8 @@ class FileReader:
         self.start, self.size = (sizes.cumsum(0) - sizes)[groups], sizes[groups]
 
     def read(self, indices, generator, decode, unreadable):
-        """Returns the numbers of the files used, one for each of ``indices``; the crops' boxes, int64 (n, V, 4) of
-        (top, left, height, width); and the list of ``decode(encoded image, its boxes)``.
+        """Returns the numbers of the files used, one for each of ``indices``; the crops' boxes, int64 (n, V,
+        4) of (top, left, height, width); and the list of ``decode(encoded image, its boxes)``.
 
         Every file that could not be read is counted in ``unreadable`` by its path.
 
@@ -130,7 +144,8 @@ class FileReader:
         return used, boxes, decoded
 
     def _candidates(self, index, unreadable):
-        """Yields (number, encoded image) of a file and then of the others of its group, those that can be opened."""
+        """Yields (number, encoded image) of a file and then of the others of its group, those that can be
+        opened."""
         start, size, place = int(self.start[index]), int(self.size[index]), int(self.place[index])
         for step in range(size):
             number = int(self.by_group[start + (place - start + step) % size])
@@ -161,7 +176,9 @@ class Packed(NamedTuple):
 
     @classmethod
     def pack(cls, tensors):
-        return cls(torch.cat([tensor.flatten() for tensor in tensors]), [tuple(tensor.shape) for tensor in tensors])
+        return cls(
+            torch.cat([tensor.flatten() for tensor in tensors]), [tuple(tensor.shape) for tensor in tensors]
+        )
 
     def unpack(self):
         parts = self.buffer.split([math.prod(shape) for shape in self.shapes])
@@ -169,8 +186,9 @@ class Packed(NamedTuple):
 
 
 class StepFiles(NamedTuple):
-    """What is read of a step, by list (training images, then outliers): the numbers of the files used, the boxes, and
-    crops or encoded images, as :meth:`FileReader.read` gives them. On the CPU the last two become the batch, and are empty."""
+    """What is read of a step, by list (training images, then outliers): the numbers of the files used, the
+    boxes, and crops or encoded images, as :meth:`FileReader.read` gives them. On the CPU the last two become
+    the batch, and are empty."""
 
     used: list[list[int]]
     boxes: list[torch.Tensor]
@@ -184,9 +202,11 @@ class FileTrainLoader:
     Args:
         files: the training list.
         outliers: the list of outliers, or None for none; its labels are not looked at.
-        views: :class:`datasets.views.Views` of crops, such as :func:`datasets.views.imagenet_views`.
+        views: :class:`datasets.augment.views.Views` of crops, such as
+            :func:`datasets.augment.views.imagenet_views`.
         image_size: S, the side of a view in pixels.
-        batch_size, outlier_batch_size: of the global batch; each of the ``world_size`` processes takes its share.
+        batch_size, outlier_batch_size: of the global batch; each of the ``world_size`` processes takes its
+            share.
         contrastive: whether views 2 and 3 are made.
         num_workers: processes that read; 0 reads in this one.
 
@@ -195,9 +215,21 @@ class FileTrainLoader:
     """
 
     def __init__(
-        self, files, outliers, views, *, image_size, batch_size, outlier_batch_size, contrastive, num_workers, seed,
-        device, rank=0, world_size=1,
-    ):  # fmt: skip
+        self,
+        files,
+        outliers,
+        views,
+        *,
+        image_size,
+        batch_size,
+        outlier_batch_size,
+        contrastive,
+        num_workers,
+        seed,
+        device,
+        rank=0,
+        world_size=1,
+    ):
         self.files, self.outliers, self.views, self.image_size = files, outliers, views, image_size
         self.batch_size, self.outlier_batch_size = batch_size, outlier_batch_size
         self.num_workers, self.seed, self.device = num_workers, seed, device
@@ -207,17 +239,23 @@ class FileTrainLoader:
         self._position = ReadingPosition([files, outliers], num_workers)
         self._readers = [
             FileReader(
-                files, by_class=True, views=3 if contrastive else 1, scale=CROP_SCALE,
+                files,
+                by_class=True,
+                views=3 if contrastive else 1,
+                scale=CROP_SCALE,
                 on_reading=partial(self._position.note, 0),
             )
-        ]  # fmt: skip
+        ]
         if outliers is not None:
             self._readers.append(
                 FileReader(
-                    outliers, by_class=False, views=1, scale=OUTLIER_CROP_SCALE,
+                    outliers,
+                    by_class=False,
+                    views=1,
+                    scale=OUTLIER_CROP_SCALE,
                     on_reading=partial(self._position.note, 1),
                 )
-            )  # fmt: skip
+            )
         rows_by_view = [
             len(range(rank, size, world_size))
             for reader, size in zip(self._readers, (batch_size, outlier_batch_size))  # noqa: B905 (outliers may be off)
@@ -227,9 +265,12 @@ class FileTrainLoader:
         self._crops_by_view = [
             torch.empty(rows, *self._shape[1:], dtype=torch.uint8, device=device) for rows in rows_by_view
         ]
-        self._mean, self._std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in IMAGENET_NORMALIZATION)
-        # For the CPU, memory that each step's batch is written to in turn: the batches that workers prepare, the one in
-        # use and the one before it. The first touch of fresh memory would take longer than the arithmetic on it.
+        self._mean, self._std = (
+            torch.tensor(v, device=device).view(1, 3, 1, 1) for v in IMAGENET_NORMALIZATION
+        )
+        # For the CPU, memory that each step's batch is written to in turn: the batches that workers prepare,
+        # the one in use and the one before it. The first touch of fresh memory would take longer than the
+        # arithmetic on it.
         self._slots = None
         if device.type == "cpu":
             self._slots = shared_tensor(num_workers * STEPS_AHEAD + 2, *self._shape)
@@ -259,7 +300,8 @@ class FileTrainLoader:
     def epoch(self, epoch, start_step=0):
         """Iterates over the batches of an epoch, from ``start_step`` on.
 
-        On the CPU the memory of a batch's images is used again: they are good until the next batch but one is asked for.
+        On the CPU the memory of a batch's images is used again: they are good until the next batch but one is
+        asked for.
 
         Raises:
             InputError: more than 1 % of the files cannot be read, or none of a class.
@@ -271,17 +313,21 @@ class FileTrainLoader:
 
     def _orders(self, epoch):
         """For each list, int64 (steps, this process's share of the batch)."""
-        lists = [(self.files, self.batch_size, "images"), (self.outliers, self.outlier_batch_size, "outliers")]
+        lists = [
+            (self.files, self.batch_size, "images"),
+            (self.outliers, self.outlier_batch_size, "outliers"),
+        ]
         steps = len(self)
         return [
-            epoch_indices(len(files.paths), steps * size, self.seed, epoch, stream)
-            .view(steps, size)[:, self.rank :: self.world_size]
+            epoch_indices(len(files.paths), steps * size, self.seed, epoch, stream).view(steps, size)[
+                :, self.rank :: self.world_size
+            ]
             for files, size, stream in lists[: len(self._readers)]
-        ]  # fmt: skip
+        ]
 
     def make(self, epoch, orders, step):
-        """A worker's part of a step: for CUDA, to pack bytes (``decoded``) and boxes; on the CPU all of it, the batch put
-        into the step's slot."""
+        """A worker's part of a step: for CUDA, to pack bytes (``decoded``) and boxes; on the CPU all of it,
+        the batch put into the step's slot."""
         rows = [order[step] for order in orders]
         if self.device.type == "cuda":
             files = self._read(epoch, step, rows, lambda encoded, boxes: decode_for_gpu(encoded))
@@ -306,7 +352,8 @@ class FileTrainLoader:
         return resized_crops(decode_image(encoded, shrink), boxes, self.image_size, shrink)
 
     def _augment(self, crops, epoch, step, images):
-        """Fills ``images`` with the normalised views of ``crops``: by list, the uint8 crops (3, S, S) of each file."""
+        """Fills ``images`` with the normalised views of ``crops``: by list, the uint8 crops (3, S, S) of each
+        file."""
         generator = torch.Generator().manual_seed(mixed_seed("pixels", self.seed, epoch, step, self.rank))
         contrastive = [self.views.contrastive] * (self._readers[0].views - 1)
         chain = [self.views.strong, *contrastive, *[self.views.outlier] * (len(self._readers) - 1)]
@@ -331,10 +378,11 @@ class FileTrainLoader:
         return Batch(images, self.files.labels[indices].to(self.device), indices)
 
     def _decode_on_gpu(self, files, epoch, step):
-        """Decodes, crops and augments what :meth:`make` packed for CUDA; returns ``files``, whose numbers may have changed,
-        and the batch.
+        """Decodes, crops and augments what :meth:`make` packed for CUDA; returns ``files``, whose numbers may
+        have changed, and the batch.
 
-        The host comes here while the GPU is still at the step before, so that work on a side stream runs beside it.
+        The host comes here while the GPU is still at the step before, so that work on a side stream runs
+        beside it.
         """
         with torch.cuda.stream(self.side_stream):
             images = files.decoded.unpack()
@@ -345,11 +393,14 @@ class FileTrainLoader:
                 rows = [torch.tensor(used) for used in files.used]
                 again = self._read(epoch, step, rows, self._crops)
                 files = again._replace(unreadable=files.unreadable + again.unreadable)
-                crops = [[[view.to(self.device) for view in views] for views in crops] for crops in files.decoded]
+                crops = [
+                    [[view.to(self.device) for view in views] for views in crops] for crops in files.decoded
+                ]
             else:
                 images = (next(decoded) if image.dim() == 1 else image.to(self.device) for image in images)
                 crops = [
-                    [resized_crops(next(images), box, self.image_size) for box in boxes] for boxes in files.boxes
+                    [resized_crops(next(images), box, self.image_size) for box in boxes]
+                    for boxes in files.boxes
                 ]
             batch = torch.empty(self._shape, device=self.device, memory_format=torch.channels_last)
             self._augment(crops, epoch, step, batch)
@@ -364,16 +415,18 @@ class FileTrainLoader:
         allowed = UNREADABLE_SHARE * self.files_read
         if len(self.unreadable) > UNREADABLE_FLOOR and self.unreadable.total() > allowed:
             raise InputError(
-                f"{self.unreadable.total():,} of the {self.files_read:,} files read so far cannot be read, more than "
+                f"{self.unreadable.total():,} of the {self.files_read:,} files read so far cannot "
+                "be read, more than "
                 f"{UNREADABLE_SHARE:.0%}; among them {', '.join(list(self.unreadable)[:3])}"
             )
 
 
 class EvalImages:
-    """Every image of a list once, in order, not augmented: shorter side resized to S * 256 / 224, the central S x S.
+    """Every image of a list once, in order, not augmented: shorter side resized to S * 256 / 224, the central
+    S x S.
 
-    Iterates over (normalised float32 images (n, 3, S, S), labels int64 (n,)) on the device. With several processes,
-    each takes every ``world_size``-th image, so that their shares make up the list.
+    Iterates over (normalised float32 images (n, 3, S, S), labels int64 (n,)) on the device. With several
+    processes, each takes every ``world_size``-th image, so that their shares make up the list.
 
     Args:
         files: the list.
@@ -395,7 +448,10 @@ class EvalImages:
         read = from_workers(self._read, range(len(self)), self.num_workers)
         for rows, images in zip(self.batches, read, strict=True):
             images = IMAGENET_NORMALIZATION(images.to(self.device).float().div_(255))
-            yield images.contiguous(memory_format=torch.channels_last), self.files.labels[rows].to(self.device)
+            yield (
+                images.contiguous(memory_format=torch.channels_last),
+                self.files.labels[rows].to(self.device),
+            )
 
     def _read(self, batch):
         """The uint8 images of a batch."""

@@ -3,64 +3,28 @@
 Order and randomness depend on (seed, epoch, step, rank) alone, so that a run can go on at any step.
 """
 
-import hashlib
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 
+from datasets.randomness import epoch_indices, step_generator
+
 DEVICE_MEMORY_SHARE = 0.5  # a set moves to the GPU when it takes at most this share of what is free there
-STEPS_AT_ONCE = {"cuda": 16, "cpu": 1}  # augmentation in bulk amortises launches on CUDA; on a CPU it only costs cache
+STEPS_AT_ONCE = {
+    "cuda": 16,
+    "cpu": 1,
+}  # augmentation in bulk amortises launches on CUDA; on a CPU it only costs cache
 
 
 class Batch(NamedTuple):
-    """One step's data. ``images``: float32 normalised, ordered [view 1 (B), view 2 (B), view 3 (B), outliers (M)], views 2 and 3
-    or the outliers left out where the loss does not use them; ``labels`` (B,); ``indices`` (B,) into the training set, on the
-    host."""
+    """One step's data. ``images``: float32 normalised, ordered [view 1 (B), view 2 (B), view 3 (B), outliers
+    (M)], views 2 and 3 or the outliers left out where the loss does not use them; ``labels`` (B,);
+    ``indices`` (B,) into the training set, on the host."""
 
     images: torch.Tensor
     labels: torch.Tensor
     indices: torch.Tensor
-
-
-class Normalization(NamedTuple):
-    """Mean and standard deviation of each channel, of images in [0, 1]."""
-
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-
-    def __call__(self, images):
-        """(N, 3, H, W) float, changed in place."""
-        mean, std = _channel_constants(self, images.device)
-        return images.sub_(mean).div_(std)
-
-
-@lru_cache(maxsize=32)
-def _channel_constants(normalization, device):
-    """Mean and standard deviation as tensors (1, 3, 1, 1) that stay on the device."""
-    return tuple(torch.tensor(values, device=device).view(1, 3, 1, 1) for values in normalization)
-
-
-CIFAR_NORMALIZATION = Normalization((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
-IMAGENET_NORMALIZATION = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-
-
-def mixed_seed(*parts):
-    """A 63-bit seed from any values; different values give unrelated seeds."""
-    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "little") >> 1
-
-
-def step_generator(seed, epoch, step, rank):
-    """The CPU generator that draws one step's augmentation."""
-    return torch.Generator().manual_seed(mixed_seed("views", seed, epoch, step, rank))
-
-
-def epoch_indices(n, needed, seed, epoch, stream):
-    """``needed`` indices below n in random order, int64: one permutation, and further ones where n is smaller than needed."""
-    generator = torch.Generator().manual_seed(mixed_seed(stream, seed, epoch))
-    rounds = -(-needed // n)
-    return torch.cat([torch.randperm(n, generator=generator) for _ in range(rounds)])[:needed]
 
 
 def place(images, device, share=DEVICE_MEMORY_SHARE):
@@ -76,16 +40,30 @@ class TrainLoader:
     Args:
         images, labels: the long-tailed training set, uint8 (N, 3, H, W) and int64 (N,).
         outliers: uint8 (M, 3, H, W), or None for no outliers.
-        views: :class:`datasets.views.Views`.
-        batch_size, outlier_batch_size: of the global batch; each of the ``world_size`` processes takes its share.
+        views: :class:`datasets.augment.views.Views`.
+        batch_size, outlier_batch_size: of the global batch; each of the ``world_size`` processes takes its
+            share.
         normalization, outlier_normalization: of the views, and of the outliers.
         contrastive: whether views 2 and 3 are made.
     """
 
     def __init__(
-        self, images, labels, outliers, views, *, batch_size, outlier_batch_size, normalization, outlier_normalization,
-        contrastive, seed, device, rank=0, world_size=1,
-    ):  # fmt: skip
+        self,
+        images,
+        labels,
+        outliers,
+        views,
+        *,
+        batch_size,
+        outlier_batch_size,
+        normalization,
+        outlier_normalization,
+        contrastive,
+        seed,
+        device,
+        rank=0,
+        world_size=1,
+    ):
         self.labels = labels
         self.images = place(images, device)
         self.outliers = None if outliers is None else place(outliers, device)
@@ -106,7 +84,9 @@ class TrainLoader:
     def where(self):
         """One line for the log: where the data live."""
         sets = {"images": self.images} | ({} if self.outliers is None else {"outliers": self.outliers})
-        return ", ".join(f"{len(s):,} {name} on {s.device} ({s.nbytes / 1e6:.0f} MB)" for name, s in sets.items())
+        return ", ".join(
+            f"{len(s):,} {name} on {s.device} ({s.nbytes / 1e6:.0f} MB)" for name, s in sets.items()
+        )
 
     def report(self):
         """Lines about an epoch's reading; from memory there is nothing to tell."""
@@ -115,7 +95,9 @@ class TrainLoader:
     def epoch(self, epoch, start_step=0):
         """Iterates over the batches of an epoch, from ``start_step`` on."""
         steps, at_once = len(self), STEPS_AT_ONCE[self.device.type]
-        order = self._share(epoch_indices(len(self.labels), steps * self.batch_size, self.seed, epoch, "images"), steps)
+        order = self._share(
+            epoch_indices(len(self.labels), steps * self.batch_size, self.seed, epoch, "images"), steps
+        )
         outlier_order = None
         if self.outliers is not None:
             needed = steps * self.outlier_batch_size
@@ -173,7 +155,8 @@ def _one_ahead(function, arguments):
 
 
 def evaluation_batches(images, labels, *, batch_size, normalization, device):
-    """Iterates over (normalised float images, labels on the device): every image once, in order, not augmented."""
+    """Iterates over (normalised float images, labels on the device): every image once, in order, not
+    augmented."""
     for start in range(0, len(labels), batch_size):
         rows = slice(start, start + batch_size)
         batch = images[rows].to(device, non_blocking=True).float().div_(255)

@@ -1,4 +1,5 @@
 """How many images of each class a long-tailed training set has, and which ones."""
+
 from collections.abc import Sequence
 
 import torch
@@ -9,8 +10,10 @@ from utils.errors import InputError
 def long_tail_counts(max_count: int, num_classes: int, ratio: float, kind: str = "exp") -> list[int]:
     """Returns the image count of each class, largest first.
 
-    ``exp``: ``int(max_count * ratio ** (c / (C - 1)))``, the profile of CIFAR-LT (Cui et al. 2019). ``step``: the first
-    half of the classes (the middle one included) keeps ``max_count``, the others have ``int(max_count * ratio)``.
+    ``exp``: ``int(max_count * ratio ** (c / (C - 1)))``, the profile of CIFAR-LT (Cui et al. 2019). ``step``:
+        the first
+    half of the classes (the middle one included) keeps ``max_count``, the others have ``int(max_count *
+    ratio)``.
 
     Raises:
         InputError: ``ratio`` (the flag ``--rho``) is outside (0, 1], or leaves a class without an image.
@@ -18,7 +21,9 @@ def long_tail_counts(max_count: int, num_classes: int, ratio: float, kind: str =
     if not 0 < ratio <= 1:
         raise InputError(f"rho (--imbalance_ratio) must be above 0 and at most 1, not {ratio}")
     if max_count < 1 or num_classes < 1:
-        raise InputError(f"a long tail needs at least one class and one image, not {num_classes} and {max_count}")
+        raise InputError(
+            f"a long tail needs at least one class and one image, not {num_classes} and {max_count}"
+        )
     if kind == "exp":
         counts = [int(max_count * ratio ** (c / max(num_classes - 1, 1))) for c in range(num_classes)]
     elif kind == "step":
@@ -35,16 +40,20 @@ def long_tail_counts(max_count: int, num_classes: int, ratio: float, kind: str =
 
 
 def long_tail_indices(labels: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
-    """Returns the positions, int64 (sum of counts,), of the first ``counts[c]`` images of each class, class by class.
+    """Returns the positions, int64 (sum of counts,), of the first ``counts[c]`` images of each class, class
+    by class.
 
-    ``labels`` is int64 (N,). Within a class the order is that of the file, so the subset is the same on every machine.
+    ``labels`` is int64 (N,). Within a class the order is that of the file, so the subset is the same on every
+    machine.
 
     Raises:
         InputError: a label has no count, or a class has no image or fewer than its count.
     """
     labels = torch.as_tensor(labels)
     if len(labels) and not (0 <= int(labels.min()) and int(labels.max()) < len(counts)):
-        raise InputError(f"labels run from {int(labels.min())} to {int(labels.max())}, outside 0..{len(counts) - 1}")
+        raise InputError(
+            f"labels run from {int(labels.min())} to {int(labels.max())}, outside 0..{len(counts) - 1}"
+        )
     present = torch.bincount(labels, minlength=len(counts)).tolist()
     for c, (have, need) in enumerate(zip(present, counts, strict=True)):
         if have == 0:

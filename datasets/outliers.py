@@ -1,4 +1,5 @@
 """The surrogate outliers that CIFAR-LT trains with: one array file, memory-mapped."""
+
 import io
 import math
 from pathlib import Path
@@ -6,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from datasets.files import os_reason, require_file
+from datasets.files.checks import os_reason, require_file
 from utils.errors import InputError
 
 FILE = Path("Tiny_Images_Dataset", "300K_random_images.npy")
@@ -14,12 +15,15 @@ _HEADER_BYTES = 16_384  # the header of a plain array takes 128
 
 
 def load_outliers(root: Path, limit: int | None = None) -> torch.Tensor:
-    """Returns the first ``limit`` outliers (all by default), a uint8 (M, 3, 32, 32) view of the memory-mapped file.
+    """Returns the first ``limit`` outliers (all by default), a uint8 (M, 3, 32, 32) view of the memory-mapped
+    file.
 
-    The file may hold any number of images and is read where it is touched; writing to the tensor does not change it.
+    The file may hold any number of images and is read where it is touched; writing to the tensor does not
+    change it.
 
     Raises:
-        InputError: the file is missing, truncated, not uint8 (N, 32, 32, 3) or empty, or ``limit`` is below 1.
+        InputError: the file is missing, truncated, not uint8 (N, 32, 32, 3) or empty, or ``limit`` is below
+            1.
     """
     if limit is not None and limit < 1:
         raise InputError(f"--num_ood_samples must be at least 1, not {limit}")
@@ -33,13 +37,18 @@ def load_outliers(root: Path, limit: int | None = None) -> torch.Tensor:
 
 
 def map_outliers(path: Path) -> np.ndarray:
-    """Maps an .npy file of shape (N, 32, 32, 3), uint8, copy-on-write. Raises InputError for any other file."""
+    """Maps an .npy file of shape (N, 32, 32, 3), uint8, copy-on-write. Raises InputError for any other
+    file."""
     size = require_file(path, "the outlier file")
     try:
         with open(path, "rb") as file:
-            start = io.BytesIO(file.read(_HEADER_BYTES))  # bounded: the header's own length may claim gigabytes
+            start = io.BytesIO(
+                file.read(_HEADER_BYTES)
+            )  # bounded: the header's own length may claim gigabytes
         major, _ = np.lib.format.read_magic(start)
-        read_header = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
+        read_header = (
+            np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
+        )
         shape, fortran_order, dtype = read_header(start)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {os_reason(error)}") from error

@@ -1,40 +1,52 @@
-"""Gets data sets ready: downloads what may be downloaded, says what must be fetched by hand, builds and checks lists.
+"""Gets data sets ready: downloads what may be downloaded, says what must be fetched by hand, builds and
+checks lists.
 
-    python -m datasets.prepare cifar10 cifar100 tinyimages scood --drp DATA
-    python -m datasets.prepare imagenet --class_ids FILE --images DIR --out LIST
-    python -m datasets.prepare imagenet --check LIST --images DIR
+python -m datasets.prepare cifar10 cifar100 tinyimages scood --drp DATA
+python -m datasets.prepare imagenet --class_ids FILE --images DIR --out LIST
+python -m datasets.prepare imagenet --check LIST --images DIR
 """
+
 import argparse
 import os
 from pathlib import Path
 
-from datasets.archives import unpack
 from datasets.cifar import RELEASES, SITE, unpack_cifar
-from datasets.download import download
-from datasets.files import inner_path, os_reason, shown
+from datasets.files.archives import unpack
+from datasets.files.checks import inner_path, os_reason, shown
+from datasets.files.download import download
 from datasets.image_list import MAX_LABEL, find_missing, read_image_list, read_lines
 from datasets.outliers import FILE as OUTLIER_FILE
 from datasets.outliers import map_outliers
 from datasets.scood import DEFAULT_SETS, image_root, list_path
 from utils.errors import InputError, exit_cleanly
-from utils.runlog import write_text
+from utils.run.runlog import write_text
 
 TINY_IMAGES_URL = "https://people.eecs.berkeley.edu/~hendrycks/300K_random_images.npy"
 SCOOD_PAGE = "https://jingkang50.github.io/projects/scood"
-SCOOD_LINK = "https://drive.google.com/file/d/1cbLXZ39xnJjxXnDM7g2KODHIjE0Qj4gu/view"  # README of ICCV21_SCOOD
+SCOOD_LINK = (
+    "https://drive.google.com/file/d/1cbLXZ39xnJjxXnDM7g2KODHIjE0Qj4gu/view"  # README of ICCV21_SCOOD
+)
 PICTURES = {".jpeg", ".jpg", ".png", ".bmp", ".webp"}
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("sets", nargs="+", choices=["cifar10", "cifar100", "tinyimages", "scood", "imagenet"])
     parser.add_argument("--data_root_path", "--drp", type=Path, help="folder of the CIFAR benchmarks' data")
-    parser.add_argument("--allow_unverified", action="store_true",
-                        help="download files that have no published checksum")
-    parser.add_argument("--archive", type=Path, help="scood: an archive fetched by hand (tar or zip), to be unpacked")
+    parser.add_argument(
+        "--allow_unverified", action="store_true", help="download files that have no published checksum"
+    )
+    parser.add_argument(
+        "--archive", type=Path, help="scood: an archive fetched by hand (tar or zip), to be unpacked"
+    )
     parser.add_argument("--images", type=Path, help="imagenet: the folder that list entries are relative to")
-    parser.add_argument("--class_ids", type=Path,
-                        help="imagenet: a file with a class folder's name first on each line; its line is its label")
+    parser.add_argument(
+        "--class_ids",
+        type=Path,
+        help="imagenet: a file with a class folder's name first on each line; its line is its label",
+    )
     parser.add_argument("--out", type=Path, help="imagenet: the list to write")
     parser.add_argument("--check", type=Path, help="imagenet: a list to check against --images")
     return parser
@@ -43,7 +55,9 @@ def get_args_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> None:
     args = get_args_parser().parse_args(argv)
     imagenet = "imagenet" in args.sets
-    if imagenet and (args.images is None or (args.check is None) == (args.class_ids is None or args.out is None)):
+    if imagenet and (
+        args.images is None or (args.check is None) == (args.class_ids is None or args.out is None)
+    ):
         raise InputError("imagenet needs --images with either --check, or --class_ids and --out")
     if not imagenet and not (args.images is args.class_ids is args.out is args.check is None):
         raise InputError("--images, --class_ids, --out and --check go with imagenet")
@@ -79,11 +93,15 @@ def prepare_cifar(name: str, root: Path) -> None:
 
 
 def prepare_tinyimages(root: Path, allow_unverified: bool) -> bool:
-    """Downloads the 300K random images if the user agrees to do so unverified; returns whether they are there."""
+    """Downloads the 300K random images if the user agrees to do so unverified; returns whether they are
+    there."""
     path = root / OUTLIER_FILE
     if not path.exists() and not allow_unverified:
-        print(f"tinyimages: no checksum is published for {TINY_IMAGES_URL} (uint8, 300,000 x 32 x 32 x 3, 922 MB).\n"
-              f"  Put that file at {path}, or let --allow_unverified download it.")
+        print(
+            f"tinyimages: no checksum is published for {TINY_IMAGES_URL} (uint8, 300,000 x 32 x 32 "
+            "x 3, 922 MB).\n"
+            f"  Put that file at {path}, or let --allow_unverified download it."
+        )
         return False
     if not path.exists():
         download(TINY_IMAGES_URL, path, md5=None, check=map_outliers, allow_unverified=True)
@@ -107,7 +125,8 @@ def prepare_scood(root: Path, archive: Path | None) -> bool:
     if not complete:
         ten, hundred = (", ".join(DEFAULT_SETS[benchmark]) for benchmark in ("cifar10", "cifar100"))
         print(
-            f"scood: its authors share scood_benchmark.zip through Google Drive, which this script cannot fetch from.\n"
+            "scood: its authors share scood_benchmark.zip through Google Drive, which this script "
+            "cannot fetch from.\n"
             f"  Open {SCOOD_LINK}\n"
             f"  in a browser (or follow the data set's link on {SCOOD_PAGE}) and fetch it.\n"
             f"  The lists belong at {list_path('cifar10', '<set>', root)} and\n"
@@ -119,13 +138,15 @@ def prepare_scood(root: Path, archive: Path | None) -> bool:
 
 
 def build_list(class_ids: Path, images: Path, out: Path) -> str:
-    """Writes one line ``path label`` for each picture below the folders ``images``/<class id>; returns a report of it.
+    """Writes one line ``path label`` for each picture below the folders ``images``/<class id>; returns a
+    report of it.
 
-    The label of a class is its position in the file ``class_ids``, of whose lines only the first word counts; the
-    pictures of a class are sorted by path.
+    The label of a class is its position in the file ``class_ids``, of whose lines only the first word counts;
+    the pictures of a class are sorted by path.
 
     Raises:
-        InputError: a class id is repeated, climbs out of the folder, or has no folder or no picture; ``out`` exists.
+        InputError: a class id is repeated, climbs out of the folder, or has no folder or no picture; ``out``
+            exists.
     """
     if out.exists():
         raise InputError(f"{out} is there already; move it away or name another --out")
@@ -133,7 +154,9 @@ def build_list(class_ids: Path, images: Path, out: Path) -> str:
     missing = [name for name in ids if not (images / name).is_dir()]
     if missing:
         first = ", ".join(missing[:5])
-        raise InputError(f"{images} has no folder for {len(missing):,} of {len(ids):,} class ids, the first: {first}")
+        raise InputError(
+            f"{images} has no folder for {len(missing):,} of {len(ids):,} class ids, the first: {first}"
+        )
     lines = []
     for label, name in enumerate(ids):
         paths = sorted(
@@ -159,11 +182,14 @@ def build_list(class_ids: Path, images: Path, out: Path) -> str:
 
 
 def check_list(path: Path, images: Path) -> str:
-    """Returns a report that all of a list's files are there; raises InputError with the count of those missing."""
+    """Returns a report that all of a list's files are there; raises InputError with the count of those
+    missing."""
     paths, _ = read_image_list(path, images, labelled=False)
     if missing := find_missing(paths, images):
         first = ", ".join(map(shown, missing[:5]))
-        raise InputError(f"{path}: {len(missing):,} of {len(paths):,} files are not in {images}, the first: {first}")
+        raise InputError(
+            f"{path}: {len(missing):,} of {len(paths):,} files are not in {images}, the first: {first}"
+        )
     return f"{path}: all {len(paths):,} files are in {images}"
 
 

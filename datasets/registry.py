@@ -1,16 +1,17 @@
-"""The benchmarks whose images fit in memory, by the name of ``--ds``: CIFAR10-LT, CIFAR100-LT and the embedded digits."""
+"""The benchmarks whose images fit in memory, by the name of ``--ds``: CIFAR10-LT, CIFAR100-LT and the
+embedded digits."""
 
 import numpy as np
 import torch
 
 from datasets import ImageSet
+from datasets.augment.views import cifar_views, digits_views
 from datasets.cifar import load_cifar
 from datasets.digits import NUM_OUTLIERS, OOD_SETS, load_digits, load_digits_ood, load_digits_outliers
-from datasets.loader import CIFAR_NORMALIZATION, Normalization
 from datasets.long_tail import long_tail_counts, long_tail_indices
+from datasets.normalization import CIFAR_NORMALIZATION, Normalization
 from datasets.outliers import load_outliers
 from datasets.scood import DEFAULT_SETS, load_ood_sets
-from datasets.views import cifar_views, digits_views
 from utils.errors import InputError
 
 DATASETS = ("cifar10", "cifar100", "digits")
@@ -24,16 +25,19 @@ NORMALIZATION = {
 
 
 def views_for(name, pad_crop=True):
-    """The random views of a benchmark's training images; ``pad_crop=False`` leaves out the padding of view 1's crop."""
+    """The random views of a benchmark's training images; ``pad_crop=False`` leaves out the padding of view
+    1's crop."""
     if name == "digits":
         return digits_views(padding=2 if pad_crop else 0)
     return cifar_views(padding=4 if pad_crop else 0)
 
 
 def load_long_tailed(name, root, ratio):
-    """The training split cut to the long tail: the first n_c images of each class, n_c = int(n_max ratio^(c / (C - 1))).
+    """The training split cut to the long tail: the first n_c images of each class, n_c = int(n_max ratio^(c /
+    (C - 1))).
 
-    n_max is the size of the split's largest class; of the digits, whose classes differ by a few images, of class 0.
+    n_max is the size of the split's largest class; of the digits, whose classes differ by a few images, of
+    class 0.
 
     Returns:
         :class:`ImageSet`.
@@ -59,7 +63,8 @@ def load_surrogate_outliers(name, root, limit):
 
 
 def load_ood(name, sets, root):
-    """OOD test sets: dict of set name to :class:`ImageSet`; labels >= 0 are semantically in-distribution, -1 is OOD.
+    """OOD test sets: dict of set name to :class:`ImageSet`; labels >= 0 are semantically in-distribution, -1
+    is OOD.
 
     Raises:
         InputError: a set that is not there, before any is loaded, or that has no OOD image.
@@ -72,7 +77,8 @@ def load_ood(name, sets, root):
 
 
 def hold_out(labels, fraction):
-    """Splits indices class by class: the last ``fraction`` of each class's images, at least one, are held out.
+    """Splits indices class by class: the last ``fraction`` of each class's images, at least one, are held
+    out.
 
     Returns:
         (kept, held out): int64 index tensors. A class of one image keeps it, and has none held out.

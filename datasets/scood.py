@@ -1,5 +1,6 @@
-"""The SC-OOD suites (Yang et al., ICCV 2021): out-of-distribution test sets that say which of their images are in fact
-of the benchmark's own classes."""
+"""The SC-OOD suites (Yang et al., ICCV 2021): out-of-distribution test sets that say which of their images
+are in fact of the benchmark's own classes."""
+
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,7 +12,7 @@ from torchvision.transforms import functional
 from tqdm import tqdm
 
 from datasets import ImageSet
-from datasets.files import require_file, shown
+from datasets.files.checks import require_file, shown
 from datasets.image_list import find_missing, read_image_list
 from utils.errors import InputError
 
@@ -21,7 +22,9 @@ DEFAULT_SETS = {
 }
 SIZE = 32
 MAX_IMAGES = 1_000_000  # a set is held in memory, 3 kB an image
-MAX_PIXELS = 25_000_000  # of one image, as stored and as resized; a picture of a few kB can unpack to gigabytes
+MAX_PIXELS = (
+    25_000_000  # of one image, as stored and as resized; a picture of a few kB can unpack to gigabytes
+)
 _FORMATS = ("PNG", "JPEG", "BMP", "PPM", "WEBP")  # Pillow also has formats that start other programs
 
 
@@ -38,13 +41,14 @@ def image_root(root: Path) -> Path:
 def load_ood_sets(benchmark: str, names: list[str], root: Path) -> dict[str, ImageSet]:
     """Reads test sets: name -> images uint8 (N, 3, 32, 32) and labels int64 (N,), the lists' ``sc_label``.
 
-    A label of -1 means out of distribution; any other says which class of ``benchmark`` the image belongs to. Images of
-    another size are brought to 32 x 32 as the benchmark's authors do: the shorter side resized to 32 (bilinear,
-    antialiased), then the centre.
+    A label of -1 means out of distribution; any other says which class of ``benchmark`` the image belongs to.
+    Images of another size are brought to 32 x 32 as the benchmark's authors do: the shorter side resized to
+    32 (bilinear, antialiased), then the centre.
 
     Raises:
-        InputError: a set has no list (the message names all sets that are there and are not), a list cannot be used, or
-            an image is missing or unreadable. Lists and the presence of images are checked before any image is read.
+        InputError: a set has no list (the message names all sets that are there and are not), a list cannot
+            be used, or an image is missing or unreadable. Lists and the presence of images are checked before
+            any image is read.
     """
     missing = [name for name in names if "/" in name or not list_path(benchmark, name, root).is_file()]
     if missing:
@@ -52,11 +56,13 @@ def load_ood_sets(benchmark: str, names: list[str], root: Path) -> dict[str, Ima
         there = sorted(path.stem.removeprefix("test_") for path in folder.glob("test_*.txt"))
         raise InputError(
             f"no list for the OOD sets {', '.join(map(shown, missing))} in {folder}; there are "
-            f"{', '.join(there) or 'none'} (`python -m datasets.prepare scood --drp {root}` says what belongs there)"
+            f"{', '.join(there) or 'none'} (`python -m datasets.prepare scood --drp {root}` says "
+            "what belongs there)"
         )
     lists = {name: _check_list(list_path(benchmark, name, root), image_root(root)) for name in names}
     return {
-        name: ImageSet(_read_images(image_root(root), paths, name), labels) for name, (paths, labels) in lists.items()
+        name: ImageSet(_read_images(image_root(root), paths, name), labels)
+        for name, (paths, labels) in lists.items()
     }
 
 
@@ -80,18 +86,25 @@ def _read_images(folder: Path, paths: list[str], name: str) -> torch.Tensor:
 
 
 def read_image(path: Path) -> np.ndarray:
-    """Decodes one image to RGB, uint8 (32, 32, 3). Raises InputError naming it if it is unreadable or too large."""
+    """Decodes one image to RGB, uint8 (32, 32, 3). Raises InputError naming it if it is unreadable or too
+    large."""
     require_file(path, "the image")
     try:
         with Image.open(path, formats=_FORMATS) as image:
             short, long = sorted(image.size)  # known from the header, before anything is decoded
             if max(short * long, SIZE * SIZE * long // short) > MAX_PIXELS:
-                raise InputError(f"the image {path} is refused for its size of {image.width} x {image.height} pixels")
+                raise InputError(
+                    f"the image {path} is refused for its size of {image.width} x {image.height} pixels"
+                )
             image = image.convert("RGB")
     except InputError:
         raise
     except Exception as error:  # Pillow's decoders raise many kinds for a damaged file
-        raise InputError(f"the image {path} cannot be read: {str(error)[:200] or type(error).__name__}") from error
+        raise InputError(
+            f"the image {path} cannot be read: {str(error)[:200] or type(error).__name__}"
+        ) from error
     if image.size != (SIZE, SIZE):
-        image = functional.center_crop(functional.resize(image, SIZE), SIZE)  # bilinear is torchvision's default
+        image = functional.center_crop(
+            functional.resize(image, SIZE), SIZE
+        )  # bilinear is torchvision's default
     return np.asarray(image)

@@ -13,14 +13,14 @@ def build_model(name, num_classes, family="cifar"):
     """Builds a network with random weights.
 
     Args:
-        name: one of ``FAMILIES[family]``: ResNet18, ResNet34, ResNet20 and ResNet32 for small images ("cifar");
-            ResNet18, ResNet34 and ResNet50 for photographs ("imagenet").
+        name: one of ``FAMILIES[family]``: ResNet18, ResNet34, ResNet20 and ResNet32 for small images
+            ("cifar"); ResNet18, ResNet34 and ResNet50 for photographs ("imagenet").
         num_classes: the width C of the classifier.
         family: the shape of the network's first layers; the two ResNet18 are different networks.
 
     Returns:
-        A module whose ``forward(images)`` returns :class:`Output`; ``.linear`` is its classifier and ``.embedding_dim``
-        the width of the embedding.
+        A module whose ``forward(images)`` returns :class:`Output`; ``.linear`` is its classifier and
+        ``.embedding_dim`` the width of the embedding.
 
     Raises:
         ValueError: unknown family or name.

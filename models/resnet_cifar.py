@@ -1,7 +1,8 @@
-"""Residual networks for small images: ResNet18/34 with a 3x3 stem, and ResNet20/32 of He et al. 2016, section 4.2.
+"""Residual networks for small images: ResNet18/34 with a 3x3 stem, and ResNet20/32 of He et al. 2016, section
+4.2.
 
-The parameter names (conv1, bn1, layerN.M.conv1, ..., layerN.M.shortcut.0/1, linear) are those of the checkpoints this field
-publishes, so that such checkpoints load. The embedding is the feature vector itself.
+The parameter names (conv1, bn1, layerN.M.conv1, ..., layerN.M.shortcut.0/1, linear) are those of the
+checkpoints this field publishes, so that such checkpoints load. The embedding is the feature vector itself.
 """
 
 from functools import partial

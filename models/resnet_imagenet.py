@@ -1,7 +1,9 @@
-"""Residual networks for photographs: torchvision's ResNet18/34/50 with a linear classifier and an embedding head.
+"""Residual networks for photographs: torchvision's ResNet18/34/50 with a linear classifier and an embedding
+head.
 
 The classifier and the calibration read the pooled features; the contrastive loss reads the head's embedding.
 """
+
 from functools import partial
 
 from torch import nn
@@ -27,7 +29,10 @@ class PhotographResNet(ResNet):
         self.fc = nn.Identity()  # torchvision's forward then ends at the features
         self.linear = nn.Linear(width, num_classes)
         self.head = nn.Sequential(
-            nn.Linear(width, width), nn.BatchNorm1d(width), nn.ReLU(inplace=True), nn.Linear(width, self.embedding_dim)
+            nn.Linear(width, width),
+            nn.BatchNorm1d(width),
+            nn.ReLU(inplace=True),
+            nn.Linear(width, self.embedding_dim),
         )
 
     def forward_features(self, images):

@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from command_line import load_script
 
 import train as train_script
-from benchmarks import common, gpu, precision, reproduce, train
-from benchmarks.criterion import batch, ours, peak_memory, plain
-from benchmarks.plain import MillerLogIv, PlainISAC
+from benchmarks import gpu, reproduce
+from benchmarks.speed import common, precision, train
+from benchmarks.speed.criterion import batch, ours, peak_memory, plain
+from benchmarks.speed.plain import MillerLogIv, PlainISAC
 from utils.errors import InputError
 from utils.losses import PATTLoss
 
@@ -46,7 +47,9 @@ def test_the_plain_running_average_is_ours_over_several_batches():
         theirs(embeddings, labels)
     collected = mine.statistics.sums / mine.statistics.counts[:, None]
     torch.testing.assert_close(collected, theirs.mean, rtol=1e-6, atol=1e-7)
-    torch.testing.assert_close(F.normalize(theirs.mean, dim=1), mine.statistics.mean_direction, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(
+        F.normalize(theirs.mean, dim=1), mine.statistics.mean_direction, rtol=1e-6, atol=1e-7
+    )
 
 
 def test_peak_memory_grows_with_the_number_of_classes():
@@ -66,7 +69,9 @@ def test_the_training_benchmark_measures_every_part(tmp_path, monkeypatch):
 
 def test_a_results_file_holds_the_table_and_where_it_was_made(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(common, "RESULTS", tmp_path / "results")
-    common.publish("claim", torch.device("cpu"), ["what", "ms"], [["a", "1"]], numbers=common.timed(lambda: None, 3))
+    common.publish(
+        "claim", torch.device("cpu"), ["what", "ms"], [["a", "1"]], numbers=common.timed(lambda: None, 3)
+    )
     record = common.json.loads((tmp_path / "results" / "claim-cpu.json").read_text())
     assert record["table"] == {"head": ["what", "ms"], "rows": [["a", "1"]]} and len(record["numbers"]) == 3
     assert {"torch", "device", "cpu_cores", "commit", "date"} <= record["environment"].keys()
@@ -81,11 +86,19 @@ def test_timing_gives_median_and_spread(monkeypatch):
 def test_the_gpu_plan_names_modules_that_exist_and_valid_flags(tmp_path):
     lines = gpu.plan(tmp_path, tmp_path / "out", ["tin"])
     for line in lines:
-        assert (common.RESULTS.parent / f"{line[1].removeprefix('benchmarks.')}.py").is_file()
+        assert (
+            common.RESULTS.parent / f"{line[1].removeprefix('benchmarks.').replace('.', '/')}.py"
+        ).is_file()
         assert not line[1].endswith(".train") or train.benchmark_args(line[2:]).device.type == "cuda"
     (line,) = (line for line in lines if line[1].endswith(".reproduce"))
     args = reproduce.parse_args(line[2:])
-    assert (args.table, args.rows, args.seeds, args.dout, args.epochs) == ("cifar10", ["patt"], [0], ["tin"], None)
+    assert (args.table, args.rows, args.seeds, args.dout, args.epochs) == (
+        "cifar10",
+        ["patt"],
+        [0],
+        ["tin"],
+        None,
+    )
 
 
 def test_what_runs_out_of_time_ends_with_the_processes_it_started(tmp_path):
@@ -108,7 +121,9 @@ def test_without_cuda_the_gpu_benchmarks_say_so(monkeypatch):
 
 def test_the_precisions_are_compared_seed_by_seed():
     plain = [{"AUROC": 0.80}, {"AUROC": 0.82}]
-    rows = precision.compare({"fp32": plain, "near": [{"AUROC": 0.81}, {"AUROC": 0.83}], "far": [{"AUROC": 0.7}] * 2})
+    rows = precision.compare(
+        {"fp32": plain, "near": [{"AUROC": 0.81}, {"AUROC": 0.83}], "far": [{"AUROC": 0.7}] * 2}
+    )
     assert rows == [
         ["AUROC", "fp32", "81.00 ± 1.41", "", ""],
         ["AUROC", "near", "82.00 ± 1.41", "+1.00", "yes (2.00)"],
@@ -121,11 +136,20 @@ def test_the_precision_runs_are_valid_command_lines_and_reproduces_own(tmp_path)
     for way in precision.TRAINED_IN:
         (training, done), *evaluations = precision.commands(way, 1, args)
         mine = train_script.parse_args(training[1:])
-        assert (mine.epochs, mine.model, mine.seed, mine.compile) == (2, "ResNet20", 1, way == "bf16 compiled")
+        assert (mine.epochs, mine.model, mine.seed, mine.compile) == (
+            2,
+            "ResNet20",
+            1,
+            way == "bf16 compiled",
+        )
         tests = [load_script("test").parse_args(line[1:]) for line, _ in evaluations]
         assert [t.precision for t in tests] == (["fp32", "bf16"] if way == "fp32" else ["bf16"])
         assert mine.srp == done.parent and {t.ckpt_path for t in tests} == {mine.srp}
     plan = ["cifar10", "--rows", "patt", "--md", "ResNet20", "--epochs", "2", "--precision", "bf16"]
-    run = reproduce.Run("cifar10_ResNet20_e2_bf16", "patt", 1, tmp_path / "cifar10_ResNet20_e2_bf16" / "patt" / "seed1")
+    run = reproduce.Run(
+        "cifar10_ResNet20_e2_bf16", "patt", 1, tmp_path / "cifar10_ResNet20_e2_bf16" / "patt" / "seed1"
+    )
     theirs = reproduce.commands(run, reproduce.parse_args([*plan, "--drp", str(tmp_path)]), "cpu")[0]
-    assert train_script.parse_args(theirs[1:]) == train_script.parse_args(precision.commands("bf16", 1, args)[0][0][1:])
+    assert train_script.parse_args(theirs[1:]) == train_script.parse_args(
+        precision.commands("bf16", 1, args)[0][0][1:]
+    )

@@ -11,10 +11,13 @@ def problem(seed=0):
     g = torch.Generator().manual_seed(seed)
     labels = torch.cat([torch.arange(C), torch.randint(C, (N - C,), generator=g)])
     return dict(
-        features=torch.rand(N, D, generator=g), labels=labels, outlier_features=torch.rand(M, D, generator=g),
-        outlier_labels=torch.randint(C, (M,), generator=g), classifier_weight=torch.randn(C, D, generator=g),
+        features=torch.rand(N, D, generator=g),
+        labels=labels,
+        outlier_features=torch.rand(M, D, generator=g),
+        outlier_labels=torch.randint(C, (M,), generator=g),
+        classifier_weight=torch.randn(C, D, generator=g),
         prior=torch.tensor([0.6, 0.25, 0.1, 0.05]),
-    )  # fmt: skip
+    )
 
 
 def loop(features, labels, outlier_features, outlier_labels, classifier_weight, prior):
@@ -48,9 +51,13 @@ def test_by_hand():
     # S = mean(f) * w / pi of one class = (1, 2, 3); O = f * w / pi = (1, 0, 0); E = (0, 2, 3)
     one = torch.ones(1, dtype=torch.float64)
     a = attention_weight(
-        torch.tensor([[0.0, 2.0, 2.0], [2.0, 2.0, 4.0]]), torch.tensor([0, 0]), torch.tensor([[1.0, 0.0, 0.0]]),
-        torch.tensor([0]), torch.ones(1, 3), one,
-    )  # fmt: skip
+        torch.tensor([[0.0, 2.0, 2.0], [2.0, 2.0, 4.0]]),
+        torch.tensor([0, 0]),
+        torch.tensor([[1.0, 0.0, 0.0]]),
+        torch.tensor([0]),
+        torch.ones(1, 3),
+        one,
+    )
     assert a.tolist() == pytest.approx([0, 4 / 3, 2])
 
 
@@ -92,7 +99,9 @@ def test_a_class_without_an_image_is_an_error():
 
 def test_no_outlier_is_an_error():
     with pytest.raises(ValueError, match="outlier"):
-        attention_weight(**problem() | {"outlier_features": torch.zeros(0, D), "outlier_labels": torch.zeros(0).long()})
+        attention_weight(
+            **problem() | {"outlier_features": torch.zeros(0, D), "outlier_labels": torch.zeros(0).long()}
+        )
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

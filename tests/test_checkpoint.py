@@ -7,16 +7,19 @@ import zipfile
 import pytest
 import torch
 
-from utils.checkpoint import LATEST, PREVIOUS, load_checkpoint, load_run, open_checkpoint, save_checkpoint
 from utils.errors import InputError
+from utils.run.checkpoint import LATEST, PREVIOUS, load_checkpoint, load_run, open_checkpoint, save_checkpoint
 
 
 def state(epoch=1):
     g = torch.Generator().manual_seed(epoch)
     return {
-        "model": {"w": torch.randn(5, 7, generator=g), "n": torch.tensor(3)}, "epoch": epoch, "history": [{"loss": 0.5}],
-        "args": {"ds": "digits", "rho": 0.1, "resume": None, "depart": ["crop"]}, "rng": torch.get_rng_state(),
-    }  # fmt: skip
+        "model": {"w": torch.randn(5, 7, generator=g), "n": torch.tensor(3)},
+        "epoch": epoch,
+        "history": [{"loss": 0.5}],
+        "args": {"ds": "digits", "rho": 0.1, "resume": None, "depart": ["crop"]},
+        "rng": torch.get_rng_state(),
+    }
 
 
 def equal(a, b):
@@ -38,7 +41,10 @@ def test_round_trip_without_code(tmp_path):
 def test_the_one_before_is_kept(tmp_path):
     for epoch in (1, 2, 3):
         save_checkpoint(state(epoch), tmp_path)
-    assert load_checkpoint(tmp_path / LATEST)["epoch"] == 3 and load_checkpoint(tmp_path / PREVIOUS)["epoch"] == 2
+    assert (
+        load_checkpoint(tmp_path / LATEST)["epoch"] == 3
+        and load_checkpoint(tmp_path / PREVIOUS)["epoch"] == 2
+    )
     assert load_run(tmp_path)["epoch"] == 3
     assert sorted(p.name for p in tmp_path.iterdir()) == [LATEST, PREVIOUS]
 
@@ -51,9 +57,13 @@ def test_a_flipped_bit_is_noticed_or_harmless(tmp_path):
     noticed = 0
     for _ in range(200):
         position = draw.randrange(len(whole))
-        path.write_bytes(whole[:position] + bytes([whole[position] ^ 1 << draw.randrange(8)]) + whole[position + 1 :])
+        path.write_bytes(
+            whole[:position] + bytes([whole[position] ^ 1 << draw.randrange(8)]) + whole[position + 1 :]
+        )
         try:
-            assert equal(load_checkpoint(path), saved), position  # padding, dates and attributes of the archive
+            assert equal(load_checkpoint(path), saved), (
+                position
+            )  # padding, dates and attributes of the archive
         except InputError as error:
             assert str(path) in str(error) and "\n" not in str(error)
             noticed += 1
@@ -67,7 +77,9 @@ def test_a_flipped_bit_in_a_weight_is_noticed(tmp_path):
     whole, weight = path.read_bytes(), saved["model"]["w"].numpy().tobytes()
     start = whole.index(weight)
     for offset in range(0, len(weight), 13):
-        path.write_bytes(whole[: start + offset] + bytes([whole[start + offset] ^ 1]) + whole[start + offset + 1 :])
+        path.write_bytes(
+            whole[: start + offset] + bytes([whole[start + offset] ^ 1]) + whole[start + offset + 1 :]
+        )
         with pytest.raises(InputError, match="damaged"):
             load_checkpoint(path)
 
@@ -141,20 +153,36 @@ def with_pickle(path, change):
     return path
 
 
-@pytest.mark.parametrize("change,reason", [
-    (lambda pickled: pickled.replace(b"K\x04", b"J" + (10**6).to_bytes(4, "little")), "1,000,000 elements"),  # K 4: of 4
-    (lambda _: b"\x80\x02}()" + b"\x85" * 10**6 + b"K\x01u.", "a key is neither"),  # its hash would overflow the stack
-    (lambda _: b"\x80\x02)q\x00" + b"h\x00h\x00\x86q\x00" * 60 + b"}h\x00K\x01s.", "a key is neither"),  # 2^60 steps
-    (lambda _: b"\x80\x02ccollections\nCounter\n)" + b"\x85" * 10**6 + b"\x85R.", "collections.Counter with arguments"),
-    (lambda _: b"\x80\x02ctorch._utils\n_rebuild_meta_tensor_no_storage\n.", "tensors of another kind"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change,reason",
+    [
+        (
+            lambda pickled: pickled.replace(b"K\x04", b"J" + (10**6).to_bytes(4, "little")),
+            "1,000,000 elements",
+        ),  # K 4: of 4
+        (
+            lambda _: b"\x80\x02}()" + b"\x85" * 10**6 + b"K\x01u.",
+            "a key is neither",
+        ),  # its hash would overflow the stack
+        (
+            lambda _: b"\x80\x02)q\x00" + b"h\x00h\x00\x86q\x00" * 60 + b"}h\x00K\x01s.",
+            "a key is neither",
+        ),  # 2^60 steps
+        (
+            lambda _: b"\x80\x02ccollections\nCounter\n)" + b"\x85" * 10**6 + b"\x85R.",
+            "collections.Counter with arguments",
+        ),
+        (lambda _: b"\x80\x02ctorch._utils\n_rebuild_meta_tensor_no_storage\n.", "tensors of another kind"),
+    ],
+)
 def test_crafted_pickles_are_refused_before_torch_reads_them(tmp_path, change, reason):
     with pytest.raises(InputError, match=reason):
         load_checkpoint(with_pickle(tmp_path / "stranger.pth", change))
 
 
 def test_a_record_that_says_it_is_a_folder_is_refused(tmp_path):
-    """One bit of the archive's directory, under no checksum, for which torch would leave a tensor as the memory happens to be."""
+    """One bit of the archive's directory, under no checksum, for which torch would leave a tensor as the
+    memory happens to be."""
     save_checkpoint(state(), tmp_path)
     whole = bytearray((tmp_path / LATEST).read_bytes())
     whole[whole.index(b"PK\x01\x02") + 38] ^= 0x10

@@ -13,7 +13,7 @@ import torch
 
 from datasets import cifar
 from datasets.cifar import load_cifar
-from datasets.plain_pickle import read_plain_dict
+from datasets.files.plain_pickle import read_plain_dict
 from utils.errors import InputError
 
 
@@ -30,21 +30,37 @@ def write_batch(path, images, labels, key=b"labels", protocol=2):
 
 
 def python_2_pickle(images, labels):
-    """The bytes that Python 2's cPickle writes at protocol 2, as the published files are: strings are byte strings."""
+    """The bytes that Python 2's cPickle writes at protocol 2, as the published files are: strings are byte
+    strings."""
 
     def string(value):
-        return b"U" + bytes([len(value)]) + value if len(value) < 256 else b"T" + struct.pack("<i", len(value)) + value
+        return (
+            b"U" + bytes([len(value)]) + value
+            if len(value) < 256
+            else b"T" + struct.pack("<i", len(value)) + value
+        )
 
     def number(value):
         return b"M" + struct.pack("<H", value)
 
     array = (
-        b"cnumpy.core.multiarray\n_reconstruct\nq\x01cnumpy\nndarray\nq\x02K\x00\x85" + string(b"b") + b"\x87R"
-        + b"(K\x01" + number(images.shape[0]) + number(images.shape[1]) + b"\x86"
-        + b"cnumpy\ndtype\n" + string(b"u1") + b"K\x00K\x01\x87R"
-        + b"(K\x03" + string(b"|") + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
-        + b"\x89" + string(images.tobytes()) + b"tb"
-    )  # fmt: skip
+        b"cnumpy.core.multiarray\n_reconstruct\nq\x01cnumpy\nndarray\nq\x02K\x00\x85"
+        + string(b"b")
+        + b"\x87R"
+        + b"(K\x01"
+        + number(images.shape[0])
+        + number(images.shape[1])
+        + b"\x86"
+        + b"cnumpy\ndtype\n"
+        + string(b"u1")
+        + b"K\x00K\x01\x87R"
+        + b"(K\x03"
+        + string(b"|")
+        + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+        + b"\x89"
+        + string(images.tobytes())
+        + b"tb"
+    )
     numbers = b"](" + b"".join(b"K" + bytes([label]) for label in labels) + b"e"
     return b"\x80\x02}(" + string(b"data") + array + string(b"labels") + numbers + b"u."
 
@@ -105,7 +121,9 @@ def test_pickles_of_python_2(cifar10):
     root = cifar10[0]
     images, labels = random_batch(5, 10, seed=3)
     raw = python_2_pickle(images, labels)
-    assert np.array_equal(pickle.loads(raw, encoding="bytes")[b"data"], images)  # a pickle Python itself accepts
+    assert np.array_equal(
+        pickle.loads(raw, encoding="bytes")[b"data"], images
+    )  # a pickle Python itself accepts
     (root / "cifar-10-batches-py" / "test_batch").write_bytes(raw)
     test = load_cifar("cifar10", root, train=False)
     assert np.array_equal(test.images.numpy().reshape(5, 3072), images) and test.labels.tolist() == labels
@@ -184,10 +202,22 @@ def test_code_in_a_pickle_is_not_run(cifar10, tmp_path, protocol):
     [
         (b"(S'x'\nios\nsystem\n.", "more than"),  # INST
         (b"\x80\x02cbuiltins\neval\nU\x011\x85R.", "builtins.eval"),
-        (b"\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00aX\x04\x00\x00\x00zlib\x86R.", "otherwise than as latin1"),
-        (b"\x80\x02}" + b"(" + b")" + b"\x85" * 10**6 + b"K\x01u.", "a key is neither"),  # its hash overflows the stack
-        (b"\x80\x02)q\x00" + b"h\x00h\x00\x86q\x00" * 60 + b"}h\x00K\x01s.", "a key is neither"),  # takes 2^60 steps
-        (b"\x80\x05\x96\xff\xff\xff\xff\xff\xff\xff\x00.", "truncated or damaged"),  # a byte array of petabytes
+        (
+            b"\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00aX\x04\x00\x00\x00zlib\x86R.",
+            "otherwise than as latin1",
+        ),
+        (
+            b"\x80\x02}" + b"(" + b")" + b"\x85" * 10**6 + b"K\x01u.",
+            "a key is neither",
+        ),  # its hash overflows the stack
+        (
+            b"\x80\x02)q\x00" + b"h\x00h\x00\x86q\x00" * 60 + b"}h\x00K\x01s.",
+            "a key is neither",
+        ),  # takes 2^60 steps
+        (
+            b"\x80\x05\x96\xff\xff\xff\xff\xff\xff\xff\x00.",
+            "truncated or damaged",
+        ),  # a byte array of petabytes
         (b"\x80\x02]" + b"(" * 10_000 + b".", "truncated or damaged"),
         (b"", "truncated or damaged"),
         (b"\x80\x02].", "no dictionary"),
@@ -200,7 +230,9 @@ def test_pickles_that_are_refused(tmp_path, raw, reason):
         read_plain_dict(tmp_path / "x")
 
 
-@pytest.mark.parametrize("claim", [b"\x80\x02}r\xff\xff\xff\x7f.", b"\x80\x04\x95\xff\xff\xff\xff\xff\xff\xff\x7f}."])
+@pytest.mark.parametrize(
+    "claim", [b"\x80\x02}r\xff\xff\xff\x7f.", b"\x80\x04\x95\xff\xff\xff\xff\xff\xff\xff\x7f}."]
+)
 def test_a_memo_or_a_frame_is_as_large_as_what_is_in_it(tmp_path, claim):
     (tmp_path / "x").write_bytes(claim)  # of 2^31 entries, of 2^63 bytes
     assert read_plain_dict(tmp_path / "x") == {}
@@ -221,7 +253,9 @@ def test_an_array_whose_bytes_do_not_fill_its_shape_is_refused(tmp_path):
 
 
 def test_truncated_anywhere_is_one_sentence(tmp_path):
-    raw = pickle.dumps({b"data": np.zeros((2, 3072), np.uint8), b"labels": [1, 2], b"names": [b"x", b"y"]}, protocol=2)
+    raw = pickle.dumps(
+        {b"data": np.zeros((2, 3072), np.uint8), b"labels": [1, 2], b"names": [b"x", b"y"]}, protocol=2
+    )
     path = tmp_path / "x"
     for end in [*range(0, 200), *range(200, len(raw), 257), len(raw) - 1]:
         path.write_bytes(raw[:end])

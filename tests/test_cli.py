@@ -20,7 +20,7 @@ import train
 from datasets.loader import TrainLoader
 from datasets.long_tail import long_tail_counts
 from models import build_model
-from utils.runlog import RunDirectory
+from utils.run.runlog import RunDirectory
 
 METRICS = {"auroc", "aupr_in", "aupr_out", "fpr95", "fpr95_id"}
 DIGITS = ["--ds", "digits", "--gpu", "cpu", "-b", "128", "--ob", "32", "-e", "1"]
@@ -32,9 +32,14 @@ evaluation = load_script("test")
 def start_process(script, *argv, **settings):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.Popen(
-        [sys.executable, ROOT / script, *map(str, argv)], env=environment, cwd=ROOT, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, **settings,
-    )  # fmt: skip
+        [sys.executable, ROOT / script, *map(str, argv)],
+        env=environment,
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        **settings,
+    )
 
 
 def write_batch(path, labels, key, seed=0):
@@ -125,27 +130,35 @@ def test_the_papers_command_lines(ds, settings, data, tmp_path, capsys, monkeypa
     out = tmp_path / "OUT"
     small = ("--md", "ResNet20", "-e", 1, *settings)
     common = ("--gpu", 0, "--ds", ds)
-    assert run(train.main, *common, "--Lambda1", 0.5, "--Lambda2", 0.1, "--drp", data, "--srp", out, *small) == 0
+    assert (
+        run(train.main, *common, "--Lambda1", 0.5, "--Lambda2", 0.1, "--drp", data, "--srp", out, *small) == 0
+    )
     assert "no CUDA device" in capsys.readouterr().out
     args = json.loads((out / "args.json").read_text())
     assert (args["Lambda1"], args["Lambda2"], args["tem_scale"], args["seed"]) == (0.5, 0.1, 0.9, 3407)
     assert args["environment"]["torch"] == str(torch.__version__)
     records = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert len(records) == 1
-    assert records[0]["loss"] == pytest.approx(sum(w * records[0][t] for w, t in ((1, "isac"), (0.1, "tla"), (0.5, "oe"))))
+    assert records[0]["loss"] == pytest.approx(
+        sum(w * records[0][t] for w, t in ((1, "isac"), (0.1, "tla"), (0.5, "oe")))
+    )
     assert {"class_counts.png", "training.png", "latest.pth"} <= {p.name for p in out.iterdir()}
 
     assert run(evaluation.main, *common, "--FC", "True", "--drp", data, "--ckpt_path", out) == 0
     printed = capsys.readouterr().out
     results = json.loads((out / "results.json").read_text())
     assert {"dataset", "checkpoint", "rows", "mean", "accuracy", "environment"} <= results.keys()
-    assert len(results["rows"]) == 6 * 2 * 3 and len(results["mean"]) == 2 * 3 and len(results["accuracy"]) == 2
+    assert (
+        len(results["rows"]) == 6 * 2 * 3 and len(results["mean"]) == 2 * 3 and len(results["accuracy"]) == 2
+    )
     assert all({"ood", "fc", "score", "n_id", "n_ood"} | METRICS == row.keys() for row in results["rows"])
     classes = 10 if ds == "cifar10" else 100
     test_size = 30 if ds == "cifar10" else 100
     assert all(len(row["per_class"]) == classes for row in results["accuracy"])
     for row in results["rows"]:
-        expected = (test_size + 1, 3) if row["ood"] == "tin" else (test_size, 3)  # one of tin's images is semantically ID
+        expected = (
+            (test_size + 1, 3) if row["ood"] == "tin" else (test_size, 3)
+        )  # one of tin's images is semantically ID
         assert (row["n_id"], row["n_ood"]) == expected
     for name in {row["ood"] for row in results["rows"]} | {"mean", "macro-F1"}:
         assert name in printed and name in (out / "results.md").read_text()
@@ -158,22 +171,53 @@ def test_the_papers_command_lines(ds, settings, data, tmp_path, capsys, monkeypa
 def test_a_digits_run_and_its_evaluation(digits_run, capsys):
     assert run(evaluation.main, "--gpu", "cpu", "--ckpt_path", digits_run) == 0
     results = json.loads((digits_run / "results.json").read_text())
-    assert results["dataset"] == "digits" and {r["ood"] for r in results["rows"]} == {"digits89", "photo", "noise"}
+    assert results["dataset"] == "digits" and {r["ood"] for r in results["rows"]} == {
+        "digits89",
+        "photo",
+        "noise",
+    }
     assert torch.load(digits_run / "latest.pth", weights_only=True)["epoch"] == 1
 
 
-@pytest.mark.parametrize("flag,ways", [
-    ((), {False, True}), (("--FC",), {False, True}), (("--FC", "True"), {False, True}), (("--FC", "False"), {False}),
-    (("--FC", "no"), {False}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "flag,ways",
+    [
+        ((), {False, True}),
+        (("--FC",), {False, True}),
+        (("--FC", "True"), {False, True}),
+        (("--FC", "False"), {False}),
+        (("--FC", "no"), {False}),
+    ],
+)
 def test_fc_means_what_it_says(flag, ways, digits_run, tmp_path):
-    argv = ["--gpu", "cpu", "--ckpt_path", digits_run / "latest.pth", "--srp", tmp_path, "--dout", "noise", *flag]
+    argv = [
+        "--gpu",
+        "cpu",
+        "--ckpt_path",
+        digits_run / "latest.pth",
+        "--srp",
+        tmp_path,
+        "--dout",
+        "noise",
+        *flag,
+    ]
     assert run(evaluation.main, *argv, "--num_ood_samples", 50) == 0
     assert {row["fc"] for row in json.loads((tmp_path / "results.json").read_text())["rows"]} == ways
 
 
 def test_calibration_on_the_test_split_is_possible_and_warned_of(digits_run, tmp_path, capsys):
-    argv = ["--gpu", "cpu", "--ckpt_path", digits_run, "--srp", tmp_path, "--dout", "noise", "--num_ood_samples", 50]
+    argv = [
+        "--gpu",
+        "cpu",
+        "--ckpt_path",
+        digits_run,
+        "--srp",
+        tmp_path,
+        "--dout",
+        "noise",
+        "--num_ood_samples",
+        50,
+    ]
     assert run(evaluation.main, *argv, "--calibration_split", "test", "--score", "msp", "--tnorm") == 0
     captured = capsys.readouterr()
     assert "warning: " in captured.err and "TEST" in captured.err and "score: msp" in captured.out
@@ -182,7 +226,21 @@ def test_calibration_on_the_test_split_is_possible_and_warned_of(digits_run, tmp
 
 
 def test_the_parts_of_the_method_can_be_left_out(tmp_path):
-    argv = [*DIGITS, "--isac", "False", "--tla", "False", "--oe", "False", "--val_fraction", 0.2, "--opt", "sgd", "--lr", 0.1]
+    argv = [
+        *DIGITS,
+        "--isac",
+        "False",
+        "--tla",
+        "False",
+        "--oe",
+        "False",
+        "--val_fraction",
+        0.2,
+        "--opt",
+        "sgd",
+        "--lr",
+        0.1,
+    ]
     assert run(train.main, *argv, "--srp", tmp_path) == 0
     record = json.loads((tmp_path / "log.jsonl").read_text())
     assert record["isac"] == record["oe"] == 0 and record["loss"] == record["tla"] > 0
@@ -194,25 +252,65 @@ def test_the_released_recipe_trains(tmp_path):
     assert run(train.main, *DIGITS, "--recipe", "released", "--srp", tmp_path) == 0
     args = json.loads((tmp_path / "args.json").read_text())
     assert args["depart"] == ["crop", "embeddings", "normalization", "statistics"]
-    assert run(evaluation.main, "--gpu", "cpu", "--ckpt_path", tmp_path, "--dout", "noise", "--num_ood_samples", 50) == 0
+    assert (
+        run(
+            evaluation.main,
+            "--gpu",
+            "cpu",
+            "--ckpt_path",
+            tmp_path,
+            "--dout",
+            "noise",
+            "--num_ood_samples",
+            50,
+        )
+        == 0
+    )
 
 
 def test_a_published_checkpoint_with_a_prefix_and_other_keys(tmp_path, capsys):
     weights = {f"module.{k}": v for k, v in build_model("ResNet20", 8).state_dict().items()}
-    torch.save({"state_dict": weights | {"module.head.weight": torch.ones(2)}, "epoch": 7}, tmp_path / "published.pth")
-    argv = ["--gpu", "cpu", "--ds", "digits", "--md", "ResNet20", "--rho", 0.1, "--ckpt_path", tmp_path / "published.pth"]
+    torch.save(
+        {"state_dict": weights | {"module.head.weight": torch.ones(2)}, "epoch": 7},
+        tmp_path / "published.pth",
+    )
+    argv = [
+        "--gpu",
+        "cpu",
+        "--ds",
+        "digits",
+        "--md",
+        "ResNet20",
+        "--rho",
+        0.1,
+        "--ckpt_path",
+        tmp_path / "published.pth",
+    ]
     argv += ["--dout", "digits89", "--num_ood_samples", 50]
     assert run(evaluation.main, *argv) == 0
     assert "head.weight" in capsys.readouterr().out
     plain, released = tmp_path / "results.json", tmp_path / "released" / "results.json"
     assert run(evaluation.main, *argv, "--depart", "normalization", "--srp", released.parent) == 0
     for one, other in zip(*(json.loads(file.read_text())["rows"] for file in (plain, released)), strict=True):
-        assert (one["auroc"] == other["auroc"]) is not one["fc"]  # outliers reach the results by calibration alone
+        assert (one["auroc"] == other["auroc"]) is not one[
+            "fc"
+        ]  # outliers reach the results by calibration alone
 
 
 def test_a_tail_that_the_test_split_cannot_have_is_refused_before_any_work(tmp_path, capsys):
     torch.save(build_model("ResNet20", 8).state_dict(), tmp_path / "bare.pth")
-    argv = ["--gpu", "cpu", "--ds", "digits", "--md", "ResNet20", "--rho", 0.02, "--ckpt_path", tmp_path / "bare.pth"]
+    argv = [
+        "--gpu",
+        "cpu",
+        "--ds",
+        "digits",
+        "--md",
+        "ResNet20",
+        "--rho",
+        0.02,
+        "--ckpt_path",
+        tmp_path / "bare.pth",
+    ]
     assert run(evaluation.main, *argv, "--calibration_split", "test") == 2
     assert "rho" in capsys.readouterr().err and not (tmp_path / "results.json").exists()
 
@@ -223,7 +321,9 @@ def test_a_tail_that_the_test_split_cannot_have_is_refused_before_any_work(tmp_p
 def final(folder):
     state = torch.load(folder / "latest.pth", weights_only=True)
     history = [{k: v for k, v in record.items() if k != "seconds"} for record in state["history"]]
-    return {"history": history} | {k: state[k] for k in ("model", "criterion", "optimizer", "rng", "epoch", "step", "meter")}
+    return {"history": history} | {
+        k: state[k] for k in ("model", "criterion", "optimizer", "rng", "epoch", "step", "meter")
+    }
 
 
 def assert_same(a, b, where=""):
@@ -269,12 +369,16 @@ def test_kill_9_and_resume_gives_the_weights_of_the_unbroken_run(unbroken, tmp_p
     assert len((out / "log.jsonl").read_text().splitlines()) < 3
     assert run(train.main, *LONGER, "--resume", "--srp", out) == 0
     assert_same(final(out), final(unbroken))
-    log, expected = ([json.loads(x) for x in (f / "log.jsonl").read_text().splitlines()] for f in (out, unbroken))
+    log, expected = (
+        [json.loads(x) for x in (f / "log.jsonl").read_text().splitlines()] for f in (out, unbroken)
+    )
     assert [r["loss"] for r in log] == [r["loss"] for r in expected]
 
 
 @pytest.mark.parametrize("epoch,step", [(1, 0), (1, 1), (1, None)])
-def test_sigterm_stops_after_the_step_and_resume_goes_on_there(epoch, step, unbroken, tmp_path, monkeypatch, capsys):
+def test_sigterm_stops_after_the_step_and_resume_goes_on_there(
+    epoch, step, unbroken, tmp_path, monkeypatch, capsys
+):
     """``step`` None is the last one of the epoch."""
     whole = TrainLoader.epoch
 
@@ -336,7 +440,9 @@ def test_resume_from_what_is_no_training_checkpoint(tmp_path, capsys):
 def test_another_runs_folder_is_not_written_over_by_resuming_elsewhere(digits_run, tmp_path, capsys):
     assert run(train.main, *DIGITS, "--srp", tmp_path) == 0
     before = (tmp_path / "latest.pth").read_bytes()
-    assert_one_sentence(capsys, run(train.main, *DIGITS, "--resume", digits_run, "--srp", tmp_path), "already holds a run")
+    assert_one_sentence(
+        capsys, run(train.main, *DIGITS, "--resume", digits_run, "--srp", tmp_path), "already holds a run"
+    )
     assert (tmp_path / "latest.pth").read_bytes() == before
 
 
@@ -362,20 +468,36 @@ def test_a_forked_process_does_not_keep_its_runs_lock(tmp_path):
 
 def test_two_runs_do_not_share_a_folder(tmp_path, capsys):
     with closing(RunDirectory(tmp_path)):
-        assert_one_sentence(capsys, run(train.main, *DIGITS, "--srp", tmp_path), f"process {os.getpid()}", tmp_path)
+        assert_one_sentence(
+            capsys, run(train.main, *DIGITS, "--srp", tmp_path), f"process {os.getpid()}", tmp_path
+        )
     assert not (tmp_path / "args.json").exists()
 
 
 # --- help and errors
 
 
-@pytest.mark.parametrize("script,flags", [
-    ("train", "--seed --replay --gpu --num_workers --cpus --data_root_path --drp --dataset --ds --model --md --imbalance_ratio "
-     "--rho --batch_size -b --ood_batch_size --ob --test_batch_size --tb --epochs -e --lr --wd --momentum -m --opt --Lambda1 "
-     "--Lambda2 --num_ood_samples --temperature --tem_scale --save_root_path --srp --resume --recipe --isac --tla --oe"),
-    ("test", "--seed --gpu --num_workers --FC --tnorm --model --md --dataset --ds --data_root_path --drp --dout "
-     "--num_ood_samples --imbalance_ratio --rho --test_batch_size --tb --ckpt_path --calibration_split --score"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "script,flags",
+    [
+        (
+            "train",
+            "--seed --replay --gpu --num_workers --cpus --data_root_path --drp --dataset --ds "
+            "--model --md --imbalance_ratio "
+            "--rho --batch_size -b --ood_batch_size --ob --test_batch_size --tb --epochs -e --lr "
+            "--wd --momentum -m --opt --Lambda1 "
+            "--Lambda2 --num_ood_samples --temperature --tem_scale --save_root_path --srp --resume "
+            "--recipe --isac --tla --oe",
+        ),
+        (
+            "test",
+            "--seed --gpu --num_workers --FC --tnorm --model --md --dataset --ds --data_root_path "
+            "--drp --dout "
+            "--num_ood_samples --imbalance_ratio --rho --test_batch_size --tb --ckpt_path "
+            "--calibration_split --score",
+        ),
+    ],
+)
 def test_help_names_every_flag(script, flags, capsys):
     assert run({"train": train.main, "test": evaluation.main}[script], "--help") == 0
     words = capsys.readouterr().out.replace(",", " ").replace("[", " ").split()
@@ -383,29 +505,48 @@ def test_help_names_every_flag(script, flags, capsys):
 
 
 def test_a_script_in_a_process_of_its_own_ends_with_one_line_and_status_2(tmp_path):
-    process = start_process("train.py", "--gpu", 0, "--ds", "cifar10", "--drp", tmp_path, "--srp", tmp_path / "out")
+    process = start_process(
+        "train.py", "--gpu", 0, "--ds", "cifar10", "--drp", tmp_path, "--srp", tmp_path / "out"
+    )
     out, err = process.communicate(timeout=120)
     assert process.returncode == 2
     assert err.count("\n") == 1 and err.startswith("error: ") and "cifar-10-batches-py" in err
     assert "no CUDA device" in out and not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("argv,words", [
-    (["--rho", "0"], ["rho", "0"]), (["--rho", "1.5"], ["rho", "1.5"]), (["--rho", "nan"], ["rho"]), (["-e", "0"], ["-e"]),
-    (["-b", "x"], ["-b", "whole number"]), (["--ds", "mnist"], ["mnist"]), (["--md", "ResNet19"], ["ResNet19"]),
-    (["--isac", "maybe"], ["maybe"]), (["--lr", "-1"], ["--lr"]), (["--nonsense"], ["--nonsense"]),
-    (["--temperature", "0"], ["--temperature"]), (["--Lambda1", "inf"], ["--Lambda1"]), (["--opt", "lion"], ["lion"]),
-    (["--num_workers", "-1"], ["num_workers"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "argv,words",
+    [
+        (["--rho", "0"], ["rho", "0"]),
+        (["--rho", "1.5"], ["rho", "1.5"]),
+        (["--rho", "nan"], ["rho"]),
+        (["-e", "0"], ["-e"]),
+        (["-b", "x"], ["-b", "whole number"]),
+        (["--ds", "mnist"], ["mnist"]),
+        (["--md", "ResNet19"], ["ResNet19"]),
+        (["--isac", "maybe"], ["maybe"]),
+        (["--lr", "-1"], ["--lr"]),
+        (["--nonsense"], ["--nonsense"]),
+        (["--temperature", "0"], ["--temperature"]),
+        (["--Lambda1", "inf"], ["--Lambda1"]),
+        (["--opt", "lion"], ["lion"]),
+        (["--num_workers", "-1"], ["num_workers"]),
+    ],
+)
 def test_impossible_flags_are_refused_before_anything_is_read(argv, words, capsys):
     assert_refused_by_the_parser(capsys, run(train.main, *argv), *words)
 
 
-@pytest.mark.parametrize("argv,words", [
-    (["-b", "5000"], ["--batch_size 5000"]), (["--ob", "5000"], ["--ood_batch_size 5000"]),
-    (["--num_ood_samples", "8"], ["--ood_batch_size 32", "8 images"]), (["--gpu", "first"], ["--gpu", "first"]),
-    (["--rho", "0.001"], ["rho"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "argv,words",
+    [
+        (["-b", "5000"], ["--batch_size 5000"]),
+        (["--ob", "5000"], ["--ood_batch_size 5000"]),
+        (["--num_ood_samples", "8"], ["--ood_batch_size 32", "8 images"]),
+        (["--gpu", "first"], ["--gpu", "first"]),
+        (["--rho", "0.001"], ["rho"]),
+    ],
+)
 def test_what_the_digits_cannot_give_is_refused(argv, words, tmp_path, capsys):
     assert_one_sentence(capsys, run(train.main, *DIGITS, *argv, "--srp", tmp_path / "out"), *words)
     assert not (tmp_path / "out").exists()
@@ -461,10 +602,19 @@ def break_no_outliers(root):
 
 
 @pytest.mark.filterwarnings("ignore:the files in")
-@pytest.mark.parametrize("damage", [
-    break_truncated, break_missing, break_label, break_tail, break_short_class, break_outlier_type, break_outlier_shape,
-    break_no_outliers,
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "damage",
+    [
+        break_truncated,
+        break_missing,
+        break_label,
+        break_tail,
+        break_short_class,
+        break_outlier_type,
+        break_outlier_shape,
+        break_no_outliers,
+    ],
+)
 def test_damaged_data_are_named(damage, tmp_path, capsys):
     write_cifar10(tmp_path)
     write_outliers(tmp_path, np.zeros((300, 32, 32, 3), dtype=np.uint8))
@@ -476,36 +626,96 @@ def test_damaged_data_are_named(damage, tmp_path, capsys):
 
 def test_a_checkpoint_knows_what_it_is(digits_run, data, capsys):
     common = ["--gpu", "cpu", "--ckpt_path", digits_run, "--drp", data]
-    for flag, value, name in (("--ds", "cifar10", "--ds"), ("--md", "ResNet18", "--model"), ("--rho", "0.5", "--rho")):
+    for flag, value, name in (
+        ("--ds", "cifar10", "--ds"),
+        ("--md", "ResNet18", "--model"),
+        ("--rho", "0.5", "--rho"),
+    ):
         status = run(evaluation.main, *common, flag, value)
         assert_one_sentence(capsys, status, name, value, "contradicts the checkpoint")
-    assert run(evaluation.main, *common, "--ds", "digits", "--md", "ResNet20", "--rho", "0.1", "--FC", "False") == 0
+    assert (
+        run(evaluation.main, *common, "--ds", "digits", "--md", "ResNet20", "--rho", "0.1", "--FC", "False")
+        == 0
+    )
 
 
-@pytest.mark.parametrize("content,words", [
-    (b"", ["bad.pth"]), (b"not a checkpoint", ["bad.pth"]), ({"epoch": 3}, ["no network weights"]),
-    ({"model": {"conv1.weight": torch.ones(3)}}, ["lacks", "keys"]),
-    (build_model("ResNet20", 10).state_dict(), ["linear.weight", "(10, 64)", "(8, 64)"]),
-    ({"model": {k: v * float("nan") for k, v in build_model("ResNet20", 8).state_dict().items()}}, ["not finite"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "content,words",
+    [
+        (b"", ["bad.pth"]),
+        (b"not a checkpoint", ["bad.pth"]),
+        ({"epoch": 3}, ["no network weights"]),
+        ({"model": {"conv1.weight": torch.ones(3)}}, ["lacks", "keys"]),
+        (build_model("ResNet20", 10).state_dict(), ["linear.weight", "(10, 64)", "(8, 64)"]),
+        (
+            {"model": {k: v * float("nan") for k, v in build_model("ResNet20", 8).state_dict().items()}},
+            ["not finite"],
+        ),
+    ],
+)
 def test_checkpoints_that_do_not_fit_are_refused(content, words, tmp_path, capsys):
     path = tmp_path / "bad.pth"
     path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
-    status = run(evaluation.main, "--gpu", "cpu", "--ds", "digits", "--md", "ResNet20", "--rho", 0.1, "--ckpt_path", path)
+    status = run(
+        evaluation.main,
+        "--gpu",
+        "cpu",
+        "--ds",
+        "digits",
+        "--md",
+        "ResNet20",
+        "--rho",
+        0.1,
+        "--ckpt_path",
+        path,
+    )
     assert_one_sentence(capsys, status, *words)
     assert not (tmp_path / "results.json").exists()
 
 
 def test_ood_sets_that_are_not_there_are_named_with_those_that_are(digits_run, data, tmp_path, capsys):
-    status = run(evaluation.main, "--gpu", "cpu", "--ckpt_path", digits_run, "--dout", "noise", "letters", "--srp", tmp_path)
+    status = run(
+        evaluation.main,
+        "--gpu",
+        "cpu",
+        "--ckpt_path",
+        digits_run,
+        "--dout",
+        "noise",
+        "letters",
+        "--srp",
+        tmp_path,
+    )
     assert_one_sentence(capsys, status, "letters", "digits89", "photo")
     torch.save(build_model("ResNet20", 10).state_dict(), tmp_path / "weights.pth")
-    argv = ["--gpu", "cpu", "--ds", "cifar10", "--md", "ResNet20", "--drp", data, "--ckpt_path", tmp_path / "weights.pth"]
+    argv = [
+        "--gpu",
+        "cpu",
+        "--ds",
+        "cifar10",
+        "--md",
+        "ResNet20",
+        "--drp",
+        data,
+        "--ckpt_path",
+        tmp_path / "weights.pth",
+    ]
     assert_one_sentence(capsys, run(evaluation.main, *argv, "--dout", "tin", "letters"), "letters", "svhn")
 
 
 def test_an_ood_set_without_an_ood_image_is_refused(tmp_path, capsys):
     write_ood_set(tmp_path, "cifar10", "tin", [3, 4])
     torch.save(build_model("ResNet20", 10).state_dict(), tmp_path / "weights.pth")
-    argv = ["--gpu", "cpu", "--ds", "cifar10", "--md", "ResNet20", "--drp", tmp_path, "--ckpt_path", tmp_path / "weights.pth"]
+    argv = [
+        "--gpu",
+        "cpu",
+        "--ds",
+        "cifar10",
+        "--md",
+        "ResNet20",
+        "--drp",
+        tmp_path,
+        "--ckpt_path",
+        tmp_path / "weights.pth",
+    ]
     assert_one_sentence(capsys, run(evaluation.main, *argv, "--dout", "tin"), "tin", "out of distribution")

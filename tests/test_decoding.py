@@ -7,7 +7,14 @@ from image_files import UNREADABLE, photograph, truncate
 from PIL import Image
 from torchvision.transforms import v2
 
-from datasets.decoding import Unreadable, decode_for_gpu, decode_image, decoding_shrink, open_image, resized_crops
+from datasets.decoding import (
+    Unreadable,
+    decode_for_gpu,
+    decode_image,
+    decoding_shrink,
+    open_image,
+    resized_crops,
+)
 
 SIZE = 24
 
@@ -42,9 +49,18 @@ def test_odd_files_show_the_same_picture(tmp_path):
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_undone(tmp_path, orientation):
     picture = photograph(3)
-    undo = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_90",
-            7: "TRANSVERSE", 8: "ROTATE_270"}
-    stored = picture.transpose(getattr(Image.Transpose, undo[orientation])) if orientation in undo else picture
+    undo = {
+        2: "FLIP_LEFT_RIGHT",
+        3: "ROTATE_180",
+        4: "FLIP_TOP_BOTTOM",
+        5: "TRANSPOSE",
+        6: "ROTATE_90",
+        7: "TRANSVERSE",
+        8: "ROTATE_270",
+    }
+    stored = (
+        picture.transpose(getattr(Image.Transpose, undo[orientation])) if orientation in undo else picture
+    )
     exif = Image.Exif()
     exif[0x0112] = orientation
     stored.save(tmp_path / "turned.jpg", quality=98, exif=exif)

@@ -11,9 +11,9 @@ from models import build_model
 from utils.distributed import Compute, InterleavedDataParallel, interleaved, parallelize, start
 from utils.errors import InputError
 from utils.evaluation import extract_features
-from utils.guard import StepGuard
 from utils.losses import PATTLoss
-from utils.meter import EpochMeter
+from utils.run.guard import StepGuard
+from utils.run.meter import EpochMeter
 
 BATCH, OUTLIERS, STEPS = 8, 6, 3
 COUNTS = [20, 9, 4]
@@ -27,8 +27,8 @@ def global_batch(step):
 
 
 def train(compute):
-    """A few guarded steps on this process's share; BatchNorm in evaluation mode, since its batch statistics are each process's
-    own. Returns what one process on the global batch must reproduce."""
+    """A few guarded steps on this process's share; BatchNorm in evaluation mode, since its batch statistics
+    are each process's own. Returns what one process on the global batch must reproduce."""
     torch.manual_seed(0)
     model = build_model("ResNet20", 3).eval()
     criterion = PATTLoss(COUNTS, 64, oe_weight=0.1, tla_weight=0.5)
@@ -68,15 +68,21 @@ def train(compute):
 
     images, labels = torch.arange(14.0).view(7, 2), torch.arange(7)
     mine = slice(compute.rank, None, compute.world_size)
-    features = extract_features(Flat(), [(images[mine], labels[mine])], 7, compute, torch.autocast("cpu", enabled=False))
+    features = extract_features(
+        Flat(), [(images[mine], labels[mine])], 7, compute, torch.autocast("cpu", enabled=False)
+    )
     result |= {"features": features.features, "labels": features.labels}
     return result
 
 
 def worker(rank, port, folder):
     os.environ |= {
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"
-    }  # fmt: skip
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": "2",
+    }
     torch.set_num_threads(1)
     sys.stderr = open(os.devnull, "w")
     torch.save(train(start("cpu")), f"{folder}/{rank}.pt")
@@ -94,7 +100,9 @@ def results(tmp_path_factory):
     return train(Compute(torch.device("cpu"))), [torch.load(folder / f"{r}.pt") for r in (0, 1)]
 
 
-@pytest.mark.parametrize("what", ["losses", "right answers", "statistics", "gradient", "weights", "features", "labels"])
+@pytest.mark.parametrize(
+    "what", ["losses", "right answers", "statistics", "gradient", "weights", "features", "labels"]
+)
 def test_two_processes_give_what_one_gives_on_the_global_batch(results, what):
     one, two = results
     keys = [key for key in one if key.startswith(what)]

@@ -20,7 +20,10 @@ def case():
     g = torch.Generator().manual_seed(0)
     classifier = Classifier(torch.randn(4, 6, generator=g).double(), torch.randn(4, generator=g).double())
     test = random_features(12, [0, 1, 2, 3] * 3, 1)
-    ood = {"near": random_features(9, [-1, 2, -1, -1, 0, -1, -1, 3, -1], 2), "far": random_features(5, [-1] * 5, 3)}
+    ood = {
+        "near": random_features(9, [-1, 2, -1, -1, 0, -1, -1, 3, -1], 2),
+        "far": random_features(5, [-1] * 5, 3),
+    }
     attention = torch.rand(6, generator=g, dtype=torch.float64) * 2
     return classifier, test, ood, {False: None, True: attention}
 
@@ -75,18 +78,26 @@ def test_accuracy_is_of_the_test_set_alone(case):
     for row in results["accuracy"]:
         right = classifier.logits(test.features, attentions[row["fc"]]).argmax(dim=1) == test.labels
         assert row["all"] == pytest.approx(right.double().mean().item())
-        assert row["per_class"] == pytest.approx([right[test.labels == c].double().mean().item() for c in range(4)])
+        assert row["per_class"] == pytest.approx(
+            [right[test.labels == c].double().mean().item() for c in range(4)]
+        )
 
 
 def test_calibration_does_not_depend_on_the_test_set(case):
-    """The attention is a function of training images and outliers; shuffled test labels and images change accuracy alone."""
+    """The attention is a function of training images and outliers; shuffled test labels and images change
+    accuracy alone."""
     classifier, test, ood, _ = case
     train, outliers = random_features(20, [0, 1, 2, 3] * 5, 5), random_features(15, [-1] * 15, 6).features
     prior = torch.tensor(COUNTS) / sum(COUNTS)
 
     def run(test):
         a = attention_weight(
-            train.features, train.labels, outliers, classifier.logits(outliers).argmax(dim=1), classifier.weight, prior
+            train.features,
+            train.labels,
+            outliers,
+            classifier.logits(outliers).argmax(dim=1),
+            classifier.weight,
+            prior,
         )
         return a, evaluate(classifier, test, ood, {True: a}, COUNTS)[0]
 

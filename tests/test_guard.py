@@ -3,9 +3,9 @@ import torch
 
 from models import build_model
 from utils.errors import InputError
-from utils.guard import StepGuard
 from utils.losses import PATTLoss
-from utils.meter import EpochMeter
+from utils.run.guard import StepGuard
+from utils.run.meter import EpochMeter
 
 BATCH, OUTLIERS = 4, 3
 LABELS = torch.tensor([0, 1, 2, 0])
@@ -20,9 +20,12 @@ class Run:
         self.criterion = PATTLoss([9, 5, 2], 64, oe_weight=0.1, tla_weight=0.5)
         parameters = self.model.parameters()
         self.optimizer = (
-            torch.optim.Adam(parameters, lr=1e-2, weight_decay=5e-4, fused=True) if kind == "adam"
-            else torch.optim.SGD(parameters, lr=1e-2, momentum=0.9, nesterov=True, weight_decay=5e-4, fused=True)
-        )  # fmt: skip
+            torch.optim.Adam(parameters, lr=1e-2, weight_decay=5e-4, fused=True)
+            if kind == "adam"
+            else torch.optim.SGD(
+                parameters, lr=1e-2, momentum=0.9, nesterov=True, weight_decay=5e-4, fused=True
+            )
+        )
         self.guard = StepGuard(self.optimizer, [self.model, self.criterion], max_bad_steps)
         self.criterion.start_epoch()
         self.guard.remember()
@@ -42,12 +45,17 @@ class Run:
         return bool(self.guard.step(terms, torch.tensor([17, 4, 8, 99]), number))
 
     def state(self):
-        weights = {f"model.{k}": v for k, v in self.model.state_dict().items() if not k.endswith("num_batches_tracked")}
+        weights = {
+            f"model.{k}": v
+            for k, v in self.model.state_dict().items()
+            if not k.endswith("num_batches_tracked")
+        }
         statistics = {f"criterion.{k}": v for k, v in self.criterion.state_dict().items()}
         moments = {
             f"optimizer.{i}.{k}": v
-            for i, of_one in self.optimizer.state_dict()["state"].items() for k, v in of_one.items()
-        }  # fmt: skip
+            for i, of_one in self.optimizer.state_dict()["state"].items()
+            for k, v in of_one.items()
+        }
         return {k: v.clone() for k, v in (weights | statistics | moments).items()}
 
 
@@ -85,9 +93,14 @@ def test_training_goes_on_as_if_the_bad_step_had_not_been(kind, first):
 @pytest.mark.parametrize("kind", ["adam", "sgd"])
 def test_a_guarded_optimiser_steps_like_a_plain_one(kind):
     run, plain = Run(kind), Run(kind)
-    plain.optimizer = type(plain.optimizer)(plain.model.parameters(), **{
-        k: v for k, v in run.optimizer.defaults.items() if k in ("lr", "momentum", "nesterov", "weight_decay")
-    })  # fmt: skip
+    plain.optimizer = type(plain.optimizer)(
+        plain.model.parameters(),
+        **{
+            k: v
+            for k, v in run.optimizer.defaults.items()
+            if k in ("lr", "momentum", "nesterov", "weight_decay")
+        },
+    )
     plain.guard.step = lambda *_: plain.optimizer.step()
     for number in range(3):
         run.step(number)

@@ -20,7 +20,21 @@ from utils.errors import InputError
 
 evaluation = load_script("test_imagenet")
 CLASSES, SMALL = 3, ["--gpu", "cpu", "--num_workers", "0"]
-TRAIN = [*SMALL, "--md", "ResNet18", "--image_size", "32", "-e", "1", "-b", "4", "--ob", "4", "--randaug_n", "1"]
+TRAIN = [
+    *SMALL,
+    "--md",
+    "ResNet18",
+    "--image_size",
+    "32",
+    "-e",
+    "1",
+    "-b",
+    "4",
+    "--ob",
+    "4",
+    "--randaug_n",
+    "1",
+]
 
 
 def write_images(root, folder, count, seed):
@@ -34,12 +48,16 @@ def write_images(root, folder, count, seed):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Lists of 6 + 4 + 2 training images, 6 test images, 8 outliers and 5 OOD images; returns the flags that name them."""
+    """Lists of 6 + 4 + 2 training images, 6 test images, 8 outliers and 5 OOD images; returns the flags that
+    name them."""
     root = tmp_path_factory.mktemp("images")
     paths = [write_images(root, f"train/{c}", count, c) for c, count in enumerate((6, 4, 2))]
     lists = {"txtt": [f"{path} {c}" for c in range(CLASSES) for path in paths[c]]}
     lists["txtv"] = [f"{path} {i % CLASSES}" for i, path in enumerate(write_images(root, "val", 6, 10))]
-    lists["txt_ood_train"], lists["txt_ood_test"] = write_images(root, "extra", 8, 11), write_images(root, "ood", 5, 12)
+    lists["txt_ood_train"], lists["txt_ood_test"] = (
+        write_images(root, "extra", 8, 11),
+        write_images(root, "ood", 5, 12),
+    )
     for name, lines in lists.items():
         (root / f"{name}.txt").write_text("\n".join(lines) + "\n")
     flags = [word for name in lists for word in (f"--{name}", str(root / f"{name}.txt"))]
@@ -62,7 +80,10 @@ def test_training_and_evaluation(trained, data, capsys):
     record = json.loads((trained / "log.jsonl").read_text())
     assert all(np.isfinite(record[term]) for term in ("loss", "isac", "tla", "oe"))
     checkpoint = torch.load(trained / "latest.pth", weights_only=True)
-    assert checkpoint["class_counts"] == [6, 4, 2] and checkpoint["model"]["linear.weight"].shape == (CLASSES, 512)
+    assert checkpoint["class_counts"] == [6, 4, 2] and checkpoint["model"]["linear.weight"].shape == (
+        CLASSES,
+        512,
+    )
     assert checkpoint["criterion"]["statistics.sums"].shape == (CLASSES, 1024)
     assert run(evaluation.main, *SMALL, *data, "--ckpt_path", trained, "--num_cal", "6") == 0
     rows = results_of(trained)["rows"]
@@ -73,9 +94,19 @@ def test_training_and_evaluation(trained, data, capsys):
 
 
 def torchrun(script, *argv):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", ROOT / script, *argv]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        ROOT / script,
+        *argv,
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run([str(c) for c in command], cwd=ROOT, env=environment, capture_output=True, text=True)
+    return subprocess.run(
+        [str(c) for c in command], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
 
 
 def test_two_processes_evaluate_like_one(trained, data, tmp_path):
@@ -83,7 +114,9 @@ def test_two_processes_evaluate_like_one(trained, data, tmp_path):
     done = torchrun("test_imagenet.py", *SMALL, *data, "--ckpt_path", trained, "--srp", tmp_path / "two")
     assert done.returncode == 0, done.stderr
     for kind in ("rows", "mean", "accuracy"):
-        for one, two in zip(results_of(tmp_path / "one")[kind], results_of(tmp_path / "two")[kind], strict=True):
+        for one, two in zip(
+            results_of(tmp_path / "one")[kind], results_of(tmp_path / "two")[kind], strict=True
+        ):
             assert one.keys() == two.keys()
             assert all(one[key] == pytest.approx(two[key]) for key in one)
 
@@ -121,7 +154,14 @@ def test_kill_9_and_resume_gives_the_statistics_of_the_unbroken_run(data, tmp_pa
 def test_both_command_lines_of_the_authors_parse(data):
     line = "--gpu 0,1,2,3 --ds imagenet --md ResNet50 --lr 0.1 --Lambda1 0.02 --Lambda2 0.5 --srp OUT"
     args = train_imagenet.parse_args([*line.split(), *data])
-    assert (args.model, args.opt, args.lr, args.wd, args.batch_size, args.ob) == ("ResNet50", "sgd", 0.1, 5e-5, 32, 64)
+    assert (args.model, args.opt, args.lr, args.wd, args.batch_size, args.ob) == (
+        "ResNet50",
+        "sgd",
+        0.1,
+        5e-5,
+        32,
+        64,
+    )
     assert (args.tem_scale, args.temperature, args.epochs, args.decay_epochs) == (0.7, 0.1, 100, [60, 80])
     assert args.num_ood_samples is None  # the whole list
     args = evaluation.parse_args(["--gpu", "0", "--FC", "True", *data, "--ckpt_path", "DIR"])

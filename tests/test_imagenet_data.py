@@ -10,15 +10,19 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from datasets import imagenet
+from datasets.augment.stages import HorizontalFlip, ToFloat, View, Views
+from datasets.augment.views import imagenet_views
 from datasets.decoding import decode_image, open_image
 from datasets.imagenet import EvalImages, FileTrainLoader, ImageFiles, Packed
-from datasets.views import HorizontalFlip, ToFloat, View, Views, imagenet_views
 from datasets.workers import STEPS_AHEAD, naming_files_of_dead_workers
 from utils.errors import InputError
 
 CPU = torch.device("cpu")
 SIZE = 24
-MEAN, STD = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+MEAN, STD = (
+    torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1),
+    torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1),
+)
 
 
 def save_list(root, count, labels=None, prefix="image"):
@@ -26,11 +30,15 @@ def save_list(root, count, labels=None, prefix="image"):
     paths = [f"{prefix}{i}.jpg" for i in range(count)]
     for i, path in enumerate(paths):
         photograph(i, 40 + i % 3, 50 + i % 5).save(root / path, quality=95)
-    return ImageFiles(root, paths, torch.tensor(labels if labels is not None else [i % 2 for i in range(count)]))
+    return ImageFiles(
+        root, paths, torch.tensor(labels if labels is not None else [i % 2 for i in range(count)])
+    )
 
 
 def train_loader(files, outliers=None, **changes):
-    settings = dict(image_size=SIZE, batch_size=4, outlier_batch_size=6, contrastive=True, num_workers=0, seed=5)
+    settings = dict(
+        image_size=SIZE, batch_size=4, outlier_batch_size=6, contrastive=True, num_workers=0, seed=5
+    )
     return FileTrainLoader(files, outliers, imagenet_views(), device=CPU, **settings | changes)
 
 
@@ -48,7 +56,9 @@ def outliers(tmp_path):
 
 
 def test_packed_tensors_come_back():
-    tensors = [torch.arange(n, dtype=torch.uint8).view(shape) for n, shape in ((7, (7,)), (24, (3, 2, 4)), (1, (1,)))]
+    tensors = [
+        torch.arange(n, dtype=torch.uint8).view(shape) for n, shape in ((7, (7,)), (24, (3, 2, 4)), (1, (1,)))
+    ]
     unpacked = Packed.pack(tensors).unpack()
     assert all(torch.equal(a, b) for a, b in zip(unpacked, tensors, strict=True))
 
@@ -100,7 +110,9 @@ def kept(batches):
 
 def same(batches, others):
     return len(batches) == len(others) and all(
-        torch.equal(a, b) for one, other in zip(batches, others, strict=True) for a, b in zip(one, other, strict=True)
+        torch.equal(a, b)
+        for one, other in zip(batches, others, strict=True)
+        for a, b in zip(one, other, strict=True)
     )
 
 
@@ -119,7 +131,9 @@ def test_a_batch_stays_as_it_is_until_the_next_but_one(files, outliers, num_work
     assert len(whole) == 13 > 2 * STEPS_AHEAD + 2
     for step, (batch, later) in enumerate(itertools.pairwise(loader.epoch(0))):
         time.sleep(0.02)  # the workers go on
-        assert torch.equal(batch.images, whole[step].images) and torch.equal(later.images, whole[step + 1].images)
+        assert torch.equal(batch.images, whole[step].images) and torch.equal(
+            later.images, whole[step + 1].images
+        )
 
 
 def test_epochs_and_seeds_differ(files):
@@ -187,13 +201,17 @@ def test_one_bad_file_in_a_small_set_never_stops_a_run(files):
 def test_a_class_without_any_readable_file_is_an_error(files, num_workers):
     for path in files.paths[::2]:
         truncate(files.root / path)
-    with pytest.raises(InputError, match=r"^none of the 7 files in line for image\d+.jpg under \S+ can be read$"):
+    with pytest.raises(
+        InputError, match=r"^none of the 7 files in line for image\d+.jpg under \S+ can be read$"
+    ):
         list(train_loader(files, num_workers=num_workers).epoch(0))
 
 
 def test_the_file_at_which_a_worker_died_is_named(files, monkeypatch):
     open_ = imagenet.open_image
-    monkeypatch.setattr(imagenet, "open_image", lambda path: os._exit(1) if path.name == "image4.jpg" else open_(path))
+    monkeypatch.setattr(
+        imagenet, "open_image", lambda path: os._exit(1) if path.name == "image4.jpg" else open_(path)
+    )
     loader = train_loader(files, batch_size=13, num_workers=1)
     batches = EvalImages(files, image_size=SIZE, batch_size=4, num_workers=1, device=CPU)
     for consume in (lambda: list(loader.epoch(0)), lambda: list(batches)):
@@ -214,10 +232,14 @@ def test_central_crop_is_torchvisions(tmp_path, height, width):
     photograph(7, height, width).save(tmp_path / "a.jpg", quality=95)
     files = ImageFiles(tmp_path, ["a.jpg"], torch.tensor([0]))
     ((images, _),) = EvalImages(files, image_size=28, batch_size=4, num_workers=0, device=CPU)
-    reference = v2.Compose([
-        v2.Resize(32, antialias=True), v2.CenterCrop(28), v2.ToDtype(torch.float32, scale=True),
-        v2.Normalize(MEAN.flatten().tolist(), STD.flatten().tolist()),
-    ])  # fmt: skip
+    reference = v2.Compose(
+        [
+            v2.Resize(32, antialias=True),
+            v2.CenterCrop(28),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(MEAN.flatten().tolist(), STD.flatten().tolist()),
+        ]
+    )
     # Older versions of torch round a resized uint8 image by its memory layout: one level of 255.
     expected = reference(decode_image(open_image(tmp_path / "a.jpg")))
     assert ((images[0] - expected).abs() * STD.view(3, 1, 1) <= 1.01 / 255).all()

@@ -1,18 +1,11 @@
 import pytest
 import torch
 
-from datasets.loader import (
-    CIFAR_NORMALIZATION,
-    IMAGENET_NORMALIZATION,
-    STEPS_AT_ONCE,
-    Normalization,
-    TrainLoader,
-    epoch_indices,
-    evaluation_batches,
-    mixed_seed,
-)
+from datasets.augment.stages import Views
+from datasets.loader import STEPS_AT_ONCE, TrainLoader, evaluation_batches
+from datasets.normalization import CIFAR_NORMALIZATION, IMAGENET_NORMALIZATION, Normalization
+from datasets.randomness import epoch_indices, mixed_seed
 from datasets.registry import hold_out, views_for
-from datasets.views import Views
 
 N, M, SIZE = 23, 9, 16
 IDENTITY = Normalization((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
@@ -20,7 +13,12 @@ IDENTITY = Normalization((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 def marked(n, first=0):
     """Images whose every pixel is their number."""
-    return torch.arange(first, first + n, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, SIZE, SIZE).contiguous()
+    return (
+        torch.arange(first, first + n, dtype=torch.uint8)
+        .view(-1, 1, 1, 1)
+        .expand(-1, 3, SIZE, SIZE)
+        .contiguous()
+    )
 
 
 def as_it_is(images, generator):
@@ -35,12 +33,22 @@ def noisy(images, generator):
 
 def loader(views=None, **settings):
     defaults = dict(
-        batch_size=6, outlier_batch_size=4, normalization=IDENTITY, outlier_normalization=IDENTITY, contrastive=True,
-        seed=7, device=torch.device("cpu"), outliers=marked(M, first=200),
-    )  # fmt: skip
+        batch_size=6,
+        outlier_batch_size=4,
+        normalization=IDENTITY,
+        outlier_normalization=IDENTITY,
+        contrastive=True,
+        seed=7,
+        device=torch.device("cpu"),
+        outliers=marked(M, first=200),
+    )
     settings = defaults | settings
     return TrainLoader(
-        marked(N), torch.arange(N) % 5, settings.pop("outliers"), views or Views(as_it_is, as_it_is, as_it_is), **settings
+        marked(N),
+        torch.arange(N) % 5,
+        settings.pop("outliers"),
+        views or Views(as_it_is, as_it_is, as_it_is),
+        **settings,
     )
 
 
@@ -133,11 +141,15 @@ def test_the_processes_batches_make_up_the_global_batch(world_size):
 
 def test_processes_draw_different_views():
     a, b = (next(iter(loader(Views(noisy, noisy, noisy), rank=r, world_size=2).epoch(0))) for r in (0, 1))
-    assert not torch.equal(a.images[:3] - a.indices.view(-1, 1, 1, 1) / 255, b.images[:3] - b.indices.view(-1, 1, 1, 1) / 255)
+    assert not torch.equal(
+        a.images[:3] - a.indices.view(-1, 1, 1, 1) / 255, b.images[:3] - b.indices.view(-1, 1, 1, 1) / 255
+    )
 
 
 def test_outliers_have_their_own_normalisation():
-    batch = next(iter(loader(normalization=CIFAR_NORMALIZATION, outlier_normalization=IMAGENET_NORMALIZATION).epoch(0)))
+    batch = next(
+        iter(loader(normalization=CIFAR_NORMALIZATION, outlier_normalization=IMAGENET_NORMALIZATION).epoch(0))
+    )
     for part, (mean, std) in ((slice(0, 18), CIFAR_NORMALIZATION), (slice(18, None), IMAGENET_NORMALIZATION)):
         back = batch.images[part] * torch.tensor(std).view(1, 3, 1, 1) + torch.tensor(mean).view(1, 3, 1, 1)
         shown = (back * 255).round().long()
@@ -154,9 +166,11 @@ def test_the_training_images_are_left_alone():
 @pytest.mark.parametrize("batch_size", [1, 5, 23, 100])
 def test_evaluation_counts_every_image_once_and_in_order(batch_size):
     images, labels = marked(N), torch.arange(N)
-    batches = list(evaluation_batches(
-        images, labels, batch_size=batch_size, normalization=IDENTITY, device=torch.device("cpu")
-    ))  # fmt: skip
+    batches = list(
+        evaluation_batches(
+            images, labels, batch_size=batch_size, normalization=IDENTITY, device=torch.device("cpu")
+        )
+    )
     assert torch.equal(torch.cat([y for _, y in batches]), labels)
     assert torch.equal(torch.cat([numbers(x) for x, _ in batches]), labels)
     assert torch.equal(images, marked(N))

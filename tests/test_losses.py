@@ -19,7 +19,9 @@ def inputs(batch=BATCH, views=3, outliers=OUTLIERS, seed=0):
     """Logits (N, C) and embeddings (N, p) of [view 1, view 2, view 3, outliers]."""
     n = views * batch + outliers
     draw = generator(seed)
-    return torch.randn(n, 4, dtype=torch.float64, generator=draw), torch.randn(n, DIM, dtype=torch.float64, generator=draw)
+    return torch.randn(n, 4, dtype=torch.float64, generator=draw), torch.randn(
+        n, DIM, dtype=torch.float64, generator=draw
+    )
 
 
 def criterion(**settings):
@@ -44,14 +46,18 @@ def test_logit_adjustment_by_hand():
     prior = torch.tensor([0.75, 0.25])
     # z / T + log pi = (2 + log .75, -2 + log .25)
     expected = math.log(1 + 0.75 / 0.25 * math.exp(4))
-    assert float(logit_adjusted_ce(z, torch.tensor([1]), prior.log(), 0.5)) == pytest.approx(expected, rel=1e-6)
+    assert float(logit_adjusted_ce(z, torch.tensor([1]), prior.log(), 0.5)) == pytest.approx(
+        expected, rel=1e-6
+    )
 
 
 def test_the_temperature_divides_the_logits_only():
     logits, _ = inputs()
     z = logits[:BATCH]
     expected = loop_ce(z.numpy() / 0.9 + log_prior(), LABELS)
-    assert float(logit_adjusted_ce(z, LABELS, torch.from_numpy(log_prior()), 0.9)) == pytest.approx(expected, rel=1e-12)
+    assert float(logit_adjusted_ce(z, LABELS, torch.from_numpy(log_prior()), 0.9)) == pytest.approx(
+        expected, rel=1e-12
+    )
     assert float(logit_adjusted_ce(z, LABELS, torch.zeros(4))) == pytest.approx(loop_ce(z, LABELS), rel=1e-12)
 
 
@@ -112,7 +118,9 @@ def test_the_gradient_in_training_mode_holds_the_statistics_fixed():
     loss.eval()
     fixed = torch.autograd.grad(loss(logits, embeddings, LABELS)["loss"], embeddings)[0]
     assert torch.allclose(trained, fixed, atol=1e-12)
-    assert not trained[:BATCH].any() and not trained[3 * BATCH :].any()  # view 1 and outliers are not contrasted
+    assert (
+        not trained[:BATCH].any() and not trained[3 * BATCH :].any()
+    )  # view 1 and outliers are not contrasted
     assert trained[BATCH : 3 * BATCH].any(dim=1).all()
 
 
@@ -135,7 +143,9 @@ def test_without_isac_the_classifiers_term_has_weight_1_and_there_are_no_views_2
 def test_without_tla_it_is_plain_cross_entropy():
     loss = criterion(tla=False)
     logits, embeddings = inputs()
-    assert float(loss(logits, embeddings, LABELS)["tla"]) == pytest.approx(loop_ce(logits[:BATCH], LABELS), rel=1e-9)
+    assert float(loss(logits, embeddings, LABELS)["tla"]) == pytest.approx(
+        loop_ce(logits[:BATCH], LABELS), rel=1e-9
+    )
 
 
 def test_without_oe_there_are_no_outliers():
@@ -153,7 +163,10 @@ def test_without_all_three_it_is_plain_cross_entropy_alone():
 def test_half_precision_outputs_are_computed_in_float32_under_autocast():
     logits, embeddings = inputs()
     half = logits.bfloat16().requires_grad_(), embeddings.bfloat16().requires_grad_()
-    low, high = PATTLoss(COUNTS, DIM, oe_weight=1, tla_weight=1), PATTLoss(COUNTS, DIM, oe_weight=1, tla_weight=1)
+    low, high = (
+        PATTLoss(COUNTS, DIM, oe_weight=1, tla_weight=1),
+        PATTLoss(COUNTS, DIM, oe_weight=1, tla_weight=1),
+    )
     with torch.autocast("cpu", torch.bfloat16):
         terms = low(*half, LABELS)
     expected = high(half[0].detach().float(), half[1].detach().float(), LABELS)

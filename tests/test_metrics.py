@@ -35,7 +35,8 @@ def test_all_scores_tied():
 
 
 def test_by_hand_with_ties():
-    # Thresholds from the top: 3 catches one OOD; 2 catches one OOD and one ID; 1 one OOD and two ID; 0 one ID.
+    # Thresholds from the top: 3 catches one OOD; 2 catches one OOD and one ID; 1 one OOD and two ID; 0 one
+    # ID.
     m = ood_metrics([2, 1, 1, 0], [3, 2, 1])
     assert m["auroc"] == pytest.approx((4 + 3.5 + 2) / 12)
     assert m["aupr_out"] == pytest.approx((1 + 2 / 3 + 3 / 6) / 3)
@@ -58,7 +59,9 @@ def test_fpr95_id_is_the_opposite_direction():
     swapped = ood_metrics(-b, -a)
     m = ood_metrics(a, b)
     assert m["fpr95_id"] == swapped["fpr95"] and m["fpr95"] == swapped["fpr95_id"]
-    assert m["aupr_in"] == pytest.approx(swapped["aupr_out"]) and m["auroc"] == pytest.approx(swapped["auroc"])
+    assert m["aupr_in"] == pytest.approx(swapped["aupr_out"]) and m["auroc"] == pytest.approx(
+        swapped["auroc"]
+    )
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -69,7 +72,11 @@ def test_random_scores_with_ties_against_loops_and_scikit_learn(seed):
     m = ood_metrics(a, b)
     truth, scores = np.r_[np.zeros(len(a)), np.ones(len(b))], np.r_[a, b]
     assert m["auroc"] == pytest.approx(pairwise_auroc(a, b)) == pytest.approx(roc_auc_score(truth, scores))
-    assert m["aupr_out"] == pytest.approx(average_precision(b, a)) == pytest.approx(average_precision_score(truth, scores))
+    assert (
+        m["aupr_out"]
+        == pytest.approx(average_precision(b, a))
+        == pytest.approx(average_precision_score(truth, scores))
+    )
     assert m["aupr_in"] == pytest.approx(average_precision(-a, -b))
     recalls = {t: np.mean(b >= t) for t in np.r_[scores, np.inf]}
     nearest = min(abs(r - 0.95) for r in recalls.values())
@@ -83,7 +90,9 @@ def test_only_ranks_matter():
     assert ood_metrics(a, b) == pytest.approx(ood_metrics(np.exp(a) - 7, np.exp(b) - 7))
 
 
-@pytest.mark.parametrize("id_scores,ood_scores", [([], [1]), ([1], []), ([1, float("nan")], [1]), ([1], [float("inf")])])
+@pytest.mark.parametrize(
+    "id_scores,ood_scores", [([], [1]), ([1], []), ([1, float("nan")], [1]), ([1], [float("inf")])]
+)
 def test_empty_sets_and_scores_that_are_not_finite_are_errors(id_scores, ood_scores):
     with pytest.raises(ValueError):
         ood_metrics(id_scores, ood_scores)
@@ -117,7 +126,11 @@ def test_groups_follow_the_counts_not_the_numbering():
 def test_groups_of_imagenet():
     counts = [1280, 101, 100, 50, 20, 19, 5] + [60] * 200
     groups = members(shot_groups(counts))
-    assert groups["many"] == [0, 1] and groups["few"] == [5, 6] and groups["medium"] == list(range(2, 5)) + list(range(7, 207))
+    assert (
+        groups["many"] == [0, 1]
+        and groups["few"] == [5, 6]
+        and groups["medium"] == list(range(2, 5)) + list(range(7, 207))
+    )
 
 
 def test_a_balanced_set_is_all_medium():

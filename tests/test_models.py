@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from models import FAMILIES, Output, build_model
-from utils.checkpoint import load_weights, network_weights
 from utils.errors import InputError
+from utils.run.checkpoint import load_weights, network_weights
 
 SMALL = list(FAMILIES["cifar"])
 
@@ -21,9 +21,15 @@ def test_every_choice_constructs_and_runs(family, name):
     assert torch.allclose(output.logits, torch.nn.functional.linear(features, *network.linear.parameters()))
 
 
-@pytest.mark.parametrize("name,width,blocks", [
-    ("ResNet18", 512, (2, 2, 2, 2)), ("ResNet34", 512, (3, 4, 6, 3)), ("ResNet20", 64, (3, 3, 3)), ("ResNet32", 64, (5, 5, 5)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name,width,blocks",
+    [
+        ("ResNet18", 512, (2, 2, 2, 2)),
+        ("ResNet34", 512, (3, 4, 6, 3)),
+        ("ResNet20", 64, (3, 3, 3)),
+        ("ResNet32", 64, (5, 5, 5)),
+    ],
+)
 def test_widths_and_parameter_names_are_the_published_ones(name, width, blocks):
     network = build_model(name, 10)
     norm = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
@@ -31,7 +37,9 @@ def test_widths_and_parameter_names_are_the_published_ones(name, width, blocks):
     for stage, count in enumerate(blocks, start=1):
         for i in range(count):
             block = f"layer{stage}.{i}"
-            expected |= {f"{block}.conv{n}.weight" for n in (1, 2)} | {f"{block}.bn{n}.{p}" for n in (1, 2) for p in norm}
+            expected |= {f"{block}.conv{n}.weight" for n in (1, 2)} | {
+                f"{block}.bn{n}.{p}" for n in (1, 2) for p in norm
+            }
             if stage > 1 and i == 0:
                 expected |= {f"{block}.shortcut.0.weight", *(f"{block}.shortcut.1.{part}" for part in norm)}
     assert set(network.state_dict()) == expected
@@ -69,13 +77,16 @@ def same(a, b):
     return all(torch.equal(v, b.state_dict()[k]) for k, v in a.state_dict().items())
 
 
-@pytest.mark.parametrize("wrap", [
-    lambda w: w,
-    lambda w: {"model": w, "epoch": 3},
-    lambda w: {"state_dict": w},
-    lambda w: {f"module.{k}": v for k, v in w.items()},
-    lambda w: {"state_dict": {f"module.{k}": v for k, v in w.items()}, "args": "anything"},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda w: w,
+        lambda w: {"model": w, "epoch": 3},
+        lambda w: {"state_dict": w},
+        lambda w: {f"module.{k}": v for k, v in w.items()},
+        lambda w: {"state_dict": {f"module.{k}": v for k, v in w.items()}, "args": "anything"},
+    ],
+)
 def test_published_forms_load(pair, wrap):
     source, target = pair
     assert not same(source, target)

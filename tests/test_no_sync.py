@@ -1,4 +1,5 @@
-"""A training step asks the device for nothing: no value comes back to the host between two looks of the guard."""
+"""A training step asks the device for nothing: no value comes back to the host between two looks of the
+guard."""
 
 import contextlib
 
@@ -6,17 +7,27 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from datasets.loader import CIFAR_NORMALIZATION, TrainLoader
-from datasets.views import cifar_views
+from datasets.augment.views import cifar_views
+from datasets.loader import TrainLoader
+from datasets.normalization import CIFAR_NORMALIZATION
 from models import build_model
 from train import build_optimizer, parse_args, train_one_epoch
-from utils import guard as guard_module
-from utils.guard import StepGuard
 from utils.losses import PATTLoss
-from utils.meter import EpochMeter
+from utils.run import guard as guard_module
+from utils.run.guard import StepGuard
+from utils.run.meter import EpochMeter
 
 # Operators whose result, or whose result's shape, depends on values: on a GPU each waits for the device.
-WAITING = {"_local_scalar_dense", "nonzero", "item", "is_nonzero", "masked_select", "unique_dim", "_unique2", "equal"}
+WAITING = {
+    "_local_scalar_dense",
+    "nonzero",
+    "item",
+    "is_nonzero",
+    "masked_select",
+    "unique_dim",
+    "_unique2",
+    "equal",
+}
 
 
 class Watch(TorchDispatchMode):
@@ -44,13 +55,24 @@ def test_a_step_does_not_wait_for_the_device(schedule, optimizer, monkeypatch):
     guard, meter = StepGuard(optimizer, [model, criterion], 3), EpochMeter(4, torch.device("cpu"))
     images = torch.randint(0, 256, (16, 3, 32, 32), dtype=torch.uint8)
     loader = TrainLoader(
-        images, torch.arange(16) % 4, images, cifar_views(), batch_size=4, outlier_batch_size=4, contrastive=True, seed=0,
-        normalization=CIFAR_NORMALIZATION, outlier_normalization=CIFAR_NORMALIZATION, device=torch.device("cpu"),
-    )  # fmt: skip
+        images,
+        torch.arange(16) % 4,
+        images,
+        cifar_views(),
+        batch_size=4,
+        outlier_batch_size=4,
+        contrastive=True,
+        seed=0,
+        normalization=CIFAR_NORMALIZATION,
+        outlier_normalization=CIFAR_NORMALIZATION,
+        device=torch.device("cpu"),
+    )
     batches = list(enumerate(loader.epoch(0)))
     guard.check = lambda: None
     with Watch() as watch:
-        train_one_epoch(model, criterion, optimizer, guard, meter, batches, contextlib.nullcontext(), lambda done: False)
+        train_one_epoch(
+            model, criterion, optimizer, guard, meter, batches, contextlib.nullcontext(), lambda done: False
+        )
     assert watch.seen == []
     assert meter.steps == len(batches)
 

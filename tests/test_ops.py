@@ -1,4 +1,6 @@
-"""Every batched operation against torchvision's functional one, which takes one image and one parameter at a time."""
+"""Every batched operation against torchvision's functional one, which takes one image and one parameter at a
+time."""
+
 import math
 
 import pytest
@@ -6,7 +8,7 @@ import torch
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
-from datasets import ops
+from datasets.augment import ops
 
 N = 40
 
@@ -34,8 +36,12 @@ FACTORS = {
 
 
 def one_by_one(function, images, *parameters):
-    return torch.stack([function(image, *values) for image, *values in
-                        zip(images, *(p.tolist() for p in parameters), strict=True)])
+    return torch.stack(
+        [
+            function(image, *values)
+            for image, *values in zip(images, *(p.tolist() for p in parameters), strict=True)
+        ]
+    )
 
 
 def assert_same_bytes(batched, single):
@@ -44,13 +50,27 @@ def assert_same_bytes(batched, single):
 
 
 def tv_affine(image, translate=(0, 0), shear=(0.0, 0.0), center=None):
-    return tv.affine(image, angle=0.0, translate=list(translate), scale=1.0, shear=list(shear), center=center,
-                     interpolation=InterpolationMode.NEAREST, fill=0)
+    return tv.affine(
+        image,
+        angle=0.0,
+        translate=list(translate),
+        scale=1.0,
+        shear=list(shear),
+        center=center,
+        interpolation=InterpolationMode.NEAREST,
+        fill=0,
+    )
 
 
 GEOMETRY = {
-    "shear_x": (0.3, lambda image, v: tv_affine(image, shear=(math.degrees(math.atan(v)), 0.0), center=[0, 0])),
-    "shear_y": (0.3, lambda image, v: tv_affine(image, shear=(0.0, math.degrees(math.atan(v))), center=[0, 0])),
+    "shear_x": (
+        0.3,
+        lambda image, v: tv_affine(image, shear=(math.degrees(math.atan(v)), 0.0), center=[0, 0]),
+    ),
+    "shear_y": (
+        0.3,
+        lambda image, v: tv_affine(image, shear=(0.0, math.degrees(math.atan(v))), center=[0, 0]),
+    ),
     "translate_x": (14.6, lambda image, v: tv_affine(image, translate=(int(v), 0))),
     "translate_y": (14.6, lambda image, v: tv_affine(image, translate=(0, int(v)))),
     "rotate": (30.0, lambda image, v: tv.rotate(image, v, interpolation=InterpolationMode.NEAREST, fill=0)),
@@ -62,15 +82,21 @@ GEOMETRY = {
 def test_geometry_equals_torchvision(name, size):
     limit, reference = GEOMETRY[name]
     images = uint8_images(*size)
-    # AutoAugment's ten bins, less the two where a shear falls half-way between pixels and rounding noise decides.
+    # AutoAugment's ten bins, less the two where a shear falls half-way between pixels and rounding noise
+    # decides.
     bins = torch.linspace(0.0, limit, 10)[[0, 1, 3, 4, 5, 7, 8, 9]].double()
-    for values in (torch.linspace(-limit, limit, N, dtype=torch.float64), torch.cat([bins, -bins]).repeat(3)[:N]):
+    for values in (
+        torch.linspace(-limit, limit, N, dtype=torch.float64),
+        torch.cat([bins, -bins]).repeat(3)[:N],
+    ):
         assert_same_bytes(getattr(ops, name)(images, values), one_by_one(reference, images, values))
 
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("factors", FACTORS.values(), ids=FACTORS)
-@pytest.mark.parametrize("name", ["adjust_brightness", "adjust_saturation", "adjust_contrast", "adjust_sharpness"])
+@pytest.mark.parametrize(
+    "name", ["adjust_brightness", "adjust_saturation", "adjust_contrast", "adjust_sharpness"]
+)
 def test_uint8_enhancements_equal_torchvision(name, factors, size):
     images = uint8_images(*size)
     assert_same_bytes(getattr(ops, name)(images, factors), one_by_one(getattr(tv, name), images, factors))
@@ -112,8 +138,9 @@ def test_float_adjustments_equal_torchvision(name, size):
     images = ops.to_float(uint8_images(*size))
     values = torch.linspace(-0.5, 0.5, N, dtype=torch.float64)
     values = values if name == "adjust_hue" else values + 1.0
-    torch.testing.assert_close(getattr(ops, name)(images, values), one_by_one(getattr(tv, name), images, values),
-                               rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        getattr(ops, name)(images, values), one_by_one(getattr(tv, name), images, values), rtol=0, atol=1e-5
+    )
 
 
 def test_grayscale_equals_torchvision():
@@ -154,8 +181,9 @@ def test_padded_crop_equals_torchvision(padding):
         image = tv.crop(tv.pad(image, [padding]), top, left, 24, 37)
         return tv.horizontal_flip(image) if flip else image
 
-    assert_same_bytes(ops.padded_crop(images, top, left, flip, padding),
-                      one_by_one(reference, images, top, left, flip))
+    assert_same_bytes(
+        ops.padded_crop(images, top, left, flip, padding), one_by_one(reference, images, top, left, flip)
+    )
 
 
 def test_horizontal_flip_equals_torchvision():
@@ -173,8 +201,9 @@ def test_cutout_equals_torchvision_erase():
         height, width = min(row + 8, 32) - top, min(column + 8, 32) - left
         return tv.erase(image, top, left, height, width, torch.tensor(fill).view(3, 1, 1))
 
-    torch.testing.assert_close(ops.cutout(images, row, column, 16, fill),
-                               one_by_one(reference, images, row, column), rtol=0, atol=0)
+    torch.testing.assert_close(
+        ops.cutout(images, row, column, 16, fill), one_by_one(reference, images, row, column), rtol=0, atol=0
+    )
 
 
 def test_conversions_are_inverse_and_equal_torchvision():
@@ -183,12 +212,20 @@ def test_conversions_are_inverse_and_equal_torchvision():
     assert_same_bytes(ops.to_uint8(ops.to_float(images)), images.contiguous())
 
 
-@pytest.mark.parametrize("name, values", [
-    ("rotate", torch.tensor([10.0, 20.0])), ("adjust_sharpness", torch.tensor([0.5, 1.5])),
-    ("adjust_contrast", torch.tensor([0.5, 1.5])), ("posterize", torch.tensor([3, 4])),
-    ("solarize", torch.tensor([3.0, 4.0])), ("solarize_add", torch.tensor([3, 4])),
-    ("autocontrast", None), ("equalize", None), ("invert", None),
-])
+@pytest.mark.parametrize(
+    "name, values",
+    [
+        ("rotate", torch.tensor([10.0, 20.0])),
+        ("adjust_sharpness", torch.tensor([0.5, 1.5])),
+        ("adjust_contrast", torch.tensor([0.5, 1.5])),
+        ("posterize", torch.tensor([3, 4])),
+        ("solarize", torch.tensor([3.0, 4.0])),
+        ("solarize_add", torch.tensor([3, 4])),
+        ("autocontrast", None),
+        ("equalize", None),
+        ("invert", None),
+    ],
+)
 def test_inputs_are_not_written_to(name, values):
     images = uint8_images(32, 32)[-2:]
     before = images.clone()
@@ -201,7 +238,8 @@ def test_images_stored_channels_last_give_the_same():
     strided = images.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
     flip, zero = torch.arange(N) % 2 == 0, torch.zeros(N, dtype=torch.long)
     box = (zero, zero + 3, zero + 20, zero + 25, flip)
-    assert_same_bytes(ops.padded_crop(strided, zero, zero + 5, flip, 4),
-                      ops.padded_crop(images, zero, zero + 5, flip, 4))
+    assert_same_bytes(
+        ops.padded_crop(strided, zero, zero + 5, flip, 4), ops.padded_crop(images, zero, zero + 5, flip, 4)
+    )
     assert_same_bytes(ops.equalize(strided), ops.equalize(images))
     torch.testing.assert_close(ops.resized_crop(strided, *box, 32), ops.resized_crop(images, *box, 32))

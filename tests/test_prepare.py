@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets import archives, prepare
-from datasets.archives import unpack
-from datasets.download import download
+from datasets import prepare
+from datasets.files import archives
+from datasets.files.archives import unpack
+from datasets.files.download import download
 from datasets.image_list import read_image_list
 from datasets.outliers import map_outliers
 from utils.errors import InputError
@@ -141,7 +142,9 @@ def test_without_a_checksum_the_flag_and_the_check_decide(server, tmp_path):
     assert fetch(server, target, md5=None, allow_unverified=True) is False
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:9/file", "ftp://x/file", "file:///etc/passwd", "/etc/passwd"])
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1:9/file", "ftp://x/file", "file:///etc/passwd", "/etc/passwd"]
+)
 def test_only_https_by_default(tmp_path, url):
     with pytest.raises(InputError, match="https only"):
         download(url, tmp_path / "file", MD5)
@@ -199,8 +202,11 @@ FILE = tarfile.REGTYPE
 def test_unpacking(tmp_path, write):
     write(tmp_path / "x", [("a/b/1", FILE, b"one"), ("./2", FILE, b"two"), ("a/empty", FILE, b"")])
     unpack(tmp_path / "x", tmp_path / "to")
-    files = {str(path.relative_to(tmp_path / "to")): path.read_bytes() for path in (tmp_path / "to").rglob("*")
-             if path.is_file()}
+    files = {
+        str(path.relative_to(tmp_path / "to")): path.read_bytes()
+        for path in (tmp_path / "to").rglob("*")
+        if path.is_file()
+    }
     assert files == {"a/b/1": b"one", "2": b"two", "a/empty": b""}
 
 
@@ -249,7 +255,9 @@ def test_hostile_members_leave_nothing_behind(tmp_path, write, member):
 
 
 def test_a_huge_extended_header_is_refused(tmp_path):
-    with tarfile.open(tmp_path / "x", "w:gz", format=tarfile.PAX_FORMAT, pax_headers={"comment": "x" * 3_000_000}):
+    with tarfile.open(
+        tmp_path / "x", "w:gz", format=tarfile.PAX_FORMAT, pax_headers={"comment": "x" * 3_000_000}
+    ):
         pass
     with pytest.raises(InputError, match="header of 3,0"):
         unpack(tmp_path / "x", tmp_path / "to")
@@ -303,8 +311,14 @@ def test_building_a_list(pictures, capsys):
     imagenet("--class_ids", pictures / "ids.txt", "--images", pictures / "images", "--out", out)
     assert "6 pictures of 2 classes" in capsys.readouterr().out
     assert out.read_text().split("\n") == [
-        "n02/0.JPEG 0", "n02/1.JPEG 0", "n01/0.JPEG 1", "n01/1.JPEG 1", "n01/2.JPEG 1", "n01/sub/z.png 1", "",
-    ]  # fmt: skip
+        "n02/0.JPEG 0",
+        "n02/1.JPEG 0",
+        "n01/0.JPEG 1",
+        "n01/1.JPEG 1",
+        "n01/2.JPEG 1",
+        "n01/sub/z.png 1",
+        "",
+    ]
     paths, labels = read_image_list(out, pictures / "images")
     assert len(paths) == 6 and labels.tolist() == [0, 0, 1, 1, 1, 1]
     with pytest.raises(InputError, match="train.txt is there already"):
@@ -327,7 +341,14 @@ def test_bad_class_ids(pictures, ids, reason):
     (pictures / "ids.txt").write_text(ids)
     (pictures / "images" / "empty").mkdir()
     with pytest.raises(InputError, match=reason):
-        imagenet("--class_ids", pictures / "ids.txt", "--images", pictures / "images", "--out", pictures / "out.txt")
+        imagenet(
+            "--class_ids",
+            pictures / "ids.txt",
+            "--images",
+            pictures / "images",
+            "--out",
+            pictures / "out.txt",
+        )
     assert not (pictures / "out.txt").exists()
 
 
@@ -335,7 +356,14 @@ def test_bad_class_ids(pictures, ids, reason):
 def test_picture_names_that_would_break_the_list(pictures, name):
     Path(os.fsdecode(os.fsencode(pictures / "images" / "n01") + b"/" + name)).write_bytes(b"")
     with pytest.raises(InputError, match="control character"):
-        imagenet("--class_ids", pictures / "ids.txt", "--images", pictures / "images", "--out", pictures / "out.txt")
+        imagenet(
+            "--class_ids",
+            pictures / "ids.txt",
+            "--images",
+            pictures / "images",
+            "--out",
+            pictures / "out.txt",
+        )
 
 
 def test_checking_a_list_counts_what_is_missing(pictures):
@@ -381,7 +409,9 @@ def test_scood_from_an_archive_fetched_by_hand(tmp_path, capsys):
     Image.new("RGB", (32, 32)).save(image, "png")
     members = [("data/images/x/1.png", FILE, image.getvalue())]
     for benchmark, names in prepare.DEFAULT_SETS.items():
-        members += [(f"data/imglist/benchmark_{benchmark}/test_{name}.txt", FILE, b"x/1.png -1\n") for name in names]
+        members += [
+            (f"data/imglist/benchmark_{benchmark}/test_{name}.txt", FILE, b"x/1.png -1\n") for name in names
+        ]
     write_zip(tmp_path / "scood.zip", members)
     prepare.main(["scood", "--drp", str(tmp_path / "root"), "--archive", str(tmp_path / "scood.zip")])
     assert capsys.readouterr().out.count("all 1 files") == 12

@@ -18,13 +18,31 @@ def write_record(results, row, seed, auroc, group="digits_default"):
     """A result file whose AUROC is known; with FC everything is 0.1 lower."""
     means, accuracy = [], []
     for fc in (False, True):
-        means.append({"fc": fc, "score": "energy"} | dict.fromkeys(METRICS, 0.5) | {"auroc": auroc - 0.1 * fc})
-        accuracy.append({"fc": fc, "all": 0.75, "many": 0.9, "medium": 0.7, "few": None, "per_class": [0.9, 0.6]})
+        means.append(
+            {"fc": fc, "score": "energy"} | dict.fromkeys(METRICS, 0.5) | {"auroc": auroc - 0.1 * fc}
+        )
+        accuracy.append(
+            {"fc": fc, "all": 0.75, "many": 0.9, "medium": 0.7, "few": None, "per_class": [0.9, 0.6]}
+        )
     environment = {"device": "some CPU", "cpu_cores": 2, "commit": "abc"}
-    settings = {"ds": "digits", "model": "ResNet20", "epochs": 30, "rho": 0.1, "class_counts": [9, 3], "environment": environment}
+    settings = {
+        "ds": "digits",
+        "model": "ResNet20",
+        "epochs": 30,
+        "rho": 0.1,
+        "class_counts": [9, 3],
+        "environment": environment,
+    }
     settings["num_outliers"] = 20_000
     rows = [{"ood": "noise", "fc": False, "score": "energy"}]
-    record = {"group": group, "row": row, "seed": seed, "date": "2026-01-01", "train_seconds": 90.0, "args": settings}
+    record = {
+        "group": group,
+        "row": row,
+        "seed": seed,
+        "date": "2026-01-01",
+        "train_seconds": 90.0,
+        "args": settings,
+    }
     record["results"] = {"mean": means, "accuracy": accuracy, "rows": rows}
     (results / group).mkdir(parents=True, exist_ok=True)
     (results / group / f"{row}-seed{seed}.json").write_text(json.dumps(record))
@@ -62,7 +80,9 @@ def test_the_rows_of_a_table_have_the_same_seeds(tmp_path):
 
 def test_a_stale_table_is_found_and_mended(tmp_path, monkeypatch):
     write_record(tmp_path / "runs", "patt", 0, 0.9)
-    (tmp_path / "README.md").write_text("before\n<!-- table: digits digits_default -->\nold\n<!-- end -->\nafter\n")
+    (tmp_path / "README.md").write_text(
+        "before\n<!-- table: digits digits_default -->\nold\n<!-- end -->\nafter\n"
+    )
     monkeypatch.setattr(table, "ROOT", tmp_path)
     monkeypatch.setattr(table, "DOCUMENTS", ("README.md",))
     flags = ["--results", str(tmp_path / "runs")]
@@ -113,7 +133,17 @@ def test_every_row_of_every_table_is_a_valid_command(name, tmp_path):
 
 def test_runs_are_done_once_and_collected(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(reproduce.TABLES, "digits", ("ce",))
-    flags = ["digits", "--seeds", "0", "--epochs", "1", "--srp", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
+    flags = [
+        "digits",
+        "--seeds",
+        "0",
+        "--epochs",
+        "1",
+        "--srp",
+        str(tmp_path / "runs"),
+        "--results",
+        str(tmp_path / "results"),
+    ]
     reproduce.main(flags)
     files = sorted(f.name for f in (tmp_path / "results" / "digits_default_e1").iterdir())
     assert files == ["ce-seed0.json"]
@@ -130,7 +160,17 @@ def test_runs_are_done_once_and_collected(tmp_path, capsys, monkeypatch):
 def test_a_folder_that_other_commands_filled_is_refused(tmp_path, monkeypatch):
     monkeypatch.setitem(reproduce.TABLES, "digits", ("ce",))
     monkeypatch.setattr(reproduce.subprocess, "run", lambda *a, **k: subprocess.CompletedProcess(a, 1))
-    flags = ["digits", "--seeds", "0", "--srp", str(tmp_path / "runs"), "--results", str(tmp_path / "results"), "--protocol", "p"]
+    flags = [
+        "digits",
+        "--seeds",
+        "0",
+        "--srp",
+        str(tmp_path / "runs"),
+        "--results",
+        str(tmp_path / "results"),
+        "--protocol",
+        "p",
+    ]
     with pytest.raises(InputError, match="failed with status 1"):
         reproduce.main(flags)
     with pytest.raises(InputError, match="other commands"):
@@ -141,11 +181,14 @@ def test_a_folder_that_other_commands_filled_is_refused(tmp_path, monkeypatch):
         reproduce.main(flags)
 
 
-@pytest.mark.parametrize("flags, words", [
-    (["digits", "--extra", "--rho", "0.05"], "needs a --protocol"),
-    (["imagenet", "--drp", "DATA"], "not for ImageNet-LT"),
-    (["imagenet", "--dout", "svhn"], "not for ImageNet-LT"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["digits", "--extra", "--rho", "0.05"], "needs a --protocol"),
+        (["imagenet", "--drp", "DATA"], "not for ImageNet-LT"),
+        (["imagenet", "--dout", "svhn"], "not for ImageNet-LT"),
+    ],
+)
 def test_flags_that_would_mix_results_up_are_refused(flags, words):
     with pytest.raises(InputError, match=words):
         reproduce.parse_args(flags)
@@ -154,10 +197,14 @@ def test_flags_that_would_mix_results_up_are_refused(flags, words):
 def test_imagenet_runs_are_collected_without_their_folders(tmp_path):
     """Settings as train_imagenet.py writes them, results as any run has them."""
     lists = ["--txtt", "/here/train.txt", "--iidp", "/here/images"]
-    settings = {k: str(v) for k, v in vars(train_imagenet.parse_args([*lists, "--srp", str(tmp_path)])).items()}
+    settings = {
+        k: str(v) for k, v in vars(train_imagenet.parse_args([*lists, "--srp", str(tmp_path)])).items()
+    }
     write_record(tmp_path, "patt", 0, 0.9)
     made = json.loads((tmp_path / "digits_default" / "patt-seed0.json").read_text())
-    settings |= {name: made["args"][name] for name in ("environment", "class_counts", "num_outliers")} | {"epochs": 100}
+    settings |= {name: made["args"][name] for name in ("environment", "class_counts", "num_outliers")} | {
+        "epochs": 100
+    }
     run = reproduce.Run("imagenet", "patt", 3, tmp_path / "run")
     run.folder.mkdir()
     (run.folder / "args.json").write_text(json.dumps(settings))

@@ -22,7 +22,11 @@ def test_shapes(name, width):
 def test_trunk_is_torchvisions(name):
     network, reference = build_model(name, 5, family="imagenet").eval(), REFERENCE[name](num_classes=5).eval()
     reference.load_state_dict(
-        {key.replace("linear.", "fc."): value for key, value in network.state_dict().items() if "head." not in key}
+        {
+            key.replace("linear.", "fc."): value
+            for key, value in network.state_dict().items()
+            if "head." not in key
+        }
     )
     images = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
@@ -38,7 +42,12 @@ def test_classifier_reads_the_raw_features_and_the_head_is_as_published():
         hidden = features @ first.weight.T + first.bias
         hidden = (hidden - norm.running_mean) / (norm.running_var + norm.eps).sqrt() * norm.weight + norm.bias
         torch.testing.assert_close(embedding, hidden.relu() @ last.weight.T + last.bias)
-    assert [first.in_features, first.out_features, last.in_features, last.out_features] == [512, 512, 512, 1024]
+    assert [first.in_features, first.out_features, last.in_features, last.out_features] == [
+        512,
+        512,
+        512,
+        1024,
+    ]
 
 
 def test_every_parameter_is_trained_through_the_two_outputs():

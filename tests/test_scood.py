@@ -57,7 +57,9 @@ def test_other_sizes_are_resized_and_cropped(tmp_path, size):
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "1"])
 def test_other_colour_modes_become_rgb(tmp_path, mode):
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)).convert(mode)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)).convert(
+        mode
+    )
     image.save(tmp_path / "x.png")
     assert np.array_equal(read_image(tmp_path / "x.png"), np.asarray(image.convert("RGB")))
 
@@ -95,7 +97,9 @@ def test_unreadable_images_are_named(tmp_path, damage):
     path = tmp_path / "data" / "images" / "tin" / "1.png"
     raw = path.read_bytes()
     script = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n%%EndComments\n"
-    path.write_bytes({"empty": b"", "truncated": raw[:500], "text": b"no image", "postscript": script}[damage])
+    path.write_bytes(
+        {"empty": b"", "truncated": raw[:500], "text": b"no image", "postscript": script}[damage]
+    )
     with pytest.raises(InputError, match="tin/1.png cannot be read"):
         load_ood_sets("cifar10", ["tin"], tmp_path)
 
@@ -105,7 +109,12 @@ def png(width, height):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b""))
+        + chunk(b"IEND", b"")
+    )
 
 
 @pytest.mark.parametrize("size", [(6_000, 6_000), (60_000, 60_000), (1, 1_000_000)])

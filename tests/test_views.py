@@ -1,4 +1,6 @@
-"""Random views: their parameters are distributed as torchvision's, and their pixels follow from their parameters."""
+"""Random views: their parameters are distributed as torchvision's, and their pixels follow from their
+parameters."""
+
 import itertools
 from collections import Counter
 
@@ -8,7 +10,8 @@ from scipy import stats
 from torchvision import transforms
 from torchvision.transforms.v2 import functional as tv
 
-from datasets import ops, views
+from datasets.augment import ops, policies, stages, views
+from datasets.normalization import CIFAR_NORMALIZATION
 
 # Seeds are fixed, so a test that passes once passes always; below this a distribution counts as wrong.
 ALPHA = 1e-3
@@ -20,7 +23,9 @@ def seeded(seed=0):
 
 def random_images(n, size, seed=0):
     coarse = torch.rand((n, 3, size // 4, size // 4), generator=seeded(seed))
-    return torch.nn.functional.interpolate(coarse, size=(size, size), mode="bilinear").mul(255.0).to(torch.uint8)
+    return (
+        torch.nn.functional.interpolate(coarse, size=(size, size), mode="bilinear").mul(255.0).to(torch.uint8)
+    )
 
 
 def assert_same_distribution(ours, theirs):
@@ -42,18 +47,21 @@ def assert_share(chosen, probability):
 # --- crops
 
 
-@pytest.mark.parametrize("height, width, scale", [
-    (32, 32, (0.08, 1.0)),
-    (16, 16, (0.5, 1.0)),
-    (30, 45, (0.2, 1.0)),
-    (24, 64, (0.5, 1.0)),  # few tries fit: first-valid order and the central fallback both count
-])
+@pytest.mark.parametrize(
+    "height, width, scale",
+    [
+        (32, 32, (0.08, 1.0)),
+        (16, 16, (0.5, 1.0)),
+        (30, 45, (0.2, 1.0)),
+        (24, 64, (0.5, 1.0)),  # few tries fit: first-valid order and the central fallback both count
+    ],
+)
 def test_crop_boxes_are_distributed_as_torchvisions(height, width, scale):
     n, ratio, image = 4000, (3 / 4, 4 / 3), torch.empty(3, height, width)
     torch.manual_seed(1)
     theirs = torch.tensor([transforms.RandomResizedCrop.get_params(image, scale, ratio) for _ in range(n)])
     sizes = torch.full((n,), height), torch.full((n,), width)
-    ours = torch.stack(views.draw_crop_boxes(*sizes, scale, ratio, seeded(2)), 1)
+    ours = torch.stack(stages.draw_crop_boxes(*sizes, scale, ratio, seeded(2)), 1)
     assert ours.dtype == torch.int64
     for column in range(4):
         assert_same_distribution(ours[:, column], theirs[:, column])
@@ -65,47 +73,49 @@ def test_crop_boxes_are_distributed_as_torchvisions(height, width, scale):
 def test_crop_boxes_fall_back_to_torchvisions_centre(height, width):
     ratio = (3 / 4, 4 / 3)
     theirs = transforms.RandomResizedCrop.get_params(torch.empty(3, height, width), (4.0, 5.0), ratio)
-    ours = views.draw_crop_boxes(torch.tensor([height]), torch.tensor([width]), (4.0, 5.0), ratio, seeded())
+    ours = stages.draw_crop_boxes(torch.tensor([height]), torch.tensor([width]), (4.0, 5.0), ratio, seeded())
     assert tuple(int(v) for v in ours) == theirs
 
 
 def test_crop_boxes_lie_inside_images_of_individual_sizes():
     heights = torch.randint(1, 500, (5000,), generator=seeded(1))
     widths = torch.randint(1, 500, (5000,), generator=seeded(2))
-    top, left, height, width = views.draw_crop_boxes(heights, widths, (0.08, 1.0), (3 / 4, 4 / 3), seeded(3))
+    top, left, height, width = stages.draw_crop_boxes(heights, widths, (0.08, 1.0), (3 / 4, 4 / 3), seeded(3))
     assert (top >= 0).all() and (left >= 0).all() and (height > 0).all() and (width > 0).all()
     assert (top + height <= heights).all() and (left + width <= widths).all()
 
 
 def test_random_resized_crop_applies_what_it_draws():
-    images, stage = random_images(40, 32), views.RandomResizedCrop(24)
+    images, stage = random_images(40, 32), stages.RandomResizedCrop(24)
     drawn = stage.draw(40, 32, 32, seeded(5))
     assert_share(stage.draw(4000, 32, 32, seeded()).flip, 0.5)
     for image, result, *box, flip in zip(ops.to_float(images), stage(images, seeded(5)), *drawn, strict=True):
         expected = tv.resized_crop(image, *(int(v) for v in box), [24, 24], antialias=True)
-        torch.testing.assert_close(result, tv.horizontal_flip(expected) if flip else expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            result, tv.horizontal_flip(expected) if flip else expected, rtol=0, atol=1e-5
+        )
 
 
 def test_padded_crop_is_uniform_and_mirrors_half():
-    drawn = views.PaddedCrop(4).draw(20000, 32, 32, seeded())
+    drawn = stages.PaddedCrop(4).draw(20000, 32, 32, seeded())
     uniform = {pair: 1 / 81 for pair in itertools.product(range(9), repeat=2)}
     assert_frequencies(Counter(zip(drawn.top.tolist(), drawn.left.tolist(), strict=True)), uniform)
     assert_share(drawn.flip, 0.5)
-    assert not views.PaddedCrop(4, flip=0.0).draw(1000, 32, 32, seeded()).flip.any()
+    assert not stages.PaddedCrop(4, flip=0.0).draw(1000, 32, 32, seeded()).flip.any()
 
 
 def test_padded_crop_without_padding_only_mirrors():
     images = random_images(64, 32)
-    result = views.PaddedCrop(0)(images, seeded())
+    result = stages.PaddedCrop(0)(images, seeded())
     same, mirrored = (result == images).flatten(1).all(1), (result == images.flip(3)).flatten(1).all(1)
     assert (same ^ mirrored).all() and same.any() and mirrored.any()
 
 
 def test_cutout_hides_a_square_centred_uniformly():
-    row, column = views.Cutout(16, (0.0, 0.0, 0.0)).draw(20000, 32, 24, seeded())
+    row, column = stages.Cutout(16, (0.0, 0.0, 0.0)).draw(20000, 32, 24, seeded())
     assert_frequencies(Counter(row.tolist()), dict.fromkeys(range(32), 1 / 32))
     assert_frequencies(Counter(column.tolist()), dict.fromkeys(range(24), 1 / 24))
-    hidden = views.Cutout(16, (0.5, 0.5, 0.5))(torch.ones(500, 3, 32, 32), seeded()) == 0.5
+    hidden = stages.Cutout(16, (0.5, 0.5, 0.5))(torch.ones(500, 3, 32, 32), seeded()) == 0.5
     areas = hidden[:, 0].flatten(1).sum(1)
     assert areas.max() == 256 and 64 <= areas.min() < 200
 
@@ -117,19 +127,24 @@ def test_jitter_parameters_are_distributed_as_torchvisions():
     n, amounts = 4000, {"brightness": 0.4, "contrast": 1.5, "saturation": 0.3, "hue": 0.1}
     reference = transforms.ColorJitter(**amounts)
     torch.manual_seed(3)
-    theirs = [reference.get_params(reference.brightness, reference.contrast, reference.saturation, reference.hue)
-              for _ in range(n)]
-    drawn = views.ColorJitter(**amounts, probability=0.8).draw(n, 32, 32, seeded(4))
+    theirs = [
+        reference.get_params(reference.brightness, reference.contrast, reference.saturation, reference.hue)
+        for _ in range(n)
+    ]
+    drawn = stages.ColorJitter(**amounts, probability=0.8).draw(n, 32, 32, seeded(4))
     for column in range(4):
-        assert_same_distribution(drawn.factors[:, column], torch.tensor([params[1 + column] for params in theirs]))
-    assert_frequencies(Counter(map(tuple, drawn.order.tolist())),
-                       dict.fromkeys(itertools.permutations(range(4)), 1 / 24))
+        assert_same_distribution(
+            drawn.factors[:, column], torch.tensor([params[1 + column] for params in theirs])
+        )
+    assert_frequencies(
+        Counter(map(tuple, drawn.order.tolist())), dict.fromkeys(itertools.permutations(range(4)), 1 / 24)
+    )
     assert_share(drawn.chosen, 0.8)
 
 
 @pytest.mark.parametrize("amounts", [{}, {"hue": 0.0, "probability": 1.0}, {"saturation": 0.0, "hue": 0.0}])
 def test_jitter_applies_what_it_draws_in_the_drawn_order(amounts):
-    images, stage = ops.to_float(random_images(60, 16)), views.ColorJitter(**amounts)
+    images, stage = ops.to_float(random_images(60, 16)), stages.ColorJitter(**amounts)
     drawn, results = stage.draw(60, *images.shape[2:], seeded(6)), stage(images, seeded(6))
     functions = [tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation, tv.adjust_hue]
     switched_on = [stage.brightness, stage.contrast, stage.saturation, stage.hue]
@@ -142,7 +157,7 @@ def test_jitter_applies_what_it_draws_in_the_drawn_order(amounts):
 
 def test_grayscale_turns_its_share_gray_and_leaves_the_rest():
     images = ops.to_float(random_images(1000, 8))
-    result = views.RandomGrayscale(0.2)(images, seeded())
+    result = stages.RandomGrayscale(0.2)(images, seeded())
     gray = (result[:, 0] == result[:, 1]).flatten(1).all(1)
     assert_share(gray, 0.2)
     torch.testing.assert_close(result[~gray], images[~gray], rtol=0, atol=0)
@@ -158,12 +173,16 @@ def torchvision_cifar_policy():
 
 def named(drawn):
     """Per sample, its steps as (operation, value) or None."""
-    return [tuple(None if k < 0 else (views.OPERATION_NAMES[k], round(v, 4)) for k, v in zip(*pair, strict=True))
-            for pair in zip(drawn.kind.tolist(), drawn.value.tolist(), strict=True)]
+    return [
+        tuple(
+            None if k < 0 else (policies.OPERATION_NAMES[k], round(v, 4)) for k, v in zip(*pair, strict=True)
+        )
+        for pair in zip(drawn.kind.tolist(), drawn.value.tolist(), strict=True)
+    ]
 
 
 def test_policy_is_torchvisions():
-    assert views.CIFAR10_POLICY == tuple(torchvision_cifar_policy().policies)
+    assert policies.CIFAR10_POLICY == tuple(torchvision_cifar_policy().policies)
 
 
 @pytest.mark.parametrize("height, width", [(32, 32), (16, 48)])
@@ -186,10 +205,14 @@ def test_autoaugment_draws_torchvisions_distribution(height, width):
         for (a, p), (b, q) in itertools.product(outcomes(*first), outcomes(*second)):
             expected[a, b] += p * q / len(reference.policies)
     expected = {key: p for key, p in expected.items() if p > 0}
-    assert_frequencies(Counter(named(views.AutoAugment().draw(200_000, height, width, seeded(7)))), expected)
+    assert_frequencies(
+        Counter(named(policies.AutoAugment().draw(200_000, height, width, seeded(7)))), expected
+    )
 
 
-@pytest.mark.parametrize("stage", [views.AutoAugment(), views.RandAugment(3, 6.0, 2.0)], ids=["auto", "rand"])
+@pytest.mark.parametrize(
+    "stage", [policies.AutoAugment(), policies.RandAugment(3, 6.0, 2.0)], ids=["auto", "rand"]
+)
 def test_operations_are_applied_as_drawn(stage):
     images = random_images(200, 16)
     drawn, results = stage.draw(200, 16, 16, seeded(8)), stage(images, seeded(8))
@@ -198,16 +221,26 @@ def test_operations_are_applied_as_drawn(stage):
         image = image.unsqueeze(0)
         for kind, value in zip(kinds.tolist(), values, strict=True):
             if kind >= 0:
-                image = views.OPERATIONS[views.OPERATION_NAMES[kind]](image, value.view(1))
+                image = policies.OPERATIONS[policies.OPERATION_NAMES[kind]](image, value.view(1))
         assert torch.equal(result, image[0])
 
 
 def test_randaugment_values_at_full_magnitude():
-    drawn = views.RandAugment(2, 10.0, 0.0).draw(60_000, 100, 200, seeded())
+    drawn = policies.RandAugment(2, 10.0, 0.0).draw(60_000, 100, 200, seeded())
     expected = {None: 0.5}
     signed = {"Rotate": 30.0, "ShearX": 0.3, "ShearY": 0.3, "TranslateX": 90.0, "TranslateY": 45.0}
-    unsigned = {"Posterize": 4.0, "Solarize": 256.0, "SolarizeAdd": 110.0, "Color": 1.9, "Contrast": 1.9,
-                "Brightness": 1.9, "Sharpness": 1.9, "AutoContrast": 0.0, "Equalize": 0.0, "Invert": 0.0}
+    unsigned = {
+        "Posterize": 4.0,
+        "Solarize": 256.0,
+        "SolarizeAdd": 110.0,
+        "Color": 1.9,
+        "Contrast": 1.9,
+        "Brightness": 1.9,
+        "Sharpness": 1.9,
+        "AutoContrast": 0.0,
+        "Equalize": 0.0,
+        "Invert": 0.0,
+    }
     expected.update({(name, value): 1 / 30 for name, value in unsigned.items()})
     expected.update({(name, sign * value): 1 / 60 for name, value in signed.items() for sign in (1, -1)})
     steps = named(drawn)
@@ -216,8 +249,8 @@ def test_randaugment_values_at_full_magnitude():
 
 
 def test_randaugment_magnitudes_are_normal_and_clipped():
-    drawn = views.RandAugment(2, 9.0, 1.0).draw(40_000, 224, 224, seeded())
-    level = drawn.value[drawn.kind == views.OPERATION_NAMES.index("Rotate")].abs() / 3.0
+    drawn = policies.RandAugment(2, 9.0, 1.0).draw(40_000, 224, 224, seeded())
+    level = drawn.value[drawn.kind == policies.OPERATION_NAMES.index("Rotate")].abs() / 3.0
     assert level.max() == 10.0
     assert_share(level == 10.0, stats.norm.sf(1.0))
     below = level[level < 10.0].numpy()
@@ -232,8 +265,11 @@ PRESETS = {
     "digits": (views.digits_views(), 16),
     "imagenet": (views.imagenet_views(), 48),
 }
-ALL_VIEWS = [pytest.param(getattr(preset, name), size, id=f"{key}-{name}")
-             for key, (preset, size) in PRESETS.items() for name in preset._fields]
+ALL_VIEWS = [
+    pytest.param(getattr(preset, name), size, id=f"{key}-{name}")
+    for key, (preset, size) in PRESETS.items()
+    for name in preset._fields
+]
 
 
 @pytest.mark.parametrize("view, size", ALL_VIEWS)
@@ -254,7 +290,7 @@ def test_contrastive_view_can_change_the_size():
     assert views.cifar_views(size=32).contrastive(random_images(4, 48), seeded()).shape == (4, 3, 32, 32)
 
 
-@pytest.mark.parametrize("name", views.Views._fields)
+@pytest.mark.parametrize("name", stages.Views._fields)
 def test_digits_are_never_mirrored(name):
     ramp = torch.linspace(40, 220, 16).to(torch.uint8).expand(200, 3, 16, 16)
     result = getattr(views.digits_views(), name)(ramp, seeded()).mean((1, 2))
@@ -263,6 +299,6 @@ def test_digits_are_never_mirrored(name):
 
 def test_strong_cifar_view_hides_with_the_mean_colour():
     result = views.cifar_views().strong(random_images(50, 32), seeded())
-    mean = torch.tensor(views.CIFAR_MEAN).view(1, 3, 1, 1)
+    mean = torch.tensor(CIFAR_NORMALIZATION.mean).view(1, 3, 1, 1)
     hidden = (result == mean).all(1).flatten(1).sum(1)
     assert (hidden >= 64).all() and (hidden <= 256).all()

@@ -24,7 +24,12 @@ def exact_log_normaliser(dim, kappa):
         if kappa == 0:
             return mpmath.log(mpmath.gamma(mpmath.mpf(dim) / 2) / (2 * mpmath.pi ** (mpmath.mpf(dim) / 2)))
         kappa = mpmath.mpf(float(kappa))
-        return nu * mpmath.log(kappa) - nu * mpmath.log(2 * mpmath.pi) - mpmath.log(2 * mpmath.pi) - exact_log_iv(nu, kappa)
+        return (
+            nu * mpmath.log(kappa)
+            - nu * mpmath.log(2 * mpmath.pi)
+            - mpmath.log(2 * mpmath.pi)
+            - exact_log_iv(nu, kappa)
+        )
 
 
 def on_sphere(n, dim, seed=0):
@@ -58,7 +63,9 @@ def test_the_ratio_lies_between_0_and_1_and_is_right(order):
     assert ((ratio > 0) & (ratio < 1)).all()
     for x, value in zip(POINTS[::4], ratio[::4].tolist(), strict=True):
         with mpmath.workdps(40):
-            exact = mpmath.besseli(order + 1, mpmath.mpf(float(x))) / mpmath.besseli(order, mpmath.mpf(float(x)))
+            exact = mpmath.besseli(order + 1, mpmath.mpf(float(x))) / mpmath.besseli(
+                order, mpmath.mpf(float(x))
+            )
         assert value == pytest.approx(float(exact), rel=1e-9)
 
 
@@ -148,7 +155,12 @@ def loop_statistics(batches, num_classes, initial):
     """Mean embedding of each class over plain loops; ``initial`` where a class has none."""
     result = initial.clone()
     for c in range(num_classes):
-        members = [e for embeddings, labels in batches for e, y in zip(embeddings, labels, strict=True) if int(y) == c]
+        members = [
+            e
+            for embeddings, labels in batches
+            for e, y in zip(embeddings, labels, strict=True)
+            if int(y) == c
+        ]
         if members:
             result[c] = sum(members) / len(members)
     return result
@@ -156,7 +168,9 @@ def loop_statistics(batches, num_classes, initial):
 
 def check_against(model, means):
     resultant = np.array([np.linalg.norm(m) for m in means.numpy()])
-    kappa = np.minimum(model.dim * resultant / np.maximum(1 - resultant**2, 1e-12), KAPPA_MAX)  # one image has R = 1
+    kappa = np.minimum(
+        model.dim * resultant / np.maximum(1 - resultant**2, 1e-12), KAPPA_MAX
+    )  # one image has R = 1
     np.testing.assert_allclose(model.mean_direction.numpy(), means.numpy() / resultant[:, None], atol=1e-12)
     np.testing.assert_allclose(model.kappa.numpy(), kappa, rtol=1e-9)
 
@@ -164,7 +178,8 @@ def check_against(model, means):
 def random_batches(count, classes, dim, seed):
     generator = torch.Generator().manual_seed(seed)
     return [
-        (on_sphere(8, dim, seed=100 * seed + i), torch.randint(classes, (8,), generator=generator)) for i in range(count)
+        (on_sphere(8, dim, seed=100 * seed + i), torch.randint(classes, (8,), generator=generator))
+        for i in range(count)
     ]
 
 
@@ -174,7 +189,8 @@ def test_statistics_over_several_epochs_against_a_plain_loop(schedule):
     model = ClassVMF(classes, dim, schedule)
     served = UNSEEN_RESULTANT * model.mean_direction.clone()
     done, has_previous = [], torch.zeros(classes, dtype=torch.bool)
-    # Class 3 is unseen in the first epoch; class 0 is missed by the second one, and its last average goes on serving it.
+    # Class 3 is unseen in the first epoch; class 0 is missed by the second one, and its last average goes on
+    # serving it.
     for epoch, shown in enumerate([(0, 3), (1, 4), (0, 4)]):
         model.start_epoch()
         if schedule == "epoch":
@@ -196,7 +212,9 @@ def test_a_class_not_yet_seen_has_a_random_direction_and_a_resultant_of_0_9():
     assert torch.allclose(model.kappa, torch.full((3,), 10 * 0.9 / (1 - 0.81), dtype=torch.float64))
     before = model.mean_direction.clone()
     model.update(on_sphere(4, 10), torch.tensor([0, 0, 2, 2]))
-    assert torch.equal(model.mean_direction[1], before[1]) and not torch.allclose(model.mean_direction[0], before[0])
+    assert torch.equal(model.mean_direction[1], before[1]) and not torch.allclose(
+        model.mean_direction[0], before[0]
+    )
 
 
 def test_a_class_that_an_epoch_misses_keeps_its_last_average():
@@ -206,7 +224,9 @@ def test_a_class_that_an_epoch_misses_keeps_its_last_average():
     kept = model.mean_direction.clone()
     model.update(on_sphere(6, 5, seed=1), torch.zeros(6, dtype=torch.int64))
     model.start_epoch()
-    assert torch.equal(model.mean_direction[1], kept[1]) and not torch.allclose(model.mean_direction[0], kept[0])
+    assert torch.equal(model.mean_direction[1], kept[1]) and not torch.allclose(
+        model.mean_direction[0], kept[0]
+    )
 
 
 @pytest.mark.parametrize("schedule", ClassVMF.SCHEDULES)

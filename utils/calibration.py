@@ -6,14 +6,16 @@ from utils.errors import InputError
 
 
 def attention_weight(features, labels, outlier_features, outlier_labels, classifier_weight, prior):
-    """The attention vector A of PATT's feature calibration, from training images and surrogate outliers alone.
+    """The attention vector A of PATT's feature calibration, from training images and surrogate outliers
+    alone.
 
     S = (1/C) sum_c (1/pi_c) mean_{i: y_i = c}(f_i) * w_c,  O = (1/M) sum_j (1/pi_{yhat_j}) f_j * w_{yhat_j},
     E = S - O,  A = 2 (E - min E) / (max E - min E);  * is elementwise.
 
     Args:
         features: (N, D), training images; labels: int64 (N,).
-        outlier_features: (M, D); outlier_labels: int64 (M,), the classes that the network predicts for the outliers.
+        outlier_features: (M, D); outlier_labels: int64 (M,), the classes that the network predicts for the
+            outliers.
         classifier_weight: (C, D).
         prior: (C,), class frequencies of the training set.
 
@@ -37,7 +39,9 @@ def attention_weight(features, labels, outlier_features, outlier_labels, classif
     evidence = signal - outlier
     low, high = evidence.min(), evidence.max()
     if not bool(high > low) or not bool(torch.isfinite(high - low)):
-        raise InputError("the calibration evidence does not vary over the feature dimensions, or is not finite")
+        raise InputError(
+            "the calibration evidence does not vary over the feature dimensions, or is not finite"
+        )
     return 2 * (evidence - low) / (high - low)
 
 

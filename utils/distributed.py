@@ -1,4 +1,5 @@
-"""Where the computation runs: one CPU or GPU, several GPUs in one process (DataParallel), or several processes (torchrun)."""
+"""Where the computation runs: one CPU or GPU, several GPUs in one process (DataParallel), or several
+processes (torchrun)."""
 
 import atexit
 import os
@@ -12,7 +13,8 @@ from utils.errors import InputError
 
 
 class Compute(NamedTuple):
-    """``device``: of this process; ``gpus``: the CUDA indices one process uses; ``rank`` and ``world_size`` of the group."""
+    """``device``: of this process; ``gpus``: the CUDA indices one process uses; ``rank`` and ``world_size``
+    of the group."""
 
     device: torch.device
     gpus: tuple[int, ...] = ()
@@ -29,8 +31,8 @@ def start(gpu):
     """Chooses the device(s), and joins the process group where torchrun started this process.
 
     Args:
-        gpu: the flag: "0", "0,1" (DataParallel) or "cpu". Under torchrun every process uses the GPU of its local rank, or
-            the CPU (gloo) where the flag is "cpu" or there is no CUDA.
+        gpu: the flag: "0", "0,1" (DataParallel) or "cpu". Under torchrun every process uses the GPU of its
+            local rank, or the CPU (gloo) where the flag is "cpu" or there is no CUDA.
 
     Raises:
         InputError: a GPU that is not there, or a value that is not a list of indices.
@@ -78,7 +80,9 @@ def _check_indices(indices):
     there = torch.cuda.device_count()
     missing = [i for i in indices if i >= there]
     if missing:
-        raise InputError(f"--gpu {missing[0]}: there is no such CUDA device, this machine has {there} (0 to {there - 1})")
+        raise InputError(
+            f"--gpu {missing[0]}: there is no such CUDA device, this machine has {there} (0 to {there - 1})"
+        )
 
 
 def autocast(device, precision):
@@ -93,7 +97,8 @@ def interleaved(size, shares):
 
 
 class InPrecision(nn.Module):
-    """A network under autocast of its own: autocast is a thread's setting, and DataParallel's threads know only float16."""
+    """A network under autocast of its own: autocast is a thread's setting, and DataParallel's threads know
+    only float16."""
 
     def __init__(self, module, precision):
         super().__init__()
@@ -105,9 +110,11 @@ class InPrecision(nn.Module):
 
 
 class InterleavedDataParallel(nn.DataParallel):
-    """DataParallel whose replicas take every k-th image, so that each sees the same mix of views and outliers.
+    """DataParallel whose replicas take every k-th image, so that each sees the same mix of views and
+    outliers.
 
-    A batch is ordered by view; contiguous shares would give one replica outliers alone, and its BatchNorm their statistics.
+    A batch is ordered by view; contiguous shares would give one replica outliers alone, and its BatchNorm
+    their statistics.
     """
 
     def forward(self, images):
@@ -122,14 +129,18 @@ def parallelize(model, compute, precision="auto", sync_bn=False, all_parameters_
 
     Args:
         precision: the flag, for the threads of DataParallel.
-        sync_bn: BatchNorm takes the statistics of the global batch (in place; the parameters stay the same objects).
-        all_parameters_used: False where the loss leaves out a part of the network, such as the embedding head.
+        sync_bn: BatchNorm takes the statistics of the global batch (in place; the parameters stay the same
+            objects).
+        all_parameters_used: False where the loss leaves out a part of the network, such as the embedding
+            head.
     """
     if compute.world_size > 1:
         if sync_bn:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         ids = [compute.device.index] if compute.device.type == "cuda" else None
-        return nn.parallel.DistributedDataParallel(model, device_ids=ids, find_unused_parameters=not all_parameters_used)
+        return nn.parallel.DistributedDataParallel(
+            model, device_ids=ids, find_unused_parameters=not all_parameters_used
+        )
     return over_gpus(model, compute, precision)
 
 
@@ -141,7 +152,8 @@ def over_gpus(model, compute, precision):
 
 
 def share_buffers(model):
-    """Gives every process rank 0's buffers (BatchNorm's running statistics), before an evaluation that is shared out."""
+    """Gives every process rank 0's buffers (BatchNorm's running statistics), before an evaluation that is
+    shared out."""
     if in_process_group():
         for buffer in model.buffers():
             dist.broadcast(buffer, 0)
@@ -157,7 +169,8 @@ def from_main(value):
 
 
 def in_main(compute, function):
-    """``function()``, called in the main process only, None in the others; where it is refused, every process ends.
+    """``function()``, called in the main process only, None in the others; where it is refused, every process
+    ends.
 
     Raises:
         InputError: the refusal, in the main process, which alone says it. SystemExit: in the others.

@@ -1,4 +1,5 @@
-"""One kind of exception for everything that is the user's to mend, so that the scripts can print it as a sentence."""
+"""One kind of exception for everything that is the user's to mend, so that the scripts can print it as a
+sentence."""
 
 import contextlib
 import os
@@ -16,8 +17,11 @@ def first_line(error: Exception) -> str:
 
 
 def exit_cleanly(main: Callable[[], None]) -> None:
-    """Runs a script's main; an :class:`InputError` becomes ``error: ...`` on stderr and exit status 2, without a traceback."""
-    sys.stdout.reconfigure(errors="backslashreplace")  # a folder's name need not be text, nor the terminal know every sign
+    """Runs a script's main; an :class:`InputError` becomes ``error: ...`` on stderr and exit status 2,
+    without a traceback."""
+    sys.stdout.reconfigure(
+        errors="backslashreplace"
+    )  # a folder's name need not be text, nor the terminal know every sign
     try:
         main()
     except InputError as error:

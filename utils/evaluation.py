@@ -7,9 +7,9 @@ import torch
 import torch.distributed as dist
 
 from utils.calibration import attention_weight
-from utils.checkpoint import load_weights, network_weights
 from utils.distributed import over_gpus
 from utils.metrics import OOD_METRICS, accuracy_by_shot, class_tally, ood_metrics
+from utils.run.checkpoint import load_weights, network_weights
 
 # Higher = more OOD.
 SCORES = {
@@ -34,9 +34,14 @@ class Classifier(NamedTuple):
 
     @classmethod
     def of(cls, model, tnorm=False):
-        """Of a network of this project; ``tnorm``: unit rows and no bias (tau-normalisation, Kang et al. 2020, tau = 1)."""
+        """Of a network of this project; ``tnorm``: unit rows and no bias (tau-normalisation, Kang et al.
+        2020, tau = 1)."""
         weight, bias = model.linear.weight.detach().cpu().double(), model.linear.bias.detach().cpu().double()
-        return cls(weight / weight.norm(dim=1, keepdim=True), torch.zeros_like(bias)) if tnorm else cls(weight, bias)
+        return (
+            cls(weight / weight.norm(dim=1, keepdim=True), torch.zeros_like(bias))
+            if tnorm
+            else cls(weight, bias)
+        )
 
     def logits(self, features, attention=None):
         """z = W (f * A) + b, float64 (N, C)."""
@@ -45,14 +50,17 @@ class Classifier(NamedTuple):
 
 
 def prepare_network(model, checkpoint, compute, precision):
-    """Loads the checkpoint's weights, says which of its keys were left over, and returns the network on its device(s).
+    """Loads the checkpoint's weights, says which of its keys were left over, and returns the network on its
+    device(s).
 
     Raises:
-        InputError: see :func:`utils.checkpoint.load_weights`.
+        InputError: see :func:`utils.run.checkpoint.load_weights`.
     """
     extra = load_weights(model, network_weights(checkpoint))
     if extra and compute.is_main:
-        names = ", ".join(repr(name[:80]) for name in extra[:9]) + (f" and {len(extra) - 9} more" if len(extra) > 9 else "")
+        names = ", ".join(repr(name[:80]) for name in extra[:9]) + (
+            f" and {len(extra) - 9} more" if len(extra) > 9 else ""
+        )
         print(f"the checkpoint's keys that the network does not have were left out: {names}")
     model.to(compute.device, memory_format=torch.channels_last)
     return over_gpus(model.eval(), compute, precision)
@@ -63,7 +71,8 @@ def extract_features(network, batches, size, compute, mixed_precision):
     """The features of a whole set, every image once and in order.
 
     Args:
-        batches: (normalised images, labels) of this process's share of the set, rows rank, rank + world_size, ...
+        batches: (normalised images, labels) of this process's share of the set, rows rank, rank + world_size,
+            ...
         size: the number of images in the whole set.
 
     Raises:
@@ -74,7 +83,9 @@ def extract_features(network, batches, size, compute, mixed_precision):
         with mixed_precision:
             features.append(network(images).features.float().cpu())
         labels.append(targets.cpu())
-    mine = Features(torch.cat(features), torch.cat(labels)) if features else None  # a small set may leave a process none
+    mine = (
+        Features(torch.cat(features), torch.cat(labels)) if features else None
+    )  # a small set may leave a process none
     if compute.world_size > 1:
         shares = [None] * compute.world_size
         dist.all_gather_object(shares, mine)
@@ -90,7 +101,8 @@ def extract_features(network, batches, size, compute, mixed_precision):
 
 
 def calibrate(classifier, training, outlier_features, class_counts):
-    """The attention vector (D,) from the :class:`Features` of training images and the features of surrogate outliers (M, D)."""
+    """The attention vector (D,) from the :class:`Features` of training images and the features of surrogate
+    outliers (M, D)."""
     counts = torch.as_tensor(class_counts)
     predicted = classifier.logits(outlier_features).argmax(dim=1)
     return attention_weight(*training, outlier_features, predicted, classifier.weight, counts / counts.sum())
@@ -101,14 +113,16 @@ def evaluate(classifier, test, ood_sets, attentions, class_counts):
 
     Args:
         classifier: :class:`Classifier`.
-        test: the ID test set. ood_sets: dict of name to :class:`Features` whose labels >= 0 count on the ID side.
+        test: the ID test set. ood_sets: dict of name to :class:`Features` whose labels >= 0 count on the ID
+            side.
         attentions: dict of fc (bool) to the attention vector, None for fc False.
         class_counts: (C,) training-set sizes.
 
     Returns:
-        (results, scores): ``results`` has the lists ``rows`` [ood, fc, score, n_id, n_ood, the five metrics], ``mean`` [fc,
-        score, the five metrics], their unweighted mean over the sets, and ``accuracy`` [fc, all, many, medium, few, macro_f1,
-        per_class], all fractions; ``scores[fc][score][ood]`` is (id_scores, ood_scores).
+        (results, scores): ``results`` has the lists ``rows`` [ood, fc, score, n_id, n_ood, the five metrics],
+        ``mean`` [fc, score, the five metrics], their unweighted mean over the sets, and ``accuracy`` [fc,
+        all, many, medium, few, macro_f1, per_class], all fractions; ``scores[fc][score][ood]`` is (id_scores,
+        ood_scores).
     """
     rows, means, accuracies, scores = [], [], [], {}
     labels = test.labels.numpy()
@@ -117,14 +131,19 @@ def evaluate(classifier, test, ood_sets, attentions, class_counts):
         predictions = logits.argmax(dim=1).numpy()
         correct, total = class_tally(predictions, labels, len(class_counts))
         per_class = (correct / np.maximum(total, 1)).tolist()
-        accuracies.append({"fc": fc} | accuracy_by_shot(predictions, labels, class_counts) | {"per_class": per_class})
+        accuracies.append(
+            {"fc": fc} | accuracy_by_shot(predictions, labels, class_counts) | {"per_class": per_class}
+        )
         ood_logits = {name: classifier.logits(s.features, attention) for name, s in ood_sets.items()}
         scores[fc] = {}
         for score, function in SCORES.items():
             id_scores, of_sets, new_rows = function(logits), {}, []
             for name, ood in ood_sets.items():
                 set_scores, is_ood = function(ood_logits[name]), ood.labels < 0
-                of_sets[name] = torch.cat([id_scores, set_scores[~is_ood]]).numpy(), set_scores[is_ood].numpy()
+                of_sets[name] = (
+                    torch.cat([id_scores, set_scores[~is_ood]]).numpy(),
+                    set_scores[is_ood].numpy(),
+                )
                 sizes = {"n_id": len(of_sets[name][0]), "n_ood": len(of_sets[name][1])}
                 new_rows.append({"ood": name, "fc": fc, "score": score} | sizes | ood_metrics(*of_sets[name]))
             mean = {metric: float(np.mean([row[metric] for row in new_rows])) for metric in OOD_METRICS}

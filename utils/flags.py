@@ -60,24 +60,50 @@ unit = number(float, low=0, high=1)
 
 def add_evaluation_flags(parser, scores):
     """The flags that both test scripts have; ``scores`` are the choices of ``--score``."""
-    parser.add_argument("--seed", type=seed, default=3407, help="chooses the images that calibrate on ImageNet-LT")
+    parser.add_argument(
+        "--seed", type=seed, default=3407, help="chooses the images that calibrate on ImageNet-LT"
+    )
     parser.add_argument("--gpu", default="0", help="CUDA indices such as 0 or 0,1, or cpu")
-    parser.add_argument("--num_workers", "--cpus", type=count, default=4, help="processes that read ImageNet's files")
+    parser.add_argument(
+        "--num_workers", "--cpus", type=count, default=4, help="processes that read ImageNet's files"
+    )
     add_boolean(parser, "--FC", default=True, help="also evaluate with feature calibration")
-    add_boolean(parser, "--tnorm", default=False, help="normalise the rows of the classifier and drop its bias")
-    parser.add_argument("--score", choices=scores, default=scores[0], help="which score the table shows; the files hold all")
-    parser.add_argument("--test_batch_size", "--tb", dest="tb", type=positive_int, default=1000, help="images at once")
-    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 on CUDA, fp32 on a CPU")
-    parser.add_argument("--srp", type=Path, metavar="DIR", help="where results go; default: the run directory")
+    add_boolean(
+        parser, "--tnorm", default=False, help="normalise the rows of the classifier and drop its bias"
+    )
+    parser.add_argument(
+        "--score", choices=scores, default=scores[0], help="which score the table shows; the files hold all"
+    )
+    parser.add_argument(
+        "--test_batch_size", "--tb", dest="tb", type=positive_int, default=1000, help="images at once"
+    )
+    parser.add_argument(
+        "--precision",
+        choices=("auto", "fp32", "bf16"),
+        default="auto",
+        help="auto: bf16 on CUDA, fp32 on a CPU",
+    )
+    parser.add_argument(
+        "--srp", type=Path, metavar="DIR", help="where results go; default: the run directory"
+    )
 
 
 def add_image_lists(parser):
     """The lists and folders of ImageNet-LT, which both of its scripts take."""
     dataset = Path("dataset")
-    parser.add_argument("--txtt", type=Path, default=dataset / "ImageNet_LT_train.txt", help="training list: path label")
-    parser.add_argument("--txtv", type=Path, default=dataset / "ImageNet_LT_test.txt", help="test list; not for training")
+    parser.add_argument(
+        "--txtt", type=Path, default=dataset / "ImageNet_LT_train.txt", help="training list: path label"
+    )
+    parser.add_argument(
+        "--txtv", type=Path, default=dataset / "ImageNet_LT_test.txt", help="test list; not for training"
+    )
     parser.add_argument("--iidp", type=Path, default=Path("data/imagenet"), help="folder of the ID images")
-    parser.add_argument("--iodp", type=Path, default=Path("data/imagenet_extra"), help="folder of the outlier and OOD images")
-    extra, ood = dataset / "imagenet_extra_1k_wnid_list_picture.txt", dataset / "imagenet_ood_test_1k_wnid_list_picture.txt"
+    parser.add_argument(
+        "--iodp", type=Path, default=Path("data/imagenet_extra"), help="folder of the outlier and OOD images"
+    )
+    extra, ood = (
+        dataset / "imagenet_extra_1k_wnid_list_picture.txt",
+        dataset / "imagenet_ood_test_1k_wnid_list_picture.txt",
+    )
     parser.add_argument("--txt_ood_train", type=Path, default=extra, help="list of the surrogate outliers")
     parser.add_argument("--txt_ood_test", type=Path, default=ood, help="list of the OOD test images")

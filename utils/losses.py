@@ -8,7 +8,8 @@ from utils.vmf import ClassVMF
 
 
 def logit_adjusted_ce(logits, labels, log_prior, temperature=1.0):
-    """Cross-entropy of z / T + log pi, averaged over the batch (TLA; T = 1 is the logit adjustment of Menon et al. 2021).
+    """Cross-entropy of z / T + log pi, averaged over the batch (TLA; T = 1 is the logit adjustment of Menon
+    et al. 2021).
 
     The temperature divides the logits only; the prior is added afterwards.
 
@@ -22,8 +23,8 @@ def logit_adjusted_ce(logits, labels, log_prior, temperature=1.0):
 
 
 def outlier_exposure(logits):
-    """Cross-entropy to the uniform distribution, less its constant: mean of [logsumexp(z) - mean_c z_c] over (M, C) logits
-    (Hendrycks et al. 2019)."""
+    """Cross-entropy to the uniform distribution, less its constant: mean of [logsumexp(z) - mean_c z_c] over
+    (M, C) logits (Hendrycks et al. 2019)."""
     return (logits.logsumexp(dim=1) - logits.mean(dim=1)).mean()
 
 
@@ -38,14 +39,25 @@ class PATTLoss(nn.Module):
         logit_temperature: T of TLA.
         schedule: of the class statistics, see :class:`utils.vmf.ClassVMF`.
         normalize: embeddings are put on the unit sphere first. False is what the authors' release does.
-        isac, tla, oe: False removes the term. Without ISAC the classifier's term is the main loss and has weight 1; without TLA
-            it is plain cross-entropy.
+        isac, tla, oe: False removes the term. Without ISAC the classifier's term is the main loss and has
+            weight 1; without TLA it is plain cross-entropy.
     """
 
     def __init__(
-        self, class_counts, embedding_dim, *, oe_weight, tla_weight, contrast_temperature=0.1, logit_temperature=0.9,
-        schedule="epoch", normalize=True, isac=True, tla=True, oe=True,
-    ):  # fmt: skip
+        self,
+        class_counts,
+        embedding_dim,
+        *,
+        oe_weight,
+        tla_weight,
+        contrast_temperature=0.1,
+        logit_temperature=0.9,
+        schedule="epoch",
+        normalize=True,
+        isac=True,
+        tla=True,
+        oe=True,
+    ):
         super().__init__()
         counts = torch.as_tensor(class_counts, dtype=torch.float64)
         self.register_buffer("log_prior", torch.log(counts / counts.sum()).float(), persistent=False)
@@ -69,7 +81,8 @@ class PATTLoss(nn.Module):
             logits: (N, C). embeddings: (N, p). labels: int64 (B,), of view 1, and so of views 2 and 3.
 
         Returns:
-            ``{loss, isac, tla, oe}``: scalars; a removed term is 0. ``tla`` is the classifier's term, adjusted or plain. In
+            ``{loss, isac, tla, oe}``: scalars; a removed term is 0. ``tla`` is the classifier's term,
+                adjusted or plain. In
             training mode the statistics take in the batch before they are used.
         """
         batch = len(labels)
@@ -80,10 +93,16 @@ class PATTLoss(nn.Module):
             view1 = _at_least_float32(logits[:batch])
             tla = (
                 logit_adjusted_ce(view1, labels, self.log_prior, self.logit_temperature)
-                if self.tla else F.cross_entropy(view1, labels)
-            )  # fmt: skip
+                if self.tla
+                else F.cross_entropy(view1, labels)
+            )
             oe = outlier_exposure(_at_least_float32(logits[first_outlier:])) if self.oe else zero
-        return {"loss": isac + self.tla_weight * tla + self.oe_weight * oe, "isac": isac, "tla": tla, "oe": oe}
+        return {
+            "loss": isac + self.tla_weight * tla + self.oe_weight * oe,
+            "isac": isac,
+            "tla": tla,
+            "oe": oe,
+        }
 
     def contrast(self, embeddings, labels):
         """L_isac = CE(s + log pi, y) over the (2B, p) embeddings of views 2 and 3."""

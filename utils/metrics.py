@@ -18,17 +18,20 @@ def ood_metrics(id_scores, ood_scores):
         id_scores: (N,) array; ood_scores: (M,) array; higher = more OOD.
 
     Returns:
-        Fractions. ``auroc`` (higher is better); ``aupr_out`` (higher): average precision, OOD positive; ``aupr_in`` (higher):
-        average precision of ID on the negated score; ``fpr95`` (lower): share of ID images whose score passes the threshold
-        that catches 95 % of OOD, at the threshold whose recall is nearest 0.95; ``fpr95_id`` (lower): share of OOD images
-        accepted at the threshold that keeps 95 % of ID, the opposite direction, as COCL and AdaptOD report it.
+        Fractions. ``auroc`` (higher is better); ``aupr_out`` (higher): average precision, OOD positive;
+        ``aupr_in`` (higher): average precision of ID on the negated score; ``fpr95`` (lower): share of ID
+        images whose score passes the threshold that catches 95 % of OOD, at the threshold whose recall is
+        nearest 0.95; ``fpr95_id`` (lower): share of OOD images accepted at the threshold that keeps 95 % of
+        ID, the opposite direction, as COCL and AdaptOD report it.
 
     Raises:
         ValueError: an empty set. InputError: a score that is not finite.
     """
     id_scores, ood_scores = np.asarray(id_scores, np.float64), np.asarray(ood_scores, np.float64)
     if len(id_scores) == 0 or len(ood_scores) == 0:
-        raise ValueError(f"both sets need images: {len(id_scores)} ID and {len(ood_scores)} OOD scores were given")
+        raise ValueError(
+            f"both sets need images: {len(id_scores)} ID and {len(ood_scores)} OOD scores were given"
+        )
     scores = np.concatenate([id_scores, ood_scores])
     if not np.isfinite(scores).all():
         raise InputError("some scores are not finite")
@@ -43,7 +46,8 @@ def ood_metrics(id_scores, ood_scores):
 
 
 def _fpr_at_recall(is_positive, scores, recall):
-    """The false-positive rate at the threshold whose recall is nearest; of equally near ones, the highest threshold."""
+    """The false-positive rate at the threshold whose recall is nearest; of equally near ones, the highest
+    threshold."""
     fpr, tpr, _ = roc_curve(is_positive, scores, drop_intermediate=False)
     return float(fpr[np.argmin(np.abs(tpr - recall))])
 
@@ -51,8 +55,8 @@ def _fpr_at_recall(is_positive, scores, recall):
 def shot_groups(class_counts):
     """Which classes are many-, medium- and few-shot.
 
-    With at most 100 classes: many means n_c > n[int(0.34 C)], few means n_c < n[int(0.67 C)], n sorted largest first. With more
-    (ImageNet-LT): many n_c > 100, few n_c < 20.
+    With at most 100 classes: many means n_c > n[int(0.34 C)], few means n_c < n[int(0.67 C)], n sorted
+    largest first. With more (ImageNet-LT): many n_c > 100, few n_c < 20.
 
     Args:
         class_counts: C training-set sizes, any order.
@@ -72,8 +76,8 @@ def shot_groups(class_counts):
 def group_accuracies(correct, total, class_counts):
     """Accuracies from counts per class: ``{all, many, medium, few}``.
 
-    ``all`` is the share of correct images; the groups are means of per-class accuracies over the classes that have images, and
-    None for a group without any.
+    ``all`` is the share of correct images; the groups are means of per-class accuracies over the classes that
+    have images, and None for a group without any.
 
     Args:
         correct, total: (C,) counts. class_counts: (C,) training-set sizes.
@@ -87,7 +91,8 @@ def group_accuracies(correct, total, class_counts):
 
 
 def accuracy_by_shot(predictions, labels, class_counts):
-    """Accuracy overall and of many / medium / few-shot classes, and the macro-averaged F1 score. Fractions, higher is better.
+    """Accuracy overall and of many / medium / few-shot classes, and the macro-averaged F1 score. Fractions,
+    higher is better.
 
     Args:
         predictions, labels: int (N,). class_counts: (C,) training-set sizes.
@@ -97,11 +102,14 @@ def accuracy_by_shot(predictions, labels, class_counts):
     """
     predictions, labels = np.asarray(predictions), np.asarray(labels)
     correct, total = class_tally(predictions, labels, len(class_counts))
-    macro_f1 = f1_score(labels, predictions, labels=np.arange(len(class_counts)), average="macro", zero_division=0)
+    macro_f1 = f1_score(
+        labels, predictions, labels=np.arange(len(class_counts)), average="macro", zero_division=0
+    )
     return group_accuracies(correct, total, class_counts) | {"macro_f1": float(macro_f1)}
 
 
 def class_tally(predictions, labels, num_classes):
-    """(correct, total): how many images of each class were predicted rightly, and how many there are; int arrays (C,)."""
+    """(correct, total): how many images of each class were predicted rightly, and how many there are; int
+    arrays (C,)."""
     total = np.bincount(labels, minlength=num_classes)
     return np.bincount(labels[predictions == labels], minlength=num_classes), total

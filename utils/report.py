@@ -8,7 +8,7 @@ import numpy as np
 from utils.errors import InputError
 from utils.metrics import OOD_METRICS
 from utils.plots import plot_roc, plot_score_histograms
-from utils.runlog import write_text
+from utils.run.runlog import write_text
 
 HEADERS = {
     "auroc": "AUROC ↑",
@@ -27,10 +27,20 @@ def markdown_tables(results, score):
     for mean in (m for m in results["mean"] if m["score"] == score):
         fc = mean["fc"]
         for row in (r for r in results["rows"] if r["score"] == score and r["fc"] == fc):
-            lines.append([row["ood"], _yes(fc), f"{row['n_id']} / {row['n_ood']}", *(_percent(row[m]) for m in OOD_METRICS)])
+            lines.append(
+                [
+                    row["ood"],
+                    _yes(fc),
+                    f"{row['n_id']} / {row['n_ood']}",
+                    *(_percent(row[m]) for m in OOD_METRICS),
+                ]
+            )
         lines.append(["**mean**", _yes(fc), "", *(_percent(mean[m]) for m in OOD_METRICS)])
     accuracy = [[_yes(a["fc"]), *(_percent(a[s]) for s in SHOTS)] for a in results["accuracy"]]
-    note = f"Percent; OOD is the positive class; score: {score}. FPR95: share of ID flagged where 95 % of OOD is caught."
+    note = (
+        f"Percent; OOD is the positive class; score: {score}. FPR95: share of ID flagged where "
+        "95 % of OOD is caught."
+    )
     note += " FPR95-ID: share of OOD accepted where 95 % of ID is kept."
     return "\n".join(
         [
@@ -44,10 +54,12 @@ def markdown_tables(results, score):
 
 
 def report(results, scores, score, folder):
-    """Prints the tables, and writes ``results.json``, ``results.md``, ``scores.png`` and ``roc.png`` into the folder.
+    """Prints the tables, and writes ``results.json``, ``results.md``, ``scores.png`` and ``roc.png`` into the
+    folder.
 
     Args:
-        results: what :func:`utils.evaluation.evaluate` returned, with ``dataset``, ``checkpoint`` and ``environment``.
+        results: what :func:`utils.evaluation.evaluate` returned, with ``dataset``, ``checkpoint`` and
+            ``environment``.
         scores: its scores. score: which one the table and the pictures show.
     """
     folder = Path(folder)
@@ -56,7 +68,10 @@ def report(results, scores, score, folder):
         _write(results, scores, score, folder)
     except OSError as error:
         raise InputError(f"the results could not be written to {folder}: {error.strerror or error}") from None
-    print(f"written: {', '.join(str(folder / name) for name in ('results.json', 'results.md', 'scores.png', 'roc.png'))}")
+    print(
+        "written: "
+        f"{', '.join(str(folder / name) for name in ('results.json', 'results.md', 'scores.png', 'roc.png'))}"
+    )
 
 
 def _write(results, scores, score, folder):
@@ -81,5 +96,6 @@ def _table(head, rows):
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
     lines = [head, ["-" * width for width in widths], *rows]
     return "\n".join(
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |"
+        for line in lines
     )

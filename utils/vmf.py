@@ -1,7 +1,8 @@
-"""Directional statistics: modified Bessel functions of large order, and one von Mises-Fisher distribution per class.
+"""Directional statistics: modified Bessel functions of large order, and one von Mises-Fisher distribution per
+class.
 
-Every function works on whole tensors in float64. There is no loop over samples or classes, and no N x C x p tensor; orders
-below 15 take a recurrence of at most 15 steps.
+Every function works on whole tensors in float64. There is no loop over samples or classes, and no N x C x p
+tensor; orders below 15 take a recurrence of at most 15 steps.
 """
 
 import math
@@ -47,7 +48,8 @@ def _debye_polynomials():
 def _debye_coefficients(order):
     """The coefficients of sum_k U_k(p) / order^k as one polynomial in p, lowest power first.
 
-    Terms that nowhere in p's range [0, 1] reach the rounding of the leading 1 are left out: for large orders the last few.
+    Terms that nowhere in p's range [0, 1] reach the rounding of the leading 1 are left out: for large orders
+    the last few.
     """
     total = [1.0]
     for k, polynomial in enumerate(_debye_polynomials(), start=1):
@@ -72,7 +74,8 @@ def _log_iv_debye(order, x):
 
 
 def _log_iv_and_ratio(order, x):
-    """(log I_order(x), I_{order+1}(x) / I_order(x)); orders below SMALLEST_ORDER by downward recurrence, DLMF 10.29.1."""
+    """(log I_order(x), I_{order+1}(x) / I_order(x)); orders below SMALLEST_ORDER by downward recurrence, DLMF
+    10.29.1."""
     steps = max(0, math.ceil(SMALLEST_ORDER - order))
     top = order + steps
     log_i = _log_iv_debye(top, x)
@@ -121,12 +124,14 @@ def log_iv(order, x):
 
 
 def bessel_ratio(order, x):
-    """I_{order+1}(x) / I_order(x), in (0, 1); shapes and range as :func:`log_iv`. It is d/dx [log I_order(x) - order log x]."""
+    """I_{order+1}(x) / I_order(x), in (0, 1); shapes and range as :func:`log_iv`. It is d/dx [log I_order(x)
+    - order log x]."""
     return _log_iv_and_ratio(float(order), torch.as_tensor(x).double())[1]
 
 
 class _MinusLogNormalizer(torch.autograd.Function):
-    """log I_order(k) - order log k from k^2: minus log C_p(k) up to a constant; its derivative in k is the Bessel ratio."""
+    """log I_order(k) - order log k from k^2: minus log C_p(k) up to a constant; its derivative in k is the
+    Bessel ratio."""
 
     @staticmethod
     def forward(ctx, order, k_squared):
@@ -144,15 +149,17 @@ class _MinusLogNormalizer(torch.autograd.Function):
 class ClassVMF(nn.Module):
     """A von Mises-Fisher distribution on the unit sphere of R^dim for every class, estimated while training.
 
-    Class c's mean embedding m_c gives mu_c = m_c / |m_c|, R = |m_c| and kappa_c = p R / (1 - R^2) (Banerjee et al. 2005, leading
-    term), kept in [1e-3, 1e5]. A class that no batch has shown yet has a random direction and R = 0.9. The statistics are
-    buffers: they carry no gradient and belong in the checkpoint. In a process group they are those of the global batch.
+    Class c's mean embedding m_c gives mu_c = m_c / |m_c|, R = |m_c| and kappa_c = p R / (1 - R^2) (Banerjee
+    et al. 2005, leading term), kept in [1e-3, 1e5]. A class that no batch has shown yet has a random
+    direction and R = 0.9. The statistics are
+    buffers: they carry no gradient and belong in the checkpoint. In a process group they are those of the
+        global batch.
 
     Args:
         num_classes: C.
         dim: p, the width of the embeddings.
-        schedule: "epoch": the previous epoch's average serves while the current one is collected (a class without one is
-            served by the average collected so far); "running": one average over the whole run.
+        schedule: "epoch": the previous epoch's average serves while the current one is collected (a class
+            without one is served by the average collected so far); "running": one average over the whole run.
 
     Attributes:
         mean_direction: mu, float64 (C, p), unit rows. kappa: float64 (C,). What serves now.
@@ -166,7 +173,9 @@ class ClassVMF(nn.Module):
             raise ValueError(f"unknown schedule {schedule!r}; there are {', '.join(self.SCHEDULES)}")
         self.schedule = schedule
         self.dim = dim
-        direction, kappa = self._describe(UNSEEN_RESULTANT * F.normalize(torch.randn(num_classes, dim, dtype=torch.float64)))
+        direction, kappa = self._describe(
+            UNSEEN_RESULTANT * F.normalize(torch.randn(num_classes, dim, dtype=torch.float64))
+        )
         self.register_buffer("sums", torch.zeros(num_classes, dim, dtype=torch.float64))
         self.register_buffer("counts", torch.zeros(num_classes, dtype=torch.float64))
         self.register_buffer("mean_direction", direction)
@@ -182,13 +191,15 @@ class ClassVMF(nn.Module):
 
     @torch.no_grad()
     def _serve(self, classes, chosen):
-        """Lets what is collected serve those of ``classes`` (n indices, or a slice) that are ``chosen`` (n,), no others."""
+        """Lets what is collected serve those of ``classes`` (n indices, or a slice) that are ``chosen`` (n,),
+        no others."""
         direction, kappa = self._describe(self.sums[classes] / self.counts[classes].clamp(min=1)[:, None])
         self.mean_direction[classes] = torch.where(chosen[:, None], direction, self.mean_direction[classes])
         self.kappa[classes] = torch.where(chosen, kappa, self.kappa[classes])
 
     def start_epoch(self):
-        """Under "epoch", the average just collected begins to serve and a new one is begun; "running" goes on."""
+        """Under "epoch", the average just collected begins to serve and a new one is begun; "running" goes
+        on."""
         if self.schedule == "epoch":
             collected = self.counts > 0
             self._serve(slice(None), collected)
@@ -214,10 +225,11 @@ class ClassVMF(nn.Module):
         self._serve(changed, (self.counts[changed] > 0) & ~self.has_previous[changed])
 
     def log_mgf(self, embeddings, temperature):
-        """Log moment generating function of every class's distribution at e / tau, differentiable in the embeddings.
+        """Log moment generating function of every class's distribution at e / tau, differentiable in the
+        embeddings.
 
-        s_c(e) = log C_p(kappa_c) - log C_p(|| kappa_c mu_c + e / tau ||), with C_p the normaliser of the vMF density
-        (ProCo, Du et al., TPAMI 2024).
+        s_c(e) = log C_p(kappa_c) - log C_p(|| kappa_c mu_c + e / tau ||), with C_p the normaliser of the vMF
+        density (ProCo, Du et al., TPAMI 2024).
 
         Args:
             embeddings: (B, p). The products with mu are taken in this dtype, what follows in float64.
@@ -228,7 +240,8 @@ class ClassVMF(nn.Module):
         """
         cosine = (embeddings @ self.mean_direction.to(embeddings.dtype).T).double()
         norm = embeddings.double().square().sum(dim=1, keepdim=True)
-        # The norm of kappa mu + e / tau without the N x C x p tensor; the clamp is for rounding where the two cancel.
+        # The norm of kappa mu + e / tau without the N x C x p tensor; the clamp is for rounding where the two
+        # cancel.
         kappa_squared = self.kappa.square()
         k_squared = torch.addcmul(kappa_squared + norm / temperature**2, 2 / temperature * self.kappa, cosine)
         both = torch.cat([k_squared.clamp(min=KAPPA_MIN**2), kappa_squared[None]])  # one pass over both

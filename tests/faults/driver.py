@@ -1,8 +1,9 @@
-"""Runs train.py's main many times, each in a forked child that can be killed: importing torch once instead of every time.
+"""Runs train.py's main many times, each in a forked child that can be killed: importing torch once instead of
+every time.
 
-Reads one JSON object a line from standard input, {argv, kill_after: seconds or null, signal: number, file_limit: bytes or null,
-stdout: path or null}, and answers with {status, seconds, output} on standard output; status is negative for a child that died of
-a signal.
+Reads one JSON object a line from standard input, {argv, kill_after: seconds or null, signal: number,
+file_limit: bytes or null, stdout: path or null}, and answers with {status, seconds, output} on standard
+output; status is negative for a child that died of a signal.
 """
 
 import json
@@ -23,7 +24,9 @@ def child(request, output):
     os.dup2(os.open(request["stdout"], os.O_WRONLY) if request.get("stdout") else output.fileno(), 1)
     os.dup2(output.fileno(), 2)
     if request.get("file_limit"):
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # so that writing beyond it is an error like that of a full disk
+        signal.signal(
+            signal.SIGXFSZ, signal.SIG_IGN
+        )  # so that writing beyond it is an error like that of a full disk
         resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_limit"],) * 2)
     try:
         exit_cleanly(lambda: train.main(request["argv"]))

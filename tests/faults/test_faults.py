@@ -1,4 +1,5 @@
-"""Runs that are killed, stopped, crowded out and starved of disk: nothing is lost, and going on gives the unbroken run."""
+"""Runs that are killed, stopped, crowded out and starved of disk: nothing is lost, and going on gives the
+unbroken run."""
 
 import json
 import os
@@ -18,15 +19,31 @@ import torch
 from command_line import ROOT
 from PIL import Image
 
-from utils import checkpoint as checkpoint_module
-from utils.checkpoint import LATEST, PREVIOUS, load_checkpoint, load_run, save_checkpoint
 from utils.errors import InputError
-from utils.runlog import Attempts, RunDirectory
-from utils.signals import EXIT_STOPPED
+from utils.run import checkpoint as checkpoint_module
+from utils.run.checkpoint import LATEST, PREVIOUS, load_checkpoint, load_run, save_checkpoint
+from utils.run.runlog import Attempts, RunDirectory
+from utils.run.signals import EXIT_STOPPED
 
 KILLS = 20
-# A checkpoint after every step, and of each class a tenth of the images: an epoch of five steps in about a third of a second.
-TINY = ["--ds", "digits", "--gpu", "cpu", "--val_fraction", "0.9", "-b", "8", "--ob", "8", "--num_ood_samples", "32", "-e", "3"]
+# A checkpoint after every step, and of each class a tenth of the images: an epoch of five steps in about a
+# third of a second.
+TINY = [
+    "--ds",
+    "digits",
+    "--gpu",
+    "cpu",
+    "--val_fraction",
+    "0.9",
+    "-b",
+    "8",
+    "--ob",
+    "8",
+    "--num_ood_samples",
+    "32",
+    "-e",
+    "3",
+]
 EVERY_STEP = ["--checkpoint_every_minutes", "0.00001"]
 
 
@@ -34,7 +51,11 @@ class Driver:
     """Sends requests to tests/faults/driver.py."""
 
     def __init__(self):
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+        environment = os.environ | {
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(ROOT),
+            "CUDA_VISIBLE_DEVICES": "",
+        }
         command = [sys.executable, str(Path(__file__).with_name("driver.py"))]
         pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.process = subprocess.Popen(command, env=environment, cwd=ROOT, **pipes)
@@ -82,8 +103,12 @@ def test_kill_9_at_random_moments(driver, unbroken, tmp_path, record_count):
     died_with_checkpoint = 0
     for i in range(KILLS):
         out = tmp_path / str(i)
-        while (killed := driver.run(out, kill_after=moments.uniform(0.05, seconds)))["status"] != -signal.SIGKILL:
-            seconds = min(seconds, killed["seconds"])  # it was through before the moment came: the machine is quieter now
+        while (killed := driver.run(out, kill_after=moments.uniform(0.05, seconds)))[
+            "status"
+        ] != -signal.SIGKILL:
+            seconds = min(
+                seconds, killed["seconds"]
+            )  # it was through before the moment came: the machine is quieter now
             shutil.rmtree(out)
         died_with_checkpoint += (out / LATEST).exists()
         finished = driver.run(out, "--resume")
@@ -106,8 +131,11 @@ def test_a_signal_ends_the_step_and_leaves_a_checkpoint(number, driver, unbroken
 
 
 def test_a_second_signal_ends_at_once():
-    code = "import os, signal\nfrom utils.signals import StopRequest\nwith StopRequest() as stop:\n"
-    code += "    os.kill(os.getpid(), signal.SIGTERM)\n    assert stop.requested\n    print('first', flush=True)\n"
+    code = "import os, signal\nfrom utils.run.signals import StopRequest\nwith StopRequest() as stop:\n"
+    code += (
+        "    os.kill(os.getpid(), signal.SIGTERM)\n    assert stop.requested\n    "
+        "print('first', flush=True)\n"
+    )
     code += "    os.kill(os.getpid(), signal.SIGTERM)\n    print('second', flush=True)\n"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == -signal.SIGTERM and done.stdout == "first\n"
@@ -115,10 +143,14 @@ def test_a_second_signal_ends_at_once():
 
 def test_two_runs_at_once_and_the_lock_of_a_dead_one(driver, unbroken, tmp_path):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    holder = "import sys, time\nfrom utils.runlog import RunDirectory\nkept = RunDirectory(sys.argv[1])\n"
+    holder = "import sys, time\nfrom utils.run.runlog import RunDirectory\nkept = RunDirectory(sys.argv[1])\n"
     holder += "print('locked', flush=True)\ntime.sleep(600)\n"
     process = subprocess.Popen(
-        [sys.executable, "-c", holder, str(tmp_path)], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", holder, str(tmp_path)],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert process.stdout.readline() == "locked\n"
     refused = driver.run(tmp_path)
@@ -135,7 +167,9 @@ def tight_disk(tmp_path):
     """A file system of a few hundred kB where the machine lets one be mounted, else None."""
     folder = tmp_path / "tight"
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(folder)], capture_output=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(folder)], capture_output=True
+    )
     yield folder if mounted.returncode == 0 else None
     if mounted.returncode == 0:
         subprocess.run(["umount", "-l", str(folder)], check=True)
@@ -183,9 +217,29 @@ def test_two_processes_evaluate_every_image_as_one_does(unbroken, tmp_path):
     results = []
     for processes in (1, 2):
         out = tmp_path / str(processes)
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "test.py"]
-        command += ["--gpu", "cpu", "--ckpt_path", str(unbroken[0]), "--srp", str(out), "--tb", "7", "--num_ood_samples", "50"]
-        done = subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+        command = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc_per_node={processes}",
+            "test.py",
+        ]
+        command += [
+            "--gpu",
+            "cpu",
+            "--ckpt_path",
+            str(unbroken[0]),
+            "--srp",
+            str(out),
+            "--tb",
+            "7",
+            "--num_ood_samples",
+            "50",
+        ]
+        done = subprocess.run(
+            command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True
+        )
         assert done.returncode == 0, done.stderr
         results.append(json.loads((out / "results.json").read_text()))
     for one, two in zip(*(r["rows"] for r in results), strict=True):
@@ -199,8 +253,14 @@ def test_a_worker_that_is_killed_is_reported_by_the_file_it_read(tmp_path):
             pixels = np.random.default_rng(i).integers(0, 256, (400, 400, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(tmp_path / name / f"{i}.png")
         (tmp_path / f"{name}.txt").write_text("".join(f"{i}.png {i % classes}\n" for i in range(count)))
-    flags = f"--gpu cpu --num_workers 1 --md ResNet18 --image_size 32 -e 100 -b 8 --ob 4 --txtt {tmp_path}/id.txt "
-    flags += f"--iidp {tmp_path}/id --txt_ood_train {tmp_path}/outliers.txt --iodp {tmp_path}/outliers --srp {tmp_path}/out"
+    flags = (
+        "--gpu cpu --num_workers 1 --md ResNet18 --image_size 32 -e 100 -b 8 --ob 4 --txtt "
+        f"{tmp_path}/id.txt "
+    )
+    flags += (
+        f"--iidp {tmp_path}/id --txt_ood_train {tmp_path}/outliers.txt --iodp "
+        f"{tmp_path}/outliers --srp {tmp_path}/out"
+    )
     command = [sys.executable, "train_imagenet.py", *flags.split()]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
@@ -245,19 +305,28 @@ def test_a_failed_write_is_warned_of_once_and_tried_again(tmp_path, capsys):
 
 def small_state():
     generator = torch.Generator().manual_seed(0)
-    return {"model": {"weight": torch.randn(40, 5, generator=generator)}, "epoch": 3, "names": ["a", "b"], "rate": 0.1}
+    return {
+        "model": {"weight": torch.randn(40, 5, generator=generator)},
+        "epoch": 3,
+        "names": ["a", "b"],
+        "rate": 0.1,
+    }
 
 
 def same(a, b):
-    return a.keys() == b.keys() and torch.equal(a["model"]["weight"], b["model"]["weight"]) and all(
-        a[k] == b[k] for k in ("epoch", "names", "rate")
-    )  # fmt: skip
+    return (
+        a.keys() == b.keys()
+        and torch.equal(a["model"]["weight"], b["model"]["weight"])
+        and all(a[k] == b[k] for k in ("epoch", "names", "rate"))
+    )
 
 
 def test_every_flipped_bit_is_found_or_harmless(tmp_path, record_count):
     save_checkpoint(small_state(), tmp_path)
     whole = (tmp_path / LATEST).read_bytes()
-    directory = 8 * whole.index(b"PK\x01\x02")  # where no checksum reaches: all of it, and of the rest a sample
+    directory = 8 * whole.index(
+        b"PK\x01\x02"
+    )  # where no checksum reaches: all of it, and of the rest a sample
     flips = [*random.Random(0).sample(range(directory), 800), *range(directory, 8 * len(whole))]
     found = 0
     for bit in flips:
@@ -265,7 +334,9 @@ def test_every_flipped_bit_is_found_or_harmless(tmp_path, record_count):
         damaged[bit // 8] ^= 1 << bit % 8
         (tmp_path / "x.pth").write_bytes(damaged)
         try:
-            assert same(load_checkpoint(tmp_path / "x.pth"), small_state()), f"bit {bit} changed what was read"
+            assert same(load_checkpoint(tmp_path / "x.pth"), small_state()), (
+                f"bit {bit} changed what was read"
+            )
         except InputError:
             found += 1
     assert found > 300
@@ -292,7 +363,12 @@ def test_a_damaged_latest_falls_back_to_the_previous(damage, tmp_path):
         record = next(r for r in archive.infolist() if r.filename.endswith("data/0"))
     whole[record.header_offset + 200] ^= 4  # within the weights
     file.write_bytes(
-        {"empty": b"", "half": whole[: len(whole) // 2], "one byte short": whole[:-1], "flipped": bytes(whole)}[damage]
+        {
+            "empty": b"",
+            "half": whole[: len(whole) // 2],
+            "one byte short": whole[:-1],
+            "flipped": bytes(whole),
+        }[damage]
     )
     with pytest.warns(UserWarning, match=LATEST):
         assert load_run(tmp_path)["epoch"] == 3

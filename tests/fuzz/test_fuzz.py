@@ -19,26 +19,33 @@ from hypothesis import strategies as st
 
 import train
 import train_imagenet
-from datasets.archives import unpack
 from datasets.cifar import load_cifar
+from datasets.files.archives import unpack
 from datasets.image_list import read_image_list
 from datasets.outliers import load_outliers
 from datasets.scood import load_ood_sets
 from models import build_model
-from utils.checkpoint import load_checkpoint, load_weights, network_weights, settle
 from utils.errors import InputError
-from utils.guard import StepGuard
 from utils.losses import PATTLoss
-from utils.meter import EpochMeter
+from utils.run.checkpoint import load_checkpoint, load_weights, network_weights, settle
+from utils.run.guard import StepGuard
+from utils.run.meter import EpochMeter
 
 evaluation = load_script("test")
 
 
 def fuzz(examples):
     return settings(
-        max_examples=examples, derandomize=True, deadline=None, database=None,
-        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
-    )  # fmt: skip
+        max_examples=examples,
+        derandomize=True,
+        deadline=None,
+        database=None,
+        suppress_health_check=[
+            HealthCheck.function_scoped_fixture,
+            HealthCheck.too_slow,
+            HealthCheck.data_too_large,
+        ],
+    )
 
 
 def read_or_refuse(function, *args):
@@ -56,7 +63,9 @@ def snapshot(folder):
 
 names = st.one_of(
     st.text(max_size=30),
-    st.sampled_from(["a.png", "../a.png", "/etc/passwd", "x/../../a", "link/a.png", ".", "..", "a\x00b", "~/a", "C:\\a"]),
+    st.sampled_from(
+        ["a.png", "../a.png", "/etc/passwd", "x/../../a", "link/a.png", ".", "..", "a\x00b", "~/a", "C:\\a"]
+    ),
 )
 lines = st.one_of(
     st.text(max_size=60),
@@ -65,7 +74,9 @@ lines = st.one_of(
         lambda t: f'{t[0]} {{"label": -1, "sc_label": {t[1]}}}'
     ),
 )
-list_bytes = st.one_of(st.binary(max_size=200), st.lists(lines, max_size=6).map(lambda x: "\n".join(x).encode("utf-8", "ignore")))
+list_bytes = st.one_of(
+    st.binary(max_size=200), st.lists(lines, max_size=6).map(lambda x: "\n".join(x).encode("utf-8", "ignore"))
+)
 
 
 @fuzz(1500)
@@ -104,12 +115,18 @@ class Harmful:
 
 
 plain_values = st.recursive(
-    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8), st.binary(max_size=8)),
-    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(st.text(max_size=6), inner, max_size=4)),
+    st.one_of(
+        st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8), st.binary(max_size=8)
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=4), st.dictionaries(st.text(max_size=6), inner, max_size=4)
+    ),
     max_leaves=8,
 )
 arrays = st.tuples(
-    st.sampled_from(["u1", "i4", "f8", "O"]), st.lists(st.integers(0, 6), max_size=3), st.sampled_from([1, 3072])
+    st.sampled_from(["u1", "i4", "f8", "O"]),
+    st.lists(st.integers(0, 6), max_size=3),
+    st.sampled_from([1, 3072]),
 ).map(lambda t: np.zeros((*t[1], t[2]), dtype=t[0]))
 cifar_dicts = st.dictionaries(
     st.sampled_from([b"data", b"labels", b"fine_labels", "data", b"x"]),
@@ -152,9 +169,11 @@ def test_cifar_batches(value, protocol, draw_from, tmp_path, record_count):
 
 @fuzz(1200)
 @given(
-    shape=st.lists(st.integers(0, 40), max_size=5), dtype=st.sampled_from(["u1", "i8", "f4", "O", "U3"]), right=st.booleans(),
+    shape=st.lists(st.integers(0, 40), max_size=5),
+    dtype=st.sampled_from(["u1", "i8", "f4", "O", "U3"]),
+    right=st.booleans(),
     draw_from=st.data(),
-)  # fmt: skip
+)
 def test_npy_files(shape, dtype, right, draw_from, tmp_path, record_count):
     record_count("fuzzed inputs")
     folder = tmp_path / "Tiny_Images_Dataset"
@@ -175,7 +194,10 @@ def test_npy_files(shape, dtype, right, draw_from, tmp_path, record_count):
 def checkpoint_bytes():
     model = build_model("ResNet20", 2)
     buffer = io.BytesIO()
-    torch.save({"model": {"linear.weight": model.linear.weight.detach()}, "args": {"ds": "digits"}, "epoch": 1}, buffer)
+    torch.save(
+        {"model": {"linear.weight": model.linear.weight.detach()}, "args": {"ds": "digits"}, "epoch": 1},
+        buffer,
+    )
     return buffer.getvalue()
 
 
@@ -199,7 +221,9 @@ def test_checkpoints_of_any_content(value, inner, tmp_path, record_count):
         weights = read_or_refuse(network_weights, loaded)
         assert weights is None or read_or_refuse(load_weights, build_model_once(), weights) is None
         stored = loaded.get("args") if isinstance(loaded, dict) else None
-        known = read_or_refuse(settle, {"ds": "cifar10"}, stored, evaluation.UNKNOWN_DEFAULTS, evaluation.RANGES)
+        known = read_or_refuse(
+            settle, {"ds": "cifar10"}, stored, evaluation.UNKNOWN_DEFAULTS, evaluation.RANGES
+        )
         assert known is None or known["ds"] == "cifar10"
 
 
@@ -209,7 +233,11 @@ def test_arguments_in_checkpoints(name, value, record_count):
     record_count("fuzzed inputs")
     known = read_or_refuse(settle, {}, {name: value}, evaluation.UNKNOWN_DEFAULTS, evaluation.RANGES)
     if known is not None:
-        assert isinstance(known["ds"], str) and isinstance(known["model"], str) and isinstance(known["depart"], list)
+        assert (
+            isinstance(known["ds"], str)
+            and isinstance(known["model"], str)
+            and isinstance(known["depart"], list)
+        )
         assert 0 < known["rho"] <= 1 and 0 <= known["val_fraction"] <= 0.9
 
 
@@ -222,13 +250,25 @@ def training_objects():
 def good_state():
     """A state of training, and how to restore it."""
     model, criterion, optimizer, guard = TRAINING.setdefault("objects", training_objects())
-    averages = {"step": torch.tensor(1.0), "exp_avg": torch.zeros(16, 3, 3, 3), "exp_avg_sq": torch.zeros(16, 3, 3, 3)}
+    averages = {
+        "step": torch.tensor(1.0),
+        "exp_avg": torch.zeros(16, 3, 3, 3),
+        "exp_avg_sq": torch.zeros(16, 3, 3, 3),
+    }
     state = {
-        "model": model.state_dict(), "criterion": criterion.state_dict(), "rng": torch.get_rng_state(), "epoch": 0, "step": 1,
+        "model": model.state_dict(),
+        "criterion": criterion.state_dict(),
+        "rng": torch.get_rng_state(),
+        "epoch": 0,
+        "step": 1,
         "optimizer": {"state": {0: averages}, "param_groups": optimizer.state_dict()["param_groups"]},
-        "meter": EpochMeter(2, "cpu").state(), "history": [], "seconds": 1.0, "class_counts": [4, 2],
-        "num_outliers": 8, "bad_in_row": 0,
-    }  # fmt: skip
+        "meter": EpochMeter(2, "cpu").state(),
+        "history": [],
+        "seconds": 1.0,
+        "class_counts": [4, 2],
+        "num_outliers": 8,
+        "bad_in_row": 0,
+    }
 
     def restore(state):
         """Goes on from it by one step."""
@@ -254,14 +294,24 @@ def test_states_to_go_on_from(path, value, draw_from, record_count):
     for key in filter(None, path.split(".")):
         place = place[int(key) if key.isdecimal() else key]
     key = draw_from.draw(st.sampled_from(sorted(place, key=str)))
-    if key not in ("epoch", "step") or path or type(value) is int:  # of these, train.find_checkpoint has seen the type
+    if (
+        key not in ("epoch", "step") or path or type(value) is int
+    ):  # of these, train.find_checkpoint has seen the type
         place[key] = value
         read_or_refuse(restore, state)
 
 
-@pytest.mark.parametrize("change", [
-    {"step": -1}, {"step": 5}, {"epoch": -1}, {"class_counts": [4, 3]}, {"num_outliers": 9}, {"history": {}},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"step": -1},
+        {"step": 5},
+        {"epoch": -1},
+        {"class_counts": [4, 3]},
+        {"num_outliers": 9},
+        {"history": {}},
+    ],
+)
 def test_a_position_that_no_run_has_is_refused(change):
     state, restore = good_state()
     assert read_or_refuse(restore, state) is state
@@ -322,13 +372,17 @@ def test_archives(members, draw_from, kind, tmp_path, tmp_path_factory, record_c
 
 
 FLAGS = (
-    "--ds --md --rho -b --ob -e --lr --wd --seed --isac --FC --gpu --temperature --opt --recipe --depart --dout "
+    "--ds --md --rho -b --ob -e --lr --wd --seed --isac --FC --gpu --temperature --opt --recipe "
+    "--depart --dout "
     "--val_fraction --num_ood_samples --image_size --de --score"
 ).split()
 words = st.one_of(
-    st.sampled_from(FLAGS), st.text(max_size=6), st.integers(-3, 10**9).map(str), st.floats().map(str),
+    st.sampled_from(FLAGS),
+    st.text(max_size=6),
+    st.integers(-3, 10**9).map(str),
+    st.floats().map(str),
     st.sampled_from("digits cifar10 ResNet18 True False 0 1 nan inf -inf 1e999 released --".split()),
-)  # fmt: skip
+)
 
 
 @fuzz(2500)

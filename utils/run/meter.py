@@ -19,7 +19,8 @@ class EpochMeter:
 
     @torch.no_grad()
     def add(self, terms, logits, labels, applied=True):
-        """Adds one step: the criterion's terms, and ``logits`` (B, C) for ``labels`` (B,); ``applied`` may live on the device."""
+        """Adds one step: the criterion's terms, and ``logits`` (B, C) for ``labels`` (B,); ``applied`` may
+        live on the device."""
         values = torch.stack([terms[name].detach().double() for name in TERMS])
         applied = torch.as_tensor(applied, device=values.device)
         self.sums += torch.where(applied, values, 0.0)

@@ -1,7 +1,9 @@
-"""The plain pipeline, which the benchmarks measure against: views of one PIL image at a time, and ISAC transcribed.
+"""The plain pipeline, which the benchmarks measure against: views of one PIL image at a time, and ISAC
+transcribed.
 
-The transcription follows the published recipe to the letter: an N x C x D broadcast for the concentrations, and log I by
-Miller's downward recurrence over orders from 2 nu, a Python loop in float64. It is for measuring and checking only.
+The transcription follows the published recipe to the letter: an N x C x D broadcast for the concentrations,
+and log I by Miller's downward recurrence over orders from 2 nu, a Python loop in float64. It is for measuring
+and checking only.
 """
 
 import torch
@@ -11,7 +13,7 @@ from torch import nn
 from torch.utils.data import Dataset
 from torchvision import transforms
 
-from datasets.loader import CIFAR_NORMALIZATION
+from datasets.normalization import CIFAR_NORMALIZATION
 
 
 class Cutout:
@@ -32,7 +34,11 @@ def plain_views(size=32):
     """(strong, contrastive, outlier): torchvision transforms of one PIL image to a normalised tensor."""
     jitter = transforms.RandomApply([transforms.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8)
     end = [transforms.ToTensor(), transforms.Normalize(*CIFAR_NORMALIZATION)]
-    crop, flip, grey = transforms.RandomCrop(size, padding=4), transforms.RandomHorizontalFlip(), transforms.RandomGrayscale(0.2)
+    crop, flip, grey = (
+        transforms.RandomCrop(size, padding=4),
+        transforms.RandomHorizontalFlip(),
+        transforms.RandomGrayscale(0.2),
+    )
     policy = transforms.AutoAugment(transforms.AutoAugmentPolicy.CIFAR10)
     return (
         transforms.Compose([crop, flip, policy, *end, Cutout(size // 2)]),
@@ -88,7 +94,8 @@ def miller_log_iv(order, x):
 
 
 class MillerLogIv(torch.autograd.Function):
-    """:func:`miller_log_iv` with the derivative I_{order+1} / I_order + order / x, from a second recurrence."""
+    """:func:`miller_log_iv` with the derivative I_{order+1} / I_order + order / x, from a second
+    recurrence."""
 
     @staticmethod
     def forward(ctx, order, x):
@@ -102,7 +109,8 @@ class MillerLogIv(torch.autograd.Function):
 
 
 class PlainISAC(nn.Module):
-    """ISAC with one running average a class, as :class:`utils.losses.PATTLoss` computes it under schedule "running"."""
+    """ISAC with one running average a class, as :class:`utils.losses.PATTLoss` computes it under schedule
+    "running"."""
 
     def __init__(self, class_counts, dim, temperature=0.1):
         super().__init__()

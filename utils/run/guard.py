@@ -1,4 +1,5 @@
-"""Applies the optimiser steps whose loss and gradients are finite, and no others, without asking the device each time."""
+"""Applies the optimiser steps whose loss and gradients are finite, and no others, without asking the device
+each time."""
 
 import sys
 
@@ -6,7 +7,7 @@ import torch
 
 from utils.distributed import sum_over_processes
 from utils.errors import InputError
-from utils.runlog import say
+from utils.run.runlog import say
 
 CHECK_EVERY = {"cuda": 32, "cpu": 1}  # steps between looks at the flags: a look is a synchronisation
 
@@ -14,8 +15,10 @@ CHECK_EVERY = {"cuda": 32, "cpu": 1}  # steps between looks at the flags: a look
 class StepGuard:
     """Guards one optimiser.
 
-    The decision is made on the device: the fused optimisers skip a step that is flagged in ``found_inf`` (the protocol of
-    gradient scaling), and the buffers of the modules (BatchNorm's and the class statistics) go back to what they were.
+    The decision is made on the device: the fused optimisers skip a step that is flagged in ``found_inf`` (the
+        protocol of
+    gradient scaling), and the buffers of the modules (BatchNorm's and the class statistics) go back to what
+    they were.
 
     Args:
         optimizer: fused Adam or SGD.
@@ -31,13 +34,16 @@ class StepGuard:
         self.bad_in_row = 0
         self.pending = []  # (flags on the device, their names, step, batch indices), not yet looked at
         optimizer.grad_scale = None
-        for group in optimizer.param_groups:  # fused SGD leaves its buffers uninitialised where the first step is skipped
+        for group in (
+            optimizer.param_groups
+        ):  # fused SGD leaves its buffers uninitialised where the first step is skipped
             if group.get("momentum"):
                 for p in group["params"]:
                     optimizer.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
 
     def remember(self):
-        """Takes the buffers as they are for good; to be called before the first step and after any other change of them."""
+        """Takes the buffers as they are for good; to be called before the first step and after any other
+        change of them."""
         by_dtype = {}
         for buffer in (b for module in self.modules for b in module.buffers() if b.is_floating_point()):
             by_dtype.setdefault(buffer.dtype, []).append(buffer)
@@ -81,7 +87,9 @@ class StepGuard:
         pending, self.pending = self.pending, []
         if not pending:
             return
-        for flags, (_, names, step, indices) in zip(torch.stack([p[0] for p in pending]).tolist(), pending, strict=True):
+        for flags, (_, names, step, indices) in zip(
+            torch.stack([p[0] for p in pending]).tolist(), pending, strict=True
+        ):
             wrong = [name for name, flag in zip(names, flags, strict=True) if flag]
             self.bad_in_row = self.bad_in_row + 1 if wrong else 0
             if not wrong:
@@ -90,5 +98,6 @@ class StepGuard:
             say(f"warning: {what}, step not applied; images {indices.tolist()}", sys.stderr)
             if self.bad_in_row >= self.max_bad_steps:
                 raise InputError(
-                    f"{what}; after {self.bad_in_row} bad steps in a row the run stops, and its last checkpoint stays as it is"
+                    f"{what}; after {self.bad_in_row} bad steps in a row the run stops, and its "
+                    "last checkpoint stays as it is"
                 )

@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import torch
 
-from utils.runlog import environment, write_text
+from utils.run.runlog import environment, write_text
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).resolve().parent.parent / "results"
 
 
 class Timing(NamedTuple):
@@ -24,7 +24,8 @@ class Timing(NamedTuple):
 
 
 def timed(fn, repeats, warmup=1):
-    """Seconds that ``fn()`` takes, over ``repeats`` calls after ``warmup`` untimed ones; waits for a GPU's work."""
+    """Seconds that ``fn()`` takes, over ``repeats`` calls after ``warmup`` untimed ones; waits for a GPU's
+    work."""
     synchronise = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     for _ in range(warmup):
         fn()
@@ -40,22 +41,28 @@ def timed(fn, repeats, warmup=1):
 
 def milliseconds(timing):
     """``median (lowest to highest)`` as text, of four digits; one value where there was one repeat."""
-    median, low, high = (f"{t:,.0f}" if t >= 1000 else f"{t:.4g}" for t in (1e3 * seconds for seconds in timing))
+    median, low, high = (
+        f"{t:,.0f}" if t >= 1000 else f"{t:.4g}" for t in (1e3 * seconds for seconds in timing)
+    )
     return median if low == median == high else f"{median} ({low} to {high})"
 
 
 def publish(claim, device, head, rows, **measurements):
-    """Prints a table and writes it to ``benchmarks/results/<claim>-<device>.json``, with what it was made from.
+    """Prints a table and writes it to ``benchmarks/results/<claim>-<device>.json``, with what it was made
+    from.
 
     Args:
-        claim: the benchmark's name. device: where it ran; in the file's name "cpu" or the GPU's name in small letters.
+        claim: the benchmark's name. device: where it ran; in the file's name "cpu" or the GPU's name in small
+            letters.
         head, rows: the table's cells, as text.
         measurements: plain values that the table was made from.
     """
     where = environment(device)
     name = "cpu" if device.type == "cpu" else re.sub(r"[^a-z0-9]+", "-", where["device"].lower())
-    words = [Path(word).name if word.startswith("/") else word for word in sys.argv[1:]]  # no folders of this machine
-    command = " ".join(["python -m", f"benchmarks.{Path(sys.argv[0]).stem}", *words])
+    words = [
+        Path(word).name if word.startswith("/") else word for word in sys.argv[1:]
+    ]  # no folders of this machine
+    command = " ".join(["python -m", f"benchmarks.speed.{Path(sys.argv[0]).stem}", *words])
     for row in [head, *rows]:
         print("  ".join(str(cell).ljust(24) for cell in row), flush=True)
     RESULTS.mkdir(exist_ok=True)

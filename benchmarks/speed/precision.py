@@ -1,9 +1,9 @@
-"""Do the fast ways give the plain fp32 numbers? python -m benchmarks.precision --drp DATA
+"""Do the fast ways give the plain fp32 numbers? python -m benchmarks.speed.precision --drp DATA
 
-Trains PATT on CIFAR10-LT with a small network for a few epochs, in fp32 and in bf16 (--compiled: and in bf16 compiled), each
-with the same seeds, and compares accuracy and AUROC; and evaluates the fp32 networks in bf16. A difference counts as within the
-spread where it is at most the range of the fp32 seeds. Finished runs in --srp are kept; it has the layout of
-benchmarks.reproduce, whose runs of the row "patt" count.
+Trains PATT on CIFAR10-LT with a small network for a few epochs, in fp32 and in bf16 (--compiled: and in bf16
+compiled), each with the same seeds, and compares accuracy and AUROC; and evaluates the fp32 networks in bf16.
+A difference counts as within the spread where it is at most the range of the fp32 seeds. Finished runs in
+--srp are kept; it has the layout of benchmarks.reproduce, whose runs of the row "patt" count.
 """
 
 import argparse
@@ -16,8 +16,8 @@ from statistics import mean
 
 import torch
 
-from benchmarks.common import publish
 from benchmarks.reproduce import ROOT
+from benchmarks.speed.common import publish
 from benchmarks.table import spread
 from utils import flags
 from utils.errors import InputError, exit_cleanly
@@ -35,13 +35,26 @@ def commands(way, seed, args):
     name = f"cifar10_{args.md}_e{args.epochs}_{way.replace(' ', '_')}"
     folder = args.srp / name / "patt" / f"seed{seed}"
     shared = ["--gpu", args.gpu, "--drp", str(args.drp)]
-    training = ["train.py", *shared, "--ds", "cifar10", "--md", args.md, "--epochs", str(args.epochs), "--seed", str(seed)]
+    training = [
+        "train.py",
+        *shared,
+        "--ds",
+        "cifar10",
+        "--md",
+        args.md,
+        "--epochs",
+        str(args.epochs),
+        "--seed",
+        str(seed),
+    ]
     training += ["--srp", str(folder), "--resume", *TRAINED_IN[way]]
     test = ["test.py", *shared, "--ckpt_path", str(folder), "--dout", *args.dout]
     results = folder / "results.json"
     lines = [(training, results), (test + TRAINED_IN[way][:2], results)]
     if way == "fp32":
-        lines.append(([*test, "--precision", "bf16", "--srp", str(folder / "bf16")], folder / "bf16" / "results.json"))
+        lines.append(
+            ([*test, "--precision", "bf16", "--srp", str(folder / "bf16")], folder / "bf16" / "results.json")
+        )
     return lines
 
 
@@ -67,7 +80,8 @@ def numbers(results):
 
 
 def compare(measured):
-    """Table rows from ``measured``: way -> one :func:`numbers` a seed; the first way is what the others are held against."""
+    """Table rows from ``measured``: way -> one :func:`numbers` a seed; the first way is what the others are
+    held against."""
     plain, *others = measured
     rows = []
     for name in measured[plain][0]:
@@ -78,7 +92,9 @@ def compare(measured):
             values = [values[name] for values in measured[way]]
             difference = mean(values) - mean(reference)
             within = "yes" if abs(difference) <= allowed else "no"
-            rows.append([name, way, spread(values), f"{100 * difference:+.2f}", f"{within} ({100 * allowed:.2f})"])
+            rows.append(
+                [name, way, spread(values), f"{100 * difference:+.2f}", f"{within} ({100 * allowed:.2f})"]
+            )
     return rows
 
 
@@ -95,19 +111,29 @@ def main(argv=None):
         if way == "fp32":
             measured[EVALUATED] = [numbers(evaluations[1]) for evaluations in of_way]
     device = torch.device("cpu" if args.gpu == "cpu" else "cuda")
-    head = [f"CIFAR10-LT, {args.md}, {args.epochs} epochs", f"{len(args.seeds)} seeds", "%", "difference", "within fp32's range"]
+    head = [
+        f"CIFAR10-LT, {args.md}, {args.epochs} epochs",
+        f"{len(args.seeds)} seeds",
+        "%",
+        "difference",
+        "within fp32's range",
+    ]
     publish("precision", device, head, compare(measured), measured=measured)
 
 
 def benchmark_args(argv):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--drp", type=Path, required=True, help="the data folder")
-    parser.add_argument("--srp", type=Path, default=Path("runs/precision"), help="where the run directories go")
+    parser.add_argument(
+        "--srp", type=Path, default=Path("runs/precision"), help="where the run directories go"
+    )
     parser.add_argument("--gpu", default="cpu")
     parser.add_argument("--md", default="ResNet20")
     parser.add_argument("--epochs", type=flags.positive_int, default=1)
     parser.add_argument("--seeds", type=flags.count, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--dout", nargs="+", default=["cifar100", "tin", "texture", "scenes", "mnist"], help="OOD sets")
+    parser.add_argument(
+        "--dout", nargs="+", default=["cifar100", "tin", "texture", "scenes", "mnist"], help="OOD sets"
+    )
     parser.add_argument("--compiled", action="store_true", help="train in bf16 with torch.compile, too")
     parser.add_argument("--jobs", type=flags.positive_int, default=1, help="runs beside each other")
     return parser.parse_args(argv)

@@ -1,4 +1,5 @@
 """Reads pickles that hold NumPy arrays and plain values, and nothing that could run code."""
+
 import io
 import pickle
 import re
@@ -6,18 +7,20 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.files import require_file
+from datasets.files.checks import require_file
 from utils.errors import InputError
-from utils.pickles import KEY_CHECKS, Instructions, Refused
+from utils.run.pickles import KEY_CHECKS, Instructions, Refused
 
 MAX_BYTES = 1 << 30
 
-# Everything that protocols 2 to 5 use for arrays, containers, numbers and strings. Absent are the instructions that
-# build instances of classes, call registered extensions or persistent ids, or fetch buffers from outside.
-_INSTRUCTIONS = """PROTO FRAME STOP MARK POP POP_MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 LONG4 BINFLOAT
-    BINSTRING SHORT_BINSTRING BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8
-    EMPTY_LIST EMPTY_DICT EMPTY_TUPLE APPEND APPENDS TUPLE TUPLE1 TUPLE2 TUPLE3 BINPUT LONG_BINPUT MEMOIZE BINGET
-    LONG_BINGET GLOBAL STACK_GLOBAL REDUCE BUILD"""
+# Everything that protocols 2 to 5 use for arrays, containers, numbers and strings. Absent are the
+# instructions that build instances of classes, call registered extensions or persistent ids, or fetch buffers
+# from outside.
+_INSTRUCTIONS = """PROTO FRAME STOP MARK POP POP_MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 LONG4
+BINFLOAT
+    BINSTRING SHORT_BINSTRING BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8
+    BYTEARRAY8 EMPTY_LIST EMPTY_DICT EMPTY_TUPLE APPEND APPENDS TUPLE TUPLE1 TUPLE2 TUPLE3 BINPUT LONG_BINPUT
+    MEMOIZE BINGET LONG_BINGET GLOBAL STACK_GLOBAL REDUCE BUILD"""
 
 
 class _Dtype:
@@ -95,24 +98,33 @@ class _PlainUnpickler(pickle._Unpickler):
         if (module, name) not in _CALLS:
             raise Refused(f"it names {module}.{name}"[:200])
         call = _CALLS[module, name]
-        return lambda *args: call(*args)  # a fresh function each time: BUILD may set attributes on what it is given
+        return lambda *args: call(
+            *args
+        )  # a fresh function each time: BUILD may set attributes on what it is given
 
 
 def read_plain_dict(path: Path) -> dict:
     """Returns the dictionary pickled in ``path``; strings of Python 2 become bytes, arrays are read-only.
 
     Raises:
-        InputError: the file is missing, above ``MAX_BYTES``, damaged, no dictionary, or holds anything but arrays of
-            numbers and plain values; code in it is never run.
+        InputError: the file is missing, above ``MAX_BYTES``, damaged, no dictionary, or holds anything but
+            arrays of numbers and plain values; code in it is never run.
     """
     require_file(path, "the pickle", MAX_BYTES)
     try:
         data = path.read_bytes()
         content = _PlainUnpickler(io.BytesIO(data), encoding="bytes").load()
     except Refused as error:
-        raise InputError(f"{path} holds more than arrays and plain values, and is not loaded: {error}") from error
+        raise InputError(
+            f"{path} holds more than arrays and plain values, and is not loaded: {error}"
+        ) from error
     except Exception as error:  # a damaged pickle ends in whatever the misread instruction raises
-        raise InputError(f"{path} is truncated or damaged: {str(error)[:200] or type(error).__name__}") from error
+        raise InputError(
+            f"{path} is truncated or damaged: {str(error)[:200] or type(error).__name__}"
+        ) from error
     if not isinstance(content, dict):
         raise InputError(f"{path} holds no dictionary")
-    return {key: getattr(value, "array", None) if type(value) is _Array else value for key, value in content.items()}
+    return {
+        key: getattr(value, "array", None) if type(value) is _Array else value
+        for key, value in content.items()
+    }

@@ -1,9 +1,9 @@
-"""The ImageNet loader against the plain way: python -m benchmarks.imagenet_loader
+"""The ImageNet loader against the plain way: python -m benchmarks.speed.imagenet_loader
 
-Both read the same 500 x 375 JPEG files, made here from scikit-learn's two photographs, and give each image's three views at
-224 x 224, normalised float32. Ours is datasets/imagenet.py; plain is one image at a time with Pillow, a decoding for each
-view and torchvision's transforms, in PyTorch's DataLoader. On k cores both run with k worker processes (one core: in the main
-process), bound to those cores.
+Both read the same 500 x 375 JPEG files, made here from scikit-learn's two photographs, and give each image's
+three views at 224 x 224, normalised float32. Ours is datasets/imagenet.py; plain is one image at a time with
+Pillow, a decoding for each view and torchvision's transforms, in PyTorch's DataLoader. On k cores both run
+with k worker processes (one core: in the main process), bound to those cores.
 """
 
 import argparse
@@ -18,10 +18,10 @@ from sklearn.datasets import load_sample_images
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from benchmarks.common import publish, timed
+from benchmarks.speed.common import publish, timed
+from datasets.augment.views import imagenet_views
 from datasets.imagenet import FileTrainLoader, ImageFiles
-from datasets.loader import IMAGENET_NORMALIZATION
-from datasets.views import imagenet_views
+from datasets.normalization import IMAGENET_NORMALIZATION
 
 SIZE, BATCH = 224, 32
 
@@ -35,8 +35,13 @@ def make_files(root, count, seed=0):
         photograph = photographs[i % len(photographs)]
         scale = rng.uniform(0.5, 0.75)
         width, height = int(photograph.width * scale), int(photograph.width * scale * 0.75)
-        left, top = rng.integers(0, photograph.width - width + 1), rng.integers(0, photograph.height - height + 1)
-        image = photograph.resize((500, 375), Image.Resampling.BICUBIC, (left, top, left + width, top + height))
+        left, top = (
+            rng.integers(0, photograph.width - width + 1),
+            rng.integers(0, photograph.height - height + 1),
+        )
+        image = photograph.resize(
+            (500, 375), Image.Resampling.BICUBIC, (left, top, left + width, top + height)
+        )
         if rng.random() < 0.5:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         names.append(f"{i:04d}.jpg")
@@ -45,14 +50,19 @@ def make_files(root, count, seed=0):
 
 
 class PlainViews(Dataset):
-    """Three views of an image, each from its own decoding; RandAugment applies each of two operations with probability 1/2."""
+    """Three views of an image, each from its own decoding; RandAugment applies each of two operations with
+    probability 1/2."""
 
     def __init__(self, files):
         self.paths = [files.root / path for path in files.paths]
-        operation = transforms.RandomApply([transforms.RandAugment(1, magnitude=10, num_magnitude_bins=11)], p=0.5)
+        operation = transforms.RandomApply(
+            [transforms.RandAugment(1, magnitude=10, num_magnitude_bins=11)], p=0.5
+        )
         shared = [transforms.RandomResizedCrop(SIZE), transforms.RandomHorizontalFlip()]
         end = [transforms.ToTensor(), transforms.Normalize(*IMAGENET_NORMALIZATION)]
-        self.strong = transforms.Compose([*shared, transforms.ColorJitter(0.4, 0.4, 0.4), operation, operation, *end])
+        self.strong = transforms.Compose(
+            [*shared, transforms.ColorJitter(0.4, 0.4, 0.4), operation, operation, *end]
+        )
         jitter = transforms.RandomApply([transforms.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8)
         self.contrastive = transforms.Compose([*shared, jitter, transforms.RandomGrayscale(0.2), *end])
 
@@ -69,9 +79,17 @@ class PlainViews(Dataset):
 
 def ours(files, num_workers):
     loader = FileTrainLoader(
-        files, None, imagenet_views(), image_size=SIZE, batch_size=BATCH, outlier_batch_size=0, contrastive=True,
-        num_workers=num_workers, seed=0, device=torch.device("cpu"),
-    )  # fmt: skip
+        files,
+        None,
+        imagenet_views(),
+        image_size=SIZE,
+        batch_size=BATCH,
+        outlier_batch_size=0,
+        contrastive=True,
+        num_workers=num_workers,
+        seed=0,
+        device=torch.device("cpu"),
+    )
     return lambda: [batch.images.shape for batch in loader.epoch(0)]
 
 
@@ -81,12 +99,17 @@ def plain(files, num_workers):
 
 
 def measure(files, cores, repeats):
-    """Images a second of both ways on ``cores`` cores: median, lowest and highest of the repeats, and their ratio."""
+    """Images a second of both ways on ``cores`` cores: median, lowest and highest of the repeats, and their
+    ratio."""
     images = len(files.paths) // BATCH * BATCH
     row = {"cores": cores, "workers": 0 if cores == 1 else cores}
     for name, way in (("plain", plain), ("ours", ours)):
         seconds = timed(way(files, row["workers"]), repeats)
-        row[name] = {"median": images / seconds.median, "lowest": images / seconds.high, "highest": images / seconds.low}
+        row[name] = {
+            "median": images / seconds.median,
+            "lowest": images / seconds.high,
+            "highest": images / seconds.low,
+        }
     return row | {"ratio": row["ours"]["median"] / row["plain"]["median"]}
 
 
@@ -112,7 +135,10 @@ def main():
                 os.sched_setaffinity(0, allowed)
     head = ["cores", "plain way, images/s", "ours, images/s", "ratio"]
     cell = "{median:.0f} ({lowest:.0f} to {highest:.0f})"
-    table = [[str(r["cores"]), cell.format(**r["plain"]), cell.format(**r["ours"]), f"{r['ratio']:.1f}"] for r in rows]
+    table = [
+        [str(r["cores"]), cell.format(**r["plain"]), cell.format(**r["ours"]), f"{r['ratio']:.1f}"]
+        for r in rows
+    ]
     about = {"image_size": SIZE, "file": "JPEG 500 x 375, quality 90"}
     publish("imagenet_loader", torch.device("cpu"), head, table, images_per_second=rows, **about)
 

@@ -1,4 +1,5 @@
 """What must hold of a file, or of a name found in a file, before anything else is done with it."""
+
 import hashlib
 import os
 import posixpath
@@ -12,7 +13,8 @@ def require_file(path: Path, what: str, max_bytes: int | None = None) -> int:
     """Returns the size of ``path`` in bytes; ``what`` says in messages what the file is for.
 
     Raises:
-        InputError: nothing is there, it is no regular file (a pipe would wait for ever), or it is above ``max_bytes``.
+        InputError: nothing is there, it is no regular file (a pipe would wait for ever), or it is above
+            ``max_bytes``.
     """
     try:
         status = os.stat(path)
@@ -26,17 +28,20 @@ def require_file(path: Path, what: str, max_bytes: int | None = None) -> int:
 
 
 def os_reason(error: Exception) -> str:
-    """The operating system's words alone (the file is named by the caller), e.g. ``No such file or directory``."""
+    """The operating system's words alone (the file is named by the caller), e.g. ``No such file or
+    directory``."""
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def inner_path(name: str) -> str:
-    """Returns ``name``, a path written by a stranger, normalised, if it is relative and stays below its folder.
+    """Returns ``name``, a path written by a stranger, normalised, if it is relative and stays below its
+    folder.
 
     This looks at the text alone; links on the disk are another matter.
 
     Raises:
-        ValueError: the path is empty, absolute, climbs with ``..``, or has characters that no listed file needs.
+        ValueError: the path is empty, absolute, climbs with ``..``, or has characters that no listed file
+            needs.
     """
     if name.startswith("/") or name[1:2] == ":":
         raise ValueError("is an absolute path")
@@ -56,7 +61,8 @@ def shown(text: str, length: int = 80) -> str:
 
 
 def file_md5(path: Path) -> str:
-    """Returns the MD5 sum in hexadecimal: the sum the data sets' sites publish, against damage rather than forgery."""
+    """Returns the MD5 sum in hexadecimal: the sum the data sets' sites publish, against damage rather than
+    forgery."""
     digest = hashlib.md5(usedforsecurity=False)
     with open(path, "rb") as file:
         while block := file.read(1 << 20):

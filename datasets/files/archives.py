@@ -1,4 +1,5 @@
 """Unpacks tar and zip files that may come from a stranger: all of an archive, or nothing of it."""
+
 import gzip
 import os
 import shutil
@@ -10,23 +11,27 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from datasets.files import inner_path, os_reason, require_file, shown
+from datasets.files.checks import inner_path, os_reason, require_file, shown
 from utils.errors import InputError
 
 MAX_BYTES = 16 << 30  # unpacked, all members together
 MAX_MEMBERS = 2_000_000
-MAX_HEADER = 1 << 20  # the long names and extended headers of a tar file; members are read in smaller pieces anyway
+MAX_HEADER = (
+    1 << 20
+)  # the long names and extended headers of a tar file; members are read in smaller pieces anyway
 
 
 def unpack(archive: Path, target: Path, max_bytes: int = MAX_BYTES) -> None:
-    """Unpacks a tar, tar.gz or zip file into ``target``: files and folders only, with the user's default modes.
+    """Unpacks a tar, tar.gz or zip file into ``target``: files and folders only, with the user's default
+    modes.
 
-    Everything is written to a temporary folder inside ``target`` first and moved into place at the end, so that an
-    archive that is refused or breaks off leaves nothing behind.
+    Everything is written to a temporary folder inside ``target`` first and moved into place at the end, so
+    that an archive that is refused or breaks off leaves nothing behind.
 
     Raises:
-        InputError: a member leaves the target, is a link or a device, or is there already; the members together are
-            above ``max_bytes``; the archive is missing, truncated or damaged; or the target cannot be written.
+        InputError: a member leaves the target, is a link or a device, or is there already; the members
+            together are above ``max_bytes``; the archive is missing, truncated or damaged; or the target
+            cannot be written.
     """
     require_file(archive, "the archive")
     try:
@@ -37,7 +42,9 @@ def unpack(archive: Path, target: Path, max_bytes: int = MAX_BYTES) -> None:
     except InputError:
         raise
     except OSError as error:
-        raise InputError(f"the archive {archive} cannot be unpacked in {target}: {os_reason(error)}") from error
+        raise InputError(
+            f"the archive {archive} cannot be unpacked in {target}: {os_reason(error)}"
+        ) from error
 
 
 def _write_members(archive: Path, scratch: Path, max_bytes: int) -> None:
@@ -50,7 +57,9 @@ def _write_members(archive: Path, scratch: Path, max_bytes: int) -> None:
                 raise InputError(f"{where} is a link or a device")
             total += size
             if size < 0 or total > max_bytes or number >= MAX_MEMBERS:
-                raise InputError(f"{where} exceeds the bounds of {max_bytes:,} bytes and {MAX_MEMBERS:,} members")
+                raise InputError(
+                    f"{where} exceeds the bounds of {max_bytes:,} bytes and {MAX_MEMBERS:,} members"
+                )
             if kind == "folder" and name.strip("./") == "":
                 continue  # "./", the folder itself
             try:
@@ -69,7 +78,9 @@ def _write_members(archive: Path, scratch: Path, max_bytes: int) -> None:
         if isinstance(error, (gzip.BadGzipFile, FileExistsError, NotADirectoryError, IsADirectoryError)):
             raise InputError(f"the archive {archive} is damaged: {error}") from error
         raise
-    except Exception as error:  # damaged headers end in struct, zlib, unicode, key and run-time errors of many kinds
+    except (
+        Exception
+    ) as error:  # damaged headers end in struct, zlib, unicode, key and run-time errors of many kinds
         raise InputError(f"the archive {archive} is truncated or damaged: {str(error)[:200]}") from error
 
 
@@ -104,7 +115,8 @@ def _tar_members(archive: Path) -> Iterator[tuple[str, str, int, BinaryIO | None
 
 
 class _HeaderBound:
-    """A file for ``tarfile`` that refuses huge reads: an extended header is read whole, at whatever size it claims."""
+    """A file for ``tarfile`` that refuses huge reads: an extended header is read whole, at whatever size it
+    claims."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
@@ -117,7 +129,8 @@ class _HeaderBound:
 
 
 def _move_into(scratch: Path, target: Path) -> None:
-    """Moves what is in ``scratch`` to ``target``, whole folders where they are new; nothing there is replaced."""
+    """Moves what is in ``scratch`` to ``target``, whole folders where they are new; nothing there is
+    replaced."""
     moves = []
     for folder, folders, names in os.walk(scratch):
         below = target / Path(folder).relative_to(scratch)

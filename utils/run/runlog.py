@@ -68,7 +68,8 @@ os.register_at_fork(after_in_child=_leave_locks_to_the_parent)
 
 
 class RunDirectory:
-    """A folder that one process at a time writes; a second one is refused. The kernel drops a dead process's lock.
+    """A folder that one process at a time writes; a second one is refused. The kernel drops a dead process's
+    lock.
 
     Raises:
         InputError: the folder cannot be written, or another run is using it.
@@ -80,7 +81,9 @@ class RunDirectory:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
-            raise InputError(f"the output folder {self.folder} cannot be written: {error.strerror or error}") from None
+            raise InputError(
+                f"the output folder {self.folder} cannot be written: {error.strerror or error}"
+            ) from None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -89,7 +92,9 @@ class RunDirectory:
             raise InputError(f"another run (process {owner}) is using {self.folder}") from None
         except OSError as error:
             self.close()
-            raise InputError(f"the output folder {self.folder} cannot be locked: {error.strerror or error}") from None
+            raise InputError(
+                f"the output folder {self.folder} cannot be locked: {error.strerror or error}"
+            ) from None
         _locks.add(self._lock)
         with contextlib.suppress(OSError):  # a full disk: the lock holds without a name in it
             os.ftruncate(self._lock, 0)
@@ -104,7 +109,8 @@ class RunDirectory:
         write_text(self.folder / name, json.dumps(value, indent=2, default=str) + "\n")
 
     def write_log(self, history):
-        """``log.jsonl``: one JSON object an epoch, the whole history, so that a resumed run has no gap and no repeat."""
+        """``log.jsonl``: one JSON object an epoch, the whole history, so that a resumed run has no gap and no
+        repeat."""
         write_text(self.folder / "log.jsonl", "".join(json.dumps(record) + "\n" for record in history))
 
 
@@ -138,7 +144,8 @@ def write_text(path, text):
 
 
 class Attempts:
-    """Tries to write what a run can go on without: warns once for each kind of file, and tries again next time.
+    """Tries to write what a run can go on without: warns once for each kind of file, and tries again next
+    time.
 
     Any error is one of writing: torch and matplotlib have their own for a disk that is full.
     """
@@ -164,7 +171,8 @@ class Attempts:
 
 
 def say(text, stream=None):
-    """Prints a line, to stdout by default; a full disk behind it, or a reader that is gone, does not stop a run."""
+    """Prints a line, to stdout by default; a full disk behind it, or a reader that is gone, does not stop a
+    run."""
     with contextlib.suppress(OSError):
         print(text, file=stream or sys.stdout, flush=True)
 

@@ -1,4 +1,6 @@
-"""Downloads over https that go on where they broke off, and that replace a file only by one that passed its check."""
+"""Downloads over https that go on where they broke off, and that replace a file only by one that passed its
+check."""
+
 import os
 import re
 import urllib.request
@@ -11,7 +13,7 @@ from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
-from datasets.files import file_md5, os_reason
+from datasets.files.checks import file_md5, os_reason
 from utils.errors import InputError
 
 MAX_BYTES = 16 << 30
@@ -29,14 +31,15 @@ def download(
 ) -> bool:
     """Fetches ``url`` to ``target``; returns False if the right file was there already.
 
-    Bytes go to ``target`` + ``.part``, which a later call goes on with, and which becomes ``target`` only with the
-    given MD5 and when ``check``, which raises InputError for a file of the wrong kind, accepts it. Without a published
-    MD5, ``allow_unverified`` must be given, and a file at ``target`` that passes ``check`` is kept. ``schemes`` holds
-    for redirections as well.
+    Bytes go to ``target`` + ``.part``, which a later call goes on with, and which becomes ``target`` only
+    with the given MD5 and when ``check``, which raises InputError for a file of the wrong kind, accepts it.
+    Without a published MD5, ``allow_unverified`` must be given, and a file at ``target`` that passes
+    ``check`` is kept. ``schemes`` holds for redirections as well.
 
     Raises:
-        InputError: the address is not https, the connection broke off and repeated tries bring no more, the file is
-            not the right one, or the disk cannot be written. What was at ``target`` is then still there.
+        InputError: the address is not https, the connection broke off and repeated tries bring no more, the
+            file is not the right one, or the disk cannot be written. What was at ``target`` is then still
+            there.
     """
     _require_scheme(url, schemes)
     if md5 is None and not allow_unverified:
@@ -88,7 +91,8 @@ def _require_scheme(url: str, schemes: Collection[str]) -> None:
 
 
 def _fetch(url: str, part: Path, schemes: Collection[str]) -> None:
-    """Fills ``part`` until the server's length is reached, going on after breaks for as long as each try adds bytes."""
+    """Fills ``part`` until the server's length is reached, going on after breaks for as long as each try adds
+    bytes."""
     opener = urllib.request.build_opener(_Redirections(schemes))
     while True:
         before = part.stat().st_size if part.exists() else 0
@@ -99,7 +103,8 @@ def _fetch(url: str, part: Path, schemes: Collection[str]) -> None:
             if have <= before:
                 reason = getattr(error, "reason", None) or error
                 raise InputError(
-                    f"the download of {url} broke off after {have:,} bytes ({reason}); the same command resumes it"
+                    f"the download of {url} broke off after {have:,} bytes ({reason}); the same "
+                    "command resumes it"
                 ) from error
 
 

@@ -1,9 +1,10 @@
-"""Where a training step's time goes: python -m benchmarks.train
+"""Where a training step's time goes: python -m benchmarks.speed.train
 
-The step of train.py on CIFAR10-LT's sizes (128 x 3 + 256 images of 32 x 32), whole and taken apart: data, criterion, optimiser
-with its guard and meter; and the evaluation. Against (a) the bare forward and backward of the same network on ready tensors,
-and (b) the plain pipeline: worker processes with PIL images, fp32, the transcribed criterion. The images are random; time does
-not depend on them. On a GPU whole epochs are timed, so that work which runs beside other work counts once.
+The step of train.py on CIFAR10-LT's sizes (128 x 3 + 256 images of 32 x 32), whole and taken apart: data,
+criterion, optimiser with its guard and meter; and the evaluation. Against (a) the bare forward and backward
+of the same network on ready tensors, and (b) the plain pipeline: worker processes with PIL images, fp32, the
+transcribed criterion. The images are random; time does not depend on them. On a GPU whole epochs are timed,
+so that work which runs beside other work counts once.
 """
 
 import argparse
@@ -14,17 +15,18 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader
 
-from benchmarks.common import Timing, milliseconds, publish, timed
-from benchmarks.plain import PlainISAC, PlainOutliers, PlainTrainingSet
-from datasets.loader import CIFAR_NORMALIZATION, TrainLoader, evaluation_batches
+from benchmarks.speed.common import Timing, milliseconds, publish, timed
+from benchmarks.speed.plain import PlainISAC, PlainOutliers, PlainTrainingSet
+from datasets.augment.views import cifar_views
+from datasets.loader import TrainLoader, evaluation_batches
 from datasets.long_tail import long_tail_counts
-from datasets.views import cifar_views
+from datasets.normalization import CIFAR_NORMALIZATION
 from models import build_model
 from train import build_criterion, build_optimizer, parse_args
 from utils.distributed import autocast
-from utils.guard import StepGuard
 from utils.losses import outlier_exposure
-from utils.meter import EpochMeter
+from utils.run.guard import StepGuard
+from utils.run.meter import EpochMeter
 
 STEPS_AN_EPOCH = 96  # CIFAR10-LT: 12,406 images in batches of 128
 GFLOP_AN_IMAGE = {"ResNet18": 3.35}  # forward and backward of a 32 x 32 image, multiply and add counted apart
@@ -35,7 +37,9 @@ def main(argv=None):
     args = benchmark_args(argv)
     on_gpu = args.device.type == "cuda"
     torch.backends.cudnn.benchmark = True
-    settings = parse_args(["--ds", "cifar10", "--md", args.md, "-b", str(args.batch_size), "--ob", str(2 * args.batch_size)])
+    settings = parse_args(
+        ["--ds", "cifar10", "--md", args.md, "-b", str(args.batch_size), "--ob", str(2 * args.batch_size)]
+    )
     data = random_data()
 
     def a_step(function):
@@ -43,39 +47,76 @@ def main(argv=None):
         block = timed(lambda: [function() for _ in range(args.steps)], args.repeats)
         return Timing(*(seconds / args.steps for seconds in block))
 
-    parts = {name: a_step(function) for name, function in our_parts(settings, data, args.device, args.compile).items()}
+    parts = {
+        name: a_step(function)
+        for name, function in our_parts(settings, data, args.device, args.compile).items()
+    }
     parts["plain pipeline's step"] = a_step(plain_step(settings, data, args.device))
-    evaluation = timed(our_evaluation(args.md, args.test_images, args.device), args.repeats if on_gpu else 1, int(on_gpu))
+    evaluation = timed(
+        our_evaluation(args.md, args.test_images, args.device), args.repeats if on_gpu else 1, int(on_gpu)
+    )
 
     step, bare = parts["whole step"].median, parts["bare forward + backward"].median
-    rows = [[name, milliseconds(timing), f"{100 * timing.median / step:.2f} %"] for name, timing in parts.items()]
+    rows = [
+        [name, milliseconds(timing), f"{100 * timing.median / step:.2f} %"] for name, timing in parts.items()
+    ]
     rest = sum(parts[name].median for name in ("data", "criterion", "optimiser, guard, meter"))
     goal = "(goal at most 10 %)"
-    rows.append(["data, criterion, optimiser together", f"{1e3 * rest:,.1f}", f"{100 * rest / step:.2f} % {goal}"])
-    rows.append(["whole step less bare", f"{1e3 * (step - bare):,.1f}", f"{100 * (step - bare) / step:.2f} % {goal}"])
+    rows.append(
+        ["data, criterion, optimiser together", f"{1e3 * rest:,.1f}", f"{100 * rest / step:.2f} % {goal}"]
+    )
+    rows.append(
+        ["whole step less bare", f"{1e3 * (step - bare):,.1f}", f"{100 * (step - bare) / step:.2f} % {goal}"]
+    )
     rows.append([f"evaluation, {args.test_images:,} images", milliseconds(evaluation), ""])
     rows.append([f"an epoch of {STEPS_AN_EPOCH} steps", f"{1e3 * STEPS_AN_EPOCH * step:,.0f}", ""])
     if args.md in GFLOP_AN_IMAGE:
         achieved = GFLOP_AN_IMAGE[args.md] * 5 * args.batch_size / step / 1e3
         card = f" (an H200's matrix products: {CARD_TFLOPS})" if on_gpu else ""
         rows.append(["achieved", f"{achieved:.3g} TFLOP/s{card}", ""])
-    head = [f"{args.md}, {args.batch_size} x 3 + {2 * args.batch_size} images", "ms (lowest to highest)", "share of the step"]
+    head = [
+        f"{args.md}, {args.batch_size} x 3 + {2 * args.batch_size} images",
+        "ms (lowest to highest)",
+        "share of the step",
+    ]
     claim = f"train-{args.md}" + ("-compiled" if args.compile else "")
-    publish(claim, args.device, head, rows, seconds=parts, evaluation=evaluation, steps_a_block=args.steps, network=args.md)
+    publish(
+        claim,
+        args.device,
+        head,
+        rows,
+        seconds=parts,
+        evaluation=evaluation,
+        steps_a_block=args.steps,
+        network=args.md,
+    )
 
 
 def our_parts(settings, data, device, compile_network):
-    """Functions that do one step's bare forward and backward, data, criterion, update, and the step as train.py does it."""
+    """Functions that do one step's bare forward and backward, data, criterion, update, and the step as
+    train.py does it."""
     images, labels, outliers, counts = data
     loader = TrainLoader(
-        images, labels, outliers, cifar_views(), batch_size=settings.batch_size, outlier_batch_size=settings.ob,
-        normalization=CIFAR_NORMALIZATION, outlier_normalization=CIFAR_NORMALIZATION, contrastive=True, seed=0, device=device,
-    )  # fmt: skip
+        images,
+        labels,
+        outliers,
+        cifar_views(),
+        batch_size=settings.batch_size,
+        outlier_batch_size=settings.ob,
+        normalization=CIFAR_NORMALIZATION,
+        outlier_normalization=CIFAR_NORMALIZATION,
+        contrastive=True,
+        seed=0,
+        device=device,
+    )
     model = build_model(settings.model, len(counts)).to(device, memory_format=torch.channels_last).train()
     network = torch.compile(model) if compile_network else model
     criterion = build_criterion(settings, counts, model.embedding_dim).to(device)
     optimizer = build_optimizer(model, settings)
-    guard, meter = StepGuard(optimizer, [model, criterion], settings.max_bad_steps), EpochMeter(len(counts), device)
+    guard, meter = (
+        StepGuard(optimizer, [model, criterion], settings.max_bad_steps),
+        EpochMeter(len(counts), device),
+    )
     guard.remember()
     mixed = autocast(device, "auto")
     batches = itertools.chain.from_iterable(loader.epoch(epoch) for epoch in itertools.count())
@@ -109,21 +150,30 @@ def our_parts(settings, data, device, compile_network):
 
     terms = loss()
     return {
-        "bare forward + backward": bare, "data": lambda: next(batches), "criterion": loss,
-        "optimiser, guard, meter": lambda: update(ready, terms, logits), "whole step": whole,
-    }  # fmt: skip
+        "bare forward + backward": bare,
+        "data": lambda: next(batches),
+        "criterion": loss,
+        "optimiser, guard, meter": lambda: update(ready, terms, logits),
+        "whole step": whole,
+    }
 
 
 def plain_step(settings, data, device):
-    """A function that does one step of the plain pipeline, whose workers prepare further batches meanwhile."""
+    """A function that does one step of the plain pipeline, whose workers prepare further batches
+    meanwhile."""
     images, labels, outliers, counts = data
     workers = min(os.cpu_count(), 16)
 
     def endless(dataset, batch_size):
         loader = DataLoader(
-            dataset, batch_size, shuffle=True, drop_last=True, num_workers=workers, persistent_workers=True,
+            dataset,
+            batch_size,
+            shuffle=True,
+            drop_last=True,
+            num_workers=workers,
+            persistent_workers=True,
             pin_memory=device.type == "cuda",
-        )  # fmt: skip
+        )
         return itertools.chain.from_iterable(loader for _ in itertools.count())
 
     batches = endless(PlainTrainingSet(images, labels), settings.batch_size)
@@ -138,7 +188,9 @@ def plain_step(settings, data, device):
         inputs, targets = torch.cat([*views, next(outlier_batches)]).to(device), targets.to(device)
         output = model(inputs)
         isac = contrast(output.embedding[batch_size : 3 * batch_size], targets.repeat(2))
-        tla = F.cross_entropy(output.logits[:batch_size] / settings.tem_scale + contrast.log_prior.float(), targets)
+        tla = F.cross_entropy(
+            output.logits[:batch_size] / settings.tem_scale + contrast.log_prior.float(), targets
+        )
         oe = outlier_exposure(output.logits[3 * batch_size :])
         optimizer.zero_grad()
         (isac + settings.Lambda2 * tla + settings.Lambda1 * oe).backward()
@@ -165,10 +217,13 @@ def our_evaluation(name, test_images, device):
 
 
 def random_data():
-    """(images, labels, outliers, class counts): as many images as CIFAR10-LT has, and outliers for an epoch."""
+    """(images, labels, outliers, class counts): as many images as CIFAR10-LT has, and outliers for an
+    epoch."""
     counts = long_tail_counts(5000, 10, 0.01)
     labels = torch.repeat_interleave(torch.arange(10), torch.tensor(counts))
-    images, outliers = (torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8) for n in (len(labels), 25_000))
+    images, outliers = (
+        torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8) for n in (len(labels), 25_000)
+    )
     return images, labels, outliers, counts
 
 
@@ -177,9 +232,13 @@ def benchmark_args(argv):
     parser.add_argument("--md", default="ResNet18")
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     parser.add_argument("--compile", action="store_true", help="torch.compile the network")
-    parser.add_argument("--steps", type=int, help="steps a timed block; default: 1 on a CPU, an epoch on a GPU")
+    parser.add_argument(
+        "--steps", type=int, help="steps a timed block; default: 1 on a CPU, an epoch on a GPU"
+    )
     parser.add_argument("--repeats", type=int, default=3, help="timed blocks")
-    parser.add_argument("--batch_size", type=int, default=128, help="ID images a step; twice as many outliers")
+    parser.add_argument(
+        "--batch_size", type=int, default=128, help="ID images a step; twice as many outliers"
+    )
     parser.add_argument("--test_images", type=int, help="default: 1,000 on a CPU, 10,000 on a GPU")
     args = parser.parse_args(argv)
     on_gpu = args.device.type == "cuda"

@@ -1,7 +1,8 @@
-"""Images a second of each random view of CIFAR: python -m benchmarks.augment
+"""Images a second of each random view of CIFAR: python -m benchmarks.speed.augment
 
-Batched tensors against torchvision's transforms on one PIL image at a time, on the same cores; and a whole training step's 640
-images (128 strong, 256 contrastive, 256 outliers). On CUDA ours runs there, many steps at once, as the loader does it.
+Batched tensors against torchvision's transforms on one PIL image at a time, on the same cores; and a whole
+training step's 640 images (128 strong, 256 contrastive, 256 outliers). On CUDA ours runs there, many steps at
+once, as the loader does it.
 """
 
 import argparse
@@ -9,10 +10,10 @@ from concurrent.futures import ProcessPoolExecutor
 
 import torch
 
-from benchmarks.common import publish, timed
-from benchmarks.plain import as_pil, plain_views
+from benchmarks.speed.common import publish, timed
+from benchmarks.speed.plain import as_pil, plain_views
+from datasets.augment.views import cifar_views
 from datasets.loader import STEPS_AT_ONCE
-from datasets.views import cifar_views
 
 VIEWS = {"strong": 128, "contrastive": 256, "outlier": 256}
 
@@ -52,9 +53,15 @@ def main():
             slow, fast = timed(plain, args.repeats), timed(ours, 3 * args.repeats, warmup=3)
             rates = {"plain": size / slow.median, "ours": size * at_once / fast.median}
             total = {way: total[way] + size / rates[way] for way in total}
-            measured.append({"view": name, "images": size, "plain": slow, "ours": fast, "ours_steps_at_once": at_once})
+            measured.append(
+                {"view": name, "images": size, "plain": slow, "ours": fast, "ours_steps_at_once": at_once}
+            )
             rows.append(
-                [f"{name}, {size} images", *(f"{rates[w]:,.0f}" for w in rates), f"{rates['ours'] / rates['plain']:.1f}x"]
+                [
+                    f"{name}, {size} images",
+                    *(f"{rates[w]:,.0f}" for w in rates),
+                    f"{rates['ours'] / rates['plain']:.1f}x",
+                ]
             )
     step = [f"{sum(VIEWS.values()) / total[way]:,.0f}" for way in total]
     rows.append(["a step, 640 images", *step, f"{total['plain'] / total['ours']:.1f}x (goal 5x)"])

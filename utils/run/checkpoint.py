@@ -1,4 +1,5 @@
-"""Checkpoints that describe themselves, hold only tensors and plain values, and survive a crash while they are written."""
+"""Checkpoints that describe themselves, hold only tensors and plain values, and survive a crash while they
+are written."""
 
 import argparse
 import contextlib
@@ -12,7 +13,7 @@ from pathlib import Path
 import torch
 
 from utils.errors import InputError, first_line
-from utils.pickles import Inspector
+from utils.run.pickles import Inspector
 
 LATEST, PREVIOUS = "latest.pth", "previous.pth"
 DOS_FOLDER = 0x10
@@ -21,8 +22,9 @@ DOS_FOLDER = 0x10
 def save_checkpoint(state, folder):
     """Writes ``folder/latest.pth``; what was there becomes ``previous.pth``.
 
-    The file is written under another name, flushed to the disk and renamed, so that a crash at any moment leaves a whole
-    checkpoint. Its own checksums (a CRC-32 of every record) are checked by :func:`load_checkpoint`.
+    The file is written under another name, flushed to the disk and renamed, so that a crash at any moment
+    leaves a whole checkpoint. Its own checksums (a CRC-32 of every record) are checked by
+    :func:`load_checkpoint`.
 
     Args:
         state: nested dicts, lists, tensors and plain values.
@@ -47,7 +49,8 @@ def save_checkpoint(state, folder):
 
 
 def _sync_folder(folder):
-    """The renames reach the disk, too; where a file system cannot promise that, there is nothing to do about it."""
+    """The renames reach the disk, too; where a file system cannot promise that, there is nothing to do about
+    it."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -75,11 +78,14 @@ def _check_archive(path):
         with zipfile.ZipFile(path) as archive:
             sizes = {record.filename: record.file_size for record in archive.infolist()}
             folders = {name.partition("/")[0] for name in sizes}
-            # Two readers might take different records of one name, and torch looks names up without regard to case.
+            # Two readers might take different records of one name, and torch looks names up without regard to
+            # case.
             if len(folders) != 1 or len({name.lower() for name in sizes}) < len(archive.infolist()):
                 raise ValueError("its records are not those that torch writes")
             if any(record.external_attr & DOS_FOLDER for record in archive.infolist()):
-                raise ValueError("a record of it is marked as a folder")  # which torch takes for one without content
+                raise ValueError(
+                    "a record of it is marked as a folder"
+                )  # which torch takes for one without content
             if any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist()):
                 raise ValueError("its records are compressed, which torch never writes")
             damaged = archive.testzip()
@@ -115,12 +121,14 @@ def load_checkpoint(path):
         raise
     except Exception as error:  # whatever a stranger's bytes make an unpickler raise
         raise InputError(
-            f"the checkpoint {path} cannot be read (only tensors and plain values are admitted): {first_line(error)}"
+            f"the checkpoint {path} cannot be read (only tensors and plain values are admitted): "
+            f"{first_line(error)}"
         ) from None
 
 
 def load_run(folder):
-    """The newest whole checkpoint of a run directory; a damaged latest one falls back to the previous, with a warning.
+    """The newest whole checkpoint of a run directory; a damaged latest one falls back to the previous, with a
+    warning.
 
     Raises:
         InputError: there is none.
@@ -142,7 +150,8 @@ def load_run(folder):
 
 
 def open_checkpoint(path):
-    """Reads a run directory's newest checkpoint or a checkpoint file; returns (checkpoint, the file or folder it is in).
+    """Reads a run directory's newest checkpoint or a checkpoint file; returns (checkpoint, the file or folder
+    it is in).
 
     Raises:
         InputError: see :func:`load_run` and :func:`load_checkpoint`.
@@ -155,8 +164,10 @@ def settle(given, stored, defaults, ranges):
     """What a checkpoint is: from its own arguments, else from the flags, else from the defaults.
 
     Args:
-        given: dict of flag name to value, None where the flag was not given. stored: the checkpoint's arguments, or None.
-        defaults: dict of every name that is asked for. ranges: those that are numbers, with their types in utils/flags.py.
+        given: dict of flag name to value, None where the flag was not given. stored: the checkpoint's
+            arguments, or None.
+        defaults: dict of every name that is asked for. ranges: those that are numbers, with their types in
+            utils/flags.py.
 
     Returns:
         dict with the names of ``defaults``.
@@ -167,23 +178,31 @@ def settle(given, stored, defaults, ranges):
     stored = stored if isinstance(stored, dict) else {}
     for name in defaults.keys() & stored.keys():
         if not _is_argument(stored[name], defaults[name], ranges.get(name)):
-            raise InputError(f"the checkpoint says that its run had --{name} {reprlib.repr(stored[name])}, which no run has")
+            raise InputError(
+                f"the checkpoint says that its run had --{name} {reprlib.repr(stored[name])}, which "
+                "no run has"
+            )
     for name, value in given.items():
         if value is not None and name in stored and value != stored[name]:
-            raise InputError(f"--{name} {value} contradicts the checkpoint, which was trained with {stored[name]}")
+            raise InputError(
+                f"--{name} {value} contradicts the checkpoint, which was trained with {stored[name]}"
+            )
     given = {name: value for name, value in given.items() if value is not None}
     return {name: stored.get(name, given.get(name, default)) for name, default in defaults.items()}
 
 
 def _is_argument(value, default, number):
-    """Whether a stranger's value is of the kind of ``default``, and in the range of the type of flag ``number``."""
+    """Whether a stranger's value is of the kind of ``default``, and in the range of the type of flag
+    ``number``."""
     if number is not None:
         try:
             return type(value) in (int, float) and number(str(value)) == value
         except argparse.ArgumentTypeError:
             return False
     words = value if isinstance(default, list) else [value]
-    return isinstance(words, list) and all(isinstance(w, str) and len(w) <= 100 and w.isprintable() for w in words)
+    return isinstance(words, list) and all(
+        isinstance(w, str) and len(w) <= 100 and w.isprintable() for w in words
+    )
 
 
 def differs(stored, value):
@@ -195,15 +214,16 @@ def differs(stored, value):
 
 
 def require_class_counts(checkpoint, class_counts):
-    """Raises InputError where a checkpoint says how many training images each class had, and these are others."""
+    """Raises InputError where a checkpoint says how many training images each class had, and these are
+    others."""
     stored = checkpoint.get("class_counts") if isinstance(checkpoint, dict) else None
     if stored is not None and differs(stored, class_counts):
         raise InputError("the training images are not those of the checkpoint: their numbers by class differ")
 
 
 def network_weights(checkpoint):
-    """The network's weights in a checkpoint of ours or of a published form: inside ``model`` or ``state_dict`` or bare, with or
-    without a ``module.`` prefix.
+    """The network's weights in a checkpoint of ours or of a published form: inside ``model`` or
+    ``state_dict`` or bare, with or without a ``module.`` prefix.
 
     Raises:
         InputError: there are no tensors to be found.
@@ -232,7 +252,9 @@ def load_weights(model, weights):
     # Counters of batches that BatchNorm saw are not weights; old checkpoints lack them.
     missing = [k for k in wanted if k not in weights and not k.endswith("num_batches_tracked")]
     if missing:
-        raise InputError(f"the checkpoint lacks {len(missing)} keys of the network, such as {', '.join(missing[:3])}")
+        raise InputError(
+            f"the checkpoint lacks {len(missing)} keys of the network, such as {', '.join(missing[:3])}"
+        )
     for key, value in wanted.items():
         if key in weights and weights[key].shape != value.shape:
             shapes = f"{tuple(weights[key].shape)} in the checkpoint, {tuple(value.shape)} in the network"
@@ -249,10 +271,16 @@ def load_optimizer(optimizer, stored):
     Raises:
         ValueError: they are not those of this kind of optimiser, or have other shapes than the parameters.
     """
-    optimizer.load_state_dict({"state": stored["state"], "param_groups": optimizer.state_dict()["param_groups"]})
-    names = {"step", "exp_avg", "exp_avg_sq"} if isinstance(optimizer, torch.optim.Adam) else {"momentum_buffer"}
+    optimizer.load_state_dict(
+        {"state": stored["state"], "param_groups": optimizer.state_dict()["param_groups"]}
+    )
+    names = (
+        {"step", "exp_avg", "exp_avg_sq"} if isinstance(optimizer, torch.optim.Adam) else {"momentum_buffer"}
+    )
     for parameter, averages in optimizer.state.items():
         if not isinstance(averages, dict) or averages and averages.keys() != names:
             raise ValueError("its optimiser is of another kind")
-        if any(value.shape != (() if name == "step" else parameter.shape) for name, value in averages.items()):
+        if any(
+            value.shape != (() if name == "step" else parameter.shape) for name, value in averages.items()
+        ):
             raise ValueError("its optimiser is of other parameters")

@@ -1,7 +1,7 @@
-"""Does reading keep up with the GPU? python -m benchmarks.imagenet_step
+"""Does reading keep up with the GPU? python -m benchmarks.speed.imagenet_step
 
-Seconds of an ImageNet-LT training step (ResNet50, 1000 classes, 224 x 224, 32 x 3 + 64 images) with its data ready, and with
-the full loader reading JPEG files that are made here. The goal is at most 1.1 times as long.
+Seconds of an ImageNet-LT training step (ResNet50, 1000 classes, 224 x 224, 32 x 3 + 64 images) with its data
+ready, and with the full loader reading JPEG files that are made here. The goal is at most 1.1 times as long.
 """
 
 import argparse
@@ -12,10 +12,10 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.common import Timing, publish, timed
-from benchmarks.imagenet_loader import make_files
+from benchmarks.speed.common import Timing, publish, timed
+from benchmarks.speed.imagenet_loader import make_files
+from datasets.augment.views import imagenet_views
 from datasets.imagenet import FileTrainLoader, ImageFiles
-from datasets.views import imagenet_views
 from models import build_model
 from train import build_optimizer
 from train_imagenet import parse_args
@@ -35,10 +35,16 @@ def main():
     parser.add_argument("--num_workers", type=int, default=os.cpu_count())
     args = parser.parse_args()
     if args.device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError("benchmarks.imagenet_step needs a CUDA device, and there is none here")
+        raise InputError("benchmarks.speed.imagenet_step needs a CUDA device, and there is none here")
     settings = parse_args(["--md", args.md])
-    model = build_model(args.md, CLASSES, family="imagenet").to(args.device, memory_format=torch.channels_last).train()
-    criterion = PATTLoss([100] * CLASSES, model.embedding_dim, oe_weight=0.02, tla_weight=0.5, logit_temperature=0.7)
+    model = (
+        build_model(args.md, CLASSES, family="imagenet")
+        .to(args.device, memory_format=torch.channels_last)
+        .train()
+    )
+    criterion = PATTLoss(
+        [100] * CLASSES, model.embedding_dim, oe_weight=0.02, tla_weight=0.5, logit_temperature=0.7
+    )
     criterion.to(args.device)
     optimizer, mixed = build_optimizer(model, settings), autocast(args.device, "auto")
 
@@ -56,12 +62,21 @@ def main():
         paths = (made.paths * (needed // len(made.paths) + 1))[:needed]
         files = ImageFiles(made.root, paths, torch.arange(needed) % CLASSES)
         loader = FileTrainLoader(
-            files, made, imagenet_views(), image_size=args.image_size, batch_size=settings.batch_size,
-            outlier_batch_size=settings.ob, contrastive=True, num_workers=args.num_workers, seed=0, device=args.device,
-        )  # fmt: skip
+            files,
+            made,
+            imagenet_views(),
+            image_size=args.image_size,
+            batch_size=settings.batch_size,
+            outlier_batch_size=settings.ob,
+            contrastive=True,
+            num_workers=args.num_workers,
+            seed=0,
+            device=args.device,
+        )
         ready = next(iter(loader.epoch(0)))
         bare = timed(lambda: step(ready), min(args.steps, 30), warmup=3)
-        # Steps overlap with reading, so that the epoch is timed as a whole, after its first batch has arrived.
+        # Steps overlap with reading, so that the epoch is timed as a whole, after its first batch has
+        # arrived.
         batches = iter(loader.epoch(1))
         step(next(batches))
         if args.device.type == "cuda":
@@ -76,7 +91,13 @@ def main():
     rows = [["data ready", f"{1e3 * bare.median:.4g}", ""]]
     rows.append(["full loader", f"{1e3 * seconds:.4g}", f"{seconds / bare.median:.2f} (goal at most 1.10)"])
     publish(
-        "imagenet_step", args.device, head, rows, ready=bare, loader=Timing(seconds, seconds, seconds), workers=args.num_workers
+        "imagenet_step",
+        args.device,
+        head,
+        rows,
+        ready=bare,
+        loader=Timing(seconds, seconds, seconds),
+        workers=args.num_workers,
     )
 
 

@@ -1,7 +1,7 @@
-"""Memory over a long run: python -m benchmarks.memory
+"""Memory over a long run: python -m benchmarks.speed.memory
 
-Trains the embedded digits for 300 short epochs in this process and compares the resident memory after 50 epochs with that at the
-end.
+Trains the embedded digits for 300 short epochs in this process and compares the resident memory after 50
+epochs with that at the end.
 """
 
 import argparse
@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 import train
-from benchmarks.common import publish
+from benchmarks.speed.common import publish
 
 FIRST, LAST = 50, 300
 
@@ -36,9 +36,13 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         train.main([*small.split(), str(LAST), "--srp", f"{folder}/run"])
     growth = memory[LAST - 1] - memory[FIRST - 1]
-    rows = [[f"after {epoch} epochs", f"{memory[epoch - 1]:.1f}"] for epoch in (FIRST, (FIRST + LAST) // 2, LAST)]
+    rows = [
+        [f"after {epoch} epochs", f"{memory[epoch - 1]:.1f}"] for epoch in (FIRST, (FIRST + LAST) // 2, LAST)
+    ]
     rows.append([f"growth from {FIRST} to {LAST}", f"{growth:+.1f}"])
-    publish("memory", torch.device("cpu"), ["a run of short epochs", "resident memory, MB"], rows, by_epoch=memory)
+    publish(
+        "memory", torch.device("cpu"), ["a run of short epochs", "resident memory, MB"], rows, by_epoch=memory
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""The cost of ISAC, forward and backward, statistics included: python -m benchmarks.criterion
+"""The cost of ISAC, forward and backward, statistics included: python -m benchmarks.speed.criterion
 
-Against the plain transcription (benchmarks/plain.py) at three sizes, after checking that the two agree; and the growth of time
-and of peak memory with the number of classes.
+Against the plain transcription (benchmarks/speed/plain.py) at three sizes, after checking that the two agree;
+and the growth of time and of peak memory with the number of classes.
 """
 
 import argparse
@@ -12,20 +12,24 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from benchmarks.common import milliseconds, publish, timed
-from benchmarks.plain import PlainISAC
+from benchmarks.speed.common import milliseconds, publish, timed
+from benchmarks.speed.plain import PlainISAC
 from utils.losses import PATTLoss
 
 SIZES = ((128, 10, 512), (128, 100, 512), (32, 1000, 1024))
 GOALS = (15, 25, 60)
 GROWTH = (10, 100, 1000, 10_000)
-EXACT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "65536"}  # freed tensors leave the process at once instead of being kept for reuse
+EXACT_MEMORY = {
+    "MALLOC_MMAP_THRESHOLD_": "65536"
+}  # freed tensors leave the process at once instead of being kept for reuse
 
 
 def batch(n, classes, dim, device):
-    """Embeddings that lean to a class direction; 16 earlier ones of every class, for the statistics; long-tailed counts.
+    """Embeddings that lean to a class direction; 16 earlier ones of every class, for the statistics;
+    long-tailed counts.
 
-    With so many, no kappa comes near the order from which the plain recurrence starts, above which it is wrong.
+    With so many, no kappa comes near the order from which the plain recurrence starts, above which it is
+    wrong.
     """
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(classes, (n,), generator=generator)
@@ -39,7 +43,9 @@ def batch(n, classes, dim, device):
 def ours(n, classes, dim, device):
     """A function that does one step of our criterion's contrastive term."""
     embeddings, labels, earlier, counts = batch(n, classes, dim, device)
-    loss = PATTLoss(counts, dim, oe_weight=0, tla_weight=0, schedule="running", tla=False, oe=False).to(device)
+    loss = PATTLoss(counts, dim, oe_weight=0, tla_weight=0, schedule="running", tla=False, oe=False).to(
+        device
+    )
     loss.statistics.update(earlier, torch.arange(classes, device=device).repeat(16))
     embeddings.requires_grad_()
     return lambda: step(loss.contrast, embeddings, labels)
@@ -64,7 +70,8 @@ def step(loss, embeddings, labels):
 
 
 def peak_memory(classes, n, dim, device):
-    """The peak of the memory that one step adds to the class statistics, in MB; of the CPU's in a process of its own."""
+    """The peak of the memory that one step adds to the class statistics, in MB; of the CPU's in a process of
+    its own."""
     if device.type == "cuda":
         do = ours(n, classes, dim, device)
         torch.cuda.reset_peak_memory_stats()
@@ -82,7 +89,8 @@ def peak_memory(classes, n, dim, device):
 
 
 def own_peak_memory(classes, n, dim, queue):
-    """Puts this process's peak in the queue; from Linux's VmHWM, for getrusage's peak begins with that of the parent."""
+    """Puts this process's peak in the queue; from Linux's VmHWM, for getrusage's peak begins with that of the
+    parent."""
     torch.set_num_threads(1)
     ours(n, 10, dim, "cpu")()
     do = ours(n, classes, dim, "cpu")
@@ -111,7 +119,9 @@ def main():
         if difference > 1e-4:
             raise SystemExit(f"the two do not agree at {(n, classes, dim)}: {difference}")
         fast, slow = timed(mine, 3 * args.repeats, warmup=5), timed(theirs, max(3, args.repeats // 3))
-        sizes.append({"n": n, "classes": classes, "dim": dim, "ours": fast, "plain": slow, "difference": difference})
+        sizes.append(
+            {"n": n, "classes": classes, "dim": dim, "ours": fast, "plain": slow, "difference": difference}
+        )
         row = [f"N {n}, C {classes}, D {dim}", milliseconds(slow), milliseconds(fast)]
         rows.append([*row, f"{slow.median / fast.median:.0f}x (goal {goal}x)", f"{difference:.0e}"])
     growth = []

@@ -1,10 +1,16 @@
-"""Reads pickles of strangers. Forbidding code is not enough: a key may overflow the stack, and a size may go beyond the file."""
+"""Reads pickles of strangers. Forbidding code is not enough: a key may overflow the stack, and a size may go
+beyond the file."""
 
 import pickle
 
 import torch
 
-PLAIN_TENSORS = ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3", "_rebuild_parameter")  # dense, on the CPU
+PLAIN_TENSORS = (
+    "_rebuild_tensor",
+    "_rebuild_tensor_v2",
+    "_rebuild_tensor_v3",
+    "_rebuild_parameter",
+)  # dense, on the CPU
 
 
 class Refused(Exception):
@@ -16,7 +22,9 @@ class Instructions(dict):
 
     def __init__(self, names, checks):
         every = pickle._Unpickler.dispatch
-        super().__init__({getattr(pickle, name)[0]: every[getattr(pickle, name)[0]] for name in names.split()})
+        super().__init__(
+            {getattr(pickle, name)[0]: every[getattr(pickle, name)[0]] for name in names.split()}
+        )
         self.update({getattr(pickle, name)[0]: method for name, method in checks.items()})
 
     def __missing__(self, code):
@@ -37,28 +45,31 @@ KEY_CHECKS = {"SETITEM": _set_item, "SETITEMS": _set_items}
 
 
 def _check_keys(keys):
-    """The hash of nested tuples recurses in C, where nothing bounds it, and doubles with each level of shared ones."""
+    """The hash of nested tuples recurses in C, where nothing bounds it, and doubles with each level of shared
+    ones."""
     for key in keys:
         if not isinstance(key, (str, bytes, int, float, type(None))):
             raise Refused("a key is neither text nor a number")
 
 
 class Inspector(pickle._Unpickler):
-    """Walks through the pickle in a checkpoint without making anything of it; a first look, before ``torch.load``.
+    """Walks through the pickle in a checkpoint without making anything of it; a first look, before
+    ``torch.load``.
 
     Args:
         file: where the pickle begins.
-        storage_bytes: key of a storage -> how many bytes there are of it, or None. Older versions of torch believe the
-            pickle and read beyond the end of the storage.
+        storage_bytes: key of a storage -> how many bytes there are of it, or None. Older versions of torch
+            believe the pickle and read beyond the end of the storage.
 
     Raises:
-        Refused: from ``load``, for what holds more than tensors and plain values or has a size that is not true.
+        Refused: from ``load``, for what holds more than tensors and plain values or has a size that is not
+            true.
     """
 
     dispatch = Instructions(
-        """PROTO STOP MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT SHORT_BINSTRING BINUNICODE EMPTY_LIST
-        EMPTY_DICT EMPTY_TUPLE APPEND APPENDS TUPLE TUPLE1 TUPLE2 TUPLE3 BINPUT LONG_BINPUT BINGET LONG_BINGET BINPERSID
-        GLOBAL REDUCE BUILD""",
+        """PROTO STOP MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT SHORT_BINSTRING
+        BINUNICODE EMPTY_LIST EMPTY_DICT EMPTY_TUPLE APPEND APPENDS TUPLE TUPLE1 TUPLE2 TUPLE3 BINPUT
+        LONG_BINPUT BINGET LONG_BINGET BINPERSID GLOBAL REDUCE BUILD""",
         KEY_CHECKS,
     )
 
@@ -73,11 +84,19 @@ class Inspector(pickle._Unpickler):
 
     def persistent_load(self, pid):
         kind, storage, key, _, size, *_ = pid
-        if kind != "storage" or type(storage) is not _Named or type(key) is not str or type(size) is not int or size < 0:
+        if (
+            kind != "storage"
+            or type(storage) is not _Named
+            or type(key) is not str
+            or type(size) is not int
+            or size < 0
+        ):
             raise Refused("a storage is not described as torch does")
         there = self.storage_bytes(key)
         if there is None or size * storage.item_bytes() > there:
-            raise Refused(f"a tensor's storage has {size:,} elements, and the file {there or 0:,} bytes of it")
+            raise Refused(
+                f"a tensor's storage has {size:,} elements, and the file {there or 0:,} bytes of it"
+            )
         return _Made()
 
 
@@ -89,7 +108,9 @@ class _Named:
 
     def __call__(self, *args):
         # What fills a container from its arguments takes keys from there.
-        if self.name.startswith(("collections.", "builtins.", "__builtin__.")) and any(type(a) is not dict for a in args):
+        if self.name.startswith(("collections.", "builtins.", "__builtin__.")) and any(
+            type(a) is not dict for a in args
+        ):
             raise Refused(f"it calls {self.name} with arguments")
         return _Made()
 

@@ -1,14 +1,17 @@
 """Batched image operations: one parameter per sample, no loop over samples, no wait for the device.
 
-Images are (N, 3, H, W) on any device; parameters are host tensors of shape (N,), moved beside the images without
-blocking, so that one CPU generator gives the same parameters everywhere. Give real parameters in float64: torchvision,
-whose arithmetic these operations reproduce, takes Python floats. Nothing is random here, and no input is written to.
+Images are (N, 3, H, W) on any device; parameters are host tensors of shape (N,), moved beside the images
+without blocking, so that one CPU generator gives the same parameters everywhere. Give real parameters in
+float64: torchvision, whose arithmetic these operations reproduce, takes Python floats. Nothing is random
+here, and no input is written to.
 
 Two families, each equal to ``torchvision.transforms.v2.functional`` on tensors, one image at a time:
 
-* uint8 in, uint8 out, equal bit for bit (nearest-neighbour sampling, zeros outside): the AutoAugment operations;
+* uint8 in, uint8 out, equal bit for bit (nearest-neighbour sampling, zeros outside): the AutoAugment
+  operations;
 * float32 in [0, 1], equal to rounding error: resized crop, colour jitter, grayscale.
 """
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,7 +20,8 @@ LUMA = (0.2989, 0.587, 0.114)  # ITU-R 601-2 weights as torchvision writes them
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:
-    """A host tensor on ``device``; through pinned memory, because a pageable copy would make the host wait."""
+    """A host tensor on ``device``; through pinned memory, because a pageable copy would make the host
+    wait."""
     if device.type == "cuda":
         values = values.pin_memory()
     return values.to(device, non_blocking=True)
@@ -29,7 +33,8 @@ def _per_image(values: Tensor, images: Tensor) -> Tensor:
 
 
 def _truncated(images: Tensor) -> Tensor:
-    """Float images in [0, 255] to uint8, cut to whole numbers; by way of int16, which a CPU converts four times as fast."""
+    """Float images in [0, 255] to uint8, cut to whole numbers; by way of int16, which a CPU converts four
+    times as fast."""
     return images.to(torch.int16).to(torch.uint8)
 
 
@@ -41,7 +46,8 @@ def _luma(images: Tensor) -> Tensor:
 
 
 def _blend(images: Tensor, other: Tensor | None, factor: Tensor) -> Tensor:
-    """``factor * images + (1 - factor) * other``, clipped to the range of the dtype; ``other`` None means black."""
+    """``factor * images + (1 - factor) * other``, clipped to the range of the dtype; ``other`` None means
+    black."""
     if len(images) == 1:  # numbers instead of tensors of one element: the same arithmetic in quicker loops
         blended = images * float(factor)
         if other is not None:
@@ -49,7 +55,9 @@ def _blend(images: Tensor, other: Tensor | None, factor: Tensor) -> Tensor:
     else:
         blended = images * _per_image(factor, images)
         if other is not None:
-            other = other.expand(-1, -1, *images.shape[2:]).contiguous()  # two factors of single numbers run slowly
+            other = other.expand(
+                -1, -1, *images.shape[2:]
+            ).contiguous()  # two factors of single numbers run slowly
             blended.addcmul_(other, _per_image(1.0 - factor, images))
     if images.is_floating_point():
         return blended.clamp_(0.0, 1.0)
@@ -80,14 +88,16 @@ def adjust_contrast(images: Tensor, factor: Tensor) -> Tensor:
 def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
     """Turn the hue of float images by ``shift`` in [-0.5, 0.5] of a full circle.
 
-    Equal to the trip to HSV and back, without forming it: with V the largest channel and C the spread between the
+    Equal to the trip to HSV and back, without forming it: with V the largest channel and C the spread between
+        the
     channels, a channel at offset n is ``V - C * clip(min(k, 4 - k), 0, 1)``, ``k = (n + 6 hue) mod 6``.
     """
     red, green, blue = images.unbind(1)
     larger, smaller = torch.maximum(green, blue), torch.minimum(green, blue)
     value, middle = torch.maximum(red, larger), torch.minimum(red, larger)
     chroma = value - torch.minimum(middle, smaller)
-    # Which channel leads and which comes second, as 0 or 1: a CPU does arithmetic far quicker than torch.where.
+    # Which channel leads and which comes second, as 0 or 1: a CPU does arithmetic far quicker than
+    # torch.where.
     blue_above_green = torch.lt(green, blue, out=torch.empty_like(larger))
     not_red = torch.lt(red, larger, out=torch.empty_like(larger))
     sector = blue_above_green.mul_(-1.0)
@@ -118,14 +128,18 @@ def to_uint8(images: Tensor) -> Tensor:
     return _truncated(images.mul(255.0).round_())
 
 
-def _triangle_weights(start: Tensor, length: Tensor, reverse: Tensor, size_in: int, size_out: int,
-                      device: torch.device) -> Tensor:
+def _triangle_weights(
+    start: Tensor, length: Tensor, reverse: Tensor, size_in: int, size_out: int, device: torch.device
+) -> Tensor:
     """Weights (N, size_out, size_in) of antialiased bilinear resampling of ``[start, start + length)``.
 
-    Output pixel i looks at the segment's point ``(i + 1/2) * length / size_out`` through a triangle whose half-width is
-    one pixel, or one output pixel when that is larger; what lies outside the segment does not count.
+    Output pixel i looks at the segment's point ``(i + 1/2) * length / size_out`` through a triangle whose
+    half-width is one pixel, or one output pixel when that is larger; what lies outside the segment does not
+    count.
     """
-    start, length, reverse = (to_device(v.to(torch.float32), device).view(-1, 1, 1) for v in (start, length, reverse))
+    start, length, reverse = (
+        to_device(v.to(torch.float32), device).view(-1, 1, 1) for v in (start, length, reverse)
+    )
     scale = length / size_out
     ahead = torch.arange(size_out, device=device, dtype=torch.float32).add_(0.5).view(1, -1, 1)
     centre = torch.lerp(ahead, size_out - ahead, reverse) * scale
@@ -135,13 +149,15 @@ def _triangle_weights(start: Tensor, length: Tensor, reverse: Tensor, size_in: i
     return weights.div_(weights.sum(2, keepdim=True))
 
 
-def resized_crop(images: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor, flip: Tensor,
-                 size: int) -> Tensor:
-    """Crop a box from each image, resize it to (size, size), antialiased bilinear, and mirror where ``flip`` is set.
+def resized_crop(
+    images: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor, flip: Tensor, size: int
+) -> Tensor:
+    """Crop a box from each image, resize it to (size, size), antialiased bilinear, and mirror where ``flip``
+    is set.
 
-    The resampling is separable and the mirror only reorders the columns' weights, so all of it is two batched matrix
-    products (call it outside autocast). Boxes are int64 and lie inside the images; ``flip`` is bool. uint8 or float in,
-    float32 in [0, 1] out.
+    The resampling is separable and the mirror only reorders the columns' weights, so all of it is two batched
+    matrix products (call it outside autocast). Boxes are int64 and lie inside the images; ``flip`` is bool.
+    uint8 or float in, float32 in [0, 1] out.
     """
     n, channels, rows, columns = images.shape
     never = torch.zeros_like(flip)
@@ -153,16 +169,22 @@ def resized_crop(images: Tensor, top: Tensor, left: Tensor, height: Tensor, widt
     return torch.matmul(down.unsqueeze(1), resized.view(n, channels, rows, size)).clamp_(0.0, 1.0)
 
 
-def cutout(images: Tensor, row: Tensor, column: Tensor, length: int, fill: tuple[float, float, float]) -> Tensor:
-    """Cover the square of side ``length`` centred at (row, column) with the colour ``fill``, clipped at the borders.
+def cutout(
+    images: Tensor, row: Tensor, column: Tensor, length: int, fill: tuple[float, float, float]
+) -> Tensor:
+    """Cover the square of side ``length`` centred at (row, column) with the colour ``fill``, clipped at the
+    borders.
 
-    Source: DeVries and Taylor, arXiv 1708.04552; their square spans ``[centre - length // 2, centre + length // 2)``.
+    Source: DeVries and Taylor, arXiv 1708.04552; their square spans ``[centre - length // 2, centre + length
+        // 2)``.
     """
     half = length // 2
     rows = torch.arange(images.shape[2], device=images.device).view(1, 1, -1, 1)
     columns = torch.arange(images.shape[3], device=images.device).view(1, 1, 1, -1)
     row, column = (to_device(v, images.device).view(-1, 1, 1, 1) for v in (row, column))
-    inside = ((rows >= row - half) & (rows < row + half)) & ((columns >= column - half) & (columns < column + half))
+    inside = ((rows >= row - half) & (rows < row + half)) & (
+        (columns >= column - half) & (columns < column + half)
+    )
     colour = to_device(torch.tensor(fill, dtype=images.dtype), images.device).view(1, 3, 1, 1)
     return torch.where(inside, colour, images)
 
@@ -176,7 +198,8 @@ def horizontal_flip(images: Tensor, flip: Tensor) -> Tensor:
 
 
 def padded_crop(images: Tensor, top: Tensor, left: Tensor, flip: Tensor, padding: int) -> Tensor:
-    """Pad with ``padding`` zeros on each side, crop the original size at (top, left), mirror where ``flip`` is set.
+    """Pad with ``padding`` zeros on each side, crop the original size at (top, left), mirror where ``flip``
+    is set.
 
     ``top`` and ``left`` are int64 in [0, 2 * padding].
     """
@@ -186,15 +209,24 @@ def padded_crop(images: Tensor, top: Tensor, left: Tensor, flip: Tensor, padding
     top, left, flip = (to_device(v, images.device).view(-1, 1) for v in (top, left, flip))
     rows = top + torch.arange(height, device=images.device)
     columns = left + torch.where(flip, width - 1 - across, across)
-    pixel = (rows.unsqueeze(2) * padded.shape[3] + columns.unsqueeze(1)).view(n, 1, -1).expand(-1, channels, -1)
+    pixel = (
+        (rows.unsqueeze(2) * padded.shape[3] + columns.unsqueeze(1)).view(n, 1, -1).expand(-1, channels, -1)
+    )
     return padded.flatten(2).gather(2, pixel).view_as(images)
 
 
 # --- uint8 images: the operations of AutoAugment and RandAugment
 
 
-def _matrix(a: Tensor | float, b: Tensor | float, tx: Tensor | float, c: Tensor | float, d: Tensor | float,
-            ty: Tensor | float, like: Tensor) -> Tensor:
+def _matrix(
+    a: Tensor | float,
+    b: Tensor | float,
+    tx: Tensor | float,
+    c: Tensor | float,
+    d: Tensor | float,
+    ty: Tensor | float,
+    like: Tensor,
+) -> Tensor:
     entries = [torch.as_tensor(v, dtype=torch.float64).expand(like.shape) for v in (a, b, tx, c, d, ty)]
     return torch.stack(entries, -1).view(-1, 2, 3)
 
@@ -236,8 +268,12 @@ def affine(images: Tensor, matrix: Tensor) -> Tensor:
     down = (torch.arange(height, device=device) - 0.5 * (height - 1)).view(1, -1, 1, 1)
     by_x, by_y, offset = theta.view(n, 3, 1, 1, 2).unbind(1)
     # As complex numbers, because one addition then fills both coordinates of the grid.
-    grid = torch.view_as_real(torch.view_as_complex(across * by_x) + torch.view_as_complex(down * by_y + offset))
-    warped = F.grid_sample(images.to(torch.float32), grid, mode="nearest", padding_mode="zeros", align_corners=False)
+    grid = torch.view_as_real(
+        torch.view_as_complex(across * by_x) + torch.view_as_complex(down * by_y + offset)
+    )
+    warped = F.grid_sample(
+        images.to(torch.float32), grid, mode="nearest", padding_mode="zeros", align_corners=False
+    )
     return _truncated(warped)
 
 
@@ -267,10 +303,12 @@ def rotate(images: Tensor, degrees: Tensor) -> Tensor:
 
 
 def adjust_sharpness(images: Tensor, factor: Tensor) -> Tensor:
-    """Blend with a smoothed image; factor 0 is smooth, 1 the image, above 1 sharper. The one-pixel border stays."""
+    """Blend with a smoothed image; factor 0 is smooth, 1 the image, above 1 sharper. The one-pixel border
+    stays."""
     sharpened = images.to(torch.float32)
     interior = sharpened[..., 1:-1, 1:-1]
-    # The smoothing weights are 1 around a 5, over 13. Sums of whole numbers are exact, and a thirteenth is never a tie.
+    # The smoothing weights are 1 around a 5, over 13. Sums of whole numbers are exact, and a thirteenth is
+    # never a tie.
     columns = sharpened[..., :-2] + sharpened[..., 1:-1] + sharpened[..., 2:]
     smooth = columns[..., :-2, :] + columns[..., 1:-1, :] + columns[..., 2:, :]
     smooth.add_(interior, alpha=4.0).div_(13.0).round_()

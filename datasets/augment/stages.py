@@ -1,0 +1,339 @@
+"""Random views of image batches: every sample draws its own parameters, every operation runs on the whole
+batch.
+
+A view is called as ``view(images, generator)`` with uint8 images (N, 3, H, W) on any device and a CPU
+generator, and returns float32 images in [0, 1], not normalised. Parameters are drawn on the host, so one seed
+means one augmentation on every device, and which samples an operation applies to is known without asking the
+device. A view is a chain of stages; a stage has ``draw``, its random parameters for a batch, and ``apply``,
+which leaves its input alone.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Generator, Tensor
+
+from datasets.augment import ops
+
+LARGE_IMAGE = (
+    2**16
+)  # values: from this size on a CPU core's cache holds few images, and calls cost less than memory
+
+Drawn = (
+    tuple | Tensor | None
+)  # random parameters: a NamedTuple of host tensors with a row an image, or one such tensor
+
+
+class Stage(ABC):
+    """One step of a view."""
+
+    def draw(self, n: int, height: int, width: int, generator: Generator) -> Drawn:
+        """The random parameters of ``n`` images of a size: host tensors with n rows; None where nothing is
+        random."""
+        return None
+
+    @abstractmethod
+    def apply(self, images: Tensor, drawn: Drawn) -> Tensor:
+        """The images of the stage, with the parameters that :meth:`draw` gave."""
+
+    def output_size(self, height: int, width: int) -> tuple[int, int]:
+        """The size of the images that :meth:`apply` makes of images of the given size."""
+        return height, width
+
+    def __call__(self, images: Tensor, generator: Generator) -> Tensor:
+        return self.apply(images, self.draw(len(images), *images.shape[2:], generator))
+
+
+def _copy(view: Tensor, out: Tensor) -> None:
+    out.copy_(view)
+
+
+@dataclass(frozen=True)
+class View:
+    """Stages applied one after another.
+
+    Parameters are drawn for the whole batch. Then the batch goes through one stage after another, or, on a
+    CPU, each large image goes through all of them while it is in the cache.
+    """
+
+    stages: tuple[Stage, ...]
+
+    def __call__(
+        self,
+        images: Tensor,
+        generator: Generator,
+        out: Tensor | None = None,
+        finish: Callable[[Tensor, Tensor], object] = _copy,
+    ) -> Tensor:
+        """``out``: where to put the result, float32 (N, 3, S, S). ``finish(view, out)`` puts a part of it
+        there, perhaps normalised."""
+        n, _, height, width = images.shape
+        drawn = []
+        for stage in self.stages:
+            drawn.append(stage.draw(n, height, width, generator))
+            height, width = stage.output_size(height, width)
+        if out is None:
+            out = torch.empty(n, 3, height, width, device=images.device)
+        at_once = n if images.is_cuda or 3 * height * width < LARGE_IMAGE else 1
+        for start in range(0, n, at_once):
+            rows = slice(start, start + at_once)
+            part = images[rows]
+            for stage, parameters in zip(self.stages, drawn, strict=True):
+                part = stage.apply(part, _take(parameters, rows))
+            finish(part, out[rows])
+        return out
+
+
+def _take(drawn: Drawn, rows: slice) -> Drawn:
+    if isinstance(drawn, tuple):
+        return type(drawn)(*(values[rows] for values in drawn))
+    return None if drawn is None else drawn[rows]
+
+
+class Views(NamedTuple):
+    """The views of one data set: ``strong`` for the classifier, ``contrastive`` for its pairs, ``outlier``
+    for OOD."""
+
+    strong: View
+    contrastive: View
+    outlier: View
+
+
+def uniform(shape: tuple[int, ...], low: float, high: float, generator: Generator) -> Tensor:
+    return low + (high - low) * torch.rand(shape, dtype=torch.float64, generator=generator)
+
+
+def chance(n: int, probability: float, generator: Generator) -> Tensor:
+    return torch.rand(n, generator=generator) < probability
+
+
+Operation = Callable[[Tensor, Tensor], Tensor]
+
+
+def apply_by_kind(images: Tensor, kind: Tensor, functions: dict[int, Operation], values: Tensor) -> Tensor:
+    """``functions[kind[i]](image i, values[i])`` in place of image i; images of other kinds are left alone.
+
+    ``kind`` and ``values`` are host tensors (N,). Each function runs once, on all its samples.
+    """
+    kinds = set(kind.tolist())
+    if len(kinds) == 1:
+        function = functions.get(kinds.pop())
+        return images if function is None else function(images, values)
+    changed = images.clone()
+    for number in sorted(kinds & functions.keys()):
+        members = torch.nonzero(kind == number).squeeze(1)
+        index = ops.to_device(members, images.device)
+        changed.index_copy_(0, index, functions[number](images.index_select(0, index), values[members]))
+    return changed
+
+
+def apply_in_order(images: Tensor, kinds: Tensor, functions: dict[int, Operation], values: Tensor) -> Tensor:
+    """:func:`apply_by_kind` for each column of ``kinds`` and ``values``, (N, steps)."""
+    for kind, value in zip(kinds.unbind(1), values.unbind(1), strict=True):
+        images = apply_by_kind(images, kind, functions, value)
+    return images
+
+
+# --- crops and flips
+
+
+class CropDraw(NamedTuple):
+    top: Tensor
+    left: Tensor
+    flip: Tensor
+
+
+@dataclass(frozen=True)
+class PaddedCrop(Stage):
+    """Pad with zeros, crop the original size anywhere, mirror with probability ``flip``. ``padding`` in
+    pixels."""
+
+    padding: int
+    flip: float = 0.5
+
+    def draw(self, n: int, height: int, width: int, generator: Generator) -> CropDraw:
+        """Offsets (N,) int64 in [0, 2 * padding], and mirrors (N,) bool."""
+        top, left = torch.randint(0, 2 * self.padding + 1, (2, n), generator=generator)
+        return CropDraw(top, left, chance(n, self.flip, generator))
+
+    def apply(self, images: Tensor, drawn: CropDraw) -> Tensor:
+        return ops.padded_crop(images, *drawn, self.padding)
+
+
+@dataclass(frozen=True)
+class HorizontalFlip(Stage):
+    """Mirror with the given probability."""
+
+    probability: float = 0.5
+
+    def draw(self, n: int, height: int, width: int, generator: Generator) -> Tensor:
+        """Mirrors (N,) bool."""
+        return chance(n, self.probability, generator)
+
+    def apply(self, images: Tensor, drawn: Tensor) -> Tensor:
+        return apply_by_kind(images, drawn.long(), {1: lambda subset, _: subset.flip(3)}, drawn)
+
+
+def draw_crop_boxes(
+    heights: Tensor,
+    widths: Tensor,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    generator: Generator,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Random boxes for images of individual sizes, as torchvision's RandomResizedCrop chooses them.
+
+    Up to ten tries an image of an area (share of the image, uniform over ``scale``) and an aspect ratio
+    (log-uniform over ``ratio``); the first that fits is placed uniformly. Where none fits: the largest
+    central box of a permitted ratio. ``heights`` and ``widths`` are host int64 (N,); returns (top, left,
+    height, width), int64 (N,) each.
+    """
+    tries = (len(heights), 10)
+    rows, columns = heights.unsqueeze(1), widths.unsqueeze(1)
+    area = (rows * columns) * uniform(tries, *scale, generator)
+    aspect = uniform(tries, math.log(ratio[0]), math.log(ratio[1]), generator).exp()
+    width, height = (area * aspect).sqrt().round().long(), (area / aspect).sqrt().round().long()
+    fits = (width > 0) & (width <= columns) & (height > 0) & (height <= rows)
+    first = fits.to(torch.uint8).argmax(1, keepdim=True)
+    found, width, height = (v.gather(1, first).squeeze(1) for v in (fits, width, height))
+
+    central_width = torch.minimum(widths, (heights * max(ratio)).round().long())
+    central_height = torch.minimum(heights, (widths / min(ratio)).round().long())
+    width, height = torch.where(found, width, central_width), torch.where(found, height, central_height)
+    spare_rows, spare_columns = heights - height, widths - width
+    place = torch.rand((2, len(heights)), dtype=torch.float64, generator=generator)
+    top = torch.where(found, (place[0] * (spare_rows + 1)).long(), spare_rows // 2)
+    left = torch.where(found, (place[1] * (spare_columns + 1)).long(), spare_columns // 2)
+    return top, left, height, width
+
+
+class ResizedCropDraw(NamedTuple):
+    top: Tensor
+    left: Tensor
+    height: Tensor
+    width: Tensor
+    flip: Tensor
+
+
+@dataclass(frozen=True)
+class RandomResizedCrop(Stage):
+    """A random box (``draw_crop_boxes``) resized to ``size``, mirrored with probability ``flip``; gives
+    float32."""
+
+    size: int
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: float = 0.5
+
+    def draw(self, n: int, height: int, width: int, generator: Generator) -> ResizedCropDraw:
+        """Boxes for ``n`` images of one size, int64 (N,) each, and mirrors (N,) bool."""
+        heights, widths = torch.full((n,), height), torch.full((n,), width)
+        boxes = draw_crop_boxes(heights, widths, self.scale, self.ratio, generator)
+        return ResizedCropDraw(*boxes, chance(n, self.flip, generator))
+
+    def apply(self, images: Tensor, drawn: ResizedCropDraw) -> Tensor:
+        return ops.resized_crop(images, *drawn, self.size)
+
+    def output_size(self, height: int, width: int) -> tuple[int, int]:
+        return self.size, self.size
+
+
+class CutoutDraw(NamedTuple):
+    row: Tensor  # (N,) int64
+    column: Tensor
+
+
+@dataclass(frozen=True)
+class Cutout(Stage):
+    """Cover one square of side ``length``, centred anywhere on the image, with the colour ``fill``."""
+
+    length: int
+    fill: tuple[float, float, float]
+
+    def draw(self, n: int, height: int, width: int, generator: Generator) -> CutoutDraw:
+        """The centres."""
+        row, column = (torch.randint(0, side, (n,), generator=generator) for side in (height, width))
+        return CutoutDraw(row, column)
+
+    def apply(self, images: Tensor, drawn: CutoutDraw) -> Tensor:
+        return ops.cutout(images, *drawn, self.length, self.fill)
+
+
+@dataclass(frozen=True)
+class ToFloat(Stage):
+    """uint8 to float32 in [0, 1]."""
+
+    def apply(self, images: Tensor, drawn: None) -> Tensor:
+        return ops.to_float(images)
+
+
+@dataclass(frozen=True)
+class ToUint8(Stage):
+    """float32 in [0, 1] to uint8."""
+
+    def apply(self, images: Tensor, drawn: None) -> Tensor:
+        return ops.to_uint8(images)
+
+
+# --- colour
+
+
+class JitterDraw(NamedTuple):
+    chosen: Tensor  # (N,) bool
+    order: Tensor  # (N, 4) int64: a permutation of 0 brightness, 1 contrast, 2 saturation, 3 hue
+    factors: Tensor  # (N, 4) float64, by operation
+
+
+@dataclass(frozen=True)
+class ColorJitter(Stage):
+    """torchvision's ColorJitter on float images, with probability ``probability``, in an order drawn per
+    sample.
+
+    Factors are uniform over [max(0, 1 - x), 1 + x] for brightness, contrast and saturation, over [-x, x] for
+    hue.
+    """
+
+    brightness: float = 0.4
+    contrast: float = 0.4
+    saturation: float = 0.4
+    hue: float = 0.1
+    probability: float = 0.8
+
+    def draw(self, n: int, height: int, width: int, generator: Generator) -> JitterDraw:
+        """Who is changed, in which order, by how much."""
+        chosen = chance(n, self.probability, generator)
+        order = torch.rand((n, 4), generator=generator).argsort(1)
+        scales = [
+            uniform((n,), max(0.0, 1.0 - amount), 1.0 + amount, generator)
+            for amount in (self.brightness, self.contrast, self.saturation)
+        ]
+        hue = uniform((n,), -self.hue, self.hue, generator)
+        return JitterDraw(chosen, order, torch.stack([*scales, hue], 1))
+
+    def apply(self, images: Tensor, drawn: JitterDraw) -> Tensor:
+        chosen, order, factors = drawn
+        functions = (ops.adjust_brightness, ops.adjust_contrast, ops.adjust_saturation, ops.adjust_hue)
+        amounts = (self.brightness, self.contrast, self.saturation, self.hue)
+        wanted = {
+            k: function for k, (function, amount) in enumerate(zip(functions, amounts, strict=True)) if amount
+        }
+        kinds = torch.where(chosen.unsqueeze(1), order, -1)
+        return apply_in_order(images, kinds, wanted, factors.gather(1, order))
+
+
+@dataclass(frozen=True)
+class RandomGrayscale(Stage):
+    """Replace the colours by their brightness with the given probability."""
+
+    probability: float = 0.2
+
+    def draw(self, n: int, height: int, width: int, generator: Generator) -> Tensor:
+        """Who turns gray, (N,) bool."""
+        return chance(n, self.probability, generator)
+
+    def apply(self, images: Tensor, drawn: Tensor) -> Tensor:
+        return apply_by_kind(images, drawn.long(), {1: lambda subset, _: ops.grayscale(subset)}, drawn)

@@ -1,0 +1,28 @@
+"""The mean and standard deviation that images are normalised with."""
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+
+
+class Normalization(NamedTuple):
+    """Mean and standard deviation of each channel, of images in [0, 1]."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def __call__(self, images):
+        """(N, 3, H, W) float, changed in place."""
+        mean, std = _channel_constants(self, images.device)
+        return images.sub_(mean).div_(std)
+
+
+@lru_cache(maxsize=32)
+def _channel_constants(normalization, device):
+    """Mean and standard deviation as tensors (1, 3, 1, 1) that stay on the device."""
+    return tuple(torch.tensor(values, device=device).view(1, 3, 1, 1) for values in normalization)
+
+
+CIFAR_NORMALIZATION = Normalization((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+IMAGENET_NORMALIZATION = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
