@@ -14,6 +14,7 @@ from tqdm import tqdm
 from datasets import ImageSet
 from datasets.files.checks import require_file, shown
 from datasets.image_list import find_missing, read_image_list
+from datasets.pixels import upright_rgb
 from utils.errors import InputError
 
 DEFAULT_SETS = {
@@ -86,8 +87,11 @@ def _read_images(folder: Path, paths: list[str], name: str) -> torch.Tensor:
 
 
 def read_image(path: Path) -> np.ndarray:
-    """Decodes one image to RGB, uint8 (32, 32, 3). Raises InputError naming it if it is unreadable or too
-    large."""
+    """Decodes one image to upright RGB, uint8 (32, 32, 3); see :func:`datasets.pixels.upright_rgb`.
+
+    Raises:
+        InputError: the file is missing, unreadable or too large, or its pixels have no known white.
+    """
     require_file(path, "the image")
     try:
         with Image.open(path, formats=_FORMATS) as image:
@@ -96,7 +100,7 @@ def read_image(path: Path) -> np.ndarray:
                 raise InputError(
                     f"the image {path} is refused for its size of {image.width} x {image.height} pixels"
                 )
-            image = image.convert("RGB")
+            image = upright_rgb(image)
     except InputError:
         raise
     except Exception as error:  # Pillow's decoders raise many kinds for a damaged file

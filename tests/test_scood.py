@@ -64,6 +64,26 @@ def test_other_colour_modes_become_rgb(tmp_path, mode):
     assert np.array_equal(read_image(tmp_path / "x.png"), np.asarray(image.convert("RGB")))
 
 
+def test_16_bit_grey_images_keep_their_grey_levels(tmp_path):
+    grey = np.random.default_rng(0).integers(0, 256, (32, 32), dtype=np.uint8)
+    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "x.png")
+    assert np.array_equal(read_image(tmp_path / "x.png"), np.stack([grey] * 3, axis=2))
+
+
+def test_floating_point_images_are_refused_by_name(tmp_path):
+    (tmp_path / "x.ppm").write_bytes(b"Pf\n32 32\n-1.0\n" + np.ones((32, 32), "<f4").tobytes())
+    with pytest.raises(InputError, match="x.ppm cannot be read: its pixels are floating-point"):
+        read_image(tmp_path / "x.ppm")
+
+
+def test_turned_photographs_are_read_upright(tmp_path):
+    image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored lying on its side, to be turned clockwise
+    Image.fromarray(np.rot90(image)).save(tmp_path / "x.png", exif=exif)
+    assert np.array_equal(read_image(tmp_path / "x.png"), image)
+
+
 def test_missing_sets_are_named_with_those_that_are_there_before_anything_is_read(tmp_path):
     write_set(tmp_path, "tin", [-1])
     write_set(tmp_path, "svhn", [-1])
