@@ -31,11 +31,14 @@ class Run:
         self.guard.remember()
 
     def step(self, number, spoil=None):
-        """``spoil``: "input" puts a NaN in one image, "gradient" in one gradient."""
+        """``spoil``: "input" puts a NaN in one image, "gradient" in one gradient; "scale" makes images whose
+        batch variance overflows, which BatchNorm's output, the loss and the gradient do not show."""
         g = torch.Generator().manual_seed(number)
         images = torch.randn(3 * BATCH + OUTLIERS, 3, 8, 8, generator=g)
         if spoil == "input":
             images[2 * BATCH, 0, 0, 0] = float("nan")
+        if spoil == "scale":
+            images *= 1e20
         output = self.model(images)
         terms = self.criterion(output.logits, output.embedding, LABELS)
         self.optimizer.zero_grad(set_to_none=True)
@@ -64,7 +67,7 @@ def identical(a, b):
 
 
 @pytest.mark.parametrize("kind", ["adam", "sgd"])
-@pytest.mark.parametrize("spoil", ["input", "gradient"])
+@pytest.mark.parametrize("spoil", ["input", "gradient", "scale"])
 def test_a_bad_step_changes_nothing_and_is_reported(kind, spoil, capsys):
     run = Run(kind)
     assert run.step(0) and run.step(1)
@@ -73,7 +76,9 @@ def test_a_bad_step_changes_nothing_and_is_reported(kind, spoil, capsys):
     assert not run.step(2, spoil)
     assert identical(before, run.state())
     report = capsys.readouterr().err
-    assert "step 2" in report and "[17, 4, 8, 99]" in report and "gradient" in report
+    assert "step 2" in report and "[17, 4, 8, 99]" in report
+    assert ("gradient" in report) == (spoil != "scale")
+    assert ("running statistics" in report) == (spoil != "gradient")
     assert ("isac" in report) == (spoil == "input")
     assert report.count("\n") == 1
 

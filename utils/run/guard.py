@@ -15,10 +15,10 @@ CHECK_EVERY = {"cuda": 32, "cpu": 1}  # steps between looks at the flags: a look
 class StepGuard:
     """Guards one optimiser.
 
-    The decision is made on the device: the fused optimisers skip a step that is flagged in ``found_inf`` (the
-        protocol of
-    gradient scaling), and the buffers of the modules (BatchNorm's and the class statistics) go back to what
-    they were.
+    A step is sound where the loss terms, the gradients and the buffers of the modules (BatchNorm's and the
+    class statistics, which the forward pass has changed) are finite. The decision is made on the device: the
+    fused optimisers skip a step that is flagged in ``found_inf`` (the protocol of gradient scaling), and the
+    buffers go back to what they were.
 
     Args:
         optimizer: fused Adam or SGD.
@@ -65,14 +65,16 @@ class StepGuard:
         """
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         norm = torch.stack(torch._foreach_norm(gradients)).norm()
-        values = {name: value for name, value in terms.items() if name != "loss"} | {"gradient": norm}
+        buffers = [torch.cat([b.flatten() for b in group]) for group in self.buffers]
+        largest = sum(torch.linalg.vector_norm(b, float("inf")) for b in buffers)
+        values = {name: value for name, value in terms.items() if name != "loss"}
+        values |= {"gradient": norm, "running statistics": largest}
         wrong = ~torch.isfinite(torch.stack([v.detach().double() for v in values.values()]))
         flags = sum_over_processes(wrong.float()) > 0  # all processes skip, count and stop alike
         bad = flags.any()
         self.optimizer.found_inf = bad.float()
         self.optimizer.step()
-        for index, group in enumerate(self.buffers):
-            now = torch.cat([b.flatten() for b in group])
+        for index, (group, now) in enumerate(zip(self.buffers, buffers, strict=True)):
             self.good[index] = torch.where(bad, self.good[index], now)
             sizes = [b.numel() for b in group]
             restored = [part.view_as(b) for part, b in zip(self.good[index].split(sizes), group, strict=True)]
