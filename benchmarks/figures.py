@@ -87,7 +87,7 @@ def draw_classes(results, group, rows, prefix, out):
 
     def mean_by_class(row, fc):
         found = [next(a for a in r["results"]["accuracy"] if a["fc"] == fc) for r in records[row]]
-        return np.mean([a["per_class"] for a in found], axis=0)
+        return np.mean(np.array([a["per_class"] for a in found], float), axis=0)
 
     accuracies = {f"{NAMES[rows[0]]}, with FC": mean_by_class(rows[0], True)}
     accuracies |= {NAMES[row]: mean_by_class(row, False) for row in rows}

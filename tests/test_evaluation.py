@@ -6,6 +6,7 @@ from utils.calibration import attention_weight
 from utils.distributed import Compute
 from utils.evaluation import SCORES, Classifier, Features, evaluate, extract_features
 from utils.metrics import OOD_METRICS, ood_metrics
+from utils.plots import plot_class_accuracy
 
 COUNTS = [9, 8, 3, 2]
 CPU = Compute(torch.device("cpu"))
@@ -81,6 +82,14 @@ def test_accuracy_is_of_the_test_set_alone(case):
         assert row["per_class"] == pytest.approx(
             [right[test.labels == c].double().mean().item() for c in range(4)]
         )
+
+
+def test_a_class_without_test_images_has_no_accuracy(case, tmp_path):
+    classifier, _, ood, attentions = case
+    results, _ = evaluate(classifier, random_features(12, [0, 1, 3] * 4, 1), ood, attentions, COUNTS)
+    for row in results["accuracy"]:
+        assert row["per_class"][2] is None and None not in (row["per_class"][0], row["all"])
+    plot_class_accuracy({"network": row["per_class"]}, COUNTS, tmp_path / "classes.png")  # leaves a gap
 
 
 def test_calibration_does_not_depend_on_the_test_set(case):

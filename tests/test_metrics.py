@@ -3,7 +3,7 @@ import pytest
 from sklearn.metrics import average_precision_score, f1_score, recall_score, roc_auc_score
 
 from datasets.long_tail import long_tail_counts
-from utils.metrics import accuracy_by_shot, group_accuracies, ood_metrics, shot_groups
+from utils.metrics import accuracy_by_shot, class_accuracies, group_accuracies, ood_metrics, shot_groups
 
 
 def pairwise_auroc(id_scores, ood_scores):
@@ -164,3 +164,12 @@ def test_accuracies_against_scikit_learn():
 def test_a_group_without_classes_or_images_is_none():
     assert accuracy_by_shot([0, 1], [0, 1], [5, 5])["many"] is None
     assert group_accuracies([1, 0, 0], [1, 0, 0], [9, 5, 2])["medium"] is None
+
+
+def test_an_accuracy_over_no_images_is_none():
+    empty = accuracy_by_shot(np.zeros(0, int), np.zeros(0, int), [9, 5, 2])
+    assert empty == dict.fromkeys(("all", "many", "medium", "few", "macro_f1"))
+    assert class_accuracies(np.array([1, 0, 0]), np.array([2, 1, 0])) == [0.5, 0.0, None]
+    # Class 2 has neither images nor predictions; F1 is 0.8 for class 0 and 2/3 for class 1.
+    result = accuracy_by_shot(np.array([0, 1, 1, 0]), np.array([0, 0, 1, 0]), [9, 5, 2])
+    assert result["macro_f1"] == pytest.approx((0.8 + 2 / 3) / 2)

@@ -8,7 +8,7 @@ import torch.distributed as dist
 
 from utils.calibration import attention_weight
 from utils.distributed import over_gpus
-from utils.metrics import OOD_METRICS, accuracy_by_shot, class_tally, ood_metrics
+from utils.metrics import OOD_METRICS, accuracy_by_shot, class_accuracies, class_tally, ood_metrics
 from utils.run.checkpoint import load_weights, network_weights
 
 # Higher = more OOD.
@@ -121,8 +121,8 @@ def evaluate(classifier, test, ood_sets, attentions, class_counts):
     Returns:
         (results, scores): ``results`` has the lists ``rows`` [ood, fc, score, n_id, n_ood, the five metrics],
         ``mean`` [fc, score, the five metrics], their unweighted mean over the sets, and ``accuracy`` [fc,
-        all, many, medium, few, macro_f1, per_class], all fractions; ``scores[fc][score][ood]`` is (id_scores,
-        ood_scores).
+        all, many, medium, few, macro_f1, per_class], all fractions, None where there are no images;
+        ``scores[fc][score][ood]`` is (id_scores, ood_scores).
     """
     rows, means, accuracies, scores = [], [], [], {}
     labels = test.labels.numpy()
@@ -130,7 +130,7 @@ def evaluate(classifier, test, ood_sets, attentions, class_counts):
         logits = classifier.logits(test.features, attention)
         predictions = logits.argmax(dim=1).numpy()
         correct, total = class_tally(predictions, labels, len(class_counts))
-        per_class = (correct / np.maximum(total, 1)).tolist()
+        per_class = class_accuracies(correct, total)
         accuracies.append(
             {"fc": fc} | accuracy_by_shot(predictions, labels, class_counts) | {"per_class": per_class}
         )

@@ -73,21 +73,30 @@ def shot_groups(class_counts):
     return {"many": many, "medium": ~many & ~few, "few": few}
 
 
+def class_accuracies(correct, total):
+    """Accuracy of each class, C fractions; None for a class without images.
+
+    Args:
+        correct, total: (C,) counts.
+    """
+    return [float(c / t) if t else None for c, t in zip(correct, total, strict=True)]
+
+
 def group_accuracies(correct, total, class_counts):
     """Accuracies from counts per class: ``{all, many, medium, few}``.
 
     ``all`` is the share of correct images; the groups are means of per-class accuracies over the classes that
-    have images, and None for a group without any.
+    have images. None where there are no images.
 
     Args:
         correct, total: (C,) counts. class_counts: (C,) training-set sizes.
     """
-    correct, total = np.asarray(correct, np.float64), np.asarray(total, np.float64)
-    seen = total > 0
-    per_class = np.divide(correct, total, out=np.zeros_like(correct), where=seen)
-    groups = {name: members & seen for name, members in shot_groups(class_counts).items()}
-    result = {"all": float(correct.sum() / max(total.sum(), 1))}
-    return result | {name: float(per_class[m].mean()) if m.any() else None for name, m in groups.items()}
+    per_class = class_accuracies(correct, total)
+    result = {"all": float(sum(correct) / sum(total)) if sum(total) else None}
+    for name, members in shot_groups(class_counts).items():
+        seen = [per_class[c] for c in np.flatnonzero(members) if total[c]]
+        result[name] = float(np.mean(seen)) if seen else None
+    return result
 
 
 def accuracy_by_shot(predictions, labels, class_counts):
@@ -102,10 +111,11 @@ def accuracy_by_shot(predictions, labels, class_counts):
     """
     predictions, labels = np.asarray(predictions), np.asarray(labels)
     correct, total = class_tally(predictions, labels, len(class_counts))
-    macro_f1 = f1_score(
-        labels, predictions, labels=np.arange(len(class_counts)), average="macro", zero_division=0
-    )
-    return group_accuracies(correct, total, class_counts) | {"macro_f1": float(macro_f1)}
+    macro_f1 = None
+    if len(labels):  # a class that is neither there nor predicted has no F1
+        classes = np.arange(len(class_counts))
+        macro_f1 = float(f1_score(labels, predictions, labels=classes, average="macro", zero_division=np.nan))
+    return group_accuracies(correct, total, class_counts) | {"macro_f1": macro_f1}
 
 
 def class_tally(predictions, labels, num_classes):

@@ -153,13 +153,18 @@ def plot_class_accuracy(accuracies, class_counts, path):
     """Accuracy by class, from head to tail.
 
     Args:
-        accuracies: dict of name to per-class accuracies (C,), fractions. class_counts: (C,) training images.
+        accuracies: dict of name to per-class accuracies (C,), fractions, None or NaN for a class without
+            images, which leaves a gap. class_counts: (C,) training images.
     """
     order = np.argsort(-np.asarray(class_counts), kind="stable")
     with figure(path, width=7.2, height=3.8) as (ax,):
         for i, (name, values) in enumerate(accuracies.items()):
             ax.plot(
-                100 * np.asarray(values)[order], marker="os^vxD"[i % 6], markersize=4, label=name, **style(i)
+                100 * np.asarray(values, float)[order],
+                marker="os^vxD"[i % 6],
+                markersize=4,
+                label=name,
+                **style(i),
             )
         ax.set(xlabel="class, from head to tail (training images)", ylabel="test accuracy (%)")
         if len(order) <= 20:
