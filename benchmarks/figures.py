@@ -14,7 +14,8 @@ import torch
 from sklearn.manifold import TSNE
 
 from benchmarks.reproduce import RESULTS, ROOT
-from benchmarks.table import NAMES, load_records
+from benchmarks.rows import ROWS
+from benchmarks.table import calibration_of, load_records
 from datasets.loader import evaluation_batches
 from datasets.registry import (
     NORMALIZATION,
@@ -85,12 +86,14 @@ def draw_classes(results, group, rows, prefix, out):
     if missing:
         raise InputError(f"{group} has no row {missing[0]}; there are {', '.join(records)}")
 
-    def mean_by_class(row, fc):
-        found = [next(a for a in r["results"]["accuracy"] if a["fc"] == fc) for r in records[row]]
+    def mean_by_class(row, calibration):
+        found = [
+            a for r in records[row] for a in r["results"]["accuracy"] if calibration_of(a) == calibration
+        ]
         return np.mean(np.array([a["per_class"] for a in found], float), axis=0)
 
-    accuracies = {f"{NAMES[rows[0]]}, with FC": mean_by_class(rows[0], True)}
-    accuracies |= {NAMES[row]: mean_by_class(row, False) for row in rows}
+    accuracies = {f"{ROWS[rows[0]].label}, with FC": mean_by_class(rows[0], "fc")}
+    accuracies |= {ROWS[row].label: mean_by_class(row, "none") for row in rows}
     plot_class_accuracy(
         accuracies, records[rows[0]][0]["args"]["class_counts"], out / f"{prefix}_classes.png"
     )

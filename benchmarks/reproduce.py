@@ -12,6 +12,7 @@ Prints its plan, skips finished runs, goes on with interrupted ones, and writes 
 
 import argparse
 import json
+import shlex
 import subprocess
 import sys
 import time
@@ -22,48 +23,13 @@ from typing import NamedTuple
 
 import torch
 
+from benchmarks.rows import LEAK, ROWS, TABLES
 from utils import flags
-from utils.errors import InputError, exit_cleanly
+from utils.errors import InputError, exit_cleanly, first_line
 from utils.run.runlog import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "runs"
-
-# Name of a row -> its flags on top of the defaults of the data set. Feature calibration is on and off within
-# each run.
-ROWS = {
-    "patt": "",
-    "ce": "--isac False --tla False --oe False",
-    "oe": "--isac False --tla False",
-    "la": "--isac False --oe False",
-    "no_isac": "--isac False",
-    "no_tla": "--tla False",
-    "no_oe": "--oe False",
-    "lambda_commands": "--Lambda1 0.5 --Lambda2 0.1",
-    "released": "--recipe released",
-    "released_embeddings": "--depart embeddings",
-    "released_statistics": "--depart statistics",
-    "released_normalization": "--depart normalization",
-    "released_crop": "--depart crop",
-}
-TABLES = {
-    "cifar10": ("patt", "lambda_commands", "released", "ce", "oe", "la"),
-    "cifar100": ("patt", "lambda_commands", "released", "ce", "oe", "la"),
-    "digits": ("patt", "ce", "oe"),
-    "imagenet": ("patt", "ce", "oe"),
-    "ablation": ("patt", "no_isac", "no_tla", "no_oe", "ce", "oe", "la"),
-    "departures": (
-        "patt",
-        "released",
-        "released_embeddings",
-        "released_statistics",
-        "released_normalization",
-        "released_crop",
-    ),
-    "lambda": ("patt", "lambda_commands"),
-    "calibration-leak": ("patt",),
-}
-
 
 # Where things are on a machine; no part of a result.
 LOCAL_FLAGS = {"drp", "srp", "resume", "gpu", "txtt", "txtv", "iidp", "iodp", "txt_ood_train", "txt_ood_test"}
@@ -99,7 +65,7 @@ def commands(run, args, device, leak=False):
         *data,
     ]
     train += [] if args.ds == "imagenet" else ["--ds", args.ds]
-    train += ROWS[run.row].split()
+    train += ROWS[run.row].flags.split()
     for flag, value in (("--md", args.model), ("--epochs", args.epochs), ("--precision", args.precision)):
         train += [] if value is None else [flag, str(value)]
     test = [f"test{script}.py", "--gpu", device, "--ckpt_path", str(run.folder), *data]
@@ -163,32 +129,48 @@ def execute(run, args, device, leak):
     return True, f"{run.name}: done after {time.monotonic() - begun:.0f} s"
 
 
-def collect(run, target):
-    """One small JSON file with what the tables need: results, the resolved arguments, seconds by epoch, the
-    commands."""
-    settings = json.loads((run.folder / "args.json").read_text())
-    history = [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
-    settings = {name: value for name, value in settings.items() if name not in LOCAL_FLAGS}
-    for kind, folder in (("", run.folder), ("-leak", run.folder / "leak")):
-        if not (folder / "results.json").exists():
+def collect(run: Run, target: Path) -> None:
+    """Writes one small JSON file with what the tables need, and one for the evaluation with the leak."""
+    commands = json.loads((run.folder / "commands.json").read_text())
+    for suffix, evaluation in (("", run.folder), (LEAK, run.folder / "leak")):
+        if not (evaluation / "results.json").exists():
             continue
-        results = json.loads((folder / "results.json").read_text())
-        results.pop("checkpoint")
-        record = {
-            "group": run.group,
-            "row": run.row + kind,
-            "seed": run.seed,
-            "commands": json.loads((run.folder / "commands.json").read_text()),
-            "date": time.strftime("%Y-%m-%d"),
-        }
-        record |= {
-            "train_seconds": round(sum(r["seconds"] for r in history), 1),
-            "args": settings,
-            "results": results,
-        }
-        file = target / run.group / f"{run.row}{kind}-seed{run.seed}.json"
+        record = {"group": run.group, "row": run.row + suffix, "seed": run.seed, "commands": commands}
+        record |= read_run(run.folder, evaluation)
+        del record["name"]
+        file = target / run.group / f"{run.row}{suffix}-seed{run.seed}.json"
         file.parent.mkdir(parents=True, exist_ok=True)
         write_text(file, json.dumps(record, indent=1) + "\n")
+
+
+def read_run(folder: Path, evaluation: Path | None = None) -> dict:
+    """What the tables need of a run directory: name, seed, date, seconds of training, arguments, results.
+
+    Args:
+        evaluation: the folder of results.json where it is another.
+
+    Raises:
+        InputError: it is no run that has been evaluated.
+    """
+    evaluation = evaluation or folder
+    if not (evaluation / "results.json").exists():
+        raise InputError(
+            f"{evaluation} has no results.json; evaluate the run first: test.py --ckpt_path {folder}"
+        )
+    try:
+        settings = json.loads((folder / "args.json").read_text())
+        history = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+        results = json.loads((evaluation / "results.json").read_text())
+        return {
+            "name": str(folder),
+            "seed": settings["seed"],
+            "date": results["environment"]["date"],
+            "train_seconds": round(sum(record["seconds"] for record in history), 1),
+            "args": {name: value for name, value in settings.items() if name not in LOCAL_FLAGS},
+            "results": {name: value for name, value in results.items() if name != "checkpoint"},
+        }
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{folder} cannot be read as a run directory: {first_line(error)}") from None
 
 
 def expected_seconds(runs, args):
@@ -250,7 +232,9 @@ def main(argv=None):
     failed = [text for succeeded, text in outcomes if not succeeded]
     if failed:
         raise InputError(f"{len(failed)} of {len(runs)} runs failed; the first: {failed[0]}")
-    print(f"results in {args.results / protocol}; python -m benchmarks.table shows them")
+    where = [] if args.results == RESULTS else ["--results", str(args.results)]
+    show = shlex.join(["--show", args.table, protocol, "--rows", *args.rows, *where])
+    print(f"results in {args.results / protocol}; python -m benchmarks.table {show}")
 
 
 def parse_args(argv=None):

@@ -1,68 +1,122 @@
-"""Turns result files into the tables of README.md and docs/, between markers, and into LaTeX.
+"""Turns result files into tables: those of README.md and docs/, and any other on the terminal.
 
-    python -m benchmarks.table                 rewrites the tables of the documents
-    python -m benchmarks.table --check         fails where a document and the result files differ
-    python -m benchmarks.table --latex ablation digits_default
+    python -m benchmarks.table                     rewrites the tables of the documents
+    python -m benchmarks.table --check             fails where a document and the result files differ
+    python -m benchmarks.table --show ablation digits_default --format latex
+    python -m benchmarks.table --runs runs/a runs/b --score energy probe/combined --columns AUROC ACC few
 
-A marker is a line ``<!-- table: NAME ARGUMENTS -->`` and ends at ``<!-- end -->``. NAME is a table of
-benchmarks.reproduce with the protocol (a folder of benchmarks/results/runs), ``published`` with a data set,
-or ``claim`` with a file of benchmarks/results.
+A document's table is between ``<!-- table: NAME ARGUMENT [--rows ...] [--score ...] [--columns ...] -->`` and
+``<!-- end -->``. NAME is a table of benchmarks/rows.py with a protocol (a folder of
+benchmarks/results/runs), ``published`` with a data set, or ``claim`` with a file of benchmarks/results. Runs
+that differ in nothing but the seed share a row: mean and standard deviation.
 """
 
 import argparse
 import json
+import os
 import re
 import sys
 from pathlib import Path
 from statistics import mean, stdev
+from typing import NamedTuple, NoReturn
 
-from benchmarks.reproduce import RESULTS, ROOT, TABLES
+from benchmarks.reproduce import RESULTS, ROOT, read_run
+from benchmarks.rows import LEAK, LEAK_LABEL, ROWS, TABLES
 from datasets.registry import DEFAULT_OOD_SETS
 from utils.errors import InputError, exit_cleanly
-from utils.report import HEADERS
+from utils.metrics import ACCURACY_COLUMNS, OOD_COLUMNS
 from utils.run.runlog import write_text
 
 DOCUMENTS = ("README.md", "docs/results.md", "docs/departures.md")
 MARKER = re.compile(r"(<!-- table: (?P<name>[^\n]*?) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
-PAPER_EPOCHS, PAPER_MODEL, PAPER_OUTLIERS = (
-    100,
-    {"cifar10": "ResNet18", "cifar100": "ResNet18", "imagenet": "ResNet50"},
-    300_000,
-)
+PAPER_EPOCHS = 100
+PAPER_MODEL = {"cifar10": "ResNet18", "cifar100": "ResNet18", "imagenet": "ResNet50"}
+PAPER_OUTLIERS = 300_000
 IMAGENET_LT_IMAGES = 115_846
-NAMES = {
-    "patt": "PATT",
-    "patt-leak": "PATT, FC calibrated on test labels (leak)",
-    "ce": "plain cross-entropy",
-    "oe": "cross-entropy + OE",
-    "la": "logit adjustment alone",
-    "no_isac": "PATT without ISAC",
-    "no_tla": "PATT without TLA",
-    "no_oe": "PATT without OE",
-    "lambda_commands": "PATT, Lambda1 0.5, Lambda2 0.1",
-    "released": "PATT, `--recipe released`",
-    "released_embeddings": "PATT, embeddings not normalised",
-    "released_statistics": "PATT, running statistics",
-    "released_normalization": "PATT, outliers with ImageNet's mean and std",
-    "released_crop": "PATT, view 1's crop not padded",
-}
-METRICS = ("auroc", "aupr_out", "aupr_in", "fpr95", "fpr95_id")
-SHOTS = {"ACC ↑": "all", "many ↑": "many", "medium ↑": "medium", "few ↑": "few"}
+
+# A column's name in --columns -> the metric.
+METRICS = {header.split()[0]: key for key, header in (OOD_COLUMNS | ACCURACY_COLUMNS).items()}
+COLUMNS = ("calibration", "score", "n", *METRICS, "minutes")
+FULL = ("calibration", "n", *METRICS, "minutes")
+# Whose a way of scoring PATT's networks is, where a table has several: this project's if not the paper's or a
+# baseline's.
+OWNERS = {"energy": " (the paper's)", "msp": "", "maxlogit": ""}
 
 
-def load_records(results, group):
-    """The run files of a protocol: dict of row to a list of records, by seed."""
+class Way(NamedTuple):
+    """One way to use a network: how its features are calibrated, and which score tells OOD."""
+
+    calibration: str
+    score: str
+
+    @classmethod
+    def parse(cls, text: str) -> "Way":
+        """From ``SCORE`` (no calibration) or ``CALIBRATION/SCORE``."""
+        calibration, _, score = text.rpartition("/")
+        return cls(calibration or "none", score)
+
+
+class Table(NamedTuple):
+    head: list[str]
+    rows: list[list[str]]
+    note: str
+
+
+class MarkerParser(argparse.ArgumentParser):
+    """Reads the words of a marker."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"a table's marker: {message}")
+
+
+def add_selection(parser: argparse.ArgumentParser) -> None:
+    """What a table shows; the flags are those of a marker and of the command line."""
+    parser.add_argument("--rows", nargs="+", choices=tuple(ROWS), metavar="ROW", help="only these rows")
+    parser.add_argument(
+        "--score",
+        nargs="+",
+        type=Way.parse,
+        default=[Way("none", "energy"), Way("fc", "energy")],
+        metavar="[CALIBRATION/]SCORE",
+        help="how the networks are used, such as energy, fc/energy or probe/combined",
+    )
+    parser.add_argument(
+        "--columns", nargs="+", choices=COLUMNS, default=FULL, metavar="NAME", help=", ".join(COLUMNS)
+    )
+
+
+def load_records(results: Path, group: str) -> dict[str, list[dict]]:
+    """The run files of a protocol: row to records, by seed."""
     files = sorted((results / group).glob("*-seed*.json"))
     if not files:
         raise InputError(f"there are no result files in {results / group}")
     records = {}
     for file in files:
         record = json.loads(file.read_text())
-        records.setdefault(record["row"], []).append(record)
+        records.setdefault(record["row"], []).append(record | {"name": str(file)})
     return records
 
 
-def spread(values):
+def evaluation(record: dict, way: Way) -> dict:
+    """The metrics of one way, means over the OOD sets, with the accuracies: key to fraction, or None.
+
+    Raises:
+        InputError: the record does not have it.
+    """
+    accuracies = {calibration_of(a): a for a in record["results"]["accuracy"]}
+    means = {Way(calibration_of(m), m["score"]): m for m in record["results"]["mean"]}
+    if way not in means:
+        there = ", ".join("/".join(other) for other in means)
+        raise InputError(f"{record['name']} has no result of {'/'.join(way)}; it has {there}")
+    return accuracies[way.calibration] | means[way]
+
+
+def calibration_of(entry: dict) -> str:
+    """The calibration's name; older files only say whether it is FC."""
+    return entry.get("calibration", "fc" if entry["fc"] else "none")
+
+
+def spread(values: list[float | None]) -> str:
     """Mean ± standard deviation over the seeds, of fractions, in percent."""
     if any(v is None for v in values):
         return "-"
@@ -70,54 +124,111 @@ def spread(values):
     return f"{mean(values):.2f} ± {stdev(values):.2f}" if len(values) > 1 else f"{values[0]:.2f}"
 
 
-def cores(environment):
+def cores(environment: dict) -> str:
     """How many cores a result was made on, as text."""
     return f"{environment['cpu_cores']} core{'' if environment['cpu_cores'] == 1 else 's'}"
 
 
-def runs_table(results, table, group, score="energy"):
-    """(head, rows, notes) of one table of benchmarks.reproduce over one protocol's result files.
+def protocol_table(results: Path, table: str, group: str, selection: argparse.Namespace) -> Table:
+    """A table of benchmarks/rows.py over one protocol's result files.
 
-    A table takes the seeds that all of its rows have: seeds differ by more than methods do.
+    It takes the seeds that all of its rows have: seeds differ by more than methods do. The note names the
+    others.
     """
     records = load_records(results, group)
-    rows = [row for row in TABLES[table] if row in records]
-    rows += ["patt-leak"] if table == "calibration-leak" and "patt-leak" in records else []
-    seeds = set.intersection(*({r["seed"] for r in records[row]} for row in rows))
-    if not seeds:
+    rows = [row for row in selection.rows or TABLES[table] if row in records]
+    missing = [row for row in selection.rows or () if row not in records]
+    if missing:
+        raise InputError(f"{results / group} has no row {missing[0]}; it has {', '.join(records)}")
+    rows += [row + LEAK for row in rows if table == "calibration-leak" and row + LEAK in records]
+    seeds = {row: {r["seed"] for r in records[row]} for row in rows}
+    common = set.intersection(*seeds.values()) if seeds else set()
+    if not common:
         raise InputError(f"the rows {', '.join(rows)} of {results / group} have no seed in common")
-    records = {row: [r for r in records[row] if r["seed"] in seeds] for row in rows}
-    head, lines = ["", "FC", "n", *(HEADERS[m] for m in METRICS), *SHOTS, "minutes"], []
-    for row in rows:
-        for fc in (False, True):
-            if row.endswith("-leak") and not fc:
+    dropped = set.union(*seeds.values()) - common
+    shown = {row: [r for r in records[row] if r["seed"] in common] for row in rows}
+    return tabulate(shown, selection, dropped, f"`benchmarks/results/runs/{group}/`")
+
+
+def runs_table(folders: list[Path], selection: argparse.Namespace) -> Table:
+    """A table of any run directories; those that differ in nothing but the seed share a row."""
+    alike = {}
+    for folder in folders:
+        record = read_run(folder)
+        settings = {
+            k: v for k, v in record["args"].items() if k not in ("seed", "environment", "num_workers")
+        }
+        alike.setdefault(json.dumps(settings, sort_keys=True), []).append(record)
+    shown = {common_name([r["name"] for r in records]): records for records in alike.values()}
+    return tabulate(shown, selection, set(), "the run directories")
+
+
+def common_name(names: list[str]) -> str:
+    """What the names of several seeds' folders begin with: p/patt of p/patt/seed0 and p/patt/seed1."""
+    if len(names) == 1:
+        return names[0]
+    return os.path.commonprefix(names).rstrip("0123456789").removesuffix("seed").rstrip("-_/") or names[0]
+
+
+def tabulate(
+    rows: dict[str, list[dict]], selection: argparse.Namespace, dropped_seeds: set[int], where: str
+) -> Table:
+    """A line for each row and each way of ``selection``."""
+    headers = {name: (OOD_COLUMNS | ACCURACY_COLUMNS)[key] for name, key in METRICS.items()}
+    headers["minutes"] = "training, minutes"
+    head = ["", *(headers.get(name, name) for name in selection.columns)]
+    lines = []
+    for row, records in rows.items():
+        for way in selection.score:
+            if row.endswith(LEAK) and way.calibration != "fc":
                 continue
-            means = [
-                next(m for m in r["results"]["mean"] if m["fc"] == fc and m["score"] == score)
-                for r in records[row]
-            ]
-            shots = [next(a for a in r["results"]["accuracy"] if a["fc"] == fc) for r in records[row]]
-            line = [NAMES[row], "yes" if fc else "no", str(len(means))]
-            line += [spread([m[key] for m in means]) for key in METRICS]
-            line += [spread([a[key] for a in shots]) for key in SHOTS.values()]
-            minutes = [r["train_seconds"] / 60 for r in records[row]]
-            lines.append([*line, f"{mean(minutes):.1f}"])
-    shown = [r for row in rows for r in records[row]]
-    return head, lines, notes(shown, group, score)
+            found = [evaluation(record, way) for record in records]
+            cells = {"calibration": calibration_label(way), "score": way.score, "n": str(len(records))}
+            cells["minutes"] = f"{mean(r['train_seconds'] for r in records) / 60:.1f}"
+            for name in selection.columns:
+                if name in METRICS:
+                    cells[name] = spread([values.get(METRICS[name]) for values in found])
+            lines.append([line_label(row, way, selection), *(cells[name] for name in selection.columns)])
+    shown = [record for records in rows.values() for record in records]
+    return Table(head, lines, notes(shown, selection, dropped_seeds, where))
 
 
-def notes(records, group, score):
-    """What a reader has to know about the rows: protocol, data, device, commit, where the files are."""
+def calibration_label(way: Way) -> str:
+    return way.calibration.replace("fc", "FC")
+
+
+def line_label(row: str, way: Way, selection: argparse.Namespace) -> str:
+    """The row's name, and the way where several are shown and no column tells them apart."""
+    name = row.removesuffix(LEAK)
+    label = ROWS[name].label if name in ROWS else name
+    label += f", {LEAK_LABEL}" if row.endswith(LEAK) else ""
+    several_scores = len({other.score for other in selection.score}) > 1 and "score" not in selection.columns
+    parts = (
+        [] if way.calibration == "none" or "calibration" in selection.columns else [calibration_label(way)]
+    )
+    parts += [way.score] if several_scores else []
+    if not parts:
+        return label
+    owner = ""
+    if name == "patt" and several_scores:
+        owner = " (ours)" if way.calibration == "probe" else OWNERS.get(way.score, " (ours)")
+    return f"{label}, {' / '.join(parts)}{owner}"
+
+
+def notes(records: list[dict], selection: argparse.Namespace, dropped_seeds: set[int], where: str) -> str:
+    """What a reader has to know about the rows: protocol, data, seeds, device, commit, files."""
     settings = records[0]["args"]
     ds, model = settings["ds"], settings["model"]
     images = sum(settings["class_counts"])
     tail = f"rho {settings['rho']}, " if "rho" in settings else ""
-    text = [
-        f"{ds}, {model}, {settings['epochs']} epochs, {tail}{images:,} training images; score: "
-        f"{score}; mean over "
+    way = selection.score[0]
+    sets = [
+        row["ood"]
+        for row in records[0]["results"]["rows"]
+        if row["score"] == way.score and calibration_of(row) == way.calibration
     ]
-    sets = [row["ood"] for row in records[0]["results"]["rows"] if row["score"] == score and not row["fc"]]
-    text[0] += f"{len(sets)} OOD sets ({', '.join(sets)})."
+    text = [f"{ds}, {model}, {settings['epochs']} epochs, {tail}{images:,} training images;"]
+    text.append(f"OOD sets: {', '.join(sets)}.")
     if ds in PAPER_MODEL:
         if (model, settings["epochs"]) != (PAPER_MODEL[ds], PAPER_EPOCHS):
             text.append("**Reduced protocol: not comparable with published rows.**")
@@ -128,24 +239,24 @@ def notes(records, group, score):
             authors = outliers == {PAPER_OUTLIERS} and set(sets) == set(DEFAULT_OOD_SETS[ds])
         if not authors:
             text.append("**Stand-in outliers and OOD sets, not the authors'.**")
-    seeds = ", ".join(map(str, sorted({r["seed"] for r in records})))
-    text.append(f"Percent, mean ± standard deviation over n seeds ({seeds}); OOD is the positive class;")
-    text.append("minutes: training, wall time.")
-    devices = sorted(
-        {f"{r['args']['environment']['device']} ({cores(r['args']['environment'])})" for r in records}
-    )
-    commits = sorted({str(r["args"]["environment"]["commit"]) for r in records})
+    seeds = sorted({r["seed"] for r in records})
+    mean_of = "seed" if len(seeds) == 1 else "mean ± standard deviation over seeds"
+    text.append(f"Percent, {mean_of} {', '.join(map(str, seeds))}")
+    if dropped_seeds:
+        text.append(f"(left out, as not every row has them: {', '.join(map(str, sorted(dropped_seeds)))})")
+    scores = {way.score for way in selection.score}
+    text[-1] += f"; score: {scores.pop()}." if len(scores) == 1 and "score" not in selection.columns else "."
+    environments = [r["args"]["environment"] for r in records]
+    devices = sorted({f"{e['device']} ({cores(e)})" for e in environments})
+    commits = sorted({str(e["commit"]) for e in environments})
     dates = sorted({r["date"] for r in records})
-    text.append(
-        f"{', '.join(devices)}; {dates[0]}{' to ' + dates[-1] if len(dates) > 1 else ''}; commit "
-        f"{', '.join(commits)};"
-    )
-    text.append(f"files and commands: `benchmarks/results/runs/{group}/`.")
+    span = dates[0] + (f" to {dates[-1]}" if len(dates) > 1 else "")
+    text.append(f"{', '.join(devices)}; {span}; commit {', '.join(commits)}; files: {where}.")
     return " ".join(text)
 
 
-def published_table(ds):
-    """(head, rows, notes) of the published averages."""
+def published_table(ds: str) -> Table:
+    """The published averages."""
     data = json.loads((ROOT / "benchmarks" / "published.json").read_text())
     rows = [
         [r["method"], *(f"{v:.2f}" for v in r[ds]), "ID?" if r["id_positive"] else "OOD"]
@@ -153,11 +264,11 @@ def published_table(ds):
         if r[ds]
     ]
     head = ["published", "AUROC ↑", "AUPR ↑", "FPR95 ↓", "ACC ↑", "positive class of AUPR and FPR95"]
-    return head, rows, data["note"]
+    return Table(head, rows, data["note"])
 
 
-def claim_table(name):
-    """(head, rows, notes) of a benchmark's results file, which holds its own ``table`` beside the numbers."""
+def claim_table(name: str) -> Table:
+    """The table of a benchmark's results file, which holds it beside the numbers."""
     file = ROOT / "benchmarks" / "results" / f"{name}.json"
     if not file.exists():
         raise InputError(f"there is no results file {file}")
@@ -165,90 +276,101 @@ def claim_table(name):
     made = record["environment"]
     note = f"`{record['command']}`; {made['device']}, {cores(made)}, torch {made['torch']}; {made['date']};"
     note += f" commit {made['commit']}; file `benchmarks/results/{name}.json`."
-    return record["table"]["head"], record["table"]["rows"], note
+    return Table(record["table"]["head"], record["table"]["rows"], note)
 
 
-def build(name, results):
-    """The (head, rows, notes) that a marker's text asks for."""
-    kind, *arguments = name.split()
-    if kind == "published" and len(arguments) == 1:
-        return published_table(*arguments)
-    if kind == "claim" and len(arguments) == 1:
-        return claim_table(*arguments)
-    if kind in TABLES and len(arguments) == 1:
-        return runs_table(results, kind, *arguments)
-    raise InputError(f"there is no table {name!r}")
+def build(kind: str, argument: str, selection: argparse.Namespace, results: Path) -> Table:
+    """The table called ``kind`` of a protocol, a data set or a claim."""
+    if kind == "published":
+        return published_table(argument)
+    if kind == "claim":
+        return claim_table(argument)
+    if kind in TABLES:
+        return protocol_table(results, kind, argument, selection)
+    raise InputError(f"there is no table {kind}; there are {', '.join(TABLES)}, published and claim")
 
 
-def markdown(head, rows, note):
-    lines = [
-        f"| {' | '.join(head)} |",
-        "|" + "---|" * len(head),
-        *(f"| {' | '.join(map(str, row))} |" for row in rows),
-    ]
-    return "\n".join(lines) + f"\n\n{note}\n"
+def markdown(table: Table) -> str:
+    lines = [f"| {' | '.join(table.head)} |", "|" + "---|" * len(table.head)]
+    lines += [f"| {' | '.join(row)} |" for row in table.rows]
+    return "\n".join(lines) + f"\n\n{table.note}\n"
 
 
-def latex(head, rows, note):
+def latex(table: Table) -> str:
     def clean(cell):
-        cell = (
-            str(cell)
-            .replace("↑", r"$\uparrow$")
-            .replace("↓", r"$\downarrow$")
-            .replace("±", r"$\pm$")
-            .replace("`", "")
-        )
+        for sign, command in (("↑", r"$\uparrow$"), ("↓", r"$\downarrow$"), ("±", r"$\pm$"), ("`", "")):
+            cell = cell.replace(sign, command)
         return re.sub(r"([%&#_])", r"\\\1", cell)
 
-    body = "\n".join(" & ".join(map(clean, row)) + r" \\" for row in rows)
-    columns = "l" * 2 + "r" * (len(head) - 2)
-    return "\n".join(
-        [
-            f"% {note}",
-            rf"\begin{{tabular}}{{{columns}}}",
-            r"\toprule",
-            " & ".join(map(clean, head)) + r" \\",
-            r"\midrule",
-            body,
-            r"\bottomrule",
-            r"\end{tabular}",
-        ]
-    )
+    lines = [f"% {table.note}", rf"\begin{{tabular}}{{l{'r' * (len(table.head) - 1)}}}", r"\toprule"]
+    lines += [" & ".join(map(clean, table.head)) + r" \\", r"\midrule"]
+    lines += [" & ".join(map(clean, row)) + r" \\" for row in table.rows]
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 
 
-def regenerate(text, results=RESULTS):
+def text(table: Table) -> str:
+    """Aligned columns for a terminal."""
+    lines = [table.head, *table.rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(table.head))]
+    rows = ("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
+    return "\n".join(row.rstrip() for row in rows) + f"\n\n{table.note}\n"
+
+
+FORMATS = {"text": text, "markdown": markdown, "latex": latex}
+
+
+def regenerate(document: str, results: Path = RESULTS) -> str:
     """A document with every table between markers made anew."""
-    return MARKER.sub(lambda m: m.group(1) + markdown(*build(m.group("name"), results)) + m.group(4), text)
+    parser = MarkerParser(prog="", add_help=False)
+    parser.add_argument("kind")
+    parser.add_argument("argument")
+    add_selection(parser)
+
+    def anew(marker):
+        selection = parser.parse_args(marker.group("name").split())
+        table = build(selection.kind, selection.argument, selection, results)
+        return marker.group(1) + markdown(table) + marker.group(4)
+
+    return MARKER.sub(anew, document)
 
 
-def main(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--check", action="store_true", help="change nothing; fail where documents and files differ"
-    )
-    parser.add_argument(
-        "--latex", nargs="+", metavar="WORD", help="print one table, named as in a marker, as LaTeX"
-    )
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    args = parser.parse_args(argv)
-    if args.latex:
-        print(latex(*build(" ".join(args.latex), args.results)))
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    if args.show or args.runs:
+        table = build(*args.show, args, args.results) if args.show else runs_table(args.runs, args)
+        print(FORMATS[args.format](table), end="")
         return
     stale = []
     for name in DOCUMENTS:
         file = ROOT / name
-        text = file.read_text(encoding="utf-8")
-        new = regenerate(text, args.results)
-        if new != text and args.check:
+        document = file.read_text(encoding="utf-8")
+        new = regenerate(document, args.results)
+        if new != document and args.check:
             stale.append(name)
-        elif new != text:
+        elif new != document:
             write_text(file, new)
             print(f"rewrote {name}")
     if stale:
         raise InputError(f"{', '.join(stale)} and the result files differ; run python -m benchmarks.table")
     print(f"{len(DOCUMENTS)} documents agree with the result files", file=sys.stderr)
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument(
+        "--check", action="store_true", help="only compare; fail where documents and files differ"
+    )
+    what.add_argument(
+        "--show", nargs=2, metavar=("NAME", "ARGUMENT"), help="print a table, named as in a marker"
+    )
+    what.add_argument("--runs", nargs="+", type=Path, metavar="DIR", help="print a table of run directories")
+    parser.add_argument("--format", choices=tuple(FORMATS), default="text", help="of a table that is printed")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="the folder of the result files")
+    add_selection(parser)
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Tables: what they are made of, and that documents agree with the result files."""
 
 import json
+import shlex
 import subprocess
 from statistics import mean, stdev
 
@@ -11,7 +12,8 @@ import train_imagenet
 from benchmarks import reproduce, table
 from utils.errors import InputError
 
-METRICS = ("auroc", "aupr_in", "aupr_out", "fpr95", "fpr95_id")
+METRICS = ("auroc", "aupr_out", "aupr_in", "fpr95", "fpr95_id")
+NARROW = ["AUROC", "FPR95", "ACC", "many", "medium", "few"]
 
 
 def write_record(results, row, seed, auroc, group="digits_default"):
@@ -35,6 +37,7 @@ def write_record(results, row, seed, auroc, group="digits_default"):
     }
     settings["num_outliers"] = 20_000
     rows = [{"ood": "noise", "fc": False, "score": "energy"}]
+    settings["seed"] = seed
     record = {
         "group": group,
         "row": row,
@@ -44,38 +47,115 @@ def write_record(results, row, seed, auroc, group="digits_default"):
         "args": settings,
     }
     record["results"] = {"mean": means, "accuracy": accuracy, "rows": rows}
+    record["results"]["environment"] = environment | {"date": "2026-01-01"}
     (results / group).mkdir(parents=True, exist_ok=True)
     (results / group / f"{row}-seed{seed}.json").write_text(json.dumps(record))
+
+
+def show(capsys, results, *words):
+    """What ``--show`` prints: the head's cells, the rows' cells, and the note."""
+    table.main(["--show", *words, "--results", str(results), "--format", "markdown"])
+    head, _, *rows, _, note = capsys.readouterr().out.splitlines()
+    head, *rows = ([cell.strip() for cell in line.split("|")[1:-1]] for line in (head, *rows))
+    return head, rows, note
 
 
 def test_documents_agree_with_the_result_files():
     table.main(["--check"])
 
 
-def test_a_table_gives_mean_and_deviation_over_seeds(tmp_path):
+def test_a_table_gives_mean_and_deviation_over_seeds(tmp_path, capsys):
     aurocs = [0.91, 0.93, 0.98]
     for seed, auroc in enumerate(aurocs):
         write_record(tmp_path, "patt", seed, auroc)
-    head, rows, note = table.runs_table(tmp_path, "digits", "digits_default")
+    head, rows, note = show(capsys, tmp_path, "digits", "digits_default")
     without, with_fc = rows
+    assert [line[head.index("calibration")] for line in rows] == ["none", "FC"]
     expected = f"{100 * mean(aurocs):.2f} ± {100 * stdev(aurocs):.2f}"
     assert without[head.index("AUROC ↑")] == expected
     assert with_fc[head.index("AUROC ↑")].startswith(f"{100 * (mean(aurocs) - 0.1):.2f}")
     assert without[head.index("n")] == "3" and without[head.index("few ↑")] == "-"
-    assert without[head.index("minutes")] == "1.5"
+    assert without[head.index("training, minutes")] == "1.5"
     assert "some CPU (2 cores)" in note and "abc" in note and "2026-01-01" in note
 
 
-def test_the_rows_of_a_table_have_the_same_seeds(tmp_path):
+def test_the_rows_of_a_table_have_the_same_seeds_and_others_are_named(tmp_path, capsys):
     for row, seeds in (("patt", (0, 1, 2)), ("ce", (2, 0)), ("oe", (0, 2, 3))):
         for seed in seeds:
             write_record(tmp_path, row, seed, 0.9 if seed in (0, 2) else 0.5)
-    head, rows, note = table.runs_table(tmp_path, "digits", "digits_default")
-    assert {line[head.index("n")] for line in rows} == {"2"} and "n seeds (0, 2)" in note
-    assert {line[head.index("AUROC ↑")] for line in rows if line[1] == "no"} == {"90.00 ± 0.00"}
+    head, rows, note = show(capsys, tmp_path, "digits", "digits_default")
+    assert {line[head.index("n")] for line in rows} == {"2"}
+    assert "seeds 0, 2 (left out, as not every row has them: 1, 3)" in note
+    assert {line[head.index("AUROC ↑")] for line in rows if line[1] == "none"} == {"90.00 ± 0.00"}
     write_record(tmp_path, "la", 5, 0.9)
     with pytest.raises(InputError, match="no seed in common"):
-        table.runs_table(tmp_path, "cifar10", "digits_default")
+        show(capsys, tmp_path, "cifar10", "digits_default")
+
+
+def test_a_narrow_table_names_the_ways_in_its_rows(tmp_path, capsys):
+    """Old files know only fc; new ones name the calibration, and have more scores."""
+    write_record(tmp_path, "patt", 0, 0.9)
+    write_record(tmp_path, "ce", 0, 0.8)
+    for row in ("patt", "ce"):
+        file = tmp_path / "digits_default" / f"{row}-seed0.json"
+        record = json.loads(file.read_text())
+        results = record["results"]
+        for name, calibration in (("mean", "probe"), ("accuracy", "probe"), ("mean", "none")):
+            new = results[name][0] | {"fc": False, "calibration": calibration, "score": "combined"}
+            results[name].append(new | ({"auroc": 0.99} if name == "mean" else {"few": 0.6}))
+        file.write_text(json.dumps(record))
+    both = ["--score", "energy", "probe/combined", "--columns", *NARROW]
+    head, rows, note = show(capsys, tmp_path, "digits", "digits_default", *both)
+    assert head == ["", "AUROC ↑", "FPR95 ↓", "ACC ↑", "many ↑", "medium ↑", "few ↑"]
+    assert rows[0] == ["PATT, energy (the paper's)", "90.00", "50.00", "75.00", "90.00", "70.00", "-"]
+    assert rows[1] == ["PATT, probe / combined (ours)", "99.00", "50.00", "75.00", "90.00", "70.00", "60.00"]
+    assert [row[0] for row in rows[2:]] == [
+        "plain cross-entropy, energy",
+        "plain cross-entropy, probe / combined",
+    ]
+    with pytest.raises(InputError, match="patt-seed0.json has no result of probe/msp; it has none/energy"):
+        show(capsys, tmp_path, "digits", "digits_default", "--score", "probe/msp")
+    few = ["--rows", "ce", "--score", "energy", "fc/energy", "--columns", "few"]
+    assert [row[0] for row in show(capsys, tmp_path, "digits", "digits_default", *few)[1]] == [
+        "plain cross-entropy",
+        "plain cross-entropy, FC",
+    ]
+    with pytest.raises(InputError, match="no row oe"):
+        show(capsys, tmp_path, "digits", "digits_default", "--rows", "oe")
+
+
+def write_run(folder, seed, auroc, **settings):
+    """A run directory as train.py and test.py leave it, as far as tables read it."""
+    write_record(folder.parent, "patt", seed, auroc, group="made")
+    made = json.loads((folder.parent / "made" / f"patt-seed{seed}.json").read_text())
+    folder.mkdir(parents=True)
+    (folder / "args.json").write_text(json.dumps(made["args"] | settings | {"srp": str(folder)}))
+    (folder / "log.jsonl").write_text('{"seconds": 60.0}\n{"seconds": 30.0}\n')
+    (folder / "results.json").write_text(json.dumps(made["results"] | {"checkpoint": str(folder)}))
+
+
+def test_any_run_directories_can_be_tabulated(tmp_path, capsys):
+    """Those that differ in the seed alone share a row."""
+    write_run(tmp_path / "a" / "seed0", 0, 0.9)
+    write_run(tmp_path / "a" / "seed1", 1, 0.8)
+    write_run(tmp_path / "b" / "other_3", 3, 0.7, lr=0.1)
+    folders = [str(tmp_path / name) for name in ("a/seed0", "b/other_3", "a/seed1")]
+    chosen = ["--score", "energy", "--columns", "n", "AUROC", "minutes"]
+    table.main(["--runs", *folders, *chosen])
+    head, first, second, *rest = capsys.readouterr().out.splitlines()
+    assert head.split() == ["n", "AUROC", "↑", "training,", "minutes"]
+    assert first.split() == [str(tmp_path / "a"), "2", "85.00", "±", "7.07", "1.5"]
+    assert second.split() == [str(tmp_path / "b" / "other_3"), "1", "70.00", "1.5"]
+    assert "seeds 0, 1, 3" in rest[-1]
+    for kind, sign in (("markdown", "85.00 ± 7.07 |"), ("latex", r"85.00 $\pm$ 7.07 &")):
+        table.main(["--runs", *folders, *chosen, "--format", kind])
+        assert sign in capsys.readouterr().out
+    (tmp_path / "a" / "seed0" / "results.json").unlink()
+    with pytest.raises(InputError, match="no results.json; evaluate the run first"):
+        table.main(["--runs", *folders])
+    (tmp_path / "b" / "other_3" / "args.json").write_text("{")
+    with pytest.raises(InputError, match="other_3 cannot be read as a run directory"):
+        table.main(["--runs", *folders[1:]])
 
 
 def test_a_stale_table_is_found_and_mended(tmp_path, monkeypatch):
@@ -98,26 +178,38 @@ def test_a_stale_table_is_found_and_mended(tmp_path, monkeypatch):
         table.main(["--check", *flags])
 
 
-def test_reduced_and_stand_in_rows_are_labelled(tmp_path):
+def test_a_marker_chooses_rows_and_columns(tmp_path):
+    for row in ("patt", "ce", "oe"):
+        write_record(tmp_path, row, 0, 0.9)
+    marker = "<!-- table: digits digits_default --rows ce --score fc/energy --columns AUROC few -->\n"
+    made = table.regenerate(f"{marker}old\n<!-- end -->\n", tmp_path)
+    assert "|  | AUROC ↑ | few ↑ |\n|---|---|---|\n| plain cross-entropy, FC | 80.00 | - |\n\n" in made
+    assert made.startswith(marker) and made.endswith("<!-- end -->\n")
+    with pytest.raises(InputError, match="a table's marker.*AUROX"):
+        table.regenerate(marker.replace("AUROC", "AUROX") + "<!-- end -->\n", tmp_path)
+
+
+def test_reduced_and_stand_in_rows_are_labelled(tmp_path, capsys):
     write_record(tmp_path, "patt", 0, 0.9, group="cifar10_ResNet20_e4")
     file = tmp_path / "cifar10_ResNet20_e4" / "patt-seed0.json"
     record = json.loads(file.read_text())
     record["args"] |= {"ds": "cifar10", "model": "ResNet20", "epochs": 4}
     file.write_text(json.dumps(record))
-    note = table.runs_table(tmp_path, "ablation", "cifar10_ResNet20_e4")[2]
+    note = show(capsys, tmp_path, "ablation", "cifar10_ResNet20_e4")[2]
     assert "Reduced protocol" in note and "Stand-in" in note
 
 
 def test_latex_escapes_and_keeps_the_numbers():
-    text = table.latex(["row", "FC", "AUROC ↑"], [["a_b & c", "yes", "90.00 ± 1.00"]], "note")
+    made = table.Table(["row", "FC", "AUROC ↑"], [["a_b & c", "yes", "90.00 ± 1.00"]], "note")
+    text = table.latex(made)
     assert r"a\_b \& c & yes & 90.00 $\pm$ 1.00 \\" in text and r"AUROC $\uparrow$" in text
 
 
 def test_an_unknown_table_is_refused(tmp_path):
     with pytest.raises(InputError, match="no table"):
-        table.build("nothing here", tmp_path)
+        table.main(["--show", "nothing", "here"])
     with pytest.raises(InputError, match="no result files"):
-        table.build("digits nowhere", tmp_path)
+        table.main(["--show", "digits", "nowhere", "--results", str(tmp_path)])
 
 
 @pytest.mark.parametrize("name", reproduce.TABLES)
@@ -153,7 +245,10 @@ def test_runs_are_done_once_and_collected(tmp_path, capsys, monkeypatch):
     before = [f.stat().st_mtime_ns for f in sorted((tmp_path / "runs").rglob("results.json"))]
     capsys.readouterr()
     reproduce.main(flags)
-    assert "1 runs, 1 finished" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "1 runs, 1 finished" in said
+    table.main(shlex.split(said.splitlines()[-1].partition("python -m benchmarks.table")[2]))
+    assert "plain cross-entropy" in capsys.readouterr().out
     assert before == [f.stat().st_mtime_ns for f in sorted((tmp_path / "runs").rglob("results.json"))]
 
 
@@ -194,7 +289,7 @@ def test_flags_that_would_mix_results_up_are_refused(flags, words):
         reproduce.parse_args(flags)
 
 
-def test_imagenet_runs_are_collected_without_their_folders(tmp_path):
+def test_imagenet_runs_are_collected_without_their_folders(tmp_path, capsys):
     """Settings as train_imagenet.py writes them, results as any run has them."""
     lists = ["--txtt", "/here/train.txt", "--iidp", "/here/images"]
     settings = {
@@ -213,7 +308,7 @@ def test_imagenet_runs_are_collected_without_their_folders(tmp_path):
     (run.folder / "results.json").write_text(json.dumps(made["results"] | {"checkpoint": "/here/run"}))
     reproduce.collect(run, tmp_path)
     assert "/here" not in (tmp_path / "imagenet" / "patt-seed3.json").read_text()
-    head, rows, note = table.runs_table(tmp_path, "imagenet", "imagenet")
-    assert rows[0][head.index("AUROC ↑")] == "90.00" and rows[0][head.index("minutes")] == "1.5"
+    head, rows, note = show(capsys, tmp_path, "imagenet", "imagenet")
+    assert rows[0][head.index("AUROC ↑")] == "90.00" and rows[0][head.index("training, minutes")] == "1.5"
     assert note.startswith("imagenet, ResNet50, 100 epochs, 12 training images")
     assert "Reduced" not in note and "Stand-in" in note  # ImageNet-LT's list has 115,846 images

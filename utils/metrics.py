@@ -8,7 +8,22 @@ from sklearn.metrics import average_precision_score, f1_score, roc_auc_score, ro
 
 from utils.errors import InputError
 
-OOD_METRICS = ("auroc", "aupr_in", "aupr_out", "fpr95", "fpr95_id")
+# The columns of every table, in their order.
+OOD_COLUMNS = {
+    "auroc": "AUROC ↑",
+    "aupr_out": "AUPR-out ↑",
+    "aupr_in": "AUPR-in ↑",
+    "fpr95": "FPR95 ↓",
+    "fpr95_id": "FPR95-ID ↓",
+}
+ACCURACY_COLUMNS = {
+    "all": "ACC ↑",
+    "many": "many ↑",
+    "medium": "medium ↑",
+    "few": "few ↑",
+    "macro_f1": "macro-F1 ↑",
+}
+OOD_METRICS = tuple(OOD_COLUMNS)
 
 
 def ood_metrics(id_scores, ood_scores):
@@ -38,8 +53,8 @@ def ood_metrics(id_scores, ood_scores):
     is_ood = np.concatenate([np.zeros(len(id_scores)), np.ones(len(ood_scores))])
     return {
         "auroc": float(roc_auc_score(is_ood, scores)),
-        "aupr_in": float(average_precision_score(1 - is_ood, -scores)),
         "aupr_out": float(average_precision_score(is_ood, scores)),
+        "aupr_in": float(average_precision_score(1 - is_ood, -scores)),
         "fpr95": _fpr_at_recall(is_ood, scores, 0.95),
         "fpr95_id": _fpr_at_recall(1 - is_ood, -scores, 0.95),
     }

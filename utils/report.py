@@ -6,23 +6,14 @@ from pathlib import Path
 import numpy as np
 
 from utils.errors import InputError
-from utils.metrics import OOD_METRICS
+from utils.metrics import ACCURACY_COLUMNS, OOD_COLUMNS, OOD_METRICS
 from utils.plots import plot_roc, plot_score_histograms
 from utils.run.runlog import write_text
-
-HEADERS = {
-    "auroc": "AUROC ↑",
-    "aupr_in": "AUPR-in ↑",
-    "aupr_out": "AUPR-out ↑",
-    "fpr95": "FPR95 ↓",
-    "fpr95_id": "FPR95-ID ↓",
-}
-SHOTS = ("all", "many", "medium", "few", "macro_f1")
 
 
 def markdown_tables(results, score):
     """The OOD table and the accuracy table of one score, in percent with two decimals."""
-    head = ["OOD set", "FC", "ID / OOD images", *(HEADERS[m] for m in OOD_METRICS)]
+    head = ["OOD set", "FC", "ID / OOD images", *OOD_COLUMNS.values()]
     lines = []
     for mean in (m for m in results["mean"] if m["score"] == score):
         fc = mean["fc"]
@@ -36,7 +27,7 @@ def markdown_tables(results, score):
                 ]
             )
         lines.append(["**mean**", _yes(fc), "", *(_percent(mean[m]) for m in OOD_METRICS)])
-    accuracy = [[_yes(a["fc"]), *(_percent(a[s]) for s in SHOTS)] for a in results["accuracy"]]
+    accuracy = [[_yes(a["fc"]), *(_percent(a[s]) for s in ACCURACY_COLUMNS)] for a in results["accuracy"]]
     note = (
         f"Percent; OOD is the positive class; score: {score}. FPR95: share of ID flagged where "
         "95 % of OOD is caught."
@@ -48,7 +39,7 @@ def markdown_tables(results, score):
             "",
             note,
             "",
-            _table(["FC", "ACC ↑", "many ↑", "medium ↑", "few ↑", "macro-F1 ↑"], accuracy),
+            _table(["FC", *ACCURACY_COLUMNS.values()], accuracy),
         ]
     )
 
