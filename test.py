@@ -27,6 +27,7 @@ from datasets.registry import (
     load_split,
     load_surrogate_outliers,
 )
+from datasets.scood import RESIZE_MODES
 from models import FAMILIES, build_model
 from utils import flags
 from utils.distributed import autocast, finish, in_main, start
@@ -60,7 +61,7 @@ def main(argv=None):
     in_main(compute, lambda: writable_folder(out))
 
     # Read everything first: what is missing shows before any work is done.
-    ood_sets = load_ood(ds, args.dout or DEFAULT_OOD_SETS[ds], args.drp)
+    ood_sets = load_ood(ds, args.dout or DEFAULT_OOD_SETS[ds], args.drp, args.ood_resize)
     test = load_split(ds, args.drp, train=False)
     train = load_long_tailed(ds, args.drp, known["rho"])
     if known["val_fraction"]:
@@ -107,6 +108,7 @@ def main(argv=None):
         results, scores = evaluate(classifier, test_features, ood_features, attentions, class_counts.tolist())
         about = {"dataset": ds, "checkpoint": str(args.ckpt_path), "class_counts": class_counts.tolist()}
         about |= {"calibration_split": args.calibration_split if args.FC else None, "tnorm": args.tnorm}
+        about["ood_resize"] = args.ood_resize
         report(about | results | {"environment": environment(compute.device)}, scores, args.score, out)
     finish()
 
@@ -124,6 +126,13 @@ def parse_args(argv=None):
     )
     parser.add_argument(
         "--dout", nargs="+", metavar="SET", help="OOD sets that have a list; default: the paper's six"
+    )
+    parser.add_argument(
+        "--ood_resize",
+        choices=RESIZE_MODES,
+        default=RESIZE_MODES[0],
+        help="OOD images that are not 32 x 32: squash them to it, as published tables do, or resize the "
+        "shorter side and crop the centre",
     )
     flags.add_evaluation_flags(parser, tuple(SCORES))
     parser.add_argument(

@@ -25,7 +25,7 @@ from datasets.decoding import (
     open_image,
     resized_crops,
 )
-from datasets.image_list import find_missing, read_image_list
+from datasets.image_list import MAX_LABEL, find_missing, read_image_list
 from datasets.loader import Batch
 from datasets.normalization import IMAGENET_NORMALIZATION
 from datasets.randomness import epoch_indices, mixed_seed, step_generator
@@ -60,20 +60,16 @@ def load_files(
         InputError: see :func:`datasets.image_list.read_image_list`; missing files, by count and first names;
             labels out of range.
     """
-    paths, labels = read_image_list(list_path, root, labelled)
+    allowed = range(MAX_LABEL + 1 if num_classes is None else num_classes)
+    paths, labels = read_image_list(list_path, root, allowed if labelled else None)
     if missing := find_missing(paths, root):
         raise InputError(
             f"{list_path}: {len(missing):,} of {len(paths):,} files are not under {root}, such as "
             f"{missing[0]}"
         )
-    if labelled:
-        counts = torch.bincount(labels.clamp(min=0))
-        if labels.min() < 0 or (num_classes is not None and len(counts) > num_classes):
-            wrong = int(labels.min() if labels.min() < 0 else labels.max())
-            raise InputError(
-                f"{list_path}: label {wrong} is not one of the {num_classes or len(counts)} classes"
-            )
-        if num_classes is None and (counts == 0).any():
+    if labelled and num_classes is None:
+        counts = torch.bincount(labels)
+        if (counts == 0).any():
             raise InputError(f"{list_path}: class {int(counts.argmin())} of {len(counts)} has no image")
     return ImageFiles(Path(root), paths, labels)
 

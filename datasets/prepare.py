@@ -10,7 +10,7 @@ import argparse
 import os
 from pathlib import Path
 
-from datasets.cifar import RELEASES, SITE, unpack_cifar
+from datasets.cifar import NUM_CLASSES, RELEASES, SITE, unpack_cifar
 from datasets.files.archives import unpack
 from datasets.files.checks import inner_path, os_reason, shown
 from datasets.files.download import download
@@ -121,7 +121,8 @@ def prepare_scood(root: Path, archive: Path | None) -> bool:
             complete = False
             continue
         for name in names:
-            print(f"scood: {check_list(list_path(benchmark, name, root), image_root(root))}")
+            labels = range(-1, NUM_CLASSES[benchmark])
+            print(f"scood: {check_list(list_path(benchmark, name, root), image_root(root), labels)}")
     if not complete:
         ten, hundred = (", ".join(DEFAULT_SETS[benchmark]) for benchmark in ("cifar10", "cifar100"))
         print(
@@ -181,10 +182,14 @@ def build_list(class_ids: Path, images: Path, out: Path) -> str:
     return f"imagenet: wrote {out}, {len(lines):,} pictures of {len(ids):,} classes"
 
 
-def check_list(path: Path, images: Path) -> str:
-    """Returns a report that all of a list's files are there; raises InputError with the count of those
-    missing."""
-    paths, _ = read_image_list(path, images, labelled=False)
+def check_list(path: Path, images: Path, labels: range | None = None) -> str:
+    """Returns a report that all files of a list are in the folder ``images``.
+
+    Raises:
+        InputError: files are missing (the message counts them), a label is not in ``labels`` (None: labels
+            are not looked at), or the list cannot be read.
+    """
+    paths, _ = read_image_list(path, images, labels)
     if missing := find_missing(paths, images):
         first = ", ".join(map(shown, missing[:5]))
         raise InputError(

@@ -62,14 +62,17 @@ def load_surrogate_outliers(name, root, limit):
     return load_digits_outliers(min(limit, NUM_OUTLIERS)) if name == "digits" else load_outliers(root, limit)
 
 
-def load_ood(name, sets, root):
+def load_ood(name, sets, root, resize="squash"):
     """OOD test sets: dict of set name to :class:`ImageSet`; labels >= 0 are semantically in-distribution, -1
-    is OOD.
+    is OOD. ``resize`` is explained at :func:`datasets.scood.load_ood_sets`.
 
     Raises:
         InputError: a set that is not there, before any is loaded, or that has no OOD image.
     """
-    loaded = load_digits_ood(sets) if name == "digits" else load_ood_sets(name, sets, root)
+    if name == "digits":
+        loaded = load_digits_ood(sets)
+    else:
+        loaded = load_ood_sets(name, sets, root, NUM_CLASSES[name], resize)
     for set_name, images in loaded.items():
         if not bool((images.labels < 0).any()):
             raise InputError(f"the OOD set {set_name} has no image that is out of distribution")

@@ -22,15 +22,14 @@ DEFAULT_SETS = {
     "cifar100": ("cifar10", "lsun", "places365", "svhn", "texture", "tin"),
 }
 SIZE = 32
-MAX_IMAGES = 1_000_000  # a set is held in memory, 3 kB an image
-MAX_PIXELS = (
-    25_000_000  # of one image, as stored and as resized; a picture of a few kB can unpack to gigabytes
-)
+RESIZE_MODES = ("squash", "crop")
+MAX_IMAGES = 1_000_000  # a set is held in memory, 3 kB per image
+MAX_PIXELS = 25_000_000  # of one image, as stored and as resized; a few kB can unpack to gigabytes
 _FORMATS = ("PNG", "JPEG", "BMP", "PPM", "WEBP")  # Pillow also has formats that start other programs
 
 
 def list_path(benchmark: str, name: str, root: Path) -> Path:
-    """Where the list of one set belongs."""
+    """The path of one set's list."""
     return Path(root) / "data" / "imglist" / f"benchmark_{benchmark}" / f"test_{name}.txt"
 
 
@@ -39,12 +38,15 @@ def image_root(root: Path) -> Path:
     return Path(root) / "data" / "images"
 
 
-def load_ood_sets(benchmark: str, names: list[str], root: Path) -> dict[str, ImageSet]:
+def load_ood_sets(
+    benchmark: str, names: list[str], root: Path, num_classes: int, resize: str = "squash"
+) -> dict[str, ImageSet]:
     """Reads test sets: name -> images uint8 (N, 3, 32, 32) and labels int64 (N,), the lists' ``sc_label``.
 
-    A label of -1 means out of distribution; any other says which class of ``benchmark`` the image belongs to.
-    Images of another size are brought to 32 x 32 as the benchmark's authors do: the shorter side resized to
-    32 (bilinear, antialiased), then the centre.
+    A label of -1 means out of distribution; any other, below ``num_classes``, says which class of
+    ``benchmark`` the image belongs to. Images of another size are resized (bilinear, antialiased):
+    ``squash`` to 32 x 32 whatever their shape, as the code behind the published tables does; ``crop`` to 32
+    pixels on the shorter side, of which the centre is kept.
 
     Raises:
         InputError: a set has no list (the message names all sets that are there and are not), a list cannot
@@ -60,15 +62,17 @@ def load_ood_sets(benchmark: str, names: list[str], root: Path) -> dict[str, Ima
             f"{', '.join(there) or 'none'} (`python -m datasets.prepare scood --drp {root}` says "
             "what belongs there)"
         )
-    lists = {name: _check_list(list_path(benchmark, name, root), image_root(root)) for name in names}
+    lists = {
+        name: _check_list(list_path(benchmark, name, root), image_root(root), num_classes) for name in names
+    }
     return {
-        name: ImageSet(_read_images(image_root(root), paths, name), labels)
+        name: ImageSet(_read_images(image_root(root), paths, name, resize), labels)
         for name, (paths, labels) in lists.items()
     }
 
 
-def _check_list(path: Path, folder: Path) -> tuple[list[str], torch.Tensor]:
-    paths, labels = read_image_list(path, folder)
+def _check_list(path: Path, folder: Path, num_classes: int) -> tuple[list[str], torch.Tensor]:
+    paths, labels = read_image_list(path, folder, range(-1, num_classes))
     if len(paths) > MAX_IMAGES:
         raise InputError(f"{path} lists {len(paths):,} images, above the bound of {MAX_IMAGES:,}")
     if missing := find_missing(paths, folder):
@@ -77,17 +81,19 @@ def _check_list(path: Path, folder: Path) -> tuple[list[str], torch.Tensor]:
     return paths, labels
 
 
-def _read_images(folder: Path, paths: list[str], name: str) -> torch.Tensor:
+def _read_images(folder: Path, paths: list[str], name: str, resize: str) -> torch.Tensor:
     images = np.empty((len(paths), SIZE, SIZE, 3), dtype=np.uint8)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        read = pool.map(lambda path: read_image(folder / path), paths)
+        read = pool.map(lambda path: read_image(folder / path, resize), paths)
         for i, image in enumerate(tqdm(read, f"reading {name}", len(paths), leave=False, disable=None)):
             images[i] = image
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
 
 
-def read_image(path: Path) -> np.ndarray:
+def read_image(path: Path, resize: str = "squash") -> np.ndarray:
     """Decodes one image to upright RGB, uint8 (32, 32, 3); see :func:`datasets.pixels.upright_rgb`.
+
+    ``resize`` is one of ``RESIZE_MODES``, explained at :func:`load_ood_sets`.
 
     Raises:
         InputError: the file is missing, unreadable or too large, or its pixels have no known white.
@@ -107,8 +113,7 @@ def read_image(path: Path) -> np.ndarray:
         raise InputError(
             f"the image {path} cannot be read: {str(error)[:200] or type(error).__name__}"
         ) from error
-    if image.size != (SIZE, SIZE):
-        image = functional.center_crop(
-            functional.resize(image, SIZE), SIZE
-        )  # bilinear is torchvision's default
+    if image.size != (SIZE, SIZE):  # bilinear is torchvision's default
+        image = functional.resize(image, [SIZE, SIZE] if resize == "squash" else SIZE)
+        image = functional.center_crop(image, SIZE)
     return np.asarray(image)

@@ -148,6 +148,7 @@ def test_the_papers_command_lines(ds, settings, data, tmp_path, capsys, monkeypa
     printed = capsys.readouterr().out
     results = json.loads((out / "results.json").read_text())
     assert {"dataset", "checkpoint", "rows", "mean", "accuracy", "environment"} <= results.keys()
+    assert results["ood_resize"] == "squash"
     assert (
         len(results["rows"]) == 6 * 2 * 3 and len(results["mean"]) == 2 * 3 and len(results["accuracy"]) == 2
     )

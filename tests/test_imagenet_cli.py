@@ -209,6 +209,13 @@ def test_wrong_training_lists_are_refused(lines, words, data, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_test_label_beyond_the_classes_is_refused_with_its_line(data, tmp_path):
+    root = Path(data[data.index("--iidp") + 1])
+    (tmp_path / "list.txt").write_text("train/0/0.jpg 2\ntrain/0/1.jpg 3\n")
+    with pytest.raises(InputError, match=r"list.txt, line 2: .*has the label 3, outside 0\.\.2$"):
+        load_files(tmp_path / "list.txt", root, num_classes=3)
+
+
 def test_what_does_not_fit_the_checkpoint_is_refused(trained, data, tmp_path, capsys):
     flags = [*SMALL, *data, "--ckpt_path", trained, "--srp", tmp_path]
     root = data[data.index("--iidp") + 1]

@@ -415,6 +415,10 @@ def test_scood_from_an_archive_fetched_by_hand(tmp_path, capsys):
     write_zip(tmp_path / "scood.zip", members)
     prepare.main(["scood", "--drp", str(tmp_path / "root"), "--archive", str(tmp_path / "scood.zip")])
     assert capsys.readouterr().out.count("all 1 files") == 12
+    list_path = tmp_path / "root" / "data" / "imglist" / "benchmark_cifar10" / "test_tin.txt"
+    list_path.write_text("x/1.png 10\n")
+    with pytest.raises(InputError, match="test_tin.txt, line 1: .*label 10, outside"):
+        prepare.main(["scood", "--drp", str(tmp_path / "root")])
 
 
 def test_cifar_is_downloaded_verified_and_unpacked(tmp_path, monkeypatch):

@@ -35,7 +35,7 @@ def write_set(root, name, labels, size=(32, 32)):
 def test_images_and_labels_in_the_order_of_the_list(tmp_path):
     images = write_set(tmp_path, "tin", [-1, 3, -1, 0, 9])
     write_set(tmp_path, "svhn", [-1, -1])
-    sets = load_ood_sets("cifar10", ["tin", "svhn"], tmp_path)
+    sets = load_ood_sets("cifar10", ["tin", "svhn"], tmp_path, 10)
     assert list(sets) == ["tin", "svhn"]
     assert sets["tin"].labels.tolist() == [-1, 3, -1, 0, 9] and sets["tin"].labels.dtype == torch.int64
     assert sets["tin"].images.dtype == torch.uint8 and sets["tin"].images.is_contiguous()
@@ -47,12 +47,46 @@ def test_the_default_sets_are_the_papers_six():
     assert all(len(names) == 6 and benchmark not in names for benchmark, names in DEFAULT_SETS.items())
 
 
+def halves(width, height):
+    """Left half black, right half white, with a grey column at the left and right edges."""
+    pixels = np.zeros((height, width, 3), np.uint8)
+    pixels[:, width // 2 :] = 255
+    pixels[:, :2] = pixels[:, -2:] = 128
+    return Image.fromarray(pixels)
+
+
+def test_images_that_are_not_square_are_squashed_whole_unless_asked_to_be_cropped(tmp_path):
+    halves(128, 64).save(tmp_path / "wide.png")
+    squashed = read_image(tmp_path / "wide.png")[..., 0].astype(int)
+    cropped = read_image(tmp_path / "wide.png", "crop")[..., 0].astype(int)
+    assert squashed.shape == cropped.shape == (32, 32)
+    assert 40 < squashed[5, 0] < 100 and 150 < squashed[5, 31] < 230  # the grey edges are still there
+    assert (cropped[:, :14] == 0).all() and (cropped[:, 18:] == 255).all()  # and here they are cut off
+
+
 @pytest.mark.parametrize("size", [(64, 48), (20, 50), (32, 33)])
-def test_other_sizes_are_resized_and_cropped(tmp_path, size):
+@pytest.mark.parametrize(
+    ("resize", "reference"),
+    [
+        ("squash", [transforms.Resize((32, 32))]),
+        ("crop", [transforms.Resize(32), transforms.CenterCrop(32)]),
+    ],
+)
+def test_other_sizes_are_resized_as_torchvision_does(tmp_path, size, resize, reference):
     image = write_set(tmp_path, "texture", [-1], size)[0]
-    expected = transforms.Compose([transforms.Resize(32), transforms.CenterCrop(32)])(Image.fromarray(image))
-    read = load_ood_sets("cifar10", ["texture"], tmp_path)["texture"].images[0]
+    expected = transforms.Compose(reference)(Image.fromarray(image))
+    read = load_ood_sets("cifar10", ["texture"], tmp_path, 10, resize)["texture"].images[0]
     assert np.array_equal(read.permute(1, 2, 0).numpy(), np.asarray(expected))
+
+
+def test_a_label_beyond_the_classes_is_refused_with_its_line(tmp_path):
+    write_set(tmp_path, "tin", [-1, 9, 57, -1])
+    with pytest.raises(InputError, match=r"test_tin.txt, line 3: .*has the label 57, outside -1\.\.9$"):
+        load_ood_sets("cifar10", ["tin"], tmp_path, 10)
+    (tmp_path / "data" / "imglist" / "benchmark_cifar10").rename(
+        tmp_path / "data" / "imglist" / "benchmark_cifar100"
+    )
+    assert load_ood_sets("cifar100", ["tin"], tmp_path, 100)["tin"].labels.tolist() == [-1, 9, 57, -1]
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "1"])
@@ -89,26 +123,26 @@ def test_missing_sets_are_named_with_those_that_are_there_before_anything_is_rea
     write_set(tmp_path, "svhn", [-1])
     (tmp_path / "data" / "images" / "tin" / "0.png").write_bytes(b"broken")
     with pytest.raises(InputError, match="'lsun', 'places'.*there are svhn, tin"):
-        load_ood_sets("cifar10", ["tin", "lsun", "places"], tmp_path)
+        load_ood_sets("cifar10", ["tin", "lsun", "places"], tmp_path, 10)
 
 
 def test_no_lists_at_all(tmp_path):
     with pytest.raises(InputError, match="there are none.*prepare scood"):
-        load_ood_sets("cifar100", ["tin"], tmp_path)
+        load_ood_sets("cifar100", ["tin"], tmp_path, 100)
 
 
 def test_a_set_name_is_no_path(tmp_path):
     write_set(tmp_path, "tin", [-1])
     (tmp_path / "data" / "imglist" / "benchmark_cifar10" / "test_").mkdir()
     with pytest.raises(InputError, match="no list for"):
-        load_ood_sets("cifar10", ["/../test_tin"], tmp_path)
+        load_ood_sets("cifar10", ["/../test_tin"], tmp_path, 10)
 
 
 def test_missing_images_are_counted(tmp_path):
     write_set(tmp_path, "tin", [-1] * 4)
     (tmp_path / "data" / "images" / "tin" / "2.png").unlink()
     with pytest.raises(InputError, match="1 of 4.*tin/2.png"):
-        load_ood_sets("cifar10", ["tin"], tmp_path)
+        load_ood_sets("cifar10", ["tin"], tmp_path, 10)
 
 
 @pytest.mark.parametrize("damage", ["empty", "truncated", "text", "postscript"])
@@ -121,7 +155,7 @@ def test_unreadable_images_are_named(tmp_path, damage):
         {"empty": b"", "truncated": raw[:500], "text": b"no image", "postscript": script}[damage]
     )
     with pytest.raises(InputError, match="tin/1.png cannot be read"):
-        load_ood_sets("cifar10", ["tin"], tmp_path)
+        load_ood_sets("cifar10", ["tin"], tmp_path, 10)
 
 
 def png(width, height):
@@ -163,7 +197,7 @@ def test_list_formats(tmp_path):
 def test_lists_without_labels(tmp_path):
     path = tmp_path / "list.txt"
     path.write_text('a/1.png\nb c/2.png\na/3.png 17\na/4.png {"sc_label": 2}\n')
-    paths, labels = read_image_list(path, tmp_path, labelled=False)
+    paths, labels = read_image_list(path, tmp_path, labels=None)
     assert paths == ["a/1.png", "b c/2.png", "a/3.png", "a/4.png"] and labels.tolist() == [-1] * 4
 
 
@@ -181,8 +215,8 @@ def test_lists_without_labels(tmp_path):
         (b"a.png x", "label"),
         (b"a.png 1_0", "label"),
         (b"a.png \xd9\xa3", "label"),  # a digit, in Arabic
-        (b"a.png -2", "label outside"),
-        (b"a.png 99999999", "label outside"),
+        (b"a.png -2", "label -2, outside"),
+        (b"a.png 99999999", "label 99999999, outside"),
         (b'a.png {"label": 1}', "sc_label"),
         (b'a.png {"sc_label": true}', "sc_label"),
         (b'a.png {"sc_label": 1.5}', "sc_label"),
@@ -227,25 +261,29 @@ def test_lists_that_are_no_files(tmp_path):
 
 def test_a_missing_root_is_named(tmp_path):
     (tmp_path / "list.txt").write_text("a.png 0\n")
-    with pytest.raises(InputError, match="nowhere is not there"):
+    with pytest.raises(InputError, match="nowhere is missing"):
         read_image_list(tmp_path / "list.txt", tmp_path / "nowhere")
 
 
-def test_links_may_not_leave_the_root(tmp_path):
-    root, path = tmp_path / "root", tmp_path / "list.txt"
+def test_links_that_the_folders_owner_made_are_followed(tmp_path):
+    root, disk, path = tmp_path / "root", tmp_path / "other disk", tmp_path / "list.txt"
     (root / "inside").mkdir(parents=True)
-    (tmp_path / "outside").mkdir()
-    for folder in (tmp_path / "outside", root / "inside"):
-        (folder / "x.png").write_bytes(b"")
-    (root / "folder").symlink_to(tmp_path / "outside")
-    (root / "inside" / "file.png").symlink_to(tmp_path / "outside" / "x.png")
-    (root / "good").symlink_to(root / "inside")
-    for entry in ("folder/x.png", "inside/file.png", "good/file.png"):
-        path.write_text(f"good/x.png 0\n{entry} 0\n")
-        with pytest.raises(InputError, match="leaves .* through a link"):
-            read_image_list(path, root)
-    path.write_text("good/x.png 0\n")
-    assert read_image_list(path, root)[0] == ["good/x.png"]
+    disk.mkdir()
+    Image.new("RGB", (4, 4)).save(disk / "x.png")
+    (root / "train").symlink_to(disk)  # a set on a disk of its own
+    (root / "inside" / "annexed.png").symlink_to(disk / "x.png")  # a file kept by git-annex or DVC
+    (root / "inside" / "dropped.png").symlink_to(disk / "no such file")
+    path.write_text("train/x.png 0\ninside/annexed.png 1\ninside/dropped.png 1\n")
+    paths, labels = read_image_list(path, root)
+    assert paths == ["train/x.png", "inside/annexed.png", "inside/dropped.png"] and labels.tolist() == [
+        0,
+        1,
+        1,
+    ]
+    assert find_missing(paths, root) == ["inside/dropped.png"]
+    path.write_text("train/../../list.txt 0\n")
+    with pytest.raises(InputError, match="climbs out"):
+        read_image_list(path, root)
 
 
 def test_the_root_may_be_a_link(tmp_path):
