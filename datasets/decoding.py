@@ -12,6 +12,9 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torchvision.io import ImageReadMode, decode_jpeg
 
+from datasets.files.checks import os_reason
+from datasets.pixels import why_unreadable
+
 # torchvision 0.29 announces the end of its decoders; they are the fastest there are until then.
 warnings.filterwarnings("ignore", message="The image decoding and encoding capabilities of TorchVision")
 
@@ -24,7 +27,7 @@ END_OF_JPEG = b"\xff\xd9"
 
 
 class Unreadable(Exception):
-    """A file without a whole image in it; the message says why."""
+    """A file without a whole image in it; the message is the reason, as in "X cannot be read: reason"."""
 
 
 class EncodedImage(NamedTuple):
@@ -50,20 +53,22 @@ def open_image(path: Path) -> EncodedImage:
     """
     try:
         status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_FILE_BYTES:
-            raise Unreadable(f"no image file of at most {MAX_FILE_BYTES:,} bytes")
+        if not stat.S_ISREG(status.st_mode):
+            raise Unreadable("it is not a file")
+        if not 0 < status.st_size <= MAX_FILE_BYTES:
+            raise Unreadable(f"it has {status.st_size:,} bytes; the bounds are 1 and {MAX_FILE_BYTES:,}")
         data = bytearray(status.st_size)
         with open(path, "rb") as file:
             del data[file.readinto(data) :]
     except (OSError, ValueError) as error:
-        raise Unreadable(str(error)) from error
+        raise Unreadable(os_reason(error)) from error
     try:
         picture = Image.open(io.BytesIO(data), formats=FORMATS)
     except Exception as error:  # a stranger's bytes: Pillow's parsers raise whatever their code trips over
-        raise Unreadable(f"no image: {error}") from error
+        raise Unreadable(why_unreadable(error, FORMATS)) from error
     width, height = picture.size
     if width * height > MAX_PIXELS or max(width, height) > MAX_ASPECT * min(width, height):
-        raise Unreadable(f"{width} x {height} pixels are refused")
+        raise Unreadable(f"{width} x {height} pixels are too many or too long a strip")
     orientation = _orientation(picture)
     plain = (
         picture.format in ("JPEG", "MPO")
@@ -105,7 +110,7 @@ def decode_image(encoded: EncodedImage, shrink: int = 1) -> torch.Tensor:
             picture = ImageOps.exif_transpose(picture)
         pixels = torch.frombuffer(bytearray(picture.convert("RGB").tobytes()), dtype=torch.uint8)
     except Exception as error:  # see open_image
-        raise Unreadable(f"cannot be decoded: {error}") from error
+        raise Unreadable(why_unreadable(error, FORMATS)) from error
     return pixels.view(-1, picture.width, 3).permute(2, 0, 1)
 
 
@@ -155,6 +160,15 @@ def central_crop(image: torch.Tensor, size: int) -> torch.Tensor:
         image = resize(image, short * height // width, short)
     top, left = (round((side - size) / 2) for side in image.shape[1:])
     return image[:, top : top + size, left : left + size]
+
+
+def read_again(path: Path) -> str:
+    """Why a file cannot be read, found by reading it once more."""
+    try:
+        decode_image(open_image(path))
+    except Unreadable as error:
+        return str(error)
+    return "it could be read when it was tried again"
 
 
 def decode_for_gpu(encoded: EncodedImage) -> torch.Tensor:

@@ -23,6 +23,7 @@ from datasets.decoding import (
     decode_image,
     decoding_shrink,
     open_image,
+    read_again,
     resized_crops,
 )
 from datasets.image_list import MAX_LABEL, find_missing, read_image_list
@@ -116,7 +117,7 @@ class FileReader:
         """Returns the numbers of the files used, one for each of ``indices``; the crops' boxes, int64 (n, V,
         4) of (top, left, height, width); and the list of ``decode(encoded image, its boxes)``.
 
-        Every file that could not be read is counted in ``unreadable`` by its path.
+        Every file that could not be read is counted in ``unreadable`` by its full path.
 
         Raises:
             InputError: no file of a class can be read.
@@ -131,7 +132,7 @@ class FileReader:
                 try:
                     decoded.append(decode(encoded, boxes[slot]))
                 except Unreadable:
-                    unreadable[self.files.paths[number]] += 1
+                    unreadable[self.files.root / self.files.paths[number]] += 1
                     number, encoded = next(candidates[slot])
                     boxes[slot] = self._draw_boxes([encoded], generator)[0]
                 else:
@@ -149,11 +150,12 @@ class FileReader:
             try:
                 encoded = open_image(self.files.root / self.files.paths[number])
             except Unreadable:
-                unreadable[self.files.paths[number]] += 1
+                unreadable[self.files.root / self.files.paths[number]] += 1
             else:
                 yield number, encoded
-        first = self.files.paths[index]
-        raise InputError(f"none of the {size} files in line for {first} under {self.files.root} can be read")
+        first = self.files.root / self.files.paths[index]
+        reason = f"the reason for that one: {read_again(first)}"
+        raise InputError(f"none of the {size} files in line for {first} can be read; {reason}")
 
     def _draw_boxes(self, images, generator):
         heights, widths = (
@@ -207,7 +209,7 @@ class FileTrainLoader:
         num_workers: processes that read; 0 reads in this one.
 
     Attributes:
-        unreadable: how often each file that cannot be read was met (and replaced), by path.
+        unreadable: how often each file that cannot be read was met (and replaced), by its full path.
     """
 
     def __init__(
@@ -291,7 +293,8 @@ class FileTrainLoader:
             return []
         names = ", ".join(f"{path} ({times}x)" for path, times in self.unreadable.most_common(5))
         more = f" and {len(self.unreadable) - 5} more" if len(self.unreadable) > 5 else ""
-        return [f"warning: {len(self.unreadable)} files cannot be read and were replaced: {names}{more}"]
+        counted = f"{len(self.unreadable)} files cannot be read and were replaced"
+        return [f"warning: {counted}: {names}{more}; {_reason(self.unreadable)}"]
 
     def epoch(self, epoch, start_step=0):
         """Iterates over the batches of an epoch, from ``start_step`` on.
@@ -413,8 +416,15 @@ class FileTrainLoader:
             raise InputError(
                 f"{self.unreadable.total():,} of the {self.files_read:,} files read so far cannot "
                 "be read, more than "
-                f"{UNREADABLE_SHARE:.0%}; among them {', '.join(list(self.unreadable)[:3])}"
+                f"{UNREADABLE_SHARE:.0%}; among them {', '.join(map(str, list(self.unreadable)[:3]))}; "
+                f"{_reason(self.unreadable)}"
             )
+
+
+def _reason(unreadable):
+    """Why the file that was met most often cannot be read."""
+    path = max(unreadable, key=unreadable.get)
+    return f"the reason for {path}: {read_again(path)}"
 
 
 class EvalImages:
@@ -458,5 +468,5 @@ class EvalImages:
             try:
                 images.append(central_crop(decode_image(open_image(path)), self.image_size))
             except Unreadable as error:
-                raise InputError(f"{path} {error}") from error
+                raise InputError(f"{path} cannot be read: {error}") from error
         return torch.stack(images)

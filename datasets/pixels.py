@@ -1,8 +1,14 @@
-"""What every reader of image files makes of a decoded picture: upright, 8-bit RGB."""
+"""What the readers of image files share: upright 8-bit RGB pixels, and the reason where there are none."""
+
+from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError, features
 
+from datasets.files.checks import os_reason
+from utils.errors import first_line
+
+_DECODERS = {"JPEG": "jpg", "PNG": "zlib", "WEBP": "webp"}  # what Pillow can be built without
 EXIF_ORIENTATION = 0x0112
 _TO_UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -49,3 +55,12 @@ def upright_rgb(picture: Image.Image) -> Image.Image:
         picture = Image.fromarray((values >> 8).astype(np.uint8))
     rgb = picture.convert("RGB")
     return rgb if turn is None else rgb.transpose(turn)
+
+
+def why_unreadable(error: Exception, formats: Sequence[str]) -> str:
+    """What kept Pillow from opening or decoding a file of one of ``formats``, in one line."""
+    if isinstance(error, UnidentifiedImageError):  # its own words name a Python object instead of the file
+        lacking = [name for name in formats if name in _DECODERS and not features.check(_DECODERS[name])]
+        missing = f"; this Pillow was built without a decoder for {', '.join(lacking)}" if lacking else ""
+        return f"it is no image of the formats {', '.join(formats)}{missing}"
+    return os_reason(error) if isinstance(error, OSError) else first_line(error)

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from datasets import ImageSet
 from datasets.files.checks import require_file, shown
 from datasets.image_list import find_missing, read_image_list
-from datasets.pixels import upright_rgb
+from datasets.pixels import upright_rgb, why_unreadable
 from utils.errors import InputError
 
 DEFAULT_SETS = {
@@ -98,7 +98,8 @@ def read_image(path: Path, resize: str = "squash") -> np.ndarray:
     Raises:
         InputError: the file is missing, unreadable or too large, or its pixels have no known white.
     """
-    require_file(path, "the image")
+    if not require_file(path, "the image"):
+        raise InputError(f"the image {path} cannot be read: it is empty")
     try:
         with Image.open(path, formats=_FORMATS) as image:
             short, long = sorted(image.size)  # known from the header, before anything is decoded
@@ -110,9 +111,7 @@ def read_image(path: Path, resize: str = "squash") -> np.ndarray:
     except InputError:
         raise
     except Exception as error:  # Pillow's decoders raise many kinds for a damaged file
-        raise InputError(
-            f"the image {path} cannot be read: {str(error)[:200] or type(error).__name__}"
-        ) from error
+        raise InputError(f"the image {path} cannot be read: {why_unreadable(error, _FORMATS)}") from error
     if image.size != (SIZE, SIZE):  # bilinear is torchvision's default
         image = functional.resize(image, [SIZE, SIZE] if resize == "squash" else SIZE)
         image = functional.center_crop(image, SIZE)

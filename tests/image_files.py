@@ -1,8 +1,13 @@
 """Image files, good and bad, that several tests make."""
 
+import contextlib
 import io
+import os
+import shutil
 import struct
+import tempfile
 import zlib
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -17,6 +22,24 @@ def photograph(seed, height=40, width=56):
 def truncate(path, share=0.6):
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * share)])
+
+
+@contextlib.contextmanager
+def locked_file(name):
+    """A file that may not be read, even where the tests run as root, whom modes do not stop."""
+    folder = Path(tempfile.mkdtemp())
+    try:
+        folder.chmod(0o755)
+        photograph(0).save(folder / name)
+        (folder / name).chmod(0)
+        user = os.geteuid()
+        os.seteuid(65_534 if user == 0 else user)
+        try:
+            yield folder / name
+        finally:
+            os.seteuid(user)
+    finally:
+        shutil.rmtree(folder)
 
 
 def png_header(width, height):

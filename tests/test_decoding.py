@@ -1,10 +1,11 @@
 import os
+import re
 
 import numpy as np
 import pytest
 import torch
-from image_files import UNREADABLE, photograph, truncate
-from PIL import Image
+from image_files import UNREADABLE, locked_file, photograph, truncate
+from PIL import Image, WebPImagePlugin, features
 from torchvision.transforms import v2
 
 from datasets.decoding import (
@@ -13,6 +14,7 @@ from datasets.decoding import (
     decode_image,
     decoding_shrink,
     open_image,
+    read_again,
     resized_crops,
 )
 
@@ -80,6 +82,34 @@ def test_unreadable_files_are_refused(tmp_path, kind):
     (tmp_path / "a.jpg").write_bytes(UNREADABLE[kind])
     with pytest.raises(Unreadable):
         decode_image(open_image(tmp_path / "a.jpg"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("empty", "it has 0 bytes"),
+        ("text", "it is no image of the formats JPEG, PNG"),
+        ("truncated", "truncated"),
+        ("gigabytes", "60,000 x 60,000|bomb"),
+        ("a strip", "60000 x 10 pixels"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_the_reason_is_told(tmp_path, kind, reason):
+    (tmp_path / "a.jpg").write_bytes(UNREADABLE[kind])
+    assert re.search(reason, read_again(tmp_path / "a.jpg"))
+
+
+def test_the_reason_of_other_accidents(tmp_path, monkeypatch):
+    assert read_again(tmp_path / "a.jpg") == "No such file or directory"
+    assert read_again(tmp_path) == "it is not a file"
+    with locked_file("a.png") as path:
+        assert read_again(path) == "Permission denied"
+    photograph(1).save(tmp_path / "a.webp")
+    monkeypatch.setattr(WebPImagePlugin, "SUPPORTED", False)
+    monkeypatch.setattr(features, "check", lambda name: name != "webp")
+    with pytest.warns(match="WEBP support not installed"):
+        assert read_again(tmp_path / "a.webp").endswith("this Pillow was built without a decoder for WEBP")
 
 
 def test_missing_files_folders_and_pipes_are_refused(tmp_path):

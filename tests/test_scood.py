@@ -5,6 +5,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
+from image_files import locked_file
 from PIL import Image
 from torchvision import transforms
 
@@ -145,8 +146,16 @@ def test_missing_images_are_counted(tmp_path):
         load_ood_sets("cifar10", ["tin"], tmp_path, 10)
 
 
-@pytest.mark.parametrize("damage", ["empty", "truncated", "text", "postscript"])
-def test_unreadable_images_are_named(tmp_path, damage):
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        ("empty", "it is empty"),
+        ("truncated", "truncated"),
+        ("text", "it is no image of the formats PNG, JPEG, BMP, PPM, WEBP$"),
+        ("postscript", "it is no image of the formats"),
+    ],
+)
+def test_unreadable_images_are_named_with_the_reason(tmp_path, damage, reason):
     write_set(tmp_path, "tin", [-1] * 2)
     path = tmp_path / "data" / "images" / "tin" / "1.png"
     raw = path.read_bytes()
@@ -154,8 +163,16 @@ def test_unreadable_images_are_named(tmp_path, damage):
     path.write_bytes(
         {"empty": b"", "truncated": raw[:500], "text": b"no image", "postscript": script}[damage]
     )
-    with pytest.raises(InputError, match="tin/1.png cannot be read"):
+    with pytest.raises(InputError, match=f"tin/1.png cannot be read: .*{reason}"):
         load_ood_sets("cifar10", ["tin"], tmp_path, 10)
+
+
+def test_images_that_may_not_be_read(tmp_path):
+    with (
+        locked_file("a.png") as path,
+        pytest.raises(InputError, match="a.png cannot be read: Permission denied$"),
+    ):
+        read_image(path)
 
 
 def png(width, height):

@@ -13,15 +13,19 @@ def require_file(path: Path, what: str, max_bytes: int | None = None) -> int:
     """Returns the size of ``path`` in bytes; ``what`` says in messages what the file is for.
 
     Raises:
-        InputError: nothing is there, it is no regular file (a pipe would wait for ever), or it is above
-            ``max_bytes``.
+        InputError: it is missing, is no regular file (a pipe would wait for ever), may not be read, or is
+            above ``max_bytes``.
     """
     try:
         status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            raise InputError(f"{what} {path} is not a file")
+        with open(path, "rb"):  # what comes later would take a missing permission for damage
+            pass
+    except InputError:
+        raise
     except (OSError, ValueError) as error:
         raise InputError(f"{what} {path} cannot be read: {os_reason(error)}") from error
-    if not stat.S_ISREG(status.st_mode):
-        raise InputError(f"{what} {path} is not a file")
     if max_bytes is not None and status.st_size > max_bytes:
         raise InputError(f"{what} {path} has {status.st_size:,} bytes, above the bound of {max_bytes:,}")
     return status.st_size
