@@ -6,6 +6,8 @@ from torch import nn
 
 from utils.vmf import ClassVMF
 
+TERMS = ("loss", "isac", "tla", "oe")  # what PATTLoss returns: the sum, then its terms
+
 
 def logit_adjusted_ce(logits, labels, log_prior, temperature=1.0):
     """Cross-entropy of z / T + log pi, averaged over the batch (TLA; T = 1 is the logit adjustment of Menon

@@ -1,138 +1,161 @@
-"""Pictures of a run and of its evaluation, as PNG files. They can be told apart in black and white."""
+"""Pictures of a run and of its evaluation. They can be told apart in black and white.
 
+The suffix of the file decides the format: png, pdf or svg. Figures are drawn without pyplot, so no window and
+no backend is involved.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import matplotlib
 import numpy as np
-from sklearn.metrics import roc_curve
+from sklearn.metrics import roc_auc_score, roc_curve
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402  (the backend has to be chosen first)
+from utils.losses import TERMS
 
-LINES = ("-", "--", ":", "-.")
+# A notebook names its backend here, and matplotlib cannot be imported where that one is not installed.
+os.environ.pop("MPLBACKEND", None)
+from matplotlib.axes import Axes  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+from matplotlib.ticker import MaxNLocator  # noqa: E402
+
+FORMATS = ("png", "pdf", "svg")
+LINES = ("-", "--", ":", "-.", (0, (8, 2, 1, 2, 1, 2)), (0, (2, 4)))
 SHADES = ("#08306b", "#cb6015", "#2a7f4f", "#777777", "#6a3d9a", "#000000")
+MARKERS = "os^vxD"
+EVERY_CLASS = 20  # up to so many classes each has a tick
+
+Curves = dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]
 
 
 @contextmanager
-def figure(path, columns=1, width=4.6, height=3.4):
+def figure(
+    path: str | Path, columns: int = 1, width: float = 4.6, height: float = 3.4, title: str = ""
+) -> Iterator[Sequence[Axes]]:
     """A row of axes, saved to ``path`` as a whole file at the end."""
     path = Path(path)
     temporary = path.with_name(path.name + ".tmp")
-    fig, axes = plt.subplots(
-        1, columns, figsize=(width * columns, height), squeeze=False, layout="constrained"
-    )
+    fig = Figure(figsize=(width * columns, height), layout="constrained")
+    if title:
+        fig.suptitle(title, fontsize="medium")
     try:
-        yield axes[0]
-        fig.savefig(temporary, dpi=110, format="png")
+        yield fig.subplots(1, columns, squeeze=False)[0]
+        fig.savefig(temporary, dpi=110, format=path.suffix[1:])
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-        plt.close(fig)
 
 
-def style(index):
+def style(index: int) -> dict:
     """A colour and a dash pattern; the dashes alone tell the lines apart."""
     return {"color": SHADES[index % len(SHADES)], "linestyle": LINES[index % len(LINES)]}
 
 
-def plot_class_counts(class_counts, path):
-    """The long tail: training images by class."""
+def plot_class_counts(class_counts: Sequence[int], path: str | Path) -> None:
+    """The long tail: training images per class."""
+    classes = len(class_counts)
     with figure(path) as (ax,):
-        ax.bar(
-            range(len(class_counts)),
-            class_counts,
-            color=SHADES[0],
-            width=1.0 if len(class_counts) > 50 else 0.8,
-        )
-        ax.set(
-            xlabel="class",
-            ylabel="training images",
-            title=f"{sum(class_counts):,} images, {len(class_counts)} classes",
-        )
+        ax.bar(range(classes), class_counts, color=SHADES[0], width=1.0 if classes > 50 else 0.8)
+        ax.set(xlabel="class", ylabel="training images")
+        ax.set_title(f"{sum(class_counts):,} images, {classes} classes")
+        if classes <= EVERY_CLASS:
+            ax.set_xticks(range(classes))
+        ax.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
-def plot_history(history, path):
-    """Losses by term and accuracies by shot over the epochs of ``log.jsonl``'s records."""
+def plot_history(history: Sequence[dict], path: str | Path) -> None:
+    """Loss terms and accuracies per epoch, from ``log.jsonl``'s records; terms that are always 0 are left
+    out."""
     if not history:
         return
     epochs = [record["epoch"] for record in history]
     kind = "val_accuracy" if "val_accuracy" in history[-1] else "train_accuracy"
+
+    def line(index, label):  # one epoch alone is a point
+        return {"label": label, "marker": MARKERS[index] if len(epochs) == 1 else None} | style(index)
+
     with figure(path, columns=2) as (losses, accuracies):
-        for i, term in enumerate(("loss", "isac", "tla", "oe")):
-            losses.plot(epochs, [record[term] for record in history], label=term, **style(i))
+        for i, term in enumerate(TERMS):
+            values = [record[term] for record in history]
+            if any(values):
+                losses.plot(epochs, values, **line(i, term))
         losses.set(xlabel="epoch", ylabel="loss (mean over the epoch)")
-        losses.legend()
         for i, shot in enumerate(("all", "many", "medium", "few")):
-            values = [
-                np.nan if record[kind][shot] is None else 100 * record[kind][shot] for record in history
-            ]
-            accuracies.plot(epochs, values, label=shot, **style(i))
-        accuracies.set(
-            xlabel="epoch", ylabel=f"{'validation' if kind.startswith('val') else 'training'} accuracy (%)"
-        )
-        accuracies.legend()
-
-
-def plot_score_histograms(id_scores, ood_scores, path):
-    """Score histograms of the ID test set and all OOD sets, one panel for each way of scoring.
-
-    Args:
-        id_scores, ood_scores: dicts of title (such as "with FC") to arrays.
-    """
-    with figure(path, columns=len(id_scores)) as axes:
-        for ax, title in zip(axes, id_scores, strict=True):
-            both = np.concatenate([id_scores[title], ood_scores[title]])
-            bins = np.linspace(*np.percentile(both, (0.2, 99.8)), 60)
-            ax.hist(id_scores[title], bins, density=True, alpha=0.45, color=SHADES[0], label="ID test")
-            ax.hist(
-                ood_scores[title],
-                bins,
-                density=True,
-                histtype="step",
-                linewidth=1.6,
-                color=SHADES[1],
-                label="OOD",
-            )
-            ax.set(xlabel="score (higher = more OOD)", ylabel="density", title=title)
+            values = [record[kind][shot] for record in history]
+            percent = [np.nan if value is None else 100 * value for value in values]
+            accuracies.plot(epochs, percent, **line(i, shot))
+        of = "validation" if kind == "val_accuracy" else "training"
+        accuracies.set(xlabel="epoch", ylabel=f"{of} accuracy (%)")
+        for ax in (losses, accuracies):
+            ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
             ax.legend()
 
 
-def plot_roc(curves, path):
-    """ROC curves, OOD positive, one panel for each way of scoring.
+def mean_auroc(sets: dict[str, tuple[np.ndarray, np.ndarray]]) -> float:
+    """The unweighted mean over OOD sets, in percent."""
+    return float(np.mean([100 * roc_auc_score(*_truth_and_scores(*pair)) for pair in sets.values()]))
+
+
+def _truth_and_scores(id_scores, ood_scores):
+    """(is OOD, score) of all images of a set."""
+    truth = np.concatenate([np.zeros(len(id_scores)), np.ones(len(ood_scores))])
+    return truth, np.concatenate([id_scores, ood_scores])
+
+
+def plot_score_histograms(curves: Curves, path: str | Path, title: str = "") -> None:
+    """Score histograms of the ID test set and of all OOD sets together, one panel per way of scoring, with
+    the threshold that catches 95 % of the OOD images.
 
     Args:
-        curves: dict of title to a dict of OOD set name to (id_scores, ood_scores).
+        curves: dict of a panel's title to a dict of OOD set name to (id_scores, ood_scores).
+        title: of the whole picture, such as data set, network and epoch.
     """
-    with figure(path, columns=len(curves), height=3.8) as axes:
-        for ax, (title, sets) in zip(axes, curves.items(), strict=True):
-            for i, (name, (id_scores, ood_scores)) in enumerate(sets.items()):
-                truth = np.r_[np.zeros(len(id_scores)), np.ones(len(ood_scores))]
-                fpr, tpr, _ = roc_curve(truth, np.r_[id_scores, ood_scores])
-                ax.plot(fpr, tpr, label=name, **style(i))
-            ax.set(
-                xlabel="ID images flagged (false-positive rate)",
-                ylabel="OOD images caught (recall)",
-                title=title,
-            )
-            ax.legend()
+    with figure(path, columns=len(curves), title=title) as axes:
+        for ax, (name, sets) in zip(axes, curves.items(), strict=True):
+            id_scores = next(iter(sets.values()))[0]
+            ood_scores = np.concatenate([ood for _, ood in sets.values()])
+            bins = np.linspace(*np.percentile(np.concatenate([id_scores, ood_scores]), (0.2, 99.8)), 60)
+            ax.hist(id_scores, bins, density=True, alpha=0.45, color=SHADES[0], label="ID test")
+            outline = {"histtype": "step", "linewidth": 1.6, "color": SHADES[1], "label": "OOD"}
+            ax.hist(ood_scores, bins, density=True, **outline)
+            threshold = np.quantile(ood_scores, 0.05)
+            flagged = 100 * np.mean(id_scores >= threshold)
+            label = f"95 % of OOD, {flagged:.1f} % of ID\nare to the right"
+            ax.axvline(threshold, color="black", linestyle="--", linewidth=1, label=label)
+            ax.set(xlabel="score (higher = more OOD)", ylabel="density")
+            ax.set_title(f"{name}: mean AUROC {mean_auroc(sets):.2f} %", fontsize="medium")
+            ax.set_ylim(top=1.35 * ax.get_ylim()[1])  # room for the legend
+            ax.legend(fontsize="small", loc="upper right")
 
 
-def plot_attention(attention, path):
+def plot_roc(curves: Curves, path: str | Path, title: str = "") -> None:
+    """ROC curves, OOD positive, one panel per way of scoring; arguments as for
+    :func:`plot_score_histograms`."""
+    with figure(path, columns=len(curves), width=4.4, height=4.6, title=title) as axes:
+        for ax, (name, sets) in zip(axes, curves.items(), strict=True):
+            for i, (set_name, pair) in enumerate(sets.items()):
+                fpr, tpr, _ = roc_curve(*_truth_and_scores(*pair))
+                auroc = 100 * roc_auc_score(*_truth_and_scores(*pair))
+                ax.plot(fpr, tpr, label=f"{set_name}, AUROC {auroc:.2f} %", **style(i))
+            ax.plot([0, 1], [0, 1], color="#999999", linewidth=0.8, label="chance")
+            ax.set(xlabel="ID images flagged (false-positive rate)", ylabel="OOD images caught (recall)")
+            ax.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
+            ax.set_title(f"{name}: mean AUROC {mean_auroc(sets):.2f} %", fontsize="medium")
+            ax.legend(fontsize="small", loc="lower right")
+
+
+def plot_attention(attention: np.ndarray, path: str | Path) -> None:
     """The attention vector of feature calibration, sorted: how many dimensions it dampens (below 1) and
     stresses (above)."""
     with figure(path) as (ax,):
         ax.plot(np.sort(np.asarray(attention))[::-1], color=SHADES[0])
         ax.axhline(1, color="black", linewidth=0.8, linestyle=":")
-        ax.set(
-            xlabel="feature dimension, sorted",
-            ylabel="attention weight A",
-            title=f"{len(attention)} dimensions",
-            ylim=(0, 2.05),
-        )
+        ax.set(xlabel="feature dimension, sorted", ylabel="attention weight A", ylim=(0, 2.05))
+        ax.set_title(f"{len(attention)} dimensions")
 
 
-def plot_feature_map(points, kinds, path):
+def plot_feature_map(points: np.ndarray, kinds: dict[str, np.ndarray], path: str | Path) -> None:
     """A 2-D map of features.
 
     Args:
@@ -142,15 +165,16 @@ def plot_feature_map(points, kinds, path):
     with figure(path, width=5.6, height=4.8) as (ax,):
         looks = (("o", "#9ecae1"), ("^", SHADES[0]), ("x", SHADES[1]), ("s", "#777777"))
         for (name, chosen), (marker, shade) in zip(kinds.items(), looks, strict=False):
-            ax.scatter(
-                *points[chosen].T, s=14, marker=marker, color=shade, linewidths=0.8, alpha=0.8, label=name
-            )
+            look = {"s": 14, "marker": marker, "color": shade, "linewidths": 0.8, "alpha": 0.8}
+            ax.scatter(*points[chosen].T, label=name, **look)
         ax.set(xticks=[], yticks=[])
         ax.legend()
 
 
-def plot_class_accuracy(accuracies, class_counts, path):
-    """Accuracy by class, from head to tail.
+def plot_class_accuracy(
+    accuracies: dict[str, Sequence[float | None]], class_counts: Sequence[int], path: str | Path
+) -> None:
+    """Accuracy per class, from head to tail.
 
     Args:
         accuracies: dict of name to per-class accuracies (C,), fractions, None or NaN for a class without
@@ -159,14 +183,10 @@ def plot_class_accuracy(accuracies, class_counts, path):
     order = np.argsort(-np.asarray(class_counts), kind="stable")
     with figure(path, width=7.2, height=3.8) as (ax,):
         for i, (name, values) in enumerate(accuracies.items()):
-            ax.plot(
-                100 * np.asarray(values, float)[order],
-                marker="os^vxD"[i % 6],
-                markersize=4,
-                label=name,
-                **style(i),
-            )
+            percent = 100 * np.asarray(values, float)[order]
+            marker = MARKERS[i % len(MARKERS)]
+            ax.plot(percent, marker=marker, markersize=4, label=name, **style(i))
         ax.set(xlabel="class, from head to tail (training images)", ylabel="test accuracy (%)")
-        if len(order) <= 20:
+        if len(order) <= EVERY_CLASS:
             ax.set_xticks(range(len(order)), [str(class_counts[c]) for c in order])
-        ax.legend(fontsize=8)
+        ax.legend(fontsize="small")

@@ -3,8 +3,6 @@
 import json
 from pathlib import Path
 
-import numpy as np
-
 from utils.errors import InputError
 from utils.metrics import ACCURACY_COLUMNS, OOD_COLUMNS, OOD_METRICS
 from utils.plots import plot_roc, plot_score_histograms
@@ -69,10 +67,9 @@ def _write(results, scores, score, folder):
     write_text(folder / "results.json", json.dumps(results, indent=1) + "\n")
     write_text(folder / "results.md", f"# {results['dataset']}\n\n{markdown_tables(results, score)}\n")
     curves = {f"{'with' if fc else 'without'} FC": of_scores[score] for fc, of_scores in scores.items()}
-    id_scores = {title: next(iter(sets.values()))[0] for title, sets in curves.items()}
-    ood_scores = {title: np.concatenate([ood for _, ood in sets.values()]) for title, sets in curves.items()}
-    plot_score_histograms(id_scores, ood_scores, folder / "scores.png")
-    plot_roc(curves, folder / "roc.png")
+    title = f"{results['dataset']}, score: {score}"
+    plot_score_histograms(curves, folder / "scores.png", title)
+    plot_roc(curves, folder / "roc.png", title)
 
 
 def _percent(value):

@@ -3,9 +3,8 @@
 import torch
 
 from utils.distributed import sum_over_processes
+from utils.losses import TERMS
 from utils.metrics import group_accuracies
-
-TERMS = ("loss", "isac", "tla", "oe")
 
 
 class EpochMeter:

@@ -1,0 +1,114 @@
+"""Pictures: what is in them, and that they need no backend."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib.figure
+import numpy as np
+import pytest
+
+from utils import plots
+
+ROOT = Path(__file__).resolve().parent.parent
+SHOTS = {"all": 0.5, "many": 0.75, "medium": 0.5, "few": None}
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that were drawn, in order."""
+    figures = []
+
+    class Kept(matplotlib.figure.Figure):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            figures.append(self)
+
+    monkeypatch.setattr(plots, "Figure", Kept)
+    return figures
+
+
+def record(epoch, **terms):
+    return {"epoch": epoch, "train_accuracy": SHOTS} | dict.fromkeys(plots.TERMS, 0.0) | terms
+
+
+def labels(ax):
+    return [text.get_text() for text in ax.get_legend().get_texts()]
+
+
+def test_a_notebooks_backend_is_never_looked_for(tmp_path):
+    code = (
+        "import sys; from utils.plots import plot_class_counts as draw; draw([3, 1], sys.argv[1]);"
+        "assert 'matplotlib.pyplot' not in sys.modules"
+    )
+    environment = os.environ | {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    line = [sys.executable, "-c", code, str(tmp_path / "x.png")]
+    done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("suffix, begins", [("png", b"\x89PNG"), ("pdf", b"%PDF"), ("svg", b"<?xml")])
+def test_the_suffix_decides_the_format(suffix, begins, tmp_path):
+    plots.plot_class_counts([3, 2, 1], tmp_path / f"a.{suffix}")
+    assert (tmp_path / f"a.{suffix}").read_bytes().startswith(begins)
+    assert [p.name for p in tmp_path.iterdir()] == [f"a.{suffix}"]
+
+
+def test_a_picture_that_cannot_be_drawn_leaves_the_old_one(tmp_path):
+    (tmp_path / "a.png").write_text("old")
+    with pytest.raises(RuntimeError), plots.figure(tmp_path / "a.png"):
+        raise RuntimeError
+    assert [p.name for p in tmp_path.iterdir()] == ["a.png"] and (tmp_path / "a.png").read_text() == "old"
+
+
+@pytest.mark.parametrize("classes", [8, 10, 100])
+def test_classes_and_epochs_have_integer_ticks(classes, drawn, tmp_path):
+    plots.plot_class_counts(list(range(classes, 0, -1)), tmp_path / "counts.png")
+    plots.plot_history([record(1, loss=2.0), record(2, loss=1.0)], tmp_path / "history.png")
+    for ax in (drawn[0].axes[0], *drawn[1].axes):
+        assert all(float(tick).is_integer() for tick in ax.get_xticks())
+    if classes <= 20:
+        assert list(drawn[0].axes[0].get_xticks()) == list(range(classes))
+
+
+def test_one_epoch_has_markers_and_terms_that_are_off_are_left_out(drawn, tmp_path):
+    plots.plot_history([record(1, loss=2.0, tla=2.0)], tmp_path / "one.png")
+    plots.plot_history([record(1, loss=2.0, tla=2.0), record(2, loss=1.0)], tmp_path / "two.png")
+    losses, accuracies = drawn[0].axes
+    assert labels(losses) == ["loss", "tla"] and labels(accuracies) == ["all", "many", "medium", "few"]
+    assert [line.get_marker() for line in accuracies.lines] == list("os^v")
+    assert {tick for tick in losses.get_xticks() if 0.5 < tick < 1.5} == {1}
+    assert {line.get_marker() for line in drawn[1].axes[0].lines} == {"None"}
+
+
+def test_six_lines_differ_in_grey():
+    assert len({str(plots.style(i)["linestyle"]) for i in range(6)}) == 6
+
+
+def curves():
+    """One way of scoring with AUROC 1 and 0.75 on two sets."""
+    perfect = (np.array([0.0, 1.0]), np.array([2.0, 3.0]))
+    mixed = (np.array([0.0, 1.0]), np.array([0.5, 2.0]))
+    return {"without FC": {"svhn": perfect, "lsun": mixed}}
+
+
+def test_the_roc_names_sets_and_aurocs_on_equal_axes(drawn, tmp_path):
+    plots.plot_roc(curves(), tmp_path / "roc.png", "digits, ResNet20, epoch 30")
+    (ax,) = drawn[0].axes
+    assert labels(ax) == ["svhn, AUROC 100.00 %", "lsun, AUROC 75.00 %", "chance"]
+    assert ax.get_title() == "without FC: mean AUROC 87.50 %" and ax.get_aspect() == 1
+    assert [text.get_text() for text in drawn[0].texts] == ["digits, ResNet20, epoch 30"]
+    chance = ax.lines[-1]
+    assert list(chance.get_xdata()) == list(chance.get_ydata()) == [0, 1]
+
+
+def test_the_histogram_has_the_threshold_that_catches_95_percent(drawn, tmp_path):
+    id_scores, ood_scores = np.arange(-100, 100.0), np.arange(0, 1000.0)
+    plots.plot_score_histograms({"FC": {"x": (id_scores, ood_scores)}}, tmp_path / "scores.png", "title")
+    (ax,) = drawn[0].axes
+    (line,) = ax.lines
+    assert np.mean(ood_scores >= line.get_xdata()[0]) == pytest.approx(0.95)
+    assert line.get_label() == "95 % of OOD, 25.0 % of ID\nare to the right"  # 50 of 200 are at 50 or above
+    assert ax.get_title().startswith("FC: mean AUROC 9")
