@@ -8,6 +8,7 @@
 """
 
 import argparse
+import sys
 
 import torch
 
@@ -16,10 +17,11 @@ from datasets.imagenet import EvalImages, FileTrainLoader, load_files, select
 from datasets.registry import hold_out
 from datasets.workers import naming_files_of_dead_workers
 from models import FAMILIES, build_model
-from train import add_training_flags, build_criterion, check_flags, resolve, run, seed_everything
+from train import add_method_flags, check_flags, resolve, train
 from utils import flags
-from utils.distributed import finish, start
+from utils.distributed import finish, seed_everything, start
 from utils.errors import exit_cleanly
+from utils.run.run import with_flags_of_run
 from utils.run.runlog import show_warnings_plainly
 
 DEFAULTS = dict(
@@ -77,39 +79,30 @@ def main(argv=None):
         return EvalImages(validation, batch_size=args.tb, **shared)
 
     model = build_model(args.model, len(class_counts), family="imagenet")
-    criterion = build_criterion(args, class_counts, model.embedding_dim)
-    run(
-        args,
-        compute,
-        loader,
-        model,
-        criterion,
-        class_counts,
-        step_decay(args.lr, args.decay_epochs),
-        validation_batches if validation else None,
-    )
+    model.embeds = args.isac  # the head is for the contrastive term alone
+    schedule = step_decay(args.lr, args.decay_epochs)
+    train(args, compute, loader, model, class_counts, schedule, validation_batches if validation else None)
     finish()
 
 
 def parse_args(argv=None):
     """The flags; defaults are the paper's run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=flags.HelpFormatter)
-    data = parser.add_argument_group("data and network")
-    data.add_argument(
-        "--dataset", "--ds", dest="ds", choices=("imagenet",), default="imagenet", help="the data set"
-    )
-    data.add_argument("--model", "--md", choices=tuple(FAMILIES["imagenet"]), help="the network")
-    flags.add_image_lists(data)
-    data.add_argument("--image_size", type=flags.image_size, default=224, help="side of the views, pixels")
-    data.add_argument("--randaug_n", type=flags.count, default=2, help="RandAugment: operations an image")
-    data.add_argument(
-        "--randaug_m", type=flags.number(float, low=0, high=10), default=10, help="RandAugment: magnitude"
-    )
-    optimisation = add_training_flags(parser)
-    optimisation.add_argument(
-        "--decay_epochs", "--de", type=flags.count, nargs="+", default=[60, 80], help="lr x 0.1 at each"
-    )
+    group = parser.add_argument_group("data and network")
+    add = group.add_argument
+    add("--dataset", "--ds", dest="ds", choices=("imagenet",), default="imagenet", help="the data set")
+    add("--model", "--md", choices=tuple(FAMILIES["imagenet"]), help="the network")
+    flags.add_image_lists(group)
+    add("--image_size", type=flags.image_size, default=224, help="side of the views, pixels")
+    add("--randaug_n", type=flags.count, default=2, help="RandAugment: operations per image")
+    magnitude = flags.number(float, low=0, high=10)
+    add("--randaug_m", type=magnitude, default=10, help="RandAugment: magnitude")
+    decay = "epochs from which the learning rate is multiplied by 0.1 once more"
+    add("--decay_epochs", "--de", type=flags.count, nargs="+", default=[60, 80], help=decay)
+    add_method_flags(parser)
+    flags.add_training_flags(parser)
     parser.set_defaults(**DEFAULTS)
+    argv = with_flags_of_run(parser, sys.argv[1:] if argv is None else argv)
     # Every stream has ImageNet's normalisation already, and view 1's crop is not the padded one of CIFAR.
     return resolve(parser.parse_args(argv), points=("embeddings", "statistics"))
 

@@ -22,6 +22,7 @@ class PhotographResNet(ResNet):
     """
 
     embedding_dim = 1024
+    embeds = True  # False leaves the head out, where no contrastive loss reads it
 
     def __init__(self, num_classes, block, layers):
         super().__init__(block, layers)
@@ -41,7 +42,8 @@ class PhotographResNet(ResNet):
 
     def forward(self, images):
         features = self.forward_features(images)
-        return Output(self.linear(features), features, self.head(features))
+        embedding = self.head(features) if self.embeds else features
+        return Output(self.linear(features), features, embedding)
 
 
 IMAGENET_NETWORKS = {

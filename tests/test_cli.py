@@ -21,6 +21,7 @@ from datasets.loader import TrainLoader
 from datasets.long_tail import long_tail_counts
 from models import build_model
 from utils.run.runlog import RunDirectory
+from utils.run.signals import EXIT_STOPPED
 
 METRICS = {"auroc", "aupr_in", "aupr_out", "fpr95", "fpr95_id"}
 DIGITS = ["--ds", "digits", "--gpu", "cpu", "-b", "128", "--ob", "32", "-e", "1"]
@@ -392,7 +393,7 @@ def test_sigterm_stops_after_the_step_and_resume_goes_on_there(
 
     with monkeypatch.context() as patched:
         patched.setattr(TrainLoader, "epoch", interrupted)
-        assert run(train.main, *LONGER, "--srp", tmp_path) == train.EXIT_STOPPED
+        assert run(train.main, *LONGER, "--srp", tmp_path) == EXIT_STOPPED
     assert "--resume" in capsys.readouterr().err
     state = torch.load(tmp_path / "latest.pth", weights_only=True)
     assert (state["epoch"], state["step"]) == ((epoch + 1, 0) if step is None else (epoch, step + 1))

@@ -70,9 +70,7 @@ def test_a_step_does_not_wait_for_the_device(schedule, optimizer, monkeypatch):
     batches = list(enumerate(loader.epoch(0)))
     guard.check = lambda: None
     with Watch() as watch:
-        train_one_epoch(
-            model, criterion, optimizer, guard, meter, batches, contextlib.nullcontext(), lambda done: False
-        )
+        train_one_epoch(model, criterion, optimizer, guard, meter, batches, contextlib.nullcontext())
     assert watch.seen == []
     assert meter.steps == len(batches)
 

@@ -60,6 +60,16 @@ def start(gpu):
     return Compute(torch.device("cuda", indices[0]), indices)
 
 
+def seed_everything(seed: int, deterministic: bool) -> None:
+    """Seeds initialisation (data order and views have their own seeds); optionally admits deterministic
+    kernels only."""
+    torch.manual_seed(seed)
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs for it
+        torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = not deterministic
+
+
 def finish():
     """Leaves the process group, if there is one."""
     if in_process_group():

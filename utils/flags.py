@@ -58,6 +58,59 @@ fraction = number(float, low=0, high=0.9)
 unit = number(float, low=0, high=1)
 
 
+def add_training_flags(parser):
+    """Adds the flags of a run and its optimisation, which train.py and train_imagenet.py share."""
+    group = parser.add_argument_group("run")
+    add = group.add_argument
+    add("--seed", type=seed, default=3407, help="seeds initialisation, data order and views")
+    replay = (
+        "use deterministic kernels only, so a run on the same GPU can be replayed (on a CPU it always can)"
+    )
+    add_boolean(group, "--replay", "--deterministic", dest="deterministic", default=False, help=replay)
+    add("--gpu", default="0", help="CUDA indices such as 0 or 0,1 (DataParallel), or cpu")
+    add("--num_workers", "--cpus", type=count, default=4, help="processes that read ImageNet's files")
+    where = "the run directory; default runs/DATASET_MODEL_SEED"
+    add("--save_root_path", "--srp", dest="srp", type=Path, help=where)
+    resume = "resume the run in --srp, with its own flags, or one in another directory or checkpoint file"
+    add("--resume", nargs="?", const="", metavar="PATH", help=resume)
+    minutes = "also save within epochs; 0: at their ends only"
+    add("--checkpoint_every_minutes", type=weight, default=0, help=minutes)
+    bad = "non-finite steps in a row that end the run"
+    add("--max_bad_steps", type=positive_int, default=3, help=bad)
+    precision = "auto: bf16 on CUDA, fp32 on a CPU; fp32 on CUDA has TF32 convolutions"
+    add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help=precision)
+    add("--compile", action=argparse.BooleanOptionalAction, default=False, help="torch.compile the network")
+    sync = "BatchNorm statistics of the global batch (CUDA, torchrun)"
+    add_boolean(group, "--sync_bn", default=False, help=sync)
+
+    add = parser.add_argument_group("optimisation").add_argument
+    add(
+        "--val_fraction", type=fraction, default=0, help="share of each class held out of training to monitor"
+    )
+    add("--epochs", "-e", type=positive_int, help="passes over the training images")
+    size = "ID images per step, each in three views; of the global batch"
+    add("--batch_size", "-b", type=positive_int, help=size)
+    add(
+        "--ood_batch_size",
+        "--ob",
+        dest="ob",
+        type=positive_int,
+        help="outliers per step; of the global batch",
+    )
+    size = "validation images at once"
+    add("--test_batch_size", "--tb", dest="tb", type=positive_int, default=1000, help=size)
+    add("--opt", choices=("adam", "sgd"), help="the optimiser")
+    add("--lr", type=positive, help="the first epoch's learning rate")
+    add("--wd", type=weight, help="weight decay")
+    add("--momentum", "-m", type=unit, default=0.9, help="of SGD (Nesterov)")
+    add("--num_ood_samples", type=positive_int, help="how many outliers to use: the first ones of the file")
+
+
+def plain(args):
+    """The namespace as plain values, for JSON and checkpoints."""
+    return {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
+
+
 def add_evaluation_flags(parser, scores):
     """The flags that both test scripts have; ``scores`` are the choices of ``--score``."""
     parser.add_argument(

@@ -12,6 +12,7 @@ import torch
 
 import train
 from benchmarks.speed.common import publish
+from utils.run import run
 
 FIRST, LAST = 50, 300
 
@@ -25,13 +26,13 @@ def resident_mb():
 def main():
     argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     memory = []
-    original = train.describe
+    original = run.describe
 
     def noting(record, epochs):
         memory.append(resident_mb())
         return original(record, epochs)
 
-    train.describe = noting  # called once an epoch, after its checkpoint
+    run.describe = noting  # called once an epoch, after its checkpoint
     small = "--ds digits --gpu cpu --val_fraction 0.9 -b 8 --ob 8 --num_ood_samples 32 --epochs"
     with tempfile.TemporaryDirectory() as folder:
         train.main([*small.split(), str(LAST), "--srp", f"{folder}/run"])

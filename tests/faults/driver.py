@@ -1,9 +1,11 @@
-"""Runs train.py's main many times, each in a forked child that can be killed: importing torch once instead of
-every time.
+"""Runs train.py's main many times, each in a forked child: importing torch once instead of every time.
 
-Reads one JSON object a line from standard input, {argv, kill_after: seconds or null, signal: number,
-file_limit: bytes or null, stdout: path or null}, and answers with {status, seconds, output} on standard
-output; status is negative for a child that died of a signal.
+Reads one JSON object per line from standard input, {argv, kill_at: number or null, signal: number,
+file_limit: bytes or null, stdout: path or null}, and answers with {status, events, output} on standard
+output; status is negative for a child that died of a signal. A child sends itself the signal at its
+``kill_at``-th audit event (files opened and renamed, objects pickled, modules imported ...): a moment of the
+run, not of the clock, so a busy machine changes nothing. ``events`` is how many there were in a child that
+ended by itself.
 """
 
 import json
@@ -12,7 +14,6 @@ import resource
 import signal
 import sys
 import tempfile
-import time
 
 import torch
 
@@ -21,13 +22,20 @@ from utils.errors import exit_cleanly
 
 
 def child(request, output):
+    events = 0
+
+    def count(event, arguments):
+        nonlocal events
+        events += 1
+        if events == request.get("kill_at"):
+            os.kill(os.getpid(), request["signal"])
+
     os.dup2(os.open(request["stdout"], os.O_WRONLY) if request.get("stdout") else output.fileno(), 1)
     os.dup2(output.fileno(), 2)
     if request.get("file_limit"):
-        signal.signal(
-            signal.SIGXFSZ, signal.SIG_IGN
-        )  # so that writing beyond it is an error like that of a full disk
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # writing beyond it is then an error, as on a full disk
         resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_limit"],) * 2)
+    sys.addaudithook(count)
     try:
         exit_cleanly(lambda: train.main(request["argv"]))
         status = 0
@@ -36,8 +44,10 @@ def child(request, output):
     except BaseException as error:
         print(f"Traceback: {error!r}")
         status = 1
+    request["kill_at"] = None
     sys.stdout.flush()
     sys.stderr.flush()
+    os.write(output.fileno(), f"\n{events}".encode())
     os._exit(status)
 
 
@@ -46,19 +56,15 @@ def main():
     for line in sys.stdin:
         request = json.loads(line)
         with tempfile.TemporaryFile("w+") as output:
-            begun = time.monotonic()
             pid = os.fork()
             if pid == 0:
                 child(request, output)
-            if request.get("kill_after") is not None:
-                time.sleep(request["kill_after"])
-                try:
-                    os.kill(pid, request["signal"])
-                except ProcessLookupError:
-                    pass
             status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
             output.seek(0)
-            answer = {"status": status, "seconds": time.monotonic() - begun, "output": output.read()}
+            answer = {"status": status, "output": output.read()}
+            if status >= 0:
+                answer["output"], _, events = answer["output"].rpartition("\n")
+                answer["events"] = int(events)
         print(json.dumps(answer), flush=True)
 
 

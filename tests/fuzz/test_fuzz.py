@@ -30,6 +30,8 @@ from utils.losses import PATTLoss
 from utils.run.checkpoint import load_checkpoint, load_weights, network_weights, settle
 from utils.run.guard import StepGuard
 from utils.run.meter import EpochMeter
+from utils.run.run import Trained
+from utils.run.run import restore as resume_from
 
 evaluation = load_script("test")
 
@@ -269,8 +271,8 @@ def good_state():
     }
 
     def restore(state):
-        """Goes on from it by one step."""
-        train.restore(state, model, criterion, optimizer, guard, [4, 2], 8, 5)
+        """Resumes from it by one step."""
+        resume_from(state, Trained(model, criterion, optimizer, guard), [4, 2], 8, 5)
         for parameter in model.parameters():
             parameter.grad = torch.zeros_like(parameter)
         optimizer.step()
@@ -292,9 +294,8 @@ def test_states_to_go_on_from(path, value, draw_from, record_count):
     for key in filter(None, path.split(".")):
         place = place[int(key) if key.isdecimal() else key]
     key = draw_from.draw(st.sampled_from(sorted(place, key=str)))
-    if (
-        key not in ("epoch", "step") or path or type(value) is int
-    ):  # of these, train.find_checkpoint has seen the type
+    # of epoch and step, find_checkpoint has seen the type
+    if key not in ("epoch", "step") or path or type(value) is int:
         place[key] = value
         read_or_refuse(restore, state)
 

@@ -8,6 +8,7 @@ import os
 import reprlib
 import warnings
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -46,6 +47,47 @@ def save_checkpoint(state, folder):
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         temporary.unlink(missing_ok=True)
         raise OSError(f"the checkpoint could not be written to {folder}: {error}") from error
+
+
+class CheckpointWriter:
+    """Writes checkpoints in a thread of its own, while training continues.
+
+    The state is copied to the host before :meth:`save` returns. One checkpoint is written at a time: the next
+    one waits for it. So a crash loses at most the epoch under way and the one whose checkpoint is being
+    written.
+
+    Args:
+        folder: the run directory. attempt: :class:`utils.run.runlog.Attempts`, which reports what fails.
+    """
+
+    def __init__(self, folder, attempt):
+        self.folder, self.attempt = folder, attempt
+        self.thread = ThreadPoolExecutor(1)
+        self.pending = None
+
+    def save(self, state: dict) -> None:
+        """Begins to write the state."""
+        copy = _on_host(state)
+        self.wait()
+        self.pending = self.thread.submit(self.attempt, "the checkpoint", save_checkpoint, copy, self.folder)
+
+    def wait(self) -> None:
+        """Returns when what was begun is written, or has failed."""
+        if self.pending is not None:
+            self.pending.result()
+
+    def close(self) -> None:
+        """Waits, and ends the thread."""
+        self.thread.shutdown()
+
+
+def _on_host(value):
+    """A copy of nested dicts and lists whose tensors are on the CPU and shared with nobody."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _on_host(item) for key, item in value.items()}
+    return [_on_host(item) for item in value] if isinstance(value, list) else value
 
 
 def _sync_folder(folder):

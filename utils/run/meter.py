@@ -46,6 +46,10 @@ class EpochMeter:
         means = state["sums"] / state["steps"].clamp(min=1)
         return dict(zip(TERMS, means.tolist(), strict=True))
 
+    def running_loss(self) -> float:
+        """The mean loss of this process's steps so far; waits for the device."""
+        return (self.sums[0] / self.steps.clamp(min=1)).item()
+
     def accuracies(self, class_counts):
         """``{all, many, medium, few}``, fractions; see :func:`utils.metrics.group_accuracies`."""
         state = self.state()

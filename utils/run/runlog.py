@@ -114,6 +114,16 @@ class RunDirectory:
         write_text(self.folder / "log.jsonl", "".join(json.dumps(record) + "\n" for record in history))
 
 
+def describe(record: dict, epochs: int) -> str:
+    """One line about an epoch."""
+    kind = "val" if "val_accuracy" in record else "train"
+    shots = record[f"{kind}_accuracy"]
+    accuracies = " ".join(f"{name} {100 * value:.2f}" for name, value in shots.items() if value is not None)
+    terms = " ".join(f"{name} {record[name]:.4f}" for name in ("loss", "isac", "tla", "oe"))
+    head = f"epoch {record['epoch']}/{epochs}: {terms}"
+    return f"{head} | {kind} accuracy %: {accuracies} | {record['seconds']:.1f} s"
+
+
 def writable_folder(folder):
     """Makes the folder where it is not there, and returns it.
 
@@ -161,7 +171,7 @@ class Attempts:
             return True
         except Exception as error:
             if what not in self.warned:
-                say(f"warning: {what} not written, training goes on: {first_line(error)}", sys.stderr)
+                say(f"warning: {what} not written, training continues: {first_line(error)}", sys.stderr)
                 self.warned.add(what)
             return False
 

@@ -1,0 +1,391 @@
+"""One training run in its directory: resuming, progress, checkpoints, the log, and stopping in good order."""
+
+import argparse
+import reprlib
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager, nullcontext
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from utils.distributed import Compute, finish, from_main, in_main, sum_over_processes
+from utils.errors import InputError, first_line
+from utils.plots import plot_class_counts, plot_history
+from utils.run.checkpoint import (
+    LATEST,
+    PREVIOUS,
+    CheckpointWriter,
+    differs,
+    load_optimizer,
+    load_weights,
+    network_weights,
+    open_checkpoint,
+    require_class_counts,
+)
+from utils.run.guard import StepGuard
+from utils.run.meter import EpochMeter
+from utils.run.runlog import Attempts, RunDirectory, describe, environment, say
+from utils.run.signals import EXIT_STOPPED, StopRequest
+
+VOTE_EVERY = 16  # steps between the votes of several processes on whether to stop or to save
+PROGRESS_SECONDS = {True: 2, False: 30}  # between updates, on a terminal or elsewhere
+
+# Flags that may differ when a run is resumed: how and where it runs, and where its data are (see `restore`).
+FREE_FLAGS = {"resume", "gpu", "num_workers", "srp", "tb", "checkpoint_every_minutes", "max_bad_steps"}
+FREE_FLAGS |= {"compile", "figures", "drp", "txtt", "txtv", "iidp", "iodp", "txt_ood_train", "txt_ood_test"}
+
+
+class Trained(NamedTuple):
+    """What training changes, and so what a checkpoint restores."""
+
+    model: nn.Module
+    criterion: nn.Module
+    optimizer: torch.optim.Optimizer
+    guard: StepGuard
+
+
+class Run:
+    """Where a run is, and what it keeps; made by :func:`open_run`.
+
+    Attributes:
+        epoch, step: what comes next, counted from 0; between epochs ``step`` is 0.
+        meter: :class:`EpochMeter` of the epoch under way.
+        history: one record per finished epoch, as in ``log.jsonl``.
+    """
+
+    def __init__(self, out, settings, compute, loader, class_counts, trained, num_epochs, save_minutes, stop):
+        self.out, self.settings, self.compute, self.loader = out, settings, compute, loader
+        self.class_counts, self.trained, self.num_epochs = class_counts, trained, num_epochs
+        self.save_seconds, self.stop = 60 * save_minutes, stop
+        self.epoch, self.step, self.history = 0, 0, []
+        self.meter = EpochMeter(len(class_counts), compute.device)
+        self.seconds = 0.0  # of the epoch under way, spent before this process began
+        self.stopping = False
+        self.attempt = Attempts()
+        self.writer = None if out is None else CheckpointWriter(out.folder, self.attempt)
+        self.last_save = self.started = self.last_progress = time.monotonic()
+        self.steps_here = 0
+
+    def epochs(self) -> Iterator[int]:
+        """The numbers of the epochs that are left; ends early after a request to stop."""
+        while self.epoch < self.num_epochs and not self.stopping:
+            self.begun = time.monotonic() - self.seconds
+            yield self.epoch
+
+    def batches(self) -> Iterator[tuple]:
+        """Pairs (step, Batch) of what is left of the epoch; ends early after a request to stop.
+
+        After each step it moves the bar, and saves a checkpoint where one is due.
+        """
+        title, terminal = f"epoch {self.epoch + 1}/{self.num_epochs}", sys.stderr.isatty()
+        quiet = not self.compute.is_main or not terminal
+        with tqdm(total=len(self.loader), initial=self.step, desc=title, leave=False, disable=quiet) as bar:
+            for batch in self.loader.epoch(self.epoch, self.step):
+                yield self.step, batch
+                self.step += 1
+                self.steps_here += 1
+                bar.update()
+                if time.monotonic() - self.last_progress > PROGRESS_SECONDS[terminal]:
+                    self.last_progress = time.monotonic()
+                    if terminal:
+                        bar.set_postfix_str(self._pace())
+                    elif self.compute.is_main:
+                        say(f"{title}, step {self.step}/{len(self.loader)}: {self._pace()}", sys.stderr)
+                self.stopping, save = self._vote()
+                if (self.stopping or save) and not self.epoch_is_whole:
+                    self.trained.guard.check()
+                    self.save()
+                if self.stopping:
+                    break
+
+    @property
+    def epoch_is_whole(self) -> bool:
+        """Whether every step of the epoch has been made."""
+        return self.step == len(self.loader)
+
+    def _vote(self):
+        """(whether to stop, whether a checkpoint is due): all processes decide alike."""
+        if self.compute.world_size > 1 and self.step % VOTE_EVERY and not self.epoch_is_whole:
+            return False, False
+        due = 0 < self.save_seconds < time.monotonic() - self.last_save
+        votes = torch.tensor([float(self.stop.requested), float(due)])
+        if self.compute.world_size > 1:
+            votes = sum_over_processes(votes.to(self.compute.device)).cpu()
+        return (votes > 0).tolist()
+
+    def _pace(self):
+        """The epoch's loss so far, training images per second, and the time that the whole run still
+        takes."""
+        rate = self.steps_here / (time.monotonic() - self.started)
+        left = (self.num_epochs - self.epoch) * len(self.loader) - self.step
+        images = rate * self.loader.batch_size
+        hours, minutes = divmod(round(left / rate / 60), 60)
+        return (
+            f"loss {self.meter.running_loss():.4f}, {images:,.0f} images/s, {hours} h {minutes:02d} min left"
+        )
+
+    def end_epoch(self, learning_rate: float, val_accuracy: dict | None = None) -> None:
+        """Records a whole epoch, saves it and says so."""
+        record = {"epoch": self.epoch + 1, "lr": learning_rate} | self.meter.losses()
+        record["train_accuracy"] = self.meter.accuracies(self.class_counts)
+        if val_accuracy is not None:
+            record["val_accuracy"] = val_accuracy
+        record["seconds"] = round(time.monotonic() - self.begun, 3)
+        self.history.append(record)
+        self.epoch, self.step, self.seconds = self.epoch + 1, 0, 0.0
+        self.meter = EpochMeter(len(self.class_counts), self.compute.device)
+        self.save()
+        if self.compute.is_main:
+            self._write_log()
+            for line in (describe(record, self.num_epochs), *self.loader.report()):
+                say(line)
+
+    def save(self) -> None:
+        """Copies the state and has it written in the background; every process has to call it."""
+        meter = self.meter.state()  # summed over processes
+        if self.compute.is_main:
+            model, criterion, optimizer, guard = self.trained
+            self.writer.save(
+                {
+                    "model": model.state_dict(),
+                    "criterion": criterion.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "rng": torch.get_rng_state(),
+                    "meter": meter,
+                    "epoch": self.epoch,
+                    "step": self.step,
+                    "history": self.history,
+                    "seconds": time.monotonic() - self.begun if self.step else 0.0,
+                    "bad_in_row": guard.bad_in_row,
+                    "args": self.settings,
+                    "class_counts": self.class_counts,
+                    "num_outliers": self.loader.num_outliers,
+                    "environment": environment(self.compute.device),
+                }
+            )
+        self.last_save = time.monotonic()
+
+    def _write_log(self):
+        self.attempt("log.jsonl", self.out.write_log, self.history)
+
+    def begin(self, state: dict | None) -> None:
+        """Takes up the run where ``state`` left it, or at its beginning, and describes it in the run
+        directory.
+
+        Raises:
+            InputError: the processes found different checkpoints, or ``state`` does not fit.
+        """
+        place = None if state is None else [state["epoch"], state["step"]]
+        disagrees = float(place != from_main(place))
+        if sum_over_processes(torch.tensor([disagrees], device=self.compute.device)).item():
+            folder = self.settings["srp"]
+            raise InputError(
+                f"the processes see different checkpoints in {folder}; it has to be on a disk that all share"
+            )
+        if state is not None:
+            restore(state, self.trained, self.class_counts, self.loader.num_outliers, len(self.loader))
+            self.history, self.epoch, self.step = state["history"], state["epoch"], state["step"]
+            self.seconds = state.get("seconds", 0.0)
+            if self.compute.is_main:  # the sums in it are over all processes
+                self.meter.load_state(state["meter"])
+        if not self.compute.is_main:
+            return
+        about = {"class_counts": self.class_counts, "environment": environment(self.compute.device)}
+        about = self.settings | about | {"num_outliers": self.loader.num_outliers}
+        self.attempt("args.json", self.out.write_json, "args.json", about)
+        picture = self.out.folder / "class_counts.png"
+        self.attempt("class_counts.png", plot_class_counts, self.class_counts, picture)
+        classes, images = len(self.class_counts), sum(self.class_counts)
+        say(
+            f"{classes} classes, {images:,} images, {len(self.loader)} steps per epoch; {self.loader.where()}"
+        )
+
+    def finished(self) -> bool:
+        """Waits for the last checkpoint, draws the history, says where things are; False after a request to
+        stop."""
+        if self.compute.is_main:
+            self.writer.close()
+            self.attempt("training.png", plot_history, self.history, self.out.folder / "training.png")
+            say(f"run directory: {self.out.folder}")
+            if self.epoch < self.num_epochs:
+                saved = not self.attempt.failing("the checkpoint")
+                where = "there" if saved else "the last checkpoint that could be written"
+                say(
+                    f"stopped in epoch {self.epoch + 1} of {self.num_epochs}; "
+                    f"--resume continues from {where}",
+                    sys.stderr,
+                )
+        return self.epoch == self.num_epochs
+
+
+@contextmanager
+def open_run(
+    folder: Path,
+    settings: dict,
+    compute: Compute,
+    loader,
+    class_counts: list[int],
+    trained: Trained,
+    *,
+    epochs: int,
+    resume: str | None,
+    save_minutes: float = 0,
+) -> Iterator[Run]:
+    """Takes the run directory, resumes what is in it where asked to, and yields the :class:`Run`.
+
+    A first SIGTERM or SIGINT ends the step under way and saves; the process then exits with status 75.
+
+    Args:
+        settings: the flags as plain values; they are recorded, and compared with those of the run to resume.
+        loader: gives ``epoch(epoch, start_step)``, an iterator of Batch, and its length in steps.
+        resume: None for a new run, "" for the one in ``folder``, else another run directory or checkpoint
+            file.
+        save_minutes: between checkpoints within an epoch; 0 for none but at the epochs' ends.
+
+    Raises:
+        InputError: the folder is in use, cannot be written, or holds a run that is not the one to resume; the
+            checkpoint is damaged or of another run.
+    """
+    with run_directory(folder, resume, compute) as out, StopRequest() as stop:
+        run = Run(out, settings, compute, loader, class_counts, trained, epochs, save_minutes, stop)
+        try:
+            state = find_checkpoint(folder, resume, settings, compute)
+            run.begin(state)
+            if compute.is_main and run.epoch == epochs:
+                say(f"this run is already finished: {epochs} of {epochs} epochs")
+            if state is not None and not resumes_in_place(folder, resume):
+                run.begun = time.monotonic() - run.seconds
+                run.save()
+                if compute.is_main:
+                    run._write_log()
+            yield run
+        finally:
+            if run.writer is not None:
+                run.writer.close()
+        whole = run.finished()
+    if not whole:
+        finish()
+        sys.exit(EXIT_STOPPED)
+
+
+def resumes_in_place(folder: Path, resume: str | None) -> bool:
+    """Whether the run to resume is the one in ``folder``."""
+    if resume is None:
+        return False
+    source = Path(resume or folder).resolve()
+    return Path(folder).resolve() in (source, source.parent)
+
+
+@contextmanager
+def run_directory(folder, resume, compute):
+    """The main process's :class:`RunDirectory`, None in the others; where it is refused, every process
+    ends."""
+
+    def take():
+        with ExitStack() as stack:
+            out = stack.enter_context(closing(RunDirectory(folder)))
+            if holds_run(out.folder) and not resumes_in_place(folder, resume):
+                raise InputError(
+                    f"{folder} already holds a run; add --resume to continue it, or choose another --srp"
+                )
+            stack.pop_all()
+        return out
+
+    out = in_main(compute, take)
+    with nullcontext() if out is None else closing(out):
+        yield out
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether there is a checkpoint; a crash between a save's two renames leaves the previous one alone."""
+    return (Path(folder) / LATEST).exists() or (Path(folder) / PREVIOUS).exists()
+
+
+def find_checkpoint(folder: Path, resume: str | None, settings: dict, compute: Compute) -> dict | None:
+    """The state to resume from, or None for a new run.
+
+    Raises:
+        InputError: it is no checkpoint of a run, or flags that change the run differ from ``settings``.
+    """
+    if resume is None:
+        return None
+    source = Path(resume or folder)
+    if not resume and not holds_run(source):
+        if compute.is_main:
+            say(f"no checkpoint in {source} yet: starting from the beginning")
+        return None
+    state, _ = open_checkpoint(source)
+    counts = isinstance(state, dict) and type(state.get("epoch")) is type(state.get("step")) is int
+    if not counts or not isinstance(state.get("args"), dict) or not isinstance(state.get("optimizer"), dict):
+        raise InputError(
+            f"{source} is not a checkpoint of train.py or train_imagenet.py and cannot be resumed"
+        )
+    for name, value in settings.items():
+        stored = state["args"].get(name, value)
+        if name in FREE_FLAGS or not differs(stored, value):
+            continue
+        if name == "epochs":
+            advice = "the schedule depends on it: train a run of that length in another --srp"
+        else:
+            advice = "omit the flag to keep the run's value, or start a new run in another --srp"
+        raise InputError(f"--{name} is {value}, but the run to resume has {reprlib.repr(stored)}; {advice}")
+    return state
+
+
+def restore(state: dict, trained: Trained, class_counts: list[int], num_outliers: int, steps: int) -> None:
+    """Makes everything what it was when ``state`` was saved.
+
+    Raises:
+        InputError: it is of other training images or outliers, or holds what a run cannot resume from.
+    """
+    require_class_counts(state, class_counts)
+    if differs(state.get("num_outliers"), num_outliers):
+        raise InputError(f"the outliers are not those of the run to resume: there are {num_outliers:,}")
+    try:
+        load_weights(trained.model, network_weights(state))
+        trained.criterion.load_state_dict(state["criterion"])
+        load_optimizer(trained.optimizer, state["optimizer"])
+        torch.set_rng_state(state["rng"])
+        trained.guard.bad_in_row = int(state.get("bad_in_row", 0))
+        EpochMeter(len(class_counts), "cpu").load_state(state["meter"])
+        position_is_valid = (
+            state["epoch"] >= 0 and 0 <= state["step"] < steps and state.get("seconds", 0.0) >= 0
+        )
+        if not position_is_valid or not isinstance(state["history"], list):
+            raise ValueError("its history or its position is not that of a run")
+    except InputError:
+        raise
+    except Exception as error:  # a stranger's values can raise anything
+        raise InputError(f"the checkpoint cannot be resumed: {first_line(error)}") from error
+
+
+def with_flags_of_run(parser: argparse.ArgumentParser, argv: list[str]) -> list[str]:
+    """The words of a command line; with ``--resume``, after those that the run to resume was started with.
+
+    So a run is resumed with its own flags, and what the user types still counts. The words of the checkpoint
+    are parsed like typed ones, since it may come from a stranger.
+
+    Raises:
+        InputError: the checkpoint is damaged.
+    """
+    known = parser.parse_known_args([word for word in argv if word not in ("-h", "--help")])[0]
+    source = known.resume or known.srp
+    if known.resume is None or source is None or not (known.resume or holds_run(source)):
+        return argv
+    state, _ = open_checkpoint(source)
+    stored = state.get("args") if isinstance(state, dict) else None
+    words = []
+    for action in parser._actions:
+        value = stored.get(action.dest) if isinstance(stored, dict) else None
+        if action.dest in ("resume", "srp") or value is None or value == []:
+            continue
+        if isinstance(action, argparse.BooleanOptionalAction):
+            words.append(action.option_strings[0 if value else -1])
+        else:
+            words += [action.option_strings[0], *map(str, value if isinstance(value, list) else [value])]
+    return [*words, *argv]
