@@ -1,14 +1,27 @@
+import argparse
 import io
+import math
 import pickle
 import random
+import shlex
 import warnings
 import zipfile
 
+import numpy as np
 import pytest
 import torch
 
 from utils.errors import InputError
-from utils.run.checkpoint import LATEST, PREVIOUS, load_checkpoint, load_run, open_checkpoint, save_checkpoint
+from utils.run.checkpoint import (
+    LATEST,
+    PREVIOUS,
+    load_checkpoint,
+    load_run,
+    network_weights,
+    open_checkpoint,
+    save_checkpoint,
+)
+from utils.run.pickles import NUMPY_NUMBERS
 
 
 def state(epoch=1):
@@ -178,6 +191,145 @@ def with_pickle(path, change):
 def test_crafted_pickles_are_refused_before_torch_reads_them(tmp_path, change, reason):
     with pytest.raises(InputError, match=reason):
         load_checkpoint(with_pickle(tmp_path / "stranger.pth", change))
+
+
+NUMBERS = [np.dtype(code).newbyteorder(order).type(3) for code in sorted(NUMPY_NUMBERS) for order in "<>"]
+
+
+@pytest.mark.parametrize("new_format", [True, False])
+def test_numpy_numbers_beside_the_weights_are_read_as_pythons_own(new_format, tmp_path):
+    """As the released latest.pth of this field hold them."""
+    big_endian = np.frombuffer(np.array(-2.5, ">f8").tobytes(), ">f8")[0]
+    saved = {"many_accs": [np.float64(0.1), np.float32(0.5)], "numbers": NUMBERS, "other": big_endian}
+    saved |= {"rho": np.float64(0.01), "best": np.bool_(True), "nan": np.float64("nan")}
+    torch.save(saved, tmp_path / "x.pth", _use_new_zipfile_serialization=new_format)
+    loaded = load_checkpoint(tmp_path / "x.pth")
+    assert loaded["many_accs"] == [0.1, 0.5] and loaded["other"] == -2.5 and math.isnan(loaded["nan"])
+    assert loaded["numbers"] == [number.item() for number in NUMBERS] and loaded["best"] is True
+    assert {type(v) for v in loaded["numbers"]} == {bool, int, float, complex} and type(
+        loaded["rho"]
+    ) is float
+
+
+def test_a_numpy_dtype_alone_does_no_harm(tmp_path):
+    torch.save({"w": torch.ones(2), "dtype": np.dtype("f4")}, tmp_path / "x.pth")
+    assert torch.equal(load_checkpoint(tmp_path / "x.pth")["w"], torch.ones(2))
+
+
+def pickled_number(
+    code=b"f8", state=b"(K\x03X\x01\x00\x00\x00<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00t", size=8
+):
+    """numpy.core.multiarray.scalar(dtype, bytes), as protocol 2 has it."""
+    dtype = b"cnumpy\ndtype\nX%c\x00\x00\x00%b\x89\x88\x87R%bb" % (len(code), code, state)
+    data = b"c_codecs\nencode\nX%c\x00\x00\x00%bX\x06\x00\x00\x00latin1\x86R" % (size, b"\x00" * size)
+    return b"\x80\x02cnumpy.core.multiarray\nscalar\n" + dtype + data + b"\x86R."
+
+
+def test_the_hand_made_number_is_one(tmp_path):
+    assert pickle.loads(pickled_number()) == 0.0
+    assert load_checkpoint(with_pickle(tmp_path / "x.pth", lambda _: pickled_number())) == 0.0
+
+
+@pytest.mark.parametrize(
+    "crafted",
+    [
+        pickled_number(code=b"O8"),
+        pickled_number(code=b"O"),
+        pickled_number(code=b"V8"),
+        pickled_number(code=b"f9"),
+        pickled_number(size=7),
+        pickled_number(size=9),
+        pickled_number(size=0),
+        pickled_number(state=b"}"),
+        pickled_number(state=b"(K\x03X\x01\x00\x00\x00<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x3ft"),
+        pickled_number(state=b"(K\x03X\x01\x00\x00\x00|NX\x01\x00\x00\x00aNK\x08K\x01K\x00t"),
+        b"\x80\x02cnumpy.core.multiarray\nscalar\n}(X\x08\x00\x00\x00__code__K\x01ub.",
+        b"\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00aX\x04\x00\x00\x00zlib\x86R.",
+        b"\x80\x02cutils.run.pickles\nNumpyDtype\n.",
+    ],
+)
+def test_numpy_values_that_are_no_numbers_are_refused(crafted, tmp_path):
+    with pytest.raises(InputError, match="only tensors and plain values"):
+        load_checkpoint(with_pickle(tmp_path / "stranger.pth", lambda _: crafted))
+
+
+@pytest.mark.parametrize(
+    "name,extra",
+    [
+        ("argparse.Namespace", argparse.Namespace(lr=0.1)),
+        ("numpy.core.multiarray._reconstruct|numpy._core.multiarray._reconstruct", np.zeros(3)),
+        ("torch.nn.modules.linear.Linear", torch.nn.Linear(2, 2)),
+        ("__builtin__.set", {1, 2}),
+        ("a key is neither", {(1, 2): 3}),
+    ],
+)
+@pytest.mark.parametrize("container", ["model", "state_dict", None])
+def test_what_is_not_plain_is_named_with_a_command_that_converts_it(name, extra, container, tmp_path):
+    path, weights = tmp_path / "it's $HOME.pth", {"conv1.weight": torch.arange(3.0)}
+    torch.save({container: weights, "extra": extra} if container else weights | {"extra": extra}, path)
+    with pytest.raises(InputError, match=name) as refusal:
+        load_checkpoint(path)
+    text = str(refusal.value)
+    assert "\x1b" not in text and "\n" not in text and text.count("; ") >= 1
+    python, option, code = shlex.split(text[text.index("python -c ") :])
+    exec(code, {})
+    converted = load_checkpoint(tmp_path / "it's $HOME-weights.pth")
+    assert equal(network_weights(converted), weights)
+
+
+def test_torchs_own_refusal_is_shown_without_its_advice(tmp_path):
+    with pytest.raises(InputError, match="admitted\\): Can only build Tensor") as refusal:
+        load_checkpoint(with_pickle(tmp_path / "x.pth", lambda _: b"\x80\x02\x88}b."))
+    assert "\x1b" not in str(refusal.value) and "weights_only" not in str(refusal.value)
+
+
+def test_a_whole_module_is_named_and_converted(tmp_path):
+    module = torch.nn.Linear(2, 3)
+    for saved in (module, {"net": module, "epoch": 3}):
+        torch.save(saved, tmp_path / "x.pth")
+        with pytest.raises(InputError, match="it holds torch.nn.modules.linear.Linear") as refusal:
+            load_checkpoint(tmp_path / "x.pth")
+        exec(shlex.split(str(refusal.value).partition("python -c ")[2])[0], {})
+        converted = network_weights(load_checkpoint(tmp_path / "x-weights.pth"))
+        assert equal(converted, dict(module.state_dict()))
+
+
+def test_a_pickle_that_torch_did_not_write_is_named(tmp_path):
+    (tmp_path / "x.pth").write_bytes(pickle.dumps({"model": {}}))
+    with pytest.raises(InputError, match="torch.save did not write it"):
+        load_checkpoint(tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "module.module."])
+@pytest.mark.parametrize(
+    "path", [(), ("model",), ("state_dict",), ("net",), ("model_state_dict",), ("model", "net")]
+)
+def test_weights_are_found_in_every_published_form(prefix, path):
+    weights = {"conv1.weight": torch.ones(2), "module_of_mine.bias": torch.zeros(1)}
+    checkpoint = {prefix + name: value for name, value in weights.items()}
+    for container in reversed(path):
+        checkpoint = {
+            "epoch": 7,
+            "best": torch.tensor(1.0),
+            "optimizer": {"state": {}},
+            container: checkpoint,
+        }
+    assert equal(network_weights(checkpoint), weights)
+
+
+def test_a_container_without_tensors_does_not_hide_the_weights():
+    assert network_weights({"model": {"depth": 18}, "state_dict": {"w": torch.ones(1)}}).keys() == {"w"}
+    endless = {"epoch": 1}
+    endless["model"] = endless
+    with pytest.raises(InputError, match="no network weights"):
+        network_weights(endless)
+
+
+def test_where_there_are_no_weights_the_message_lists_the_keys():
+    with pytest.raises(InputError, match="no network weights.*'backbone', 'epoch'"):
+        network_weights({"backbone": {"w": torch.ones(2)}, "epoch": 3})
+    with pytest.raises(InputError, match="with and without"):
+        network_weights({"w": torch.ones(2), "module.w": torch.ones(2)})
 
 
 def test_a_record_that_says_it_is_a_folder_is_refused(tmp_path):

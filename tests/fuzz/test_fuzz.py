@@ -195,7 +195,12 @@ def checkpoint_bytes():
     model = build_model("ResNet20", 2)
     buffer = io.BytesIO()
     torch.save(
-        {"model": {"linear.weight": model.linear.weight.detach()}, "args": {"ds": "digits"}, "epoch": 1},
+        {
+            "model": {"linear.weight": model.linear.weight.detach()},
+            "args": {"ds": "digits"},
+            "epoch": 1,
+            "accs": [np.float64(0.5), np.float32(0.25), np.int64(3), np.bool_(True)],
+        },
         buffer,
     )
     return buffer.getvalue()

@@ -4,8 +4,12 @@ are written."""
 import argparse
 import contextlib
 import io
+import json
 import os
+import pickle
+import re
 import reprlib
+import shlex
 import warnings
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
@@ -14,10 +18,13 @@ from pathlib import Path
 import torch
 
 from utils.errors import InputError, first_line
-from utils.run.pickles import Inspector
+from utils.run.pickles import Inspector, NotPlain, Refused, numpy_readers
 
 LATEST, PREVIOUS = "latest.pth", "previous.pth"
+BEFORE_TORCH_1_6 = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the first pickle, a number, of its files
 DOS_FOLDER = 0x10
+CONTAINERS = ("model", "state_dict", "net", "model_state_dict")  # where published checkpoints have weights
+WRAPPERS = re.compile(r"^((module|_orig_mod)\.)+")  # of DataParallel, DistributedDataParallel, torch.compile
 
 
 def save_checkpoint(state, folder):
@@ -154,18 +161,37 @@ def load_checkpoint(path):
             warnings.simplefilter("ignore")
             if file.read(4) == b"PK\x03\x04":  # what torch.load goes by
                 _check_archive(path).load()
-            else:  # before torch 1.6: five pickles, then the storages
+            else:
                 file.seek(0)
-                for _ in range(5):
+                if file.read(len(BEFORE_TORCH_1_6)) != BEFORE_TORCH_1_6:
+                    raise Refused("torch.save did not write it")
+                file.seek(0)
+                for _ in range(5):  # five pickles, then the storages
                     Inspector(file, lambda key: path.stat().st_size).load()
-            return torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals(numpy_readers()):
+                return torch.load(path, map_location="cpu", weights_only=True)
     except InputError:
         raise
     except Exception as error:  # whatever a stranger's bytes make an unpickler raise
+        why = first_line(error)
+        if isinstance(error, pickle.UnpicklingError):  # torch's: pages of advice around the reason
+            why = re.sub(r"(?s).*WeightsUnpickler error:\s*", "", str(error)).partition("\n")[0][:200]
+        elif isinstance(error, NotPlain):
+            why = f"{error}; if you trust its author, run in the folder of its code: {_conversion(path)}"
         raise InputError(
-            f"the checkpoint {path} cannot be read (only tensors and plain values are admitted): "
-            f"{first_line(error)}"
+            f"the checkpoint {path} cannot be read (only tensors and plain values are admitted): {why}"
         ) from None
+
+
+def _conversion(path):
+    """A command that writes the weights alone of a file that holds more; it runs code from the file."""
+    source = path.resolve()
+    target = source.with_name(f"{path.stem}-weights.pth")
+    code = f'import torch; c = torch.load({json.dumps(str(source))}, "cpu", weights_only=False); '
+    code += f"c = next((c[k] for k in {json.dumps(CONTAINERS)} if k in c), c) if isinstance(c, dict) else c; "
+    code += 'c = c.state_dict() if hasattr(c, "state_dict") else c; '
+    code += f"torch.save({{k: v for k, v in c.items() if torch.is_tensor(v)}}, {json.dumps(str(target))})"
+    return shlex.join(["python", "-c", code])
 
 
 def load_run(folder):
@@ -264,24 +290,42 @@ def require_class_counts(checkpoint, class_counts):
 
 
 def network_weights(checkpoint):
-    """The network's weights in a checkpoint of ours or of a published form: inside ``model`` or
-    ``state_dict`` or bare, with or without a ``module.`` prefix.
+    """The network's weights in a checkpoint of ours or of a published form: bare or inside one of
+    ``CONTAINERS``, with any of ``WRAPPERS`` before the names.
 
     Raises:
-        InputError: there are no tensors to be found.
+        InputError: there are no tensors to be found, or two of one name.
     """
-    for key in ("model", "state_dict"):
-        if isinstance(checkpoint, dict) and isinstance(checkpoint.get(key), dict):
-            checkpoint = checkpoint[key]
-            break
-    weights = {
-        key.removeprefix("module."): value
-        for key, value in (checkpoint.items() if isinstance(checkpoint, dict) else ())
-        if isinstance(key, str) and isinstance(value, torch.Tensor) and not value.is_complex()
-    }
+    named = [(WRAPPERS.sub("", key), value) for key, value in _named_tensors(checkpoint)]
+    weights = dict(named)
     if not weights:
-        raise InputError("the checkpoint holds no network weights")
+        keys = f"its keys are {_some(checkpoint)}" if isinstance(checkpoint, dict) else "it is no dictionary"
+        raise InputError(
+            f"the checkpoint holds no network weights, neither bare nor in {', '.join(CONTAINERS)}: {keys}"
+        )
+    if len(weights) < len(named):
+        raise InputError("the checkpoint holds weights of one name with and without a prefix such as module.")
     return weights
+
+
+def _named_tensors(holder, depth=3):
+    """[(key, tensor)] of the first container in a dict that holds tensors, else of the dict itself."""
+    if not isinstance(holder, dict) or depth == 0:
+        return []
+    for key in CONTAINERS:
+        if found := _named_tensors(holder.get(key), depth - 1):
+            return found
+    return [
+        (key, value)
+        for key, value in holder.items()
+        if isinstance(key, str) and isinstance(value, torch.Tensor) and not value.is_complex()
+    ]
+
+
+def _some(names, number=9):
+    """The first of some names that a stranger chose, as text."""
+    names = [reprlib.repr(name) for name in names]
+    return ", ".join(names[:number]) + (f" and {len(names) - number} more" if len(names) > number else "")
 
 
 def load_weights(model, weights):

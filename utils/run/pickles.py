@@ -2,19 +2,89 @@
 beyond the file."""
 
 import pickle
+from collections.abc import Callable
 
+import numpy as np
 import torch
 
-PLAIN_TENSORS = (
-    "_rebuild_tensor",
-    "_rebuild_tensor_v2",
-    "_rebuild_tensor_v3",
-    "_rebuild_parameter",
-)  # dense, on the CPU
+# What a pickle of tensors and plain values names, beside storages, dtypes and numpy's numbers.
+PLAIN = {
+    "torch._utils._rebuild_tensor",  # dense tensors on the CPU
+    "torch._utils._rebuild_tensor_v2",
+    "torch._utils._rebuild_tensor_v3",
+    "torch._utils._rebuild_parameter",
+    "torch.Size",
+    "torch.device",
+    "collections.OrderedDict",
+    "collections.Counter",
+    "_codecs.encode",
+}
+NUMPY_NUMBERS = frozenset("b1 i1 i2 i4 i8 u1 u2 u4 u8 f2 f4 f8 c8 c16".split())
+NUMPY_SCALARS = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")  # numpy 1 and 2
 
 
 class Refused(Exception):
     """A pickle asks for something that a reader of plain values does not give; the message says for what."""
+
+
+class NotPlain(Refused):
+    """It holds something that is neither a tensor nor a plain value, which may well be harmless."""
+
+
+class NumpyDtype:
+    """What ``numpy.dtype`` is read as, for the kinds of numbers alone; numpy's own takes objects and records.
+
+    Args:
+        code: such as "f8". align, copy: as numpy pickles them, False and True.
+
+    Raises:
+        Refused: another dtype.
+    """
+
+    def __init__(self, code: str, align: bool, copy: bool):
+        if type(code) is not str or code not in NUMPY_NUMBERS:
+            raise NotPlain(f"it holds values of numpy's dtype {str(code)[:20]!r}")
+        self.code, self.order = code, "="
+
+    def __setstate__(self, state: tuple):
+        if type(state) is not tuple or state[1:2] not in (("<",), (">",), ("|",), ("=",)):
+            raise Refused("a numpy dtype is not described as numpy does")
+        if state[2:] != (None, None, None, -1, -1, 0):
+            raise NotPlain("it holds values of a numpy dtype with fields or metadata")
+        self.order = state[1]
+
+
+def numpy_scalar(dtype: NumpyDtype, data: bytes) -> bool | int | float | complex:
+    """A number that numpy pickled, as Python's own.
+
+    Raises:
+        Refused: its bytes are not those of one number.
+    """
+    if type(dtype) is not NumpyDtype or type(data) is not bytes or len(data) != int(dtype.code[1:]):
+        raise Refused("a numpy scalar is not described as numpy does")
+    return np.frombuffer(data, dtype.order + dtype.code).item()
+
+
+def numpy_readers() -> list[Callable]:
+    """The two above under the names that numpy's pickles have, for ``torch.serialization.safe_globals``."""
+
+    def named(reader, full_name):
+        module, _, name = full_name.rpartition(".")
+        function = lambda *args: reader(*args)  # noqa: E731  (a function of its own for each name)
+        function.__module__, function.__qualname__ = module, name
+        return function
+
+    return [NumpyDtype, named(NumpyDtype, "numpy.dtype"), *(named(numpy_scalar, n) for n in NUMPY_SCALARS)]
+
+
+def _encode(text, encoding):
+    """Bytes, as pickles before protocol 3 hold them."""
+    if type(text) is not str or encoding != "latin1":
+        raise Refused("bytes are not described as pickle does")
+    return text.encode(encoding)
+
+
+CALLS = {"numpy.dtype": NumpyDtype, "_codecs.encode": _encode} | dict.fromkeys(NUMPY_SCALARS, numpy_scalar)
 
 
 class Instructions(dict):
@@ -49,7 +119,7 @@ def _check_keys(keys):
     ones."""
     for key in keys:
         if not isinstance(key, (str, bytes, int, float, type(None))):
-            raise Refused("a key is neither text nor a number")
+            raise NotPlain("a key is neither text nor a number")
 
 
 class Inspector(pickle._Unpickler):
@@ -78,9 +148,11 @@ class Inspector(pickle._Unpickler):
         self.storage_bytes = storage_bytes
 
     def find_class(self, module, name):
-        if module == "torch._utils" and name not in PLAIN_TENSORS:
-            raise Refused(f"it holds tensors of another kind, by {name[:80]}")
-        return _Named(f"{module}.{name}"[:200])
+        full_name = f"{module}.{name}"
+        if full_name not in PLAIN and full_name not in CALLS and not _is_storage_or_dtype(module, name):
+            kind = "tensors of another kind, by " if module == "torch._utils" else ""
+            raise NotPlain(f"it holds {kind}{full_name[:200]}")
+        return _Named(full_name)
 
     def persistent_load(self, pid):
         kind, storage, key, _, size, *_ = pid
@@ -100,6 +172,21 @@ class Inspector(pickle._Unpickler):
         return _Made()
 
 
+def _is_storage_or_dtype(module, name):
+    """Whether it is the class of a storage, such as torch.FloatStorage, or a dtype, such as torch.float32."""
+    if (module, name) == ("torch.storage", "UntypedStorage"):
+        return True
+    return module == "torch" and (
+        isinstance(getattr(torch, name, None), torch.dtype) or _storage_dtype(name) is not None
+    )
+
+
+def _storage_dtype(name):
+    """The dtype of a storage class of torch, None for another name."""
+    kind = getattr(torch, name, None) if name.endswith("Storage") else None
+    return kind.dtype if isinstance(getattr(kind, "dtype", None), torch.dtype) else None
+
+
 class _Named:
     """Stands in for a class or a function."""
 
@@ -107,22 +194,24 @@ class _Named:
         self.name = name
 
     def __call__(self, *args):
+        if self.name in CALLS:
+            return CALLS[self.name](*args)
         # What fills a container from its arguments takes keys from there.
-        if self.name.startswith(("collections.", "builtins.", "__builtin__.")) and any(
-            type(a) is not dict for a in args
-        ):
-            raise Refused(f"it calls {self.name} with arguments")
+        if self.name.startswith("collections.") and any(type(a) is not dict for a in args):
+            raise NotPlain(f"it calls {self.name} with arguments")
         return _Made()
+
+    def __setstate__(self, state):
+        raise Refused(f"it changes {self.name}")
 
     def item_bytes(self):
         """Bytes of one element of a storage class."""
-        module, _, name = self.name.rpartition(".")
-        if name == "UntypedStorage":
+        if self.name == "torch.storage.UntypedStorage":
             return 1
-        kind = getattr(torch, name, None) if module == "torch" and name.endswith("Storage") else None
-        if getattr(kind, "dtype", None) is None:
+        dtype = _storage_dtype(self.name.removeprefix("torch."))
+        if dtype is None:
             raise Refused(f"it names {self.name} as a storage")
-        return kind.dtype.itemsize
+        return dtype.itemsize
 
 
 class _Made:
