@@ -4,7 +4,7 @@ import torch
 
 from utils.distributed import sum_over_processes
 from utils.losses import TERMS
-from utils.metrics import group_accuracies
+from utils.metrics import class_accuracies, group_accuracies
 
 
 class EpochMeter:
@@ -54,3 +54,8 @@ class EpochMeter:
         """``{all, many, medium, few}``, fractions; see :func:`utils.metrics.group_accuracies`."""
         state = self.state()
         return group_accuracies(state["correct"].tolist(), state["total"].tolist(), class_counts)
+
+    def class_accuracies(self) -> list[float | None]:
+        """Accuracy of each class, C fractions; None for a class that had no image."""
+        state = self.state()
+        return class_accuracies(state["correct"].tolist(), state["total"].tolist())

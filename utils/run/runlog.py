@@ -1,8 +1,10 @@
 """A run's directory: who owns it, its arguments, its log."""
 
 import contextlib
+import csv
 import datetime
 import fcntl
+import io
 import json
 import os
 import platform
@@ -17,6 +19,7 @@ import torch
 import torchvision
 
 from utils.errors import InputError, first_line
+from utils.losses import TERMS
 
 LOCK = "run.lock"
 
@@ -119,9 +122,30 @@ def describe(record: dict, epochs: int) -> str:
     kind = "val" if "val_accuracy" in record else "train"
     shots = record[f"{kind}_accuracy"]
     accuracies = " ".join(f"{name} {100 * value:.2f}" for name, value in shots.items() if value is not None)
-    terms = " ".join(f"{name} {record[name]:.4f}" for name in ("loss", "isac", "tla", "oe"))
+    terms = " ".join(f"{name} {record[name]:.4f}" for name in TERMS)
     head = f"epoch {record['epoch']}/{epochs}: {terms}"
     return f"{head} | {kind} accuracy %: {accuracies} | {record['seconds']:.1f} s"
+
+
+def history_csv(history: list[dict]) -> str:
+    """The log as CSV text, one row per epoch: nested values become columns such as train_accuracy_few, lists
+    columns such as train_class_accuracy_0; what an epoch does not have is empty."""
+    rows = [_flat(record) for record in history]
+    columns = dict.fromkeys(name for row in rows for name in row)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(columns), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _flat(value, name=""):
+    """dict of column to a plain value."""
+    if not isinstance(value, dict | list):
+        return {name: value}
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    parts = (_flat(part, f"{name}_{key}" if name else str(key)) for key, part in items)
+    return {column: plain for part in parts for column, plain in part.items()}
 
 
 def writable_folder(folder):
