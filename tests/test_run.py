@@ -1,0 +1,121 @@
+"""A run in its directory: it resumes with its own flags, says what it is doing, and refuses what cannot
+work."""
+
+import json
+from contextlib import nullcontext
+
+import pytest
+import torch
+from command_line import run
+
+import train
+import train_imagenet
+from models import build_model
+from utils.losses import PATTLoss
+from utils.run import run as run_module
+from utils.run.checkpoint import load_run
+
+TINY = (
+    "--ds digits --gpu cpu --rho 0.1 --val_fraction 0.9 -b 8 --ob 8 --num_ood_samples 32 --lr 0.002".split()
+)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The directory of a finished run of two epochs."""
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    assert run(train.main, *TINY, "-e", 2, "--srp", folder) == 0
+    return folder
+
+
+def error(capsys):
+    return capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_a_run_is_resumed_with_its_own_flags(finished, tmp_path, capsys):
+    state = load_run(finished)
+    half = state | {"epoch": 1, "history": state["history"][:1]}
+    folder = tmp_path / "run"
+    folder.mkdir()
+    torch.save(half, folder / "latest.pth")
+    assert run(train.main, "--srp", folder, "--resume") == 0
+    assert "epoch 2/2" in capsys.readouterr().out
+    args = json.loads((folder / "args.json").read_text())
+    assert args["lr"] == 0.002 and args["batch_size"] == 8 and args["ds"] == "digits" and args["epochs"] == 2
+
+
+def test_a_flag_that_differs_from_the_runs_says_what_to_do(finished, capsys):
+    assert run(train.main, "--srp", finished, "--resume", "--lr", 0.5) == 2
+    assert "--lr is 0.5, but the run to resume has 0.002; omit the flag" in (message := error(capsys))
+    assert "--srp" in message
+    assert run(train.main, "--srp", finished, "--resume", "-e", 9) == 2
+    assert "train a run of that length in another --srp" in error(capsys)
+
+
+def test_a_finished_run_says_that_it_is_finished(finished, capsys):
+    before = (finished / "latest.pth").read_bytes()
+    assert run(train.main, "--srp", finished, "--resume") == 0
+    assert "already finished: 2 of 2 epochs" in capsys.readouterr().out
+    assert (finished / "latest.pth").read_bytes() == before
+
+
+def test_a_run_resumed_in_another_directory_takes_checkpoint_and_log_along(finished, tmp_path):
+    assert run(train.main, "--srp", tmp_path / "new", "--resume", finished) == 0
+    assert load_run(tmp_path / "new")["epoch"] == 2
+    assert (tmp_path / "new" / "log.jsonl").read_bytes() == (finished / "log.jsonl").read_bytes()
+
+
+def test_progress_is_a_line_where_there_is_no_terminal(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(run_module.PROGRESS_SECONDS, False, 0)
+    assert run(train.main, *TINY, "-e", 1, "--srp", tmp_path) == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("epoch 1/1, step 3/")]
+    assert len(lines) == 1 and "loss " in lines[0] and "images/s" in lines[0] and "min left" in lines[0]
+
+
+def test_the_pace_is_that_of_the_steps_made_here(monkeypatch):
+    """Ten of a hundred steps in 50 s: the other 90 take 450 s, which is 8 minutes rounded."""
+    run_ = object.__new__(run_module.Run)
+    loader = type("Loader", (), {"__len__": lambda self: 50, "batch_size": 20})()
+    meter = type("Meter", (), {"running_loss": lambda self: 1.5})()
+    vars(run_).update(
+        steps_here=10, started=100.0, num_epochs=2, epoch=0, step=10, loader=loader, meter=meter
+    )
+    monkeypatch.setattr(run_module.time, "monotonic", lambda: 150.0)
+    assert run_._pace() == "loss 1.5000, 4 images/s, 0 h 08 min left"
+
+
+@pytest.mark.parametrize("batch", [1, "one per process"])
+def test_batchnorm_needs_two_images(batch, tmp_path, capsys):
+    if batch == 1:
+        assert run(train.main, *TINY, "-b", 1, "--srp", tmp_path) == 2
+        assert "--batch_size must be at least 2" in error(capsys)
+    else:
+        args = train.parse_args([*TINY, "-b", "4", "--ob", "4"])
+        four = type("Compute", (), {"world_size": 4, "gpus": (), "device": torch.device("cpu")})
+        with pytest.raises(ValueError, match="--batch_size must be at least 8"):
+            train.check_flags(args, four, 100, 100)
+
+
+def test_the_embedding_head_does_not_run_without_the_contrastive_loss():
+    """It would update the running statistics of its BatchNorm, and with one image per process it cannot."""
+    model = build_model("ResNet18", 3, family="imagenet").train()
+    model.embeds = False
+    output = model(torch.rand(2, 3, 32, 32))
+    assert torch.equal(output.embedding, output.features)
+    assert int(model.head[1].num_batches_tracked) == 0
+    assert train_imagenet.parse_args(["--isac", "False"]).isac is False
+
+
+def test_an_epoch_ends_where_the_batches_end():
+    """train_one_epoch makes one optimiser step per batch, and no other."""
+    model = build_model("ResNet20", 2)
+    criterion = PATTLoss([4, 2], 64, oe_weight=0.1, tla_weight=0.5)
+    optimizer = train.build_optimizer(model, train.parse_args(TINY))
+    guard = train.StepGuard(optimizer, [model, criterion], 3)
+    meter = train.EpochMeter(2, torch.device("cpu"))
+    images, labels = torch.randn(8, 3, 16, 16), torch.tensor([0, 1])
+    batch = type("Batch", (), {"images": images, "labels": labels, "indices": torch.arange(2)})
+    train.train_one_epoch(
+        model, criterion, optimizer, guard, meter, iter([(0, batch), (1, batch)]), nullcontext()
+    )
+    assert {int(state["step"]) for state in optimizer.state.values()} == {2} and int(meter.steps) == 2
