@@ -47,6 +47,14 @@ def number(kind, low=None, high=None, above=None):
     return parse
 
 
+def path(text):
+    """A path; a leading ``~`` is the home directory, also where the shell leaves it (``--drp=~/data``)."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} names no user's home directory") from error
+
+
 positive_int = number(int, low=1)
 count = number(int, low=0)
 seed = number(int, low=0, high=2**63 - 1)
@@ -137,7 +145,7 @@ def add_evaluation_flags(parser, scores):
         help="auto: bf16 on CUDA, fp32 on a CPU",
     )
     parser.add_argument(
-        "--srp", type=Path, metavar="DIR", help="where results go; default: the run directory"
+        "--srp", type=path, metavar="DIR", help="where results go; default: the run directory"
     )
 
 
@@ -145,18 +153,18 @@ def add_image_lists(parser):
     """The lists and folders of ImageNet-LT, which both of its scripts take."""
     dataset = Path("dataset")
     parser.add_argument(
-        "--txtt", type=Path, default=dataset / "ImageNet_LT_train.txt", help="training list: path label"
+        "--txtt", type=path, default=dataset / "ImageNet_LT_train.txt", help="training list: path label"
     )
     parser.add_argument(
-        "--txtv", type=Path, default=dataset / "ImageNet_LT_test.txt", help="test list; not for training"
+        "--txtv", type=path, default=dataset / "ImageNet_LT_test.txt", help="test list; not for training"
     )
-    parser.add_argument("--iidp", type=Path, default=Path("data/imagenet"), help="folder of the ID images")
+    parser.add_argument("--iidp", type=path, default=Path("data/imagenet"), help="folder of the ID images")
     parser.add_argument(
-        "--iodp", type=Path, default=Path("data/imagenet_extra"), help="folder of the outlier and OOD images"
+        "--iodp", type=path, default=Path("data/imagenet_extra"), help="folder of the outlier and OOD images"
     )
     extra, ood = (
         dataset / "imagenet_extra_1k_wnid_list_picture.txt",
         dataset / "imagenet_ood_test_1k_wnid_list_picture.txt",
     )
-    parser.add_argument("--txt_ood_train", type=Path, default=extra, help="list of the surrogate outliers")
-    parser.add_argument("--txt_ood_test", type=Path, default=ood, help="list of the OOD test images")
+    parser.add_argument("--txt_ood_train", type=path, default=extra, help="list of the surrogate outliers")
+    parser.add_argument("--txt_ood_test", type=path, default=ood, help="list of the OOD test images")

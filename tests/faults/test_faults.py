@@ -1,6 +1,8 @@
 """Runs that are killed, stopped, crowded out and starved of disk: nothing is lost, and resuming gives the
 unbroken run."""
 
+import errno
+import fcntl
 import json
 import os
 import random
@@ -184,6 +186,37 @@ def test_a_lock_holds_on_a_full_disk(tmp_path, monkeypatch):
         RunDirectory(tmp_path)
     first.close()
     RunDirectory(tmp_path).close()
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL])
+def test_a_file_system_without_locks_is_warned_about(number, tmp_path, monkeypatch, capsys):
+    def no_lock(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", no_lock)
+    first = RunDirectory(tmp_path)
+    warning = capsys.readouterr().err
+    assert warning.startswith(f"warning: {tmp_path} cannot be locked ({os.strerror(number)})")
+    assert warning.count("\n") == 1
+    first.close()
+
+
+@pytest.mark.parametrize("number", [errno.EWOULDBLOCK, errno.EACCES])
+def test_a_lock_that_is_held_is_no_missing_lock(number, tmp_path, monkeypatch):
+    def held(*_):
+        raise OSError(number, os.strerror(number))
+
+    RunDirectory(tmp_path).close()
+    monkeypatch.setattr(fcntl, "flock", held)
+    with pytest.raises(InputError, match=f"another run .process {os.getpid()} .* is using {tmp_path}"):
+        RunDirectory(tmp_path)
+
+
+def test_windows_is_refused_with_one_sentence():
+    program = "import sys; sys.modules['fcntl'] = None; import train"
+    ran = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert ran.returncode == 2 and ran.stdout == ""
+    assert ran.stderr.startswith("error: Windows is not supported") and ran.stderr.count("\n") == 1
 
 
 def test_the_same_seed_gives_the_same_run(driver, unbroken, tmp_path):

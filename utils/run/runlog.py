@@ -3,7 +3,6 @@
 import contextlib
 import csv
 import datetime
-import fcntl
 import io
 import json
 import os
@@ -20,6 +19,12 @@ import torchvision
 
 from utils.errors import InputError, first_line
 from utils.losses import TERMS
+
+try:
+    import fcntl
+except ImportError:
+    print("error: Windows is not supported; use Linux or WSL (Windows Subsystem for Linux)", file=sys.stderr)
+    sys.exit(2)
 
 LOCK = "run.lock"
 
@@ -71,8 +76,10 @@ os.register_at_fork(after_in_child=_leave_locks_to_the_parent)
 
 
 class RunDirectory:
-    """A folder that one process at a time writes; a second one is refused. The kernel drops a dead process's
-    lock.
+    """A folder that one process at a time writes; a second one is refused.
+
+    The kernel drops the lock of a process that died. Where the file system has no locks, as some network file
+    systems, the run continues without one, with a warning.
 
     Raises:
         InputError: the folder cannot be written, or another run is using it.
@@ -89,15 +96,13 @@ class RunDirectory:
             ) from None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        except (BlockingIOError, PermissionError):  # the latter on SMB shares
             owner = os.read(self._lock, 99).decode(errors="replace").strip()
             self.close()
             raise InputError(f"another run (process {owner}) is using {self.folder}") from None
         except OSError as error:
-            self.close()
-            raise InputError(
-                f"the output folder {self.folder} cannot be locked: {error.strerror or error}"
-            ) from None
+            reason = error.strerror or error
+            say(f"warning: {self.folder} cannot be locked ({reason}); start no second run there", sys.stderr)
         _locks.add(self._lock)
         with contextlib.suppress(OSError):  # a full disk: the lock holds without a name in it
             os.ftruncate(self._lock, 0)
