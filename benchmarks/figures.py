@@ -31,8 +31,9 @@ from utils.errors import InputError, exit_cleanly
 from utils.evaluation import Classifier, calibrate, extract_features
 from utils.metrics import shot_groups
 from utils.plots import plot_attention, plot_class_accuracy, plot_feature_map
-from utils.run.checkpoint import load_run, load_weights
+from utils.run.checkpoint import load_run
 from utils.run.runlog import writable_folder
+from utils.run.weights import load_weights
 
 POINTS_PER_KIND = 300  # of the 2-D map
 

@@ -17,11 +17,11 @@ from utils.run.checkpoint import (
     PREVIOUS,
     load_checkpoint,
     load_run,
-    network_weights,
     open_checkpoint,
     save_checkpoint,
 )
 from utils.run.pickles import NUMPY_NUMBERS
+from utils.run.weights import network_weights
 
 
 def state(epoch=1):

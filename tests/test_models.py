@@ -3,7 +3,7 @@ import torch
 
 from models import FAMILIES, Output, build_model
 from utils.errors import InputError
-from utils.run.checkpoint import load_weights, network_weights
+from utils.run.weights import load_weights, network_of, network_weights
 
 SMALL = list(FAMILIES["cifar"])
 
@@ -96,9 +96,47 @@ def test_published_forms_load(pair, wrap):
 
 def test_extra_keys_are_listed_and_left_out(pair):
     source, target = pair
-    weights = source.state_dict() | {"head.0.weight": torch.ones(2), "contrast.bias": torch.ones(3)}
-    assert load_weights(target, network_weights({"model": weights})) == ["contrast.bias", "head.0.weight"]
+    weights = source.state_dict() | {"projection.0.weight": torch.ones(2), "finalScore": torch.ones(3)}
+    assert load_weights(target, network_weights({"model": weights})) == ["finalScore", "projection.0.weight"]
     assert same(source, target)
+
+
+EVERY = [(family, name) for family, networks in FAMILIES.items() for name in networks]
+
+
+@pytest.mark.parametrize("family,name", EVERY)
+def test_a_network_is_named_from_its_keys(family, name):
+    weights = build_model(name, 7, family).state_dict()
+    assert network_of(weights) == (family, name)
+    bare = {k: v for k, v in weights.items() if not k.endswith("num_batches_tracked")}
+    assert network_of(bare | {"projection.0.weight": torch.ones(1)}) == (family, name)
+    assert network_of(weights | {"layer9.0.conv1.weight": torch.ones(1)}) is None
+    assert network_of({k: v for k, v in weights.items() if k != "bn1.bias"}) is None
+
+
+@pytest.mark.parametrize("family,name", EVERY)
+@pytest.mark.parametrize("wanted", ["ResNet20", "ResNet18"])
+def test_another_networks_checkpoint_is_refused_by_name(wanted, family, name):
+    """A deeper network of the same widths has every key that a shallower one looks for."""
+    model, weights = build_model(wanted, 4), build_model(name, 4, family).state_dict()
+    if (family, name) == ("cifar", wanted):
+        assert load_weights(model, weights) == []
+        return
+    script = {"cifar": "train.py", "imagenet": "train_imagenet.py"}[family]
+    with pytest.raises(InputError, match=rf"by its keys it is .*\({script}, --model {name}\)"):
+        load_weights(model, weights)
+
+
+def test_a_backbone_of_no_network_here_is_refused(pair):
+    source, target = pair
+    for extra in ("layer1.9.conv1.weight", "bn9.weight", "layer3.1.downsample.0.weight"):
+        with pytest.raises(InputError, match=f"1 more keys of a backbone, such as '{extra}'"):
+            load_weights(target, source.state_dict() | {extra: torch.ones(2)})
+
+
+def test_a_network_with_an_outlier_class_is_refused_as_that(pair):
+    with pytest.raises(InputError, match="5 outputs for 4 classes.*outlier class"):
+        load_weights(pair[1], build_model("ResNet20", 5).state_dict())
 
 
 def test_missing_keys_are_an_error_and_nothing_is_loaded(pair):
@@ -119,8 +157,8 @@ def test_batch_counters_may_be_missing(pair):
 
 def test_another_class_count_or_width_is_an_error(pair):
     _, target = pair
-    with pytest.raises(InputError, match=r"linear.weight is \(5, 64\) in the checkpoint, \(4, 64\)"):
-        load_weights(target, build_model("ResNet20", 5).state_dict())
+    with pytest.raises(InputError, match=r"linear.weight is \(6, 64\) in the checkpoint, \(4, 64\)"):
+        load_weights(target, build_model("ResNet20", 6).state_dict())
     with pytest.raises(InputError, match="lacks"):
         load_weights(build_model("ResNet34", 4), target.state_dict())
     with pytest.raises(InputError, match="fit"):

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from utils.calibration import attention_weight
 from utils.distributed import over_gpus
 from utils.metrics import OOD_METRICS, accuracy_by_shot, class_accuracies, class_tally, ood_metrics
-from utils.run.checkpoint import load_weights, network_weights
+from utils.run.weights import load_weights, network_weights
 
 # Higher = more OOD.
 SCORES = {
@@ -54,7 +54,7 @@ def prepare_network(model, checkpoint, compute, precision):
     device(s).
 
     Raises:
-        InputError: see :func:`utils.run.checkpoint.load_weights`.
+        InputError: see :func:`utils.run.weights.load_weights`.
     """
     extra = load_weights(model, network_weights(checkpoint))
     if extra and compute.is_main:

@@ -27,11 +27,12 @@ from datasets.scood import load_ood_sets
 from models import build_model
 from utils.errors import InputError
 from utils.losses import PATTLoss
-from utils.run.checkpoint import load_checkpoint, load_weights, network_weights, settle
+from utils.run.checkpoint import load_checkpoint, settle
 from utils.run.guard import StepGuard
 from utils.run.meter import EpochMeter
 from utils.run.run import Trained
 from utils.run.run import restore as resume_from
+from utils.run.weights import load_weights, network_weights
 
 evaluation = load_script("test")
 

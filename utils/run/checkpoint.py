@@ -19,12 +19,11 @@ import torch
 
 from utils.errors import InputError, first_line
 from utils.run.pickles import Inspector, NotPlain, Refused, numpy_readers
+from utils.run.weights import CONTAINERS
 
 LATEST, PREVIOUS = "latest.pth", "previous.pth"
 BEFORE_TORCH_1_6 = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the first pickle, a number, of its files
 DOS_FOLDER = 0x10
-CONTAINERS = ("model", "state_dict", "net", "model_state_dict")  # where published checkpoints have weights
-WRAPPERS = re.compile(r"^((module|_orig_mod)\.)+")  # of DataParallel, DistributedDataParallel, torch.compile
 
 
 def save_checkpoint(state, folder):
@@ -287,68 +286,6 @@ def require_class_counts(checkpoint, class_counts):
     stored = checkpoint.get("class_counts") if isinstance(checkpoint, dict) else None
     if stored is not None and differs(stored, class_counts):
         raise InputError("the training images are not those of the checkpoint: their numbers by class differ")
-
-
-def network_weights(checkpoint):
-    """The network's weights in a checkpoint of ours or of a published form: bare or inside one of
-    ``CONTAINERS``, with any of ``WRAPPERS`` before the names.
-
-    Raises:
-        InputError: there are no tensors to be found, or two of one name.
-    """
-    named = [(WRAPPERS.sub("", key), value) for key, value in _named_tensors(checkpoint)]
-    weights = dict(named)
-    if not weights:
-        keys = f"its keys are {_some(checkpoint)}" if isinstance(checkpoint, dict) else "it is no dictionary"
-        raise InputError(
-            f"the checkpoint holds no network weights, neither bare nor in {', '.join(CONTAINERS)}: {keys}"
-        )
-    if len(weights) < len(named):
-        raise InputError("the checkpoint holds weights of one name with and without a prefix such as module.")
-    return weights
-
-
-def _named_tensors(holder, depth=3):
-    """[(key, tensor)] of the first container in a dict that holds tensors, else of the dict itself."""
-    if not isinstance(holder, dict) or depth == 0:
-        return []
-    for key in CONTAINERS:
-        if found := _named_tensors(holder.get(key), depth - 1):
-            return found
-    return [
-        (key, value)
-        for key, value in holder.items()
-        if isinstance(key, str) and isinstance(value, torch.Tensor) and not value.is_complex()
-    ]
-
-
-def _some(names, number=9):
-    """The first of some names that a stranger chose, as text."""
-    names = [reprlib.repr(name) for name in names]
-    return ", ".join(names[:number]) + (f" and {len(names) - number} more" if len(names) > number else "")
-
-
-def load_weights(model, weights):
-    """Loads every key the network has, strictly; returns the sorted names of the checkpoint's other keys.
-
-    Raises:
-        InputError: a key is missing, has another shape, or holds a value that is not finite.
-    """
-    wanted = model.state_dict()
-    # Counters of batches that BatchNorm saw are not weights; old checkpoints lack them.
-    missing = [k for k in wanted if k not in weights and not k.endswith("num_batches_tracked")]
-    if missing:
-        raise InputError(
-            f"the checkpoint lacks {len(missing)} keys of the network, such as {', '.join(missing[:3])}"
-        )
-    for key, value in wanted.items():
-        if key in weights and weights[key].shape != value.shape:
-            shapes = f"{tuple(weights[key].shape)} in the checkpoint, {tuple(value.shape)} in the network"
-            raise InputError(f"the checkpoint does not fit the network: {key} is {shapes}")
-        if key in weights and not bool(torch.isfinite(weights[key]).all()):
-            raise InputError(f"the checkpoint's {key} holds values that are not finite")
-    model.load_state_dict(wanted | {key: weights[key] for key in wanted if key in weights})
-    return sorted(set(weights) - set(wanted))
 
 
 def load_optimizer(optimizer, stored):

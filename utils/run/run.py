@@ -22,8 +22,6 @@ from utils.run.checkpoint import (
     CheckpointWriter,
     differs,
     load_optimizer,
-    load_weights,
-    network_weights,
     open_checkpoint,
     require_class_counts,
 )
@@ -31,6 +29,7 @@ from utils.run.guard import StepGuard
 from utils.run.meter import EpochMeter
 from utils.run.runlog import Attempts, RunDirectory, describe, environment, say
 from utils.run.signals import EXIT_STOPPED, StopRequest
+from utils.run.weights import load_weights, network_weights
 
 VOTE_EVERY = 16  # steps between the votes of several processes on whether to stop or to save
 PROGRESS_SECONDS = {True: 2, False: 30}  # between updates, on a terminal or elsewhere

@@ -1,0 +1,126 @@
+"""The network's weights in a checkpoint of ours or of a stranger: where they are, whose they are, loading
+them."""
+
+import re
+import reprlib
+
+import torch
+
+from models import FAMILIES, build_model
+from utils.errors import InputError
+
+CONTAINERS = ("model", "state_dict", "net", "model_state_dict")  # where published checkpoints have weights
+WRAPPERS = re.compile(r"^((module|_orig_mod)\.)+")  # of DataParallel, DistributedDataParallel, torch.compile
+BACKBONE = re.compile(r"^(conv|bn|layer)\d|\b(shortcut|downsample)\b")
+WHICH = {
+    "cifar": "a {0} for small images (train.py, --model {0})",
+    "imagenet": "a {0} for photographs (train_imagenet.py, --model {0})",
+}
+
+
+def network_weights(checkpoint):
+    """The network's weights in a checkpoint of ours or of a published form: bare or inside one of
+    ``CONTAINERS``, with any of ``WRAPPERS`` before the names.
+
+    Raises:
+        InputError: there are no tensors to be found, or two of one name.
+    """
+    named = [(WRAPPERS.sub("", key), value) for key, value in _named_tensors(checkpoint)]
+    weights = dict(named)
+    if not weights:
+        keys = f"its keys are {_some(checkpoint)}" if isinstance(checkpoint, dict) else "it is no dictionary"
+        raise InputError(
+            f"the checkpoint holds no network weights, neither bare nor in {', '.join(CONTAINERS)}: {keys}"
+        )
+    if len(weights) < len(named):
+        raise InputError("the checkpoint holds weights of one name with and without a prefix such as module.")
+    return weights
+
+
+def _named_tensors(holder, depth=3):
+    """[(key, tensor)] of the first container in a dict that holds tensors, else of the dict itself."""
+    if not isinstance(holder, dict) or depth == 0:
+        return []
+    for key in CONTAINERS:
+        if found := _named_tensors(holder.get(key), depth - 1):
+            return found
+    return [
+        (key, value)
+        for key, value in holder.items()
+        if isinstance(key, str) and isinstance(value, torch.Tensor) and not value.is_complex()
+    ]
+
+
+def _some(names, number=9):
+    """The first of some names that a stranger chose, as text."""
+    names = list(names)
+    rest = f" and {len(names) - number} more" if len(names) > number else ""
+    return ", ".join(map(reprlib.repr, names[:number])) + rest
+
+
+def load_weights(model, weights):
+    """Loads every key the network has, strictly; returns the sorted names of the checkpoint's other keys.
+
+    Raises:
+        InputError: the checkpoint's backbone is not the network's, or a key is missing, has another shape, or
+            holds a value that is not finite.
+    """
+    wanted = model.state_dict()
+    problem = _misfit(wanted, weights)
+    if problem:
+        raise InputError(f"the checkpoint does not fit the network: {problem}")
+    for key in weights.keys() & wanted.keys():
+        if not bool(torch.isfinite(weights[key]).all()):
+            raise InputError(f"the checkpoint's {key} holds values that are not finite")
+    model.load_state_dict(wanted | {key: weights[key] for key in wanted if key in weights})
+    return sorted(set(weights) - set(wanted))
+
+
+def _misfit(wanted, weights):
+    """Why weights cannot be those of a network with the state ``wanted``; None where they can."""
+    outputs = [state["linear.weight"].shape[:1] for state in (wanted, weights) if "linear.weight" in state]
+    if len(outputs) == 2 and outputs[1] == (outputs[0][0] + 1,):
+        return (
+            f"it has {outputs[1][0]} outputs for {outputs[0][0]} classes; networks with an outlier class, "
+            "such as COCL's, cannot be evaluated"
+        )
+    # Counters of batches that BatchNorm saw are not weights; old checkpoints lack them.
+    missing = [k for k in wanted if k not in weights and not k.endswith("num_batches_tracked")]
+    surplus = [k for k in weights if k not in wanted]
+    surplus_backbone = [k for k in surplus if k in _backbone(weights)]
+    likely = None if _backbone(weights) == _backbone(wanted) else network_of(weights)
+    advice = "" if likely is None else f"; by its keys it is {WHICH[likely[0]].format(likely[1])}"
+    if missing:
+        instead = f", and has {_some(surplus, 3)}" if surplus else ""
+        return f"it lacks {len(missing)} keys, such as {_some(missing, 3)}{instead}{advice}"
+    if surplus_backbone:
+        return (
+            f"it has {len(surplus_backbone)} more keys of a backbone, such as "
+            f"{_some(surplus_backbone, 3)}{advice}"
+        )
+    for key in wanted:
+        if key in weights and weights[key].shape != wanted[key].shape:
+            there, here = tuple(weights[key].shape), tuple(wanted[key].shape)
+            return f"{key} is {there} in the checkpoint, {here} in the network{advice}"
+    return None
+
+
+def network_of(weights):
+    """The network that has exactly this backbone, by names and shapes: (family, name) in
+    ``models.FAMILIES``, or None."""
+    for family, networks in FAMILIES.items():
+        for name in networks:
+            with torch.device("meta"):
+                state = build_model(name, num_classes=2, family=family).state_dict()
+            if _backbone(state) == _backbone(weights):
+                return family, name
+    return None
+
+
+def _backbone(state):
+    """The shapes of the weights before the classifier by name; what hangs on a backbone has other names."""
+    return {
+        key: tuple(value.shape)
+        for key, value in state.items()
+        if BACKBONE.search(key) and not key.endswith("num_batches_tracked")
+    }
