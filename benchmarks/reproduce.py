@@ -32,7 +32,8 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "runs"
 
 # Where things are on a machine; no part of a result.
-LOCAL_FLAGS = {"drp", "srp", "resume", "gpu", "txtt", "txtv", "iidp", "iodp", "txt_ood_train", "txt_ood_test"}
+LOCAL_FLAGS = {"drp", "srp", "resume", "gpu", "figures"}
+LOCAL_FLAGS |= {"txtt", "txtv", "iidp", "iodp", "txt_ood_train", "txt_ood_test"}
 
 
 class Run(NamedTuple):

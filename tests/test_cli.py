@@ -243,7 +243,11 @@ def test_the_parts_of_the_method_can_be_left_out(tmp_path):
         "--lr",
         0.1,
     ]
-    assert run(train.main, *argv, "--srp", tmp_path) == 0
+    assert run(train.main, *argv, "--srp", tmp_path, "--figures", "svg") == 0
+    assert {p.name for p in tmp_path.iterdir() if p.suffix in (".svg", ".png")} == {
+        "class_counts.svg",
+        "training.svg",
+    }
     record = json.loads((tmp_path / "log.jsonl").read_text())
     assert record["isac"] == record["oe"] == 0 and record["loss"] == record["tla"] > 0
     assert "val_accuracy" in record

@@ -64,6 +64,7 @@ weight = number(float, low=0, high=1e9)
 imbalance_ratio = number(float, above=0, high=1)
 fraction = number(float, low=0, high=0.9)
 unit = number(float, low=0, high=1)
+FIGURES = ("png", "pdf", "svg")
 
 
 def add_training_flags(parser):
@@ -90,6 +91,7 @@ def add_training_flags(parser):
     add("--compile", action=argparse.BooleanOptionalAction, default=False, help="torch.compile the network")
     sync = "BatchNorm statistics of the global batch (CUDA, torchrun)"
     add_boolean(group, "--sync_bn", default=False, help=sync)
+    add("--figures", choices=FIGURES, default="png", help="format of the pictures")
 
     add = parser.add_argument_group("optimisation").add_argument
     add(

@@ -20,7 +20,6 @@ from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 from matplotlib.ticker import MaxNLocator  # noqa: E402
 
-FORMATS = ("png", "pdf", "svg")
 LINES = ("-", "--", ":", "-.", (0, (8, 2, 1, 2, 1, 2)), (0, (2, 4)))
 SHADES = ("#08306b", "#cb6015", "#2a7f4f", "#777777", "#6a3d9a", "#000000")
 MARKERS = "os^vxD"

@@ -17,11 +17,12 @@ from benchmarks.speed.imagenet_loader import make_files
 from datasets.augment.views import imagenet_views
 from datasets.imagenet import FileTrainLoader, ImageFiles
 from models import build_model
-from train import build_optimizer
+from train import build_criterion, build_optimizer, train_one_epoch
 from train_imagenet import parse_args
 from utils.distributed import autocast
 from utils.errors import InputError, exit_cleanly
-from utils.losses import PATTLoss
+from utils.run.guard import StepGuard
+from utils.run.meter import EpochMeter
 
 CLASSES = 1000
 
@@ -42,19 +43,13 @@ def main():
         .to(args.device, memory_format=torch.channels_last)
         .train()
     )
-    criterion = PATTLoss(
-        [100] * CLASSES, model.embedding_dim, oe_weight=0.02, tla_weight=0.5, logit_temperature=0.7
-    )
-    criterion.to(args.device)
+    criterion = build_criterion(settings, [100] * CLASSES, model.embedding_dim).to(args.device)
     optimizer, mixed = build_optimizer(model, settings), autocast(args.device, "auto")
+    guard = StepGuard(optimizer, [model, criterion], settings.max_bad_steps)
+    meter = EpochMeter(CLASSES, args.device)
 
-    def step(batch):
-        with mixed:
-            output = model(batch.images)
-        terms = criterion(output.logits, output.embedding, batch.labels)
-        optimizer.zero_grad(set_to_none=True)
-        terms["loss"].backward()
-        optimizer.step()
+    def train_on(batches):
+        train_one_epoch(model, criterion, optimizer, guard, meter, enumerate(batches), mixed)
 
     with tempfile.TemporaryDirectory() as folder:
         made = make_files(Path(folder), 200)
@@ -74,16 +69,15 @@ def main():
             device=args.device,
         )
         ready = next(iter(loader.epoch(0)))
-        bare = timed(lambda: step(ready), min(args.steps, 30), warmup=3)
+        bare = timed(lambda: train_on([ready]), min(args.steps, 30), warmup=3)
         # Steps overlap with reading, so that the epoch is timed as a whole, after its first batch has
         # arrived.
         batches = iter(loader.epoch(1))
-        step(next(batches))
+        train_on([next(batches)])
         if args.device.type == "cuda":
             torch.cuda.synchronize()
         begun = time.perf_counter()
-        for batch in batches:
-            step(batch)
+        train_on(batches)
         if args.device.type == "cuda":
             torch.cuda.synchronize()
         seconds = (time.perf_counter() - begun) / (args.steps - 1)

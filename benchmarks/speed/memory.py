@@ -1,50 +1,55 @@
 """Memory over a long run: python -m benchmarks.speed.memory
 
-Trains the embedded digits for 300 short epochs in this process and compares the resident memory after 50
-epochs with that at the end.
+Trains the embedded digits for 300 short epochs and compares the resident memory after 50 epochs with that at
+the end.
 """
 
 import argparse
+import subprocess
+import sys
 import tempfile
+import time
 from pathlib import Path
 
 import torch
 
-import train
+from benchmarks.reproduce import ROOT
 from benchmarks.speed.common import publish
-from utils.run import run
+from utils.errors import InputError, exit_cleanly
 
 FIRST, LAST = 50, 300
+SMALL = "--ds digits --gpu cpu --val_fraction 0.9 -b 8 --ob 8 --num_ood_samples 32"
+PAGE_MB = 4096 / 1e6
 
 
-def resident_mb():
-    """This process's resident memory (Linux)."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * 4096 / 1e6
+def memory_by_epoch(epochs: int, folder: Path) -> dict[int, float]:
+    """Resident memory in MB (Linux) of a training, as its log grows: finished epochs to the first reading."""
+    line = [sys.executable, "train.py", *SMALL.split(), "--epochs", str(epochs), "--srp", str(folder)]
+    process = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.DEVNULL)
+    log, memory = folder / "log.jsonl", {}
+    while process.poll() is None:
+        done = len(log.read_text().splitlines()) if log.exists() else 0
+        pages = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1])
+        if pages:  # 0: it has just ended
+            memory.setdefault(done, pages * PAGE_MB)
+        time.sleep(0.02)
+    if process.returncode:
+        raise InputError(f"the training failed with status {process.returncode}")
+    return memory
 
 
-def main():
-    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
-    memory = []
-    original = run.describe
-
-    def noting(record, epochs):
-        memory.append(resident_mb())
-        return original(record, epochs)
-
-    run.describe = noting  # called once an epoch, after its checkpoint
-    small = "--ds digits --gpu cpu --val_fraction 0.9 -b 8 --ob 8 --num_ood_samples 32 --epochs"
+def main(argv: list[str] | None = None) -> None:
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
-        train.main([*small.split(), str(LAST), "--srp", f"{folder}/run"])
-    growth = memory[LAST - 1] - memory[FIRST - 1]
-    rows = [
-        [f"after {epoch} epochs", f"{memory[epoch - 1]:.1f}"] for epoch in (FIRST, (FIRST + LAST) // 2, LAST)
-    ]
-    rows.append([f"growth from {FIRST} to {LAST}", f"{growth:+.1f}"])
-    publish(
-        "memory", torch.device("cpu"), ["a run of short epochs", "resident memory, MB"], rows, by_epoch=memory
-    )
+        memory = memory_by_epoch(LAST, Path(folder) / "run")
+    after = {
+        epoch: memory[max(e for e in memory if e <= epoch)] for epoch in (FIRST, (FIRST + LAST) // 2, LAST)
+    }
+    rows = [[f"after {epoch} epochs", f"{megabytes:.1f}"] for epoch, megabytes in after.items()]
+    rows.append([f"growth from {FIRST} to {LAST}", f"{after[LAST] - after[FIRST]:+.1f}"])
+    head = ["a run of short epochs", "resident memory, MB"]
+    publish("memory", torch.device("cpu"), head, rows, by_epoch=list(memory.values()))
 
 
 if __name__ == "__main__":
-    main()
+    exit_cleanly(main)

@@ -22,7 +22,7 @@ from datasets.loader import TrainLoader, evaluation_batches
 from datasets.long_tail import long_tail_counts
 from datasets.normalization import CIFAR_NORMALIZATION
 from models import build_model
-from train import build_criterion, build_optimizer, parse_args
+from train import build_criterion, build_optimizer, parse_args, train_one_epoch
 from utils.distributed import autocast
 from utils.losses import outlier_exposure
 from utils.run.guard import StepGuard
@@ -42,16 +42,13 @@ def main(argv=None):
     )
     data = random_data()
 
-    def a_step(function):
+    def a_step(block):
         """The time of one step, from a block of steps after a first, untimed block."""
-        block = timed(lambda: [function() for _ in range(args.steps)], args.repeats)
-        return Timing(*(seconds / args.steps for seconds in block))
+        return Timing(*(seconds / args.steps for seconds in timed(lambda: block(args.steps), args.repeats)))
 
-    parts = {
-        name: a_step(function)
-        for name, function in our_parts(settings, data, args.device, args.compile).items()
-    }
-    parts["plain pipeline's step"] = a_step(plain_step(settings, data, args.device))
+    parts = our_parts(settings, data, args.device, args.compile)
+    parts["plain pipeline's step"] = repeated(plain_step(settings, data, args.device))
+    parts = {name: a_step(block) for name, block in parts.items()}
     evaluation = timed(
         our_evaluation(args.md, args.test_images, args.device), args.repeats if on_gpu else 1, int(on_gpu)
     )
@@ -92,9 +89,14 @@ def main(argv=None):
     )
 
 
+def repeated(function):
+    """A function that calls ``function`` n times."""
+    return lambda n: [function() for _ in range(n)]
+
+
 def our_parts(settings, data, device, compile_network):
-    """Functions that do one step's bare forward and backward, data, criterion, update, and the step as
-    train.py does it."""
+    """Functions that do n steps' bare forward and backward, data, criterion, update, and n steps as train.py
+    does them."""
     images, labels, outliers, counts = data
     loader = TrainLoader(
         images,
@@ -139,21 +141,16 @@ def our_parts(settings, data, device, compile_network):
         applied = guard.step(terms, batch.indices, 0)
         meter.add(terms, batch_logits[: len(batch.labels)].detach(), batch.labels, applied)
 
-    def whole():
-        batch = next(batches)
-        with mixed:
-            output = network(batch.images)
-        terms = criterion(output.logits, output.embedding, batch.labels)
-        optimizer.zero_grad(set_to_none=True)
-        terms["loss"].backward()
-        update(batch, terms, output.logits)
+    def whole(steps):
+        some = enumerate(itertools.islice(batches, steps))
+        train_one_epoch(network, criterion, optimizer, guard, meter, some, mixed)
 
     terms = loss()
     return {
-        "bare forward + backward": bare,
-        "data": lambda: next(batches),
-        "criterion": loss,
-        "optimiser, guard, meter": lambda: update(ready, terms, logits),
+        "bare forward + backward": repeated(bare),
+        "data": repeated(lambda: next(batches)),
+        "criterion": repeated(loss),
+        "optimiser, guard, meter": repeated(lambda: update(ready, terms, logits)),
         "whole step": whole,
     }
 

@@ -172,6 +172,10 @@ class Run:
     def _write_log(self):
         self.attempt("log.jsonl", self.out.write_log, self.history)
 
+    def _draw(self, name, plot, values):
+        picture = f"{name}.{self.settings['figures']}"
+        self.attempt(picture, plot, values, self.out.folder / picture)
+
     def begin(self, state: dict | None) -> None:
         """Takes up the run where ``state`` left it, or at its beginning, and describes it in the run
         directory.
@@ -197,8 +201,7 @@ class Run:
         about = {"class_counts": self.class_counts, "environment": environment(self.compute.device)}
         about = self.settings | about | {"num_outliers": self.loader.num_outliers}
         self.attempt("args.json", self.out.write_json, "args.json", about)
-        picture = self.out.folder / "class_counts.png"
-        self.attempt("class_counts.png", plot_class_counts, self.class_counts, picture)
+        self._draw("class_counts", plot_class_counts, self.class_counts)
         classes, images = len(self.class_counts), sum(self.class_counts)
         say(
             f"{classes} classes, {images:,} images, {len(self.loader)} steps per epoch; {self.loader.where()}"
@@ -209,7 +212,7 @@ class Run:
         stop."""
         if self.compute.is_main:
             self.writer.close()
-            self.attempt("training.png", plot_history, self.history, self.out.folder / "training.png")
+            self._draw("training", plot_history, self.history)
             say(f"run directory: {self.out.folder}")
             if self.epoch < self.num_epochs:
                 saved = not self.attempt.failing("the checkpoint")
