@@ -16,17 +16,7 @@ import torch
 from datasets.loader import evaluation_batches
 from datasets.long_tail import long_tail_counts, long_tail_indices
 from datasets.normalization import IMAGENET_NORMALIZATION
-from datasets.registry import (
-    DATASETS,
-    DEFAULT_OOD_SETS,
-    NORMALIZATION,
-    NUM_CLASSES,
-    hold_out,
-    load_long_tailed,
-    load_ood,
-    load_split,
-    load_surrogate_outliers,
-)
+from datasets.registry import BENCHMARKS, hold_out
 from datasets.scood import RESIZE_MODES
 from models import FAMILIES, build_model
 from utils import flags
@@ -52,31 +42,32 @@ def main(argv=None):
     known = settle(
         given, checkpoint.get("args") if isinstance(checkpoint, dict) else None, UNKNOWN_DEFAULTS, RANGES
     )
-    if known["ds"] not in DATASETS or known["model"] not in FAMILIES["cifar"]:
+    if known["ds"] not in BENCHMARKS or known["model"] not in FAMILIES["cifar"]:
         raise InputError(
             f"{args.ckpt_path} holds a {known['model']} trained on {known['ds']}, which test.py does not know"
         )
-    ds, normalization = known["ds"], NORMALIZATION[known["ds"]]
+    ds, benchmark = known["ds"], BENCHMARKS[known["ds"]]
+    num_classes, normalization = benchmark.num_classes, benchmark.normalization
     out = args.srp or folder
     in_main(compute, lambda: writable_folder(out))
 
     # Read everything first: what is missing shows before any work is done.
-    ood_sets = load_ood(ds, args.dout or DEFAULT_OOD_SETS[ds], args.drp, args.ood_resize)
-    test = load_split(ds, args.drp, train=False)
-    train = load_long_tailed(ds, args.drp, known["rho"])
+    ood_sets = benchmark.load_ood(args.dout or benchmark.ood_sets, args.drp, args.ood_resize)
+    test = benchmark.load_split(args.drp, False)
+    train = benchmark.load_long_tailed(args.drp, known["rho"])
     if known["val_fraction"]:
         kept, _ = hold_out(train.labels, known["val_fraction"])
         train = train._replace(images=train.images[kept], labels=train.labels[kept])
-    class_counts = torch.bincount(train.labels, minlength=NUM_CLASSES[ds])
+    class_counts = torch.bincount(train.labels, minlength=num_classes)
     require_class_counts(checkpoint, class_counts.tolist())
     calibration = train
     if args.calibration_split == "test":
-        counts = long_tail_counts(int(torch.bincount(test.labels).max()), NUM_CLASSES[ds], known["rho"])
+        counts = long_tail_counts(int(torch.bincount(test.labels).max()), num_classes, known["rho"])
         chosen = long_tail_indices(test.labels, counts)
         calibration = test._replace(images=test.images[chosen], labels=test.labels[chosen])
-    outliers = load_surrogate_outliers(ds, args.drp, args.num_ood_samples) if args.FC else None
+    outliers = benchmark.load_outliers(args.drp, args.num_ood_samples) if args.FC else None
 
-    model = build_model(known["model"], NUM_CLASSES[ds])
+    model = build_model(known["model"], num_classes)
     network = prepare_network(model, checkpoint, compute, args.precision)
     mixed_precision = autocast(compute.device, args.precision)
 
@@ -116,7 +107,14 @@ def main(argv=None):
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=flags.HelpFormatter)
     parser.add_argument("--ckpt_path", type=Path, required=True, help="a run directory or a checkpoint file")
-    parser.add_argument("--dataset", "--ds", dest="ds", choices=DATASETS, help="default: the checkpoint's")
+    parser.add_argument(
+        "--dataset",
+        "--ds",
+        dest="ds",
+        type=flags.dataset_in_memory,
+        choices=tuple(BENCHMARKS),
+        help="default: the checkpoint's",
+    )
     parser.add_argument("--model", "--md", choices=tuple(FAMILIES["cifar"]), help="default: the checkpoint's")
     parser.add_argument(
         "--imbalance_ratio", "--rho", dest="rho", type=flags.imbalance_ratio, help="default: the checkpoint's"

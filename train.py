@@ -18,14 +18,7 @@ import torch
 
 from datasets.loader import TrainLoader, evaluation_batches
 from datasets.normalization import IMAGENET_NORMALIZATION
-from datasets.registry import (
-    DATASETS,
-    NORMALIZATION,
-    hold_out,
-    load_long_tailed,
-    load_surrogate_outliers,
-    views_for,
-)
+from datasets.registry import BENCHMARKS, hold_out
 from models import FAMILIES, build_model
 from utils import flags
 from utils.distributed import autocast, finish, parallelize, seed_everything, share_buffers, start
@@ -179,21 +172,22 @@ def main(argv=None):
     compute = start(args.gpu)
     seed_everything(args.seed, args.deterministic)
 
-    images, labels = load_long_tailed(args.ds, args.drp, args.rho)
+    benchmark = BENCHMARKS[args.ds]
+    images, labels = benchmark.load_long_tailed(args.drp, args.rho)
     held_out = None
     if args.val_fraction > 0:
         kept, held = hold_out(labels, args.val_fraction)
         held_out = images[held], labels[held]
         images, labels = images[kept], labels[kept]
     class_counts = torch.bincount(labels).tolist()
-    outliers = load_surrogate_outliers(args.ds, args.drp, args.num_ood_samples) if args.oe else None
+    outliers = benchmark.load_outliers(args.drp, args.num_ood_samples) if args.oe else None
     check_flags(args, compute, len(labels), None if outliers is None else len(outliers))
-    normalization = NORMALIZATION[args.ds]
+    normalization = benchmark.normalization
     loader = TrainLoader(
         images,
         labels,
         outliers,
-        views_for(args.ds, pad_crop="crop" not in args.depart),
+        benchmark.views("crop" not in args.depart),
         batch_size=args.batch_size,
         outlier_batch_size=args.ob,
         normalization=normalization,
@@ -240,32 +234,20 @@ def add_method_flags(parser):
     flags.add_boolean(group, "--oe", default=True, help="outlier exposure; without it no outliers are read")
 
 
-CIFAR_DEFAULTS = dict(
-    model="ResNet18",
-    rho=0.01,
-    epochs=100,
-    batch_size=128,
-    ob=256,
-    opt="adam",
-    lr=1e-3,
-    wd=5e-4,
-    Lambda1=0.1,
-    Lambda2=0.5,
-    tem_scale=0.9,
-    num_ood_samples=300_000,
-)
-DEFAULTS = {
-    "cifar10": CIFAR_DEFAULTS,
-    "cifar100": CIFAR_DEFAULTS,
-    "digits": CIFAR_DEFAULTS | dict(model="ResNet20", rho=0.1, epochs=30, batch_size=32, ob=64),
-}
-
-
 def parse_args(argv=None):
     """The flags; defaults are the paper's run on the data set of ``--ds``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=flags.HelpFormatter)
     add = parser.add_argument_group("data and network").add_argument
-    add("--dataset", "--ds", dest="ds", choices=DATASETS, default="cifar10", help="the data set")
+    name = flags.dataset_in_memory
+    add(
+        "--dataset",
+        "--ds",
+        dest="ds",
+        type=name,
+        choices=tuple(BENCHMARKS),
+        default="cifar10",
+        help="the data set",
+    )
     add("--data_root_path", "--drp", dest="drp", type=Path, default=Path("data"), help="the data folder")
     add("--model", "--md", choices=tuple(FAMILIES["cifar"]), help="the network")
     smallest = "smallest class / largest class"
@@ -274,7 +256,7 @@ def parse_args(argv=None):
     flags.add_training_flags(parser)
     argv = with_flags_of_run(parser, sys.argv[1:] if argv is None else argv)
     asked = [word for word in argv if word not in ("-h", "--help")]  # help shows this data set's defaults
-    parser.set_defaults(**DEFAULTS[parser.parse_known_args(asked)[0].ds])
+    parser.set_defaults(**BENCHMARKS[parser.parse_known_args(asked)[0].ds].training)
     return resolve(parser.parse_args(argv))
 
 

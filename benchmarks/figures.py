@@ -17,14 +17,7 @@ from benchmarks.reproduce import RESULTS, ROOT
 from benchmarks.rows import ROWS
 from benchmarks.table import calibration_of, load_records
 from datasets.loader import evaluation_batches
-from datasets.registry import (
-    NORMALIZATION,
-    NUM_CLASSES,
-    load_long_tailed,
-    load_ood,
-    load_split,
-    load_surrogate_outliers,
-)
+from datasets.registry import BENCHMARKS
 from models import build_model
 from utils.distributed import Compute, autocast
 from utils.errors import InputError, exit_cleanly
@@ -43,26 +36,28 @@ def draw_run(run, drp, ood_set, prefix, out):
     of it."""
     checkpoint = load_run(run)
     ds, compute = checkpoint["args"]["ds"], Compute(torch.device("cpu"))
-    model = build_model(checkpoint["args"]["model"], NUM_CLASSES[ds])
+    benchmark = BENCHMARKS[ds]
+    model = build_model(checkpoint["args"]["model"], benchmark.num_classes)
     load_weights(model, checkpoint["model"])
     model.eval()
 
     def features(images, labels):
         batches = evaluation_batches(
-            images, labels, batch_size=500, normalization=NORMALIZATION[ds], device=compute.device
+            images, labels, batch_size=500, normalization=benchmark.normalization, device=compute.device
         )
         return extract_features(model, batches, len(labels), compute, autocast(compute.device, "fp32"))
 
-    train = load_long_tailed(ds, drp, checkpoint["args"]["rho"])
+    train = benchmark.load_long_tailed(drp, checkpoint["args"]["rho"])
     counts = torch.bincount(train.labels)
-    outliers = load_surrogate_outliers(ds, drp, 20_000)
+    outliers = benchmark.load_outliers(drp, 20_000)
     surrogate = features(outliers, torch.full((len(outliers),), -1)).features
     classifier, calibration = Classifier.of(model), features(*train)
     attention = calibrate(classifier, calibration, surrogate, counts)
     plot_attention(attention, out / f"{prefix}_attention.png")
 
     groups = {name: torch.from_numpy(members) for name, members in shot_groups(counts.tolist()).items()}
-    test, ood = features(*load_split(ds, drp, train=False)), features(*load_ood(ds, [ood_set], drp)[ood_set])
+    test = features(*benchmark.load_split(drp, False))
+    ood = features(*benchmark.load_ood([ood_set], drp)[ood_set])
     parts = {
         "head classes": test.features[groups["many"][test.labels]],
         "tail classes": test.features[groups["few"][test.labels]],

@@ -22,7 +22,7 @@ from typing import NamedTuple, NoReturn
 
 from benchmarks.reproduce import RESULTS, ROOT, read_run
 from benchmarks.rows import LEAK, LEAK_LABEL, ROWS, TABLES
-from datasets.registry import DEFAULT_OOD_SETS
+from datasets.registry import BENCHMARKS
 from utils.errors import InputError, exit_cleanly
 from utils.metrics import ACCURACY_COLUMNS, OOD_COLUMNS
 from utils.run.runlog import write_text
@@ -236,7 +236,7 @@ def notes(records: list[dict], selection: argparse.Namespace, dropped_seeds: set
         if ds == "imagenet":
             authors = images == IMAGENET_LT_IMAGES
         else:
-            authors = outliers == {PAPER_OUTLIERS} and set(sets) == set(DEFAULT_OOD_SETS[ds])
+            authors = outliers == {PAPER_OUTLIERS} and set(sets) == set(BENCHMARKS[ds].ood_sets)
         if not authors:
             text.append("**Stand-in outliers and OOD sets, not the authors'.**")
     seeds = sorted({r["seed"] for r in records})

@@ -6,6 +6,8 @@ photograph and noise are the far OOD sets. Everything is 16 x 16 and grey in thr
 gives nothing away.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -13,6 +15,8 @@ from sklearn.datasets import load_digits as load_sklearn_digits
 from sklearn.datasets import load_sample_image
 
 from datasets import ImageSet
+from datasets.augment.stages import ColorJitter, PaddedCrop, RandomResizedCrop, ToFloat, View, Views
+from datasets.normalization import Normalization
 from utils.errors import InputError
 
 SIZE = 16
@@ -21,9 +25,20 @@ TEST_PER_CLASS = 40
 NUM_OUTLIERS = 4000
 NUM_FAR_OOD = 400
 OOD_SETS = ("digits89", "photo", "noise")
+NORMALIZATION = Normalization((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 
 
-def load_digits(train):
+def digits_views(size: int = 16, padding: int = 2) -> Views:
+    """Views for handwritten digits: nothing that makes one digit look like another, so no mirrors and mild
+    crops."""
+    jitter = ColorJitter(saturation=0.0, hue=0.0)
+    strong = View((PaddedCrop(padding, flip=0.0), ToFloat()))
+    contrastive = View((RandomResizedCrop(size, scale=(0.5, 1.0), flip=0.0), jitter))
+    outlier = View((PaddedCrop(2, flip=0.0), ToFloat(), jitter))
+    return Views(strong, contrastive, outlier)
+
+
+def load_digits(train: bool) -> ImageSet:
     """The training images of digits 0-7 (every one that is not a test image, before the tail is cut), or the
     balanced test split.
 
@@ -42,12 +57,12 @@ def load_digits(train):
     return ImageSet(images[chosen], labels[chosen])
 
 
-def load_digits_outliers(limit=NUM_OUTLIERS):
+def load_digits_outliers(limit: int = NUM_OUTLIERS) -> torch.Tensor:
     """Surrogate outliers: uint8 (limit, 3, 16, 16), random patches of scikit-learn's china.jpg."""
     return _patches("china.jpg", limit, seed=1)
 
 
-def load_digits_ood(names=OOD_SETS):
+def load_digits_ood(names: Sequence[str] = OOD_SETS) -> dict[str, ImageSet]:
     """OOD test sets by name: ``digits89`` (digits 8 and 9), ``photo`` (patches of flower.jpg) and ``noise``
     (uniform).
 

@@ -2,10 +2,11 @@ import pytest
 import torch
 
 from datasets.augment.stages import Views
+from datasets.digits import digits_views
 from datasets.loader import STEPS_AT_ONCE, TrainLoader, evaluation_batches
 from datasets.normalization import CIFAR_NORMALIZATION, IMAGENET_NORMALIZATION, Normalization
 from datasets.randomness import epoch_indices, mixed_seed
-from datasets.registry import hold_out, views_for
+from datasets.registry import hold_out
 
 N, M, SIZE = 23, 9, 16
 IDENTITY = Normalization((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
@@ -109,7 +110,7 @@ def test_epochs_and_seeds_differ_and_repeat():
 
 @pytest.mark.parametrize("start", range(4))
 def test_an_epoch_begun_at_a_step_is_the_tail_of_the_whole(start):
-    views = views_for("digits")
+    views = digits_views()
     whole, tail = (list(loader(views).epoch(2, s)) for s in (0, start))
     assert len(tail) == 3 - start
     assert all(same(a, b) for a, b in zip(whole[start:], tail, strict=True))
@@ -158,7 +159,7 @@ def test_outliers_have_their_own_normalisation():
 
 
 def test_the_training_images_are_left_alone():
-    data = loader(views_for("digits"))
+    data = loader(digits_views())
     list(data.epoch(0))
     assert torch.equal(data.images, marked(N)) and torch.equal(data.outliers, marked(M, first=200))
 

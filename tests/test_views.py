@@ -11,6 +11,7 @@ from torchvision import transforms
 from torchvision.transforms.v2 import functional as tv
 
 from datasets.augment import ops, policies, stages, views
+from datasets.digits import digits_views
 from datasets.normalization import CIFAR_NORMALIZATION
 
 # Seeds are fixed, so a test that passes once passes always; below this a distribution counts as wrong.
@@ -262,7 +263,7 @@ def test_randaugment_magnitudes_are_normal_and_clipped():
 PRESETS = {
     "cifar": (views.cifar_views(), 32),
     "released": (views.cifar_views(padding=0), 32),
-    "digits": (views.digits_views(), 16),
+    "digits": (digits_views(), 16),
     "imagenet": (views.imagenet_views(), 48),
 }
 ALL_VIEWS = [
@@ -293,7 +294,7 @@ def test_contrastive_view_can_change_the_size():
 @pytest.mark.parametrize("name", stages.Views._fields)
 def test_digits_are_never_mirrored(name):
     ramp = torch.linspace(40, 220, 16).to(torch.uint8).expand(200, 3, 16, 16)
-    result = getattr(views.digits_views(), name)(ramp, seeded()).mean((1, 2))
+    result = getattr(digits_views(), name)(ramp, seeded()).mean((1, 2))
     assert (result[:, 4] < result[:, 11]).all()
 
 

@@ -27,16 +27,6 @@ def cifar_views(
     return Views(strong, contrastive, outlier)
 
 
-def digits_views(size: int = 16, padding: int = 2) -> Views:
-    """Views for handwritten digits: nothing that makes one digit look like another, so no mirrors and mild
-    crops."""
-    jitter = ColorJitter(saturation=0.0, hue=0.0)
-    strong = View((PaddedCrop(padding, flip=0.0), ToFloat()))
-    contrastive = View((RandomResizedCrop(size, scale=(0.5, 1.0), flip=0.0), jitter))
-    outlier = View((PaddedCrop(2, flip=0.0), ToFloat(), jitter))
-    return Views(strong, contrastive, outlier)
-
-
 def imagenet_views(randaug_n: int = 2, randaug_m: float = 10.0, mstd: float = 0.5) -> Views:
     """Views for images that were cropped and resized while they were read: colour and RandAugment only."""
     strong = View(
