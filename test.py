@@ -1,5 +1,5 @@
-"""Evaluates a checkpoint of train.py, or a published one, on its test set and OOD sets, with and without
-feature calibration.
+"""Evaluates a checkpoint of train.py, or a published one, on its test set and OOD sets: every score, without
+and with calibration.
 
     python test.py --gpu 0 --ds cifar10 --FC True --drp DATA --ckpt_path OUT_DIR
     python test.py --gpu cpu --ckpt_path runs/digits      a checkpoint knows its data set, network and tail
@@ -20,12 +20,20 @@ from datasets.registry import BENCHMARKS, hold_out
 from datasets.scood import RESIZE_MODES
 from models import FAMILIES, build_model
 from utils import flags
+from utils.calibration import CALIBRATIONS, Classifier
 from utils.distributed import autocast, finish, in_main, start
 from utils.errors import InputError, exit_cleanly
-from utils.evaluation import SCORES, Classifier, calibrate, evaluate, extract_features, prepare_network
+from utils.evaluation import (
+    evaluate,
+    extract_features,
+    fit_calibrations,
+    prepare_network,
+    trained_statistics,
+)
 from utils.report import report
 from utils.run.checkpoint import open_checkpoint, require_class_counts, settle
 from utils.run.runlog import environment, show_warnings_plainly, writable_folder
+from utils.scores import SCORE_NAMES
 
 # What a checkpoint without arguments is taken to be, where the flags do not say.
 UNKNOWN_DEFAULTS = {"ds": "cifar10", "model": "ResNet18", "rho": 0.01, "val_fraction": 0, "depart": []}
@@ -65,7 +73,9 @@ def main(argv=None):
         counts = long_tail_counts(int(torch.bincount(test.labels).max()), num_classes, known["rho"])
         chosen = long_tail_indices(test.labels, counts)
         calibration = test._replace(images=test.images[chosen], labels=test.labels[chosen])
-    outliers = benchmark.load_outliers(args.drp, args.num_ood_samples) if args.FC else None
+    names = flags.chosen_calibrations(args)
+    needs_outliers = set(names) != {"none"}
+    outliers = benchmark.load_outliers(args.drp, args.num_ood_samples) if needs_outliers else None
 
     model = build_model(known["model"], num_classes)
     network = prepare_network(model, checkpoint, compute, args.precision)
@@ -78,27 +88,38 @@ def main(argv=None):
         )
         return extract_features(network, batches, len(labels), compute, mixed_precision)
 
-    test_features = features(*test)
+    test_features, training = features(*test), features(*train)
     ood_features = {name: features(*images) for name, images in ood_sets.items()}
-    classifier = Classifier.of(model, args.tnorm)
-    attentions = {False: None}
-    if args.FC:
-        if args.calibration_split == "test":
-            print(
-                "warning: calibrating on labelled TEST images, a leak; for auditing only",
-                file=sys.stderr,
-                flush=True,
-            )
+    surrogate, attending = None, training
+    if needs_outliers:
         outlier_normalization = (
             IMAGENET_NORMALIZATION if "normalization" in known["depart"] else normalization
         )
         surrogate = features(outliers, torch.full((len(outliers),), -1), outlier_normalization).features
-        attentions[True] = calibrate(classifier, features(*calibration), surrogate, class_counts)
+    if "fc" in names and args.calibration_split == "test":
+        print(
+            "warning: calibrating on labelled TEST images, a leak; for auditing only",
+            file=sys.stderr,
+            flush=True,
+        )
+        attending = features(*calibration)
 
     if compute.is_main:
-        results, scores = evaluate(classifier, test_features, ood_features, attentions, class_counts.tolist())
+        classifier = Classifier.of(model, args.tnorm)
+        statistics = trained_statistics(checkpoint, len(class_counts), training.features.shape[1])
+        calibrations, facts = fit_calibrations(
+            names,
+            classifier,
+            training,
+            surrogate,
+            class_counts,
+            attending=attending,
+            statistics=statistics,
+        )
+        results, scores = evaluate(calibrations, test_features, ood_features, class_counts.tolist())
         about = {"dataset": ds, "checkpoint": str(args.ckpt_path), "class_counts": class_counts.tolist()}
-        about |= {"calibration_split": args.calibration_split if args.FC else None, "tnorm": args.tnorm}
+        about |= {"calibration_split": args.calibration_split if "fc" in names else None} | facts
+        about["tnorm"] = args.tnorm
         about["ood_resize"] = args.ood_resize
         report(about | results | {"environment": environment(compute.device)}, scores, args.score, out)
     finish()
@@ -132,7 +153,7 @@ def parse_args(argv=None):
         help="OOD images that are not 32 x 32: squash them to it, as published tables do, or resize the "
         "shorter side and crop the centre",
     )
-    flags.add_evaluation_flags(parser, tuple(SCORES))
+    flags.add_evaluation_flags(parser, CALIBRATIONS, SCORE_NAMES)
     parser.add_argument(
         "--calibration_split",
         choices=("train", "test"),

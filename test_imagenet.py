@@ -1,4 +1,4 @@
-"""Evaluates a checkpoint of train_imagenet.py on its ID and OOD test lists, with and without feature
+"""Evaluates a checkpoint of train_imagenet.py on its ID and OOD test lists: every score, without and with
 calibration.
 
     python test_imagenet.py --gpu 0 --FC True --txtt LIST --txtv LIST --iidp DIR --iodp DIR --ckpt_path DIR
@@ -18,12 +18,14 @@ from datasets.registry import hold_out
 from datasets.workers import naming_files_of_dead_workers
 from models import FAMILIES, build_model
 from utils import flags
+from utils.calibration import CALIBRATIONS, Classifier
 from utils.distributed import autocast, finish, in_main, start
 from utils.errors import InputError, exit_cleanly
-from utils.evaluation import SCORES, Classifier, calibrate, evaluate, extract_features, prepare_network
+from utils.evaluation import evaluate, extract_features, fit_calibrations, prepare_network
 from utils.report import report
 from utils.run.checkpoint import open_checkpoint, require_class_counts, settle
 from utils.run.runlog import environment, show_warnings_plainly, writable_folder
+from utils.scores import SCORE_NAMES
 
 # What a checkpoint without arguments is taken to be, where the flags do not say.
 UNKNOWN_DEFAULTS = {"ds": "imagenet", "model": "ResNet50", "image_size": 224, "val_fraction": 0}
@@ -55,8 +57,10 @@ def main(argv=None):
     require_class_counts(checkpoint, class_counts)
     test = load_files(args.txtv, args.iidp, num_classes=len(class_counts))
     ood = load_files(args.txt_ood_test, args.iodp, labelled=False)
-    outliers = load_files(args.txt_ood_train, args.iodp, labelled=False) if args.FC else None
-    if args.FC and args.num_cal < len(class_counts):
+    names = flags.chosen_calibrations(args)
+    needs_outliers = set(names) != {"none"}
+    outliers = load_files(args.txt_ood_train, args.iodp, labelled=False) if needs_outliers else None
+    if args.num_cal < len(class_counts):
         raise InputError(
             f"--num_cal {args.num_cal} is less than one image for each of the {len(class_counts)} classes"
         )
@@ -78,18 +82,19 @@ def main(argv=None):
         return extract_features(network, batches, len(files.paths), compute, mixed_precision)
 
     test_features, ood_features = features(test), {"imagenet_ood": features(ood)}
-    classifier = Classifier.of(model, args.tnorm)
-    attentions = {False: None}
-    if args.FC:
-        chosen = select(training, balanced_sample(training.labels, args.num_cal, args.seed))
+    training = features(select(training, balanced_sample(training.labels, args.num_cal, args.seed)))
+    surrogate = None
+    if needs_outliers:
         size = min(args.num_cal, len(outliers.paths))
-        surrogate = select(outliers, epoch_indices(len(outliers.paths), size, args.seed, 0, "calibration"))
-        attentions[True] = calibrate(classifier, features(chosen), features(surrogate).features, class_counts)
+        chosen = select(outliers, epoch_indices(len(outliers.paths), size, args.seed, 0, "calibration"))
+        surrogate = features(chosen).features
 
     if compute.is_main:
-        results, scores = evaluate(classifier, test_features, ood_features, attentions, class_counts)
+        classifier = Classifier.of(model, args.tnorm)
+        calibrations, facts = fit_calibrations(names, classifier, training, surrogate, class_counts)
+        results, scores = evaluate(calibrations, test_features, ood_features, class_counts)
         about = {"dataset": "imagenet", "checkpoint": str(args.ckpt_path), "class_counts": class_counts}
-        about |= {"calibration_split": "train" if args.FC else None, "tnorm": args.tnorm}
+        about |= {"calibration_split": "train" if "fc" in names else None} | facts | {"tnorm": args.tnorm}
         report(about | results | {"environment": environment(compute.device)}, scores, args.score, out)
     finish()
 
@@ -107,9 +112,9 @@ def parse_args(argv=None):
         "--num_cal",
         type=flags.positive_int,
         default=30_000,
-        help="images a side that calibrate, class-balanced",
+        help="training images, class-balanced, and outliers that scores and calibrations are fitted on",
     )
-    flags.add_evaluation_flags(parser, tuple(SCORES))
+    flags.add_evaluation_flags(parser, CALIBRATIONS, SCORE_NAMES)
     parser.set_defaults(tb=100)
     return parser.parse_args(argv)
 

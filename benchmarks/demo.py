@@ -26,11 +26,11 @@ def main():
             subprocess.run([sys.executable, *map(str, line)], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
             seconds.append(time.monotonic() - begun)
         results = json.loads((run / "results.json").read_text())
-    auroc = {m["fc"]: m["auroc"] for m in results["mean"] if m["score"] == "energy"}
-    accuracy = {a["fc"]: a for a in results["accuracy"]}
+    auroc = {m["calibration"]: m["auroc"] for m in results["mean"] if m["score"] == "energy"}
+    accuracy = {a["calibration"]: a for a in results["accuracy"]}
     rows = [["train.py", f"{seconds[0]:.0f} s"], ["test.py", f"{seconds[1]:.0f} s"]]
     rows.append(["both", f"{sum(seconds):.0f} s (goal 180 s)"])
-    for fc, name in ((False, "without FC"), (True, "with FC")):
+    for fc, name in (("none", "without FC"), ("fc", "with FC")):
         rows.append([f"mean AUROC, {name}", f"{100 * auroc[fc]:.2f} %"])
         shots = ", ".join(f"{shots} {100 * accuracy[fc][shots]:.2f}" for shots in ("all", "many", "few"))
         rows.append([f"accuracy, {name}", f"{shots} %"])
@@ -40,8 +40,8 @@ def main():
         ["the demo", ""],
         rows,
         seconds=seconds,
-        auroc=auroc[False],
-        auroc_with_fc=auroc[True],
+        auroc=auroc["none"],
+        auroc_with_fc=auroc["fc"],
     )
 
 

@@ -19,9 +19,10 @@ from benchmarks.table import calibration_of, load_records
 from datasets.loader import evaluation_batches
 from datasets.registry import BENCHMARKS
 from models import build_model
+from utils.calibration import Classifier
 from utils.distributed import Compute, autocast
 from utils.errors import InputError, exit_cleanly
-from utils.evaluation import Classifier, calibrate, extract_features
+from utils.evaluation import calibrate, extract_features
 from utils.metrics import shot_groups
 from utils.plots import plot_attention, plot_class_accuracy, plot_feature_map
 from utils.run.checkpoint import load_run

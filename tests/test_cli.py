@@ -1,5 +1,6 @@
 """The command lines end to end, on data that the tests make."""
 
+import dataclasses
 import json
 import os
 import pickle
@@ -151,9 +152,10 @@ def test_the_papers_command_lines(ds, settings, data, tmp_path, capsys, monkeypa
     assert {"dataset", "checkpoint", "rows", "mean", "accuracy", "environment"} <= results.keys()
     assert results["ood_resize"] == "squash"
     assert (
-        len(results["rows"]) == 6 * 2 * 3 and len(results["mean"]) == 2 * 3 and len(results["accuracy"]) == 2
+        len(results["rows"]) == 6 * 2 * 8 and len(results["mean"]) == 2 * 8 and len(results["accuracy"]) == 2
     )
-    assert all({"ood", "fc", "score", "n_id", "n_ood"} | METRICS == row.keys() for row in results["rows"])
+    keys = {"ood", "calibration", "fc", "score", "n_id", "n_ood"}
+    assert all(keys | METRICS == row.keys() for row in results["rows"])
     classes = 10 if ds == "cifar10" else 100
     test_size = 30 if ds == "cifar10" else 100
     assert all(len(row["per_class"]) == classes for row in results["accuracy"])
@@ -184,14 +186,16 @@ def test_a_digits_run_and_its_evaluation(digits_run, capsys):
 @pytest.mark.parametrize(
     "flag,ways",
     [
-        ((), {False, True}),
-        (("--FC",), {False, True}),
-        (("--FC", "True"), {False, True}),
-        (("--FC", "False"), {False}),
-        (("--FC", "no"), {False}),
+        ((), ["none", "fc", "probe"]),
+        (("--FC",), ["none", "fc"]),
+        (("--FC", "True"), ["none", "fc"]),
+        (("--FC", "False"), ["none"]),
+        (("--FC", "no"), ["none"]),
+        (("--calibration", "probe", "none"), ["none", "probe"]),
+        (("--calibration", "fc"), ["fc"]),
     ],
 )
-def test_fc_means_what_it_says(flag, ways, digits_run, tmp_path):
+def test_fc_and_calibration_mean_what_they_say(flag, ways, digits_run, tmp_path):
     argv = [
         "--gpu",
         "cpu",
@@ -204,7 +208,49 @@ def test_fc_means_what_it_says(flag, ways, digits_run, tmp_path):
         *flag,
     ]
     assert run(evaluation.main, *argv, "--num_ood_samples", 50) == 0
-    assert {row["fc"] for row in json.loads((tmp_path / "results.json").read_text())["rows"]} == ways
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert [a["calibration"] for a in results["accuracy"]] == ways
+    assert {(row["calibration"], row["fc"]) for row in results["rows"]} == {(w, w == "fc") for w in ways}
+    with_outliers = ways != ["none"]
+    assert ("probe" in {row["score"] for row in results["rows"]}) is with_outliers
+    assert ("probe" in results) is with_outliers
+
+
+def test_no_test_image_changes_what_is_fitted(digits_run, tmp_path, monkeypatch):
+    """Attention, probe and every score, whatever the test images and OOD sets are."""
+    fitted, inverted = [], False
+    fit, digits = evaluation.fit_calibrations, evaluation.BENCHMARKS["digits"]
+
+    def record(*args, **kwargs):
+        calibrations, facts = fit(*args, **kwargs)
+        fitted.append({name: (way.state(), of.state()) for name, (way, of) in calibrations.items()})
+        return calibrations, facts
+
+    def changed(images):
+        return images._replace(images=255 - images.images) if inverted else images
+
+    def load_split(root, training):
+        split = digits.load_split(root, training)
+        return split if training else changed(split)
+
+    def read_ood(*args):
+        return {name: changed(images) for name, images in digits.read_ood(*args).items()}
+
+    monkeypatch.setattr(evaluation, "fit_calibrations", record)
+    replaced = dataclasses.replace(digits, load_split=load_split, read_ood=read_ood)
+    monkeypatch.setitem(evaluation.BENCHMARKS, "digits", replaced)
+    rows = []
+    for inverted in (False, True):  # noqa: B007  (changed reads it)
+        argv = ["--gpu", "cpu", "--ckpt_path", digits_run, "--srp", tmp_path, "--num_ood_samples", 100]
+        assert run(evaluation.main, *argv) == 0
+        rows.append(json.loads((tmp_path / "results.json").read_text())["rows"])
+    assert_same(*fitted)
+    assert rows[0] != rows[1]
+
+
+def test_fc_and_calibration_do_not_contradict_each_other(digits_run, capsys):
+    argv = ["--ckpt_path", digits_run, "--FC", "True", "--calibration", "probe"]
+    assert_refused_by_the_parser(capsys, run(evaluation.main, *argv), "--calibration", "--FC")
 
 
 def test_calibration_on_the_test_split_is_possible_and_warned_of(digits_run, tmp_path, capsys):
@@ -298,9 +344,10 @@ def test_a_published_checkpoint_with_a_prefix_and_other_keys(tmp_path, capsys):
     plain, released = tmp_path / "results.json", tmp_path / "released" / "results.json"
     assert run(evaluation.main, *argv, "--depart", "normalization", "--srp", released.parent) == 0
     for one, other in zip(*(json.loads(file.read_text())["rows"] for file in (plain, released)), strict=True):
-        assert (one["auroc"] == other["auroc"]) is not one[
-            "fc"
-        ]  # outliers reach the results by calibration alone
+        if one["calibration"] == "none" and one["score"] not in ("probe", "combined"):
+            assert one["auroc"] == other["auroc"]  # outliers reach the results by calibration alone
+        elif one["fc"] and one["score"] in ("energy", "probe"):
+            assert one["auroc"] != other["auroc"]
 
 
 def test_a_tail_that_the_test_split_cannot_have_is_refused_before_any_work(tmp_path, capsys):
@@ -340,7 +387,7 @@ def assert_same(a, b, where=""):
         assert a.keys() == b.keys(), where
         for key in a:
             assert_same(a[key], b[key], f"{where}.{key}")
-    elif isinstance(a, list):
+    elif isinstance(a, list | tuple):
         assert len(a) == len(b), where
         for i, (x, y) in enumerate(zip(a, b, strict=True)):
             assert_same(x, y, f"{where}[{i}]")
@@ -498,6 +545,7 @@ def test_two_runs_do_not_share_a_folder(tmp_path, capsys):
         (
             "test",
             "--seed --gpu --num_workers --FC --tnorm --model --md --dataset --ds --data_root_path "
+            "--calibration "
             "--drp --dout "
             "--num_ood_samples --imbalance_ratio --rho --test_batch_size --tb --ckpt_path "
             "--calibration_split --score",

@@ -2,11 +2,20 @@ import numpy as np
 import pytest
 import torch
 
-from utils.calibration import attention_weight
+from utils.calibration import CALIBRATIONS, Calibration, Classifier, attention_weight
 from utils.distributed import Compute
-from utils.evaluation import SCORES, Classifier, Features, evaluate, extract_features
+from utils.evaluation import (
+    Features,
+    calibrate,
+    evaluate,
+    extract_features,
+    fit_calibrations,
+    trained_statistics,
+)
+from utils.losses import PATTLoss
 from utils.metrics import OOD_METRICS, ood_metrics
 from utils.plots import plot_class_accuracy
+from utils.scores import SCORE_NAMES
 
 COUNTS = [9, 8, 3, 2]
 CPU = Compute(torch.device("cpu"))
@@ -18,6 +27,7 @@ def random_features(n, labels, seed):
 
 @pytest.fixture
 def case():
+    """A classifier, training and outlier features, the test set and OOD sets."""
     g = torch.Generator().manual_seed(0)
     classifier = Classifier(torch.randn(4, 6, generator=g).double(), torch.randn(4, generator=g).double())
     test = random_features(12, [0, 1, 2, 3] * 3, 1)
@@ -25,59 +35,78 @@ def case():
         "near": random_features(9, [-1, 2, -1, -1, 0, -1, -1, 3, -1], 2),
         "far": random_features(5, [-1] * 5, 3),
     }
-    attention = torch.rand(6, generator=g, dtype=torch.float64) * 2
-    return classifier, test, ood, {False: None, True: attention}
+    training = random_features(sum(COUNTS), [c for c, n in enumerate(COUNTS) for _ in range(n)], 5)
+    return classifier, training, random_features(15, [-1] * 15, 6).features, test, ood
 
 
-def test_the_scores_are_higher_for_more_ood():
-    confident, unsure = torch.tensor([[9.0, 0.0, 0.0]]), torch.tensor([[0.1, 0.0, 0.0]])
-    assert all(float(f(unsure)) > float(f(confident)) for f in SCORES.values())
-    z = torch.tensor([[1.0, 2.0, -1.0]])
-    assert float(SCORES["energy"](z)) == pytest.approx(-np.log(np.exp([1, 2, -1]).sum()))
-    assert float(SCORES["msp"](z)) == pytest.approx(-np.exp(2) / np.exp([1, 2, -1]).sum())
-    assert float(SCORES["maxlogit"](z)) == -2
+def run(case, names=CALIBRATIONS):
+    classifier, training, outliers, test, ood = case
+    calibrations, _ = fit_calibrations(names, classifier, training, outliers, COUNTS)
+    return calibrations, *evaluate(calibrations, test, ood, COUNTS)
+
+
+def scored(calibrated, features):
+    """(logits, scores) of features under a calibration, all at once."""
+    calibration, fitted = calibrated
+    (outputs,) = calibration.outputs(features)
+    return outputs.logits, fitted(outputs)
 
 
 def test_calibration_multiplies_the_features():
     weight, bias = torch.tensor([[1.0, 2.0], [3.0, 4.0]]).double(), torch.tensor([10.0, 20.0]).double()
-    z = Classifier(weight, bias).logits(torch.tensor([[5.0, 6.0]]), torch.tensor([2.0, 0.5]).double())
-    assert z.tolist() == [[10 + 10 + 6, 20 + 30 + 12]]
+    features, attention = torch.tensor([[5.0, 6.0]]), torch.tensor([2.0, 0.5]).double()
+    (outputs,) = Calibration(Classifier(weight, bias), attention).outputs(features)
+    assert outputs.logits.tolist() == [[10 + 10 + 6, 20 + 30 + 12]]
+    assert outputs.features.tolist() == [[10, 3]] and outputs.probe_logits is None
+
+
+def test_the_probe_classifies_by_its_logits_of_the_classes(case):
+    calibrations, _, _ = run(case)
+    way, test = calibrations["probe"][0], case[3]
+    logits, _ = scored(calibrations["probe"], test.features)
+    assert way.probe.weight.shape == (5, 6) and torch.equal(logits, way.probe.logits(test.features)[:, :4])
 
 
 def test_semantically_id_images_of_an_ood_set_count_on_the_id_side(case):
-    classifier, test, ood, attentions = case
-    results, scores = evaluate(classifier, test, ood, attentions, COUNTS)
-    assert len(results["rows"]) == 2 * 3 * 2
+    calibrations, results, scores = run(case)
+    _, _, _, test, ood = case
+    assert len(results["rows"]) == 3 * len(SCORE_NAMES) * 2
     for row in results["rows"]:
-        a = attentions[row["fc"]]
+        assert row["fc"] is (row["calibration"] == "fc")
         of_set = ood[row["ood"]]
-        function = SCORES[row["score"]]
         moved = of_set.labels >= 0
         id_side = torch.cat([test.features, of_set.features[moved]])
-        id_scores = function(classifier.logits(id_side, a)).numpy()
-        ood_scores = function(classifier.logits(of_set.features[~moved], a)).numpy()
+        id_scores = scored(calibrations[row["calibration"]], id_side)[1][row["score"]].numpy()
+        ood_scores = scored(calibrations[row["calibration"]], of_set.features[~moved])[1][
+            row["score"]
+        ].numpy()
         assert (row["n_id"], row["n_ood"]) == ((15, 6) if row["ood"] == "near" else (12, 5))
-        assert {m: row[m] for m in OOD_METRICS} == pytest.approx(ood_metrics(id_scores, ood_scores))
-        kept = scores[row["fc"]][row["score"]][row["ood"]]
-        np.testing.assert_allclose(kept[0], id_scores)
-        np.testing.assert_allclose(kept[1], ood_scores)
+        kept = scores[row["calibration"]][row["score"]][row["ood"]]
+        np.testing.assert_allclose(kept[0], id_scores, atol=1e-9)
+        np.testing.assert_allclose(kept[1], ood_scores, atol=1e-9)
+        assert {m: row[m] for m in OOD_METRICS} == pytest.approx(ood_metrics(*kept))
 
 
 def test_the_mean_is_unweighted_over_the_sets(case):
-    results, _ = evaluate(*case, COUNTS)
-    assert len(results["mean"]) == 2 * 3
+    _, results, _ = run(case)
+    assert len(results["mean"]) == 3 * len(SCORE_NAMES)
     for mean in results["mean"]:
-        rows = [r for r in results["rows"] if (r["fc"], r["score"]) == (mean["fc"], mean["score"])]
+        keys = ("calibration", "score")
+        rows = [r for r in results["rows"] if all(r[key] == mean[key] for key in keys)]
         for metric in OOD_METRICS:
             assert mean[metric] == pytest.approx((rows[0][metric] + rows[1][metric]) / 2)
 
 
 def test_accuracy_is_of_the_test_set_alone(case):
-    classifier, test, _, attentions = case
-    results, _ = evaluate(*case, COUNTS)
-    assert [a["fc"] for a in results["accuracy"]] == [False, True]
+    calibrations, results, _ = run(case)
+    test = case[3]
+    assert [(a["calibration"], a["fc"]) for a in results["accuracy"]] == [
+        ("none", False),
+        ("fc", True),
+        ("probe", False),
+    ]
     for row in results["accuracy"]:
-        right = classifier.logits(test.features, attentions[row["fc"]]).argmax(dim=1) == test.labels
+        right = scored(calibrations[row["calibration"]], test.features)[0].argmax(dim=1) == test.labels
         assert row["all"] == pytest.approx(right.double().mean().item())
         assert row["per_class"] == pytest.approx(
             [right[test.labels == c].double().mean().item() for c in range(4)]
@@ -85,39 +114,56 @@ def test_accuracy_is_of_the_test_set_alone(case):
 
 
 def test_a_class_without_test_images_has_no_accuracy(case, tmp_path):
-    classifier, _, ood, attentions = case
-    results, _ = evaluate(classifier, random_features(12, [0, 1, 3] * 4, 1), ood, attentions, COUNTS)
+    _, results, _ = run([*case[:3], random_features(12, [0, 1, 3] * 4, 1), case[4]])
     for row in results["accuracy"]:
         assert row["per_class"][2] is None and None not in (row["per_class"][0], row["all"])
     plot_class_accuracy({"network": row["per_class"]}, COUNTS, tmp_path / "classes.png")  # leaves a gap
 
 
-def test_calibration_does_not_depend_on_the_test_set(case):
-    """The attention is a function of training images and outliers; shuffled test labels and images change
-    accuracy alone."""
-    classifier, test, ood, _ = case
-    train, outliers = random_features(20, [0, 1, 2, 3] * 5, 5), random_features(15, [-1] * 15, 6).features
+def test_without_outliers_there_is_no_probe(case):
+    calibrations, _ = fit_calibrations(["none"], *case[:2], None, COUNTS)
+    _, fitted = calibrations["none"]
+    assert set(fitted.scores) == set(SCORE_NAMES) - {"probe", "combined"}
+    assert set(fitted.standards) == {"energy", "mahalanobis"}
+
+
+def test_the_calibrations_have_one_order_and_are_there_once(case):
+    assert list(run(case, ["probe", "none", "probe"])[0]) == ["none", "probe"]
+
+
+def test_the_attention_is_that_of_the_equations(case):
+    """tests/test_calibration.py has them; here, that their arguments are the right ones."""
+    classifier, training, outliers, _, _ = case
+    predicted = classifier.logits(outliers).argmax(dim=1)
     prior = torch.tensor(COUNTS) / sum(COUNTS)
+    expected = attention_weight(*training, outliers, predicted, classifier.weight, prior)
+    assert torch.equal(calibrate(classifier, training, outliers, COUNTS), expected)
+    assert torch.equal(run(case)[0]["fc"][0].attention, expected)
 
-    def run(test):
-        a = attention_weight(
-            train.features,
-            train.labels,
-            outliers,
-            classifier.logits(outliers).argmax(dim=1),
-            classifier.weight,
-            prior,
-        )
-        return a, evaluate(classifier, test, ood, {True: a}, COUNTS)[0]
 
-    order = torch.randperm(12, generator=torch.Generator().manual_seed(1))
-    attention, plain = run(test)
-    for other in (test._replace(labels=test.labels[order]), Features(*(part[order] for part in test))):
-        same, shuffled = run(other)
-        assert torch.equal(same, attention)
-        for a, b in zip(plain["rows"], shuffled["rows"], strict=True):
-            assert {m: a[m] for m in OOD_METRICS} == pytest.approx({m: b[m] for m in OOD_METRICS})
-    assert run(test._replace(labels=test.labels.roll(1)))[1]["accuracy"] != plain["accuracy"]
+def statistics_of(checkpoint_args, dim=6, epochs=1, normalize=True):
+    """A checkpoint whose criterion has seen embeddings of two classes."""
+    criterion = PATTLoss([2, 2], dim, oe_weight=0, tla_weight=0, normalize=normalize)
+    for _ in range(epochs):
+        criterion.start_epoch()
+        criterion.contrast(random_features(4, [0, 0, 1, 1], 1).features[:, :dim], torch.tensor([0, 0, 1, 1]))
+    args = {"isac": True, "depart": []} | checkpoint_args
+    return {"args": args, "criterion": criterion.state_dict()}, criterion.statistics
+
+
+def test_class_statistics_are_taken_from_training_where_they_are_of_unit_features():
+    checkpoint, statistics = statistics_of({})
+    mu, kappa = trained_statistics(checkpoint, 2, 6)
+    assert torch.equal(mu, statistics.mean_direction) and torch.equal(kappa, statistics.kappa)
+    for other in (
+        statistics_of({"isac": False})[0],
+        statistics_of({"depart": ["embeddings"]}, normalize=False)[0],
+        statistics_of({}, epochs=0)[0],  # random directions
+        statistics_of({}, dim=5)[0],  # of another layer
+        {"model": {}},
+        torch.zeros(3),
+    ):
+        assert trained_statistics(other, 2, 6) is None
 
 
 def test_tau_normalisation_gives_unit_rows_and_no_bias():

@@ -17,6 +17,7 @@ from PIL import Image
 import train_imagenet
 from datasets.imagenet import balanced_sample, load_files
 from utils.errors import InputError
+from utils.scores import SCORE_NAMES
 
 evaluation = load_script("test_imagenet")
 CLASSES, SMALL = 3, ["--gpu", "cpu", "--num_workers", "0"]
@@ -87,10 +88,11 @@ def test_training_and_evaluation(trained, data, capsys):
     assert checkpoint["criterion"]["statistics.sums"].shape == (CLASSES, 1024)
     assert run(evaluation.main, *SMALL, *data, "--ckpt_path", trained, "--num_cal", "6") == 0
     rows = results_of(trained)["rows"]
-    assert {(r["fc"], r["score"], r["n_id"], r["n_ood"]) for r in rows} == {
-        (fc, score, 6, 5) for fc in (False, True) for score in ("energy", "msp", "maxlogit")
+    assert {(r["calibration"], r["score"], r["n_id"], r["n_ood"]) for r in rows} == {
+        (way, score, 6, 5) for way in ("none", "fc", "probe") for score in SCORE_NAMES
     }
-    assert "imagenet_ood | yes" in capsys.readouterr().out
+    assert results_of(trained)["vmf"] == "training features"  # the statistics are of the embedding head
+    assert "imagenet_ood | fc" in capsys.readouterr().out
 
 
 def torchrun(script, *argv):

@@ -1,8 +1,85 @@
-"""Feature calibration (FC): an attention vector over feature dimensions."""
+"""Calibrations: how a trained network's features become class logits.
+
+``none`` is the network as it is, ``fc`` is PATT's feature calibration, an attention vector over feature
+dimensions, and ``probe`` is a linear head fitted after training (:mod:`utils.probe`).
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 
 from utils.errors import InputError
+
+CALIBRATIONS = ("none", "fc", "probe")
+CHUNK = 4096  # rows of features that are computed on at once
+
+
+class Classifier(NamedTuple):
+    """A linear layer, float64: ``weight`` (C, D) and ``bias`` (C,)."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+
+    @classmethod
+    def of(cls, model: torch.nn.Module, tnorm: bool = False) -> "Classifier":
+        """The last layer of a network of this project, on its device; ``tnorm``: unit rows and no bias
+        (tau-normalisation, Kang et al. 2020, tau = 1)."""
+        weight, bias = model.linear.weight.detach().double(), model.linear.bias.detach().double()
+        if tnorm:
+            return cls(weight / weight.norm(dim=1, keepdim=True), torch.zeros_like(bias))
+        return cls(weight, bias)
+
+    def logits(self, features: torch.Tensor) -> torch.Tensor:
+        """z = W f + b, float64 (N, C)."""
+        return features.double() @ self.weight.T + self.bias
+
+
+class Outputs(NamedTuple):
+    """What predictions and scores are made of, for N images under one calibration; float64.
+
+    ``features`` (N, D): f, under FC f * A. ``logits`` (N, C): of the classes. ``probe_logits`` (N, C + 1): of
+    the probe, whose last class is the surrogate outliers, or None without a probe.
+    """
+
+    features: torch.Tensor
+    logits: torch.Tensor
+    probe_logits: torch.Tensor | None
+
+
+class Calibration(NamedTuple):
+    """One way from features to class logits.
+
+    ``classifier``: of the C classes. ``attention``: A (D,), which multiplies the features, or None.
+    ``probe``: a :class:`Classifier` of C + 1 classes, or None. All are on one device.
+    """
+
+    classifier: Classifier
+    attention: torch.Tensor | None = None
+    probe: Classifier | None = None
+
+    def outputs(self, features: torch.Tensor) -> Iterator[Outputs]:
+        """The :class:`Outputs` of features (N, D), which may be on another device, in order and CHUNK rows at
+        a time."""
+        for rows in features.split(CHUNK):
+            rows = rows.to(self.classifier.weight.device).double()
+            calibrated = rows if self.attention is None else rows * self.attention
+            # The probe standardises features, which undoes A: it is one and the same under every calibration.
+            probe_logits = None if self.probe is None else self.probe.logits(rows)
+            yield Outputs(calibrated, self.classifier.logits(calibrated), probe_logits)
+
+    def state(self) -> dict:
+        """Tensors and None, from which :meth:`restore` makes the same calibration."""
+        return {
+            "classifier": self.classifier._asdict(),
+            "attention": self.attention,
+            "probe": None if self.probe is None else self.probe._asdict(),
+        }
+
+    @classmethod
+    def restore(cls, state: dict) -> "Calibration":
+        probe = None if state["probe"] is None else Classifier(**state["probe"])
+        return cls(Classifier(**state["classifier"]), state["attention"], probe)
 
 
 def attention_weight(features, labels, outlier_features, outlier_labels, classifier_weight, prior):
@@ -48,5 +125,6 @@ def attention_weight(features, labels, outlier_features, outlier_labels, classif
 def _sum_by_class(features, labels, num_classes):
     """Sums (C, D) and counts (C,), float64."""
     sums = torch.zeros(num_classes, features.shape[1], dtype=torch.float64, device=features.device)
-    sums.index_add_(0, labels, features.double())
+    for rows, of_rows in zip(features.split(CHUNK), labels.split(CHUNK), strict=True):
+        sums.index_add_(0, of_rows, rows.double())
     return sums, torch.bincount(labels, minlength=num_classes).double()

@@ -128,8 +128,9 @@ def plain(args):
     return {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
 
 
-def add_evaluation_flags(parser, scores):
-    """The flags that both test scripts have; ``scores`` are the choices of ``--score``."""
+def add_evaluation_flags(parser, calibrations, scores):
+    """The flags that both test scripts have; ``calibrations`` and ``scores`` are the choices of
+    ``--calibration`` and ``--score``."""
     parser.add_argument(
         "--seed", type=seed, default=3407, help="chooses the images that calibrate on ImageNet-LT"
     )
@@ -137,7 +138,15 @@ def add_evaluation_flags(parser, scores):
     parser.add_argument(
         "--num_workers", "--cpus", type=count, default=4, help="processes that read ImageNet's files"
     )
-    add_boolean(parser, "--FC", default=True, help="also evaluate with feature calibration")
+    ways = parser.add_mutually_exclusive_group()
+    ways.add_argument(
+        "--calibration",
+        nargs="+",
+        choices=calibrations,
+        help="evaluate the network as it is (none), with feature calibration (fc), with a linear head "
+        "re-fitted on training features and outliers (probe); default: all three",
+    )
+    add_boolean(ways, "--FC", help="True: --calibration none fc; False: --calibration none")
     add_boolean(
         parser, "--tnorm", default=False, help="normalise the rows of the classifier and drop its bias"
     )
@@ -156,6 +165,13 @@ def add_evaluation_flags(parser, scores):
     parser.add_argument(
         "--srp", type=path, metavar="DIR", help="where results go; default: the run directory"
     )
+
+
+def chosen_calibrations(args):
+    """The names that ``--calibration`` or ``--FC`` asks for."""
+    if args.calibration:
+        return args.calibration
+    return {None: ["none", "fc", "probe"], True: ["none", "fc"], False: ["none"]}[args.FC]
 
 
 def add_image_lists(parser):

@@ -8,36 +8,39 @@ from utils.metrics import ACCURACY_COLUMNS, OOD_COLUMNS, OOD_METRICS
 from utils.plots import plot_roc, plot_score_histograms
 from utils.run.runlog import write_text
 
+BRIEF = ("auroc", "fpr95")  # of the table that has every score
+
 
 def markdown_tables(results, score):
-    """The OOD table and the accuracy table of one score, in percent with two decimals."""
-    head = ["OOD set", "FC", "ID / OOD images", *OOD_COLUMNS.values()]
+    """One score's OOD table, the mean rows of every score, and the accuracy table, in percent with two
+    decimals."""
+    head = ["OOD set", "calibration", "ID / OOD images", *OOD_COLUMNS.values()]
     lines = []
     for mean in (m for m in results["mean"] if m["score"] == score):
-        fc = mean["fc"]
-        for row in (r for r in results["rows"] if r["score"] == score and r["fc"] == fc):
-            lines.append(
-                [
-                    row["ood"],
-                    _yes(fc),
-                    f"{row['n_id']} / {row['n_ood']}",
-                    *(_percent(row[m]) for m in OOD_METRICS),
-                ]
-            )
-        lines.append(["**mean**", _yes(fc), "", *(_percent(mean[m]) for m in OOD_METRICS)])
-    accuracy = [[_yes(a["fc"]), *(_percent(a[s]) for s in ACCURACY_COLUMNS)] for a in results["accuracy"]]
-    note = (
-        f"Percent; OOD is the positive class; score: {score}. FPR95: share of ID flagged where "
-        "95 % of OOD is caught."
-    )
-    note += " FPR95-ID: share of OOD accepted where 95 % of ID is kept."
+        name = mean["calibration"]
+        for row in (r for r in results["rows"] if r["score"] == score and r["calibration"] == name):
+            sizes = f"{row['n_id']} / {row['n_ood']}"
+            lines.append([row["ood"], name, sizes, *(_percent(row[m]) for m in OOD_METRICS)])
+        lines.append(["**mean**", name, "", *(_percent(mean[m]) for m in OOD_METRICS)])
+    names = [a["calibration"] for a in results["accuracy"]]
+    means = {(m["score"], m["calibration"]): m for m in results["mean"]}
+    every = [
+        [name, *(_percent(means[name, way][metric]) for way in names for metric in BRIEF)]
+        for name in dict.fromkeys(m["score"] for m in results["mean"])
+    ]
+    accuracy = [[a["calibration"], *(_percent(a[s]) for s in ACCURACY_COLUMNS)] for a in results["accuracy"]]
     return "\n".join(
         [
             _table(head, lines),
             "",
-            note,
+            f"Percent; OOD is the positive class; score: {score}. FPR95: share of ID flagged where "
+            "95 % of OOD is caught. FPR95-ID: share of OOD accepted where 95 % of ID is kept.",
             "",
-            _table(["FC", *ACCURACY_COLUMNS.values()], accuracy),
+            "Every score, mean over the OOD sets; sets can disagree, results.json has each:",
+            "",
+            _table(["score", *(f"{name}: {OOD_COLUMNS[m]}" for name in names for m in BRIEF)], every),
+            "",
+            _table(["calibration", *ACCURACY_COLUMNS.values()], accuracy),
         ]
     )
 
@@ -66,7 +69,7 @@ def report(results, scores, score, folder):
 def _write(results, scores, score, folder):
     write_text(folder / "results.json", json.dumps(results, indent=1) + "\n")
     write_text(folder / "results.md", f"# {results['dataset']}\n\n{markdown_tables(results, score)}\n")
-    curves = {f"{'with' if fc else 'without'} FC": of_scores[score] for fc, of_scores in scores.items()}
+    curves = {f"calibration: {name}": of_scores[score] for name, of_scores in scores.items()}
     title = f"{results['dataset']}, score: {score}"
     plot_score_histograms(curves, folder / "scores.png", title)
     plot_roc(curves, folder / "roc.png", title)
@@ -74,10 +77,6 @@ def _write(results, scores, score, folder):
 
 def _percent(value):
     return "-" if value is None else f"{100 * value:.2f}"
-
-
-def _yes(flag):
-    return "yes" if flag else "no"
 
 
 def _table(head, rows):

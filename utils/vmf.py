@@ -146,6 +146,34 @@ class _MinusLogNormalizer(torch.autograd.Function):
         return None, grad * ctx.saved_tensors[0]
 
 
+def log_normalizer(dim: int, kappa: torch.Tensor) -> torch.Tensor:
+    """log C_p(kappa) of the von Mises-Fisher density on the unit sphere of R^p, with its constant.
+
+    C_p(kappa) = kappa^nu / ((2 pi)^(p/2) I_nu(kappa)), nu = p/2 - 1.
+
+    Args:
+        dim: p. kappa: positive, any shape.
+
+    Returns:
+        float64 tensor of kappa's shape.
+    """
+    order, kappa = dim / 2 - 1, kappa.double()
+    return order * torch.log(kappa) - dim / 2 * math.log(2 * math.pi) - log_iv(order, kappa)
+
+
+def estimate_vmf(means: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Von Mises-Fisher distributions from the mean vectors (n, p) of points on the unit sphere.
+
+    Returns:
+        (mu, kappa): directions m / |m| (n, p), and concentrations kappa = p R / (1 - R^2) with R = |m| (n,),
+        kept in [1e-3, 1e5] (Banerjee et al. 2005, leading term).
+    """
+    resultant = means.norm(dim=1)
+    # R >= 1 happens for embeddings that are not on the sphere: no spread, the largest concentration.
+    kappa = means.shape[1] * resultant / (1 - resultant**2).clamp(min=1e-12)
+    return means / resultant.clamp(min=1e-12)[:, None], kappa.clamp(KAPPA_MIN, KAPPA_MAX)
+
+
 class ClassVMF(nn.Module):
     """A von Mises-Fisher distribution on the unit sphere of R^dim for every class, estimated while training.
 
@@ -173,7 +201,7 @@ class ClassVMF(nn.Module):
             raise ValueError(f"unknown schedule {schedule!r}; there are {', '.join(self.SCHEDULES)}")
         self.schedule = schedule
         self.dim = dim
-        direction, kappa = self._describe(
+        direction, kappa = estimate_vmf(
             UNSEEN_RESULTANT * F.normalize(torch.randn(num_classes, dim, dtype=torch.float64))
         )
         self.register_buffer("sums", torch.zeros(num_classes, dim, dtype=torch.float64))
@@ -182,18 +210,11 @@ class ClassVMF(nn.Module):
         self.register_buffer("kappa", kappa)
         self.register_buffer("has_previous", torch.zeros(num_classes, dtype=torch.bool))
 
-    def _describe(self, means):
-        """(directions, concentrations) of mean embeddings (n, p)."""
-        resultant = means.norm(dim=1)
-        # R >= 1 happens for embeddings that are not on the sphere: no spread, the largest concentration.
-        kappa = self.dim * resultant / (1 - resultant**2).clamp(min=1e-12)
-        return means / resultant.clamp(min=1e-12)[:, None], kappa.clamp(KAPPA_MIN, KAPPA_MAX)
-
     @torch.no_grad()
     def _serve(self, classes, chosen):
         """Lets what is collected serve those of ``classes`` (n indices, or a slice) that are ``chosen`` (n,),
         no others."""
-        direction, kappa = self._describe(self.sums[classes] / self.counts[classes].clamp(min=1)[:, None])
+        direction, kappa = estimate_vmf(self.sums[classes] / self.counts[classes].clamp(min=1)[:, None])
         self.mean_direction[classes] = torch.where(chosen[:, None], direction, self.mean_direction[classes])
         self.kappa[classes] = torch.where(chosen, kappa, self.kappa[classes])
 

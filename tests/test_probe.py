@@ -1,0 +1,86 @@
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+
+from utils import calibration, probe
+from utils.errors import InputError
+from utils.probe import fit_probe
+
+CPU, C, D = torch.device("cpu"), 4, 7
+
+
+def problem(seed, sizes=(60, 25, 9, 3), outliers=150):
+    """A long tail of overlapping classes; feature 5 never varies, feature 6 has another scale."""
+    g = torch.Generator().manual_seed(seed)
+    labels = torch.cat([torch.full((n,), c) for c, n in enumerate(sizes)])
+    centres = torch.randn(C + 1, D, generator=g)
+    x = torch.cat([centres[labels], centres[-1].expand(outliers, D)])
+    x = x + torch.randn(x.shape, generator=g)
+    x[:, 5], x[:, 6] = 2, 1000 * x[:, 6] + 500
+    order = torch.randperm(len(labels), generator=g)
+    return x[: len(labels)][order], labels[order], x[len(labels) :]
+
+
+def reference(features, labels, outliers):
+    """scikit-learn's log-probabilities as a function of features."""
+    x, o = features.double().numpy(), outliers.double().numpy()
+    mean, deviation = x.mean(axis=0), x.std(axis=0)
+    deviation[deviation == 0] = 1
+    counts = np.bincount(labels)
+    weights = np.concatenate([1 / counts[labels], np.full(len(o), C / len(o))])
+    model = LogisticRegression(C=0.1, tol=1e-10, max_iter=100_000)
+    model.fit(
+        (np.concatenate([x, o]) - mean) / deviation,
+        np.concatenate([labels, np.full(len(o), C)]),
+        sample_weight=weights * len(weights) / weights.sum(),
+    )
+    return lambda f: model.predict_log_proba((f.double().numpy() - mean) / deviation)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_it_is_scikit_learns_logistic_regression(seed, monkeypatch):
+    monkeypatch.setattr(calibration, "CHUNK", 13)
+    monkeypatch.setattr(probe, "CHUNK", 13)
+    data = problem(seed)
+    fit = fit_probe(*data, C, CPU)
+    assert fit.converged and fit.iterations > 1
+    elsewhere = torch.cat([data[0], data[2], 3 * data[0]])
+    ours = fit.probe.logits(elsewhere).log_softmax(dim=1)
+    np.testing.assert_allclose(ours, reference(*data)(elsewhere), atol=1e-3)
+
+
+def test_a_class_counts_once_however_many_images_it_has_and_outliers_half_of_all():
+    """At the optimum the biases, which are not penalised, make expected and given weights agree."""
+    features, labels, outliers = problem(0)
+    weights = []
+    for copies in (1, 3):
+        many = torch.cat([torch.arange(len(labels)), (labels == 0).nonzero().flatten().repeat(copies - 1)])
+        counts = torch.bincount(labels[many])
+        assert counts[0] == 60 * copies
+        fit = fit_probe(features[many], labels[many], outliers, C, CPU)
+        p = fit.probe.logits(torch.cat([features[many], outliers])).softmax(dim=1).numpy()
+        per_image = np.concatenate(
+            [1 / counts[labels[many]].numpy(), np.full(len(outliers), C / len(outliers))]
+        )
+        weights.append((per_image[:, None] * p).sum(axis=0))
+    for given in weights:
+        assert given.tolist() == pytest.approx([1, 1, 1, 1, C], abs=1e-5)
+
+
+def test_a_fit_that_ended_early_says_so(monkeypatch):
+    monkeypatch.setattr(probe, "MAX_ITERATIONS", 3)
+    fit = fit_probe(*problem(0), C, CPU)
+    assert not fit.converged and fit.gradient > 1e-6
+
+
+def test_what_it_cannot_be_fitted_on_is_refused():
+    features, labels, outliers = problem(0)
+    with pytest.raises(InputError, match="outlier"):
+        fit_probe(features, labels, outliers[:0], C, CPU)
+    with pytest.raises(InputError, match="class 2 has none"):
+        fit_probe(features[labels != 2], labels[labels != 2], outliers, C, CPU)
+    with pytest.raises(InputError, match="not finite"):
+        fit_probe(features * float("inf"), labels, outliers, C, CPU)
+    with pytest.raises(InputError, match="not finite"):
+        fit_probe(features, labels, outliers * float("nan"), C, CPU)

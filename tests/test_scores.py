@@ -1,0 +1,209 @@
+import math
+
+import mpmath
+import numpy as np
+import pytest
+import torch
+from sklearn.neighbors import NearestNeighbors
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from utils import calibration, scores
+from utils.calibration import Calibration, Classifier
+from utils.errors import InputError
+from utils.scores import SCORE_NAMES, SCORES, FittedScores, Score, Training, fit_scores
+
+C, D = 3, 6
+
+
+def features(n, seed):
+    return torch.randn(n, D, generator=torch.Generator().manual_seed(seed)) + torch.arange(D) / 3
+
+
+def make(attention=False, probe=True, statistics=None, n=40):
+    """A calibration of random weights, and what its scores are fitted on."""
+    g = torch.Generator().manual_seed(0)
+    weights = [
+        torch.randn(*shape, generator=g, dtype=torch.float64)
+        for shape in ((C, D), (C,), (C + 1, D), (C + 1,))
+    ]
+    a = torch.rand(D, generator=g, dtype=torch.float64) * 2 if attention else None
+    way = Calibration(Classifier(*weights[:2]), a, Classifier(*weights[2:]) if probe else None)
+    labels = torch.cat([torch.arange(C), torch.randint(C, (n - C,), generator=g)])
+    return Training(way, features(n, 1), labels, statistics)
+
+
+def values(training, name, rows):
+    """The score ``name``, fitted alone, of the features ``rows``."""
+    fitted = fit_scores(training, [name])
+    return torch.cat([fitted(outputs)[name] for outputs in training.calibration.outputs(rows)]).numpy()
+
+
+def unit(training, rows):
+    f = rows.double().numpy()
+    if training.calibration.attention is not None:
+        f = f * training.calibration.attention.numpy()
+    return f / np.linalg.norm(f, axis=1, keepdims=True)
+
+
+@pytest.fixture(params=[7, 4096], ids=["in chunks of 7", "whole"])
+def chunk(request, monkeypatch):
+    monkeypatch.setattr(calibration, "CHUNK", request.param)
+    monkeypatch.setattr(scores, "CHUNK", request.param)
+
+
+def test_the_scores_of_logits():
+    z = torch.tensor([[1.0, 2.0, -1.0]]).double()
+    outputs = calibration.Outputs(torch.ones(1, D).double(), z, None)
+    expected = {"energy": -np.log(np.exp([1, 2, -1]).sum()), "maxlogit": -2}
+    expected["msp"] = -np.exp(2) / np.exp([1, 2, -1]).sum()
+    for name, value in expected.items():
+        assert float(SCORES[name]()(outputs)) == pytest.approx(value)
+
+
+@pytest.mark.parametrize("attention", [False, True], ids=["none", "fc"])
+def test_knn_against_scikit_learn(attention, chunk):
+    training, rows = make(attention), features(20, 2)
+    nearest = NearestNeighbors(n_neighbors=5, metric="cosine", algorithm="brute")
+    distances, _ = nearest.fit(unit(training, training.features)).kneighbors(unit(training, rows))
+    np.testing.assert_allclose(values(training, "knn", rows), distances[:, 4], atol=1e-6)
+
+
+def test_knn_takes_the_farthest_where_there_are_fewer_than_k():
+    training, rows = make(n=C), features(9, 2)
+    cosines = unit(training, rows) @ unit(training, training.features).T
+    np.testing.assert_allclose(values(training, "knn", rows), 1 - cosines.min(axis=1), atol=1e-6)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Notes the number of entries of the largest tensor that any operation returns."""
+
+    entries = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for part in tree_leaves(result):
+            if isinstance(part, torch.Tensor) and part.storage_offset() == 0 and not part._is_view():
+                self.entries = max(self.entries, part.untyped_storage().nbytes() // part.element_size())
+        return result
+
+
+def test_no_score_makes_a_matrix_of_all_pairs(monkeypatch):
+    monkeypatch.setattr(calibration, "CHUNK", 32)
+    monkeypatch.setattr(scores, "CHUNK", 32)
+    training, rows = make(n=2000), features(1000, 2)
+    with LargestTensor() as largest:
+        fitted = fit_scores(training)
+        assert sum(len(fitted(outputs)["knn"]) for outputs in training.calibration.outputs(rows)) == 1000
+    assert 2000 * D <= largest.entries < 3 * 2000 * D  # the bank of knn, and a chunk by a chunk is far less
+
+
+@pytest.mark.parametrize("attention", [False, True], ids=["none", "fc"])
+def test_mahalanobis_against_a_loop_and_a_matrix_inverse(attention, chunk):
+    training, rows = make(attention), features(20, 2)
+    u, labels = unit(training, training.features), training.labels.numpy()
+    means = [u[labels == c].mean(axis=0) for c in range(C)]
+    sigma = sum(np.outer(v - means[y], v - means[y]) for v, y in zip(u, labels, strict=True)) / len(u)
+    inverse = np.linalg.inv(sigma + 0.1 * np.trace(sigma) / D * np.eye(D))
+    expected = [min((v - m) @ inverse @ (v - m) for m in means) for v in unit(training, rows)]
+    np.testing.assert_allclose(values(training, "mahalanobis", rows), expected, rtol=1e-9)
+
+
+def log_vmf(x, mu, kappa):
+    """The log-density of a von Mises-Fisher distribution, with 30 digits."""
+    p, kappa = len(x), mpmath.mpf(float(kappa))
+    nu = mpmath.mpf(p) / 2 - 1
+    constant = kappa**nu / ((2 * mpmath.pi) ** (mpmath.mpf(p) / 2) * mpmath.besseli(nu, kappa))
+    return mpmath.log(constant) + kappa * mpmath.mpf(float(np.dot(mu, x)))
+
+
+@pytest.mark.parametrize("attention", [False, True], ids=["none", "fc"])
+def test_vmf_estimated_from_training_features_against_mpmath(attention, chunk):
+    training, rows = make(attention), features(12, 2)
+    u, labels = unit(training, training.features), training.labels.numpy()
+    with mpmath.workdps(30):
+        classes = []
+        for c in range(C):
+            m = u[labels == c].mean(axis=0)
+            r = np.linalg.norm(m)
+            classes.append((m / r, D * r / (1 - r * r)))
+        expected = [float(-max(log_vmf(x, *each) for each in classes)) for x in unit(training, rows)]
+    np.testing.assert_allclose(values(training, "vmf", rows), expected, atol=1e-8)
+
+
+def test_vmf_takes_the_statistics_of_training_but_not_under_fc():
+    mu = torch.nn.functional.normalize(features(C, 5).double(), dim=1)
+    kappa = torch.tensor([3.0, 40.0, 900.0]).double()
+    training, rows = make(statistics=(mu, kappa)), features(12, 2)
+    with mpmath.workdps(30):
+        expected = [
+            float(-max(log_vmf(x, mu[c].numpy(), kappa[c]) for c in range(C))) for x in unit(training, rows)
+        ]
+    np.testing.assert_allclose(values(training, "vmf", rows), expected, atol=1e-8)
+    estimated = values(make(attention=True), "vmf", rows)
+    assert values(make(attention=True, statistics=(mu, kappa)), "vmf", rows).tolist() == estimated.tolist()
+
+
+def test_the_density_of_a_von_mises_fisher_distribution_integrates_to_one():
+    """On the sphere of R^3 the integral over the angle is elementary."""
+    kappa = torch.tensor([0.01, 1.0, 50.0]).double()
+    closed = [k / (4 * math.pi * math.sinh(k)) for k in kappa.tolist()]
+    assert scores.log_normalizer(3, kappa).exp().tolist() == pytest.approx(closed, rel=1e-9)
+
+
+def test_the_probe_reads_features_without_attention():
+    rows = features(20, 2)
+    plain, fc = make(), make(attention=True)
+    z = plain.calibration.probe.logits(rows).numpy()
+    expected = z[:, -1] - np.log(np.exp(z).sum(axis=1))
+    np.testing.assert_allclose(values(plain, "probe", rows), expected)
+    np.testing.assert_allclose(values(fc, "probe", rows), expected)
+
+
+@pytest.mark.parametrize("probe,members", [(True, 3), (False, 2)])
+def test_combined_is_the_sum_of_its_members_standardised_over_training_images(probe, members):
+    training, rows = make(probe=probe), features(20, 2)
+    expected = 0
+    for name in ("energy", "mahalanobis", "probe")[:members]:
+        of_training = values(training, name, training.features)
+        expected = expected + (values(training, name, rows) - of_training.mean()) / of_training.std()
+    np.testing.assert_allclose(values(training, "combined", rows), expected)
+    assert set(fit_scores(training).scores) == set(SCORE_NAMES) - {"combined"} - (
+        set() if probe else {"probe"}
+    )
+
+
+@pytest.mark.parametrize("attention", [False, True], ids=["none", "fc"])
+def test_fitted_scores_are_tensors_and_come_back_from_a_file(attention, tmp_path):
+    training, rows = make(attention), features(20, 2)
+    fitted = fit_scores(training)
+    state = {"calibration": training.calibration.state(), "scores": fitted.state()}
+    torch.save(state, tmp_path / "state.pth")
+    state = torch.load(tmp_path / "state.pth", weights_only=True)
+    way, again = Calibration.restore(state["calibration"]), FittedScores.restore(state["scores"])
+    (outputs,), (same) = training.calibration.outputs(rows), way.outputs(rows)
+    for (name, a), b in zip(fitted(outputs).items(), again(next(same)).values(), strict=True):
+        assert torch.equal(a, b), name
+    assert list(again.scores) == list(fitted.scores)
+
+
+def test_a_score_is_added_by_one_class(monkeypatch):
+    monkeypatch.setattr(scores, "SCORES", dict(SCORES))
+
+    class Norm(Score, name="norm"):
+        def __call__(self, outputs):
+            return -outputs.features.norm(dim=1)
+
+    assert values(make(), "norm", features(4, 2)).tolist() == pytest.approx(
+        (-features(4, 2).norm(dim=1)).tolist()
+    )
+
+
+def test_what_no_score_can_be_fitted_on_is_refused():
+    training = make()
+    with pytest.raises(InputError, match="class 1 has none"):
+        fit_scores(training._replace(labels=training.labels.where(training.labels != 1, 0)))
+    with pytest.raises(InputError, match="do not vary"):
+        fit_scores(training._replace(features=torch.ones(40, D)))
+    with pytest.raises(InputError, match="not finite"):
+        fit_scores(training._replace(features=torch.full((40, D), float("nan"))))

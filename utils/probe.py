@@ -1,0 +1,124 @@
+"""The probe: a linear head fitted after training on frozen features, with the surrogate outliers as one more
+class.
+
+Classifier re-training (cRT, Kang et al., ICLR 2020) by multinomial logistic regression over C + 1 classes. No
+test image is used.
+"""
+
+from typing import NamedTuple
+
+import torch
+
+from utils.calibration import CHUNK, Classifier
+from utils.errors import InputError
+
+INVERSE_REGULARISATION = 0.1  # scikit-learn's C
+TOLERANCE = 1e-6  # the largest entry of the gradient of the mean loss at which a fit has converged
+FINEST = 1e-8  # where it ends, if the loss is not so small or flat that rounding ends it before
+MAX_ITERATIONS = 2000
+
+
+class ProbeFit(NamedTuple):
+    """``probe``: a :class:`Classifier` of C + 1 classes, the outliers last, float64, on features as the
+    network gives them. ``gradient``: the largest entry of the gradient where the fit ended, after
+    ``iterations``."""
+
+    probe: Classifier
+    iterations: int
+    gradient: float
+
+    @property
+    def converged(self) -> bool:
+        return self.gradient <= TOLERANCE
+
+
+def fit_probe(
+    features: torch.Tensor,
+    labels: torch.Tensor,
+    outlier_features: torch.Tensor,
+    num_classes: int,
+    device: torch.device,
+) -> ProbeFit:
+    """Minimises scikit-learn's objective for ``LogisticRegression(C=0.1)``, (1/2) ||W||^2 + C sum_i w_i CE_i,
+    by L-BFGS.
+
+    Features are standardised by mean and deviation over the training images. Every class has the same total
+    weight and the outliers half of all; the mean weight is 1, as scikit-learn balances classes.
+
+    Args:
+        features: (N, D) of training images; labels: int64 (N,), 0 .. C - 1.
+        outlier_features: (M, D).
+        num_classes: C. device: where it is computed.
+
+    Raises:
+        InputError: a class without an image, no outlier, or features that are not finite.
+    """
+    counts = torch.bincount(labels, minlength=num_classes)
+    if len(outlier_features) == 0:
+        raise InputError("the probe needs at least one outlier")
+    if not bool((counts > 0).all()):
+        raise InputError(f"the probe needs images of every class; class {int(counts.argmin())} has none")
+    if not all(bool(torch.isfinite(part.sum())) for part in (features, outlier_features)):
+        raise InputError("the probe cannot be fitted: some features are not finite")
+    mean, deviation = (part.to(device) for part in _standard(features))
+    total = len(labels) + len(outlier_features)
+    weights = total / (2 * num_classes) / counts.double()
+    sets = (
+        (features.to(device), labels.to(device), weights[labels].to(device)),
+        _outlier_class(outlier_features.to(device), num_classes, total / 2),
+    )
+    shrinkage = 1 / (INVERSE_REGULARISATION * total)
+    # Weights (C + 1, D) and, in the last column, biases of standardised features.
+    parameters = torch.zeros(num_classes + 1, len(mean) + 1, dtype=torch.float64, device=device)
+
+    def unstandardised():
+        weight = parameters[:, :-1] / deviation
+        return Classifier(weight, parameters[:, -1] - weight @ mean)
+
+    def loss_and_gradient():
+        """The objective divided by C sum_i w_i, so its size does not depend on the number of images."""
+        classifier = unstandardised()
+        loss = 0.5 * shrinkage * parameters[:, :-1].square().sum()
+        weight_gradient, bias_gradient = (torch.zeros_like(part) for part in classifier)
+        for every in sets:
+            for rows, of_rows, weight in zip(*(part.split(CHUNK) for part in every), strict=True):
+                rows = rows.double()
+                residual = classifier.logits(rows).log_softmax(dim=1)
+                loss -= weight @ residual.gather(1, of_rows[:, None])[:, 0] / total
+                residual.exp_()
+                residual[torch.arange(len(rows), device=device), of_rows] -= 1
+                residual *= weight[:, None] / total
+                weight_gradient += residual.T @ rows
+                bias_gradient += residual.sum(dim=0)
+        weight_gradient = (weight_gradient - bias_gradient[:, None] * mean) / deviation
+        weight_gradient += shrinkage * parameters[:, :-1]
+        parameters.grad = torch.cat([weight_gradient, bias_gradient[:, None]], dim=1)
+        return loss
+
+    optimizer = torch.optim.LBFGS(
+        [parameters],
+        max_iter=MAX_ITERATIONS,
+        tolerance_grad=FINEST,
+        tolerance_change=0,
+        line_search_fn="strong_wolfe",
+    )
+    optimizer.step(loss_and_gradient)
+    loss_and_gradient()
+    iterations = optimizer.state[parameters]["n_iter"]
+    return ProbeFit(unstandardised(), iterations, float(parameters.grad.abs().max()))
+
+
+def _standard(features):
+    """Mean and deviation (D,) float64 over the rows; 1 for the deviation of a feature that does not vary."""
+    mean = sum(rows.double().sum(dim=0) for rows in features.split(CHUNK)) / len(features)
+    variance = sum((rows.double() - mean).square().sum(dim=0) for rows in features.split(CHUNK)) / len(
+        features
+    )
+    return mean, torch.where(variance == 0, 1, variance).sqrt()
+
+
+def _outlier_class(features, label, total_weight):
+    """Outlier features with their label and weights."""
+    shape = {"size": (len(features),), "device": features.device}
+    weights = torch.full(**shape, fill_value=total_weight / len(features), dtype=torch.float64)
+    return features, torch.full(**shape, fill_value=label), weights

@@ -1,0 +1,260 @@
+"""Scores: how far out of distribution an image looks, from its features and logits. Higher = more OOD.
+
+To add a score, add a subclass of :class:`Score` here; every table and results file then has it. ``u`` is the
+feature vector on the unit sphere, f / |f|.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from utils.calibration import CHUNK, Calibration, Outputs
+from utils.errors import InputError
+from utils.vmf import estimate_vmf, log_normalizer
+
+NEIGHBOURS = 5  # k of knn; 50 fails where classes have fewer images
+RIDGE = 0.1  # of mahalanobis, as a share of the mean variance
+ROUNDING = 1e-24  # a variance of unit vectors that is no larger is rounding
+COMBINED = ("energy", "mahalanobis", "probe")
+
+
+class Training(NamedTuple):
+    """What scores are fitted on; nothing of it comes from test images or OOD sets.
+
+    ``features`` (N, D) of training images, as the network gives them, and ``labels`` int64 (N,).
+    ``statistics``: mu (C, D) and kappa (C,) of the classes' von Mises-Fisher distributions on the unit sphere
+    of features, where training kept them, else None.
+    """
+
+    calibration: Calibration
+    features: torch.Tensor
+    labels: torch.Tensor
+    statistics: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def unit_features(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yields u (n, D) float64 and labels (n,), some rows at a time, on the calibration's device."""
+        outputs = self.calibration.outputs(self.features)
+        for rows, labels in zip(outputs, self.labels.split(CHUNK), strict=True):
+            yield F.normalize(rows.features, dim=1), labels.to(rows.features.device)
+
+    def class_means(self) -> torch.Tensor:
+        """The mean u of every class, float64 (C, D).
+
+        Raises:
+            InputError: a class without an image.
+        """
+        sums = torch.zeros_like(self.calibration.classifier.weight)
+        for u, labels in self.unit_features():
+            sums.index_add_(0, labels, u)
+        counts = torch.bincount(self.labels, minlength=len(sums)).to(sums.device)
+        if not bool((counts > 0).all()):
+            raise InputError(
+                f"scores need training images of every class; class {int(counts.argmin())} has none"
+            )
+        return sums / counts[:, None]
+
+
+class Score:
+    """A fitted score. Its fields are tensors: ``state`` gives them, and the class makes the score from them.
+
+    Subclasses are registered under ``name``, in :data:`SCORES`.
+    """
+
+    name: ClassVar[str]
+
+    def __init_subclass__(cls, name: str):
+        cls.name = name
+        SCORES[name] = cls
+
+    @classmethod
+    def fit(cls, training: Training) -> "Score | None":
+        """The score for one calibration, or None where the calibration lacks what it needs."""
+        return cls()
+
+    def __call__(self, outputs: Outputs) -> torch.Tensor:
+        """(N,) float64, from the outputs of N images under the calibration that it was fitted for."""
+        raise NotImplementedError
+
+    def state(self) -> dict[str, torch.Tensor]:
+        return dict(vars(self))
+
+
+SCORES: dict[str, type[Score]] = {}
+
+
+class Energy(Score, name="energy"):
+    """-logsumexp(z), the paper's score (Liu et al., NeurIPS 2020)."""
+
+    def __call__(self, outputs):
+        return -outputs.logits.logsumexp(dim=1)
+
+
+class MSP(Score, name="msp"):
+    """-max softmax(z) (Hendrycks and Gimpel, ICLR 2017)."""
+
+    def __call__(self, outputs):
+        return -outputs.logits.softmax(dim=1).amax(dim=1)
+
+
+class MaxLogit(Score, name="maxlogit"):
+    """-max z (Hendrycks et al., ICML 2022)."""
+
+    def __call__(self, outputs):
+        return -outputs.logits.amax(dim=1)
+
+
+@dataclass(frozen=True, eq=False)
+class KNN(Score, name="knn"):
+    """1 - cosine to the k-th nearest training feature, k = 5 (Sun et al., ICML 2022); to the farthest where
+    there are fewer.
+
+    ``bank``: u of the training images, float32 (N, D).
+    """
+
+    bank: torch.Tensor
+
+    @classmethod
+    def fit(cls, training):
+        return cls(torch.cat([u.float() for u, _ in training.unit_features()]))
+
+    def __call__(self, outputs):
+        u = F.normalize(outputs.features, dim=1).float()
+        nearest = u.new_empty(len(u), 0)
+        for rows in self.bank.split(CHUNK):  # never a matrix of all training images
+            cosines = torch.cat([nearest, u @ rows.T], dim=1)
+            nearest = cosines.topk(min(NEIGHBOURS, cosines.shape[1]), dim=1).values
+        return 1 - nearest[:, -1].double()
+
+
+@dataclass(frozen=True, eq=False)
+class VMF(Score, name="vmf"):
+    """-max_c [log C_p(kappa_c) + kappa_c mu_c.u]: the negative log-likelihood of the likeliest class's von
+    Mises-Fisher distribution.
+
+    ``mu`` float64 (C, D) and ``kappa`` float64 (C,): those that training kept, or estimated from training
+    features; under FC always estimated, from f * A.
+    """
+
+    mu: torch.Tensor
+    kappa: torch.Tensor
+
+    @classmethod
+    def fit(cls, training):
+        if training.statistics is not None and training.calibration.attention is None:
+            device = training.calibration.classifier.weight.device
+            return cls(*(part.to(device) for part in training.statistics))
+        return cls(*estimate_vmf(training.class_means()))
+
+    def __call__(self, outputs):
+        cosines = F.normalize(outputs.features, dim=1) @ self.mu.T
+        return -(log_normalizer(self.mu.shape[1], self.kappa) + self.kappa * cosines).amax(dim=1)
+
+
+@dataclass(frozen=True, eq=False)
+class Mahalanobis(Score, name="mahalanobis"):
+    """min_c (u - m_c)^T Sigma_r^-1 (u - m_c), the squared distance to the nearest class mean (Lee et al.,
+    NeurIPS 2018; on the unit sphere and with a ridge, HPM, arXiv 2605.17799).
+
+    Sigma = (1/N) sum_i (u_i - m_{y_i})(u_i - m_{y_i})^T is pooled over the classes, Sigma_r = Sigma +
+    r (tr Sigma / D) I with r = 0.1, and L L^T = Sigma_r.
+
+    ``whitening``: L^-1, float64 (D, D). ``means``: L^-1 m_c, float64 (C, D).
+    """
+
+    whitening: torch.Tensor
+    means: torch.Tensor
+
+    @classmethod
+    def fit(cls, training):
+        means = training.class_means()
+        identity = torch.eye(means.shape[1], dtype=means.dtype, device=means.device)
+        covariance = torch.zeros_like(identity)
+        for u, labels in training.unit_features():
+            residual = u - means[labels]
+            covariance += residual.T @ residual / len(training.labels)
+        variance = covariance.trace() / len(covariance)
+        if not bool(variance > ROUNDING):
+            raise InputError(
+                "the training features of each class do not vary, or are not finite: no score can be fitted"
+            )
+        factor = torch.linalg.cholesky(covariance + RIDGE * variance * identity)
+        whitening = torch.linalg.solve_triangular(factor, identity, upper=False)
+        return cls(whitening, means @ whitening.T)
+
+    def __call__(self, outputs):
+        white = F.normalize(outputs.features, dim=1) @ self.whitening.T
+        distances = (
+            white.square().sum(1, keepdim=True) - 2 * white @ self.means.T + self.means.square().sum(1)
+        )
+        return distances.amin(dim=1).clamp(min=0)
+
+
+class Probe(Score, name="probe"):
+    """The log-probability of the outlier class of the probe, see :mod:`utils.probe`; the same under every
+    calibration. There is none without a probe."""
+
+    @classmethod
+    def fit(cls, training):
+        return None if training.calibration.probe is None else cls()
+
+    def __call__(self, outputs):
+        return outputs.probe_logits.log_softmax(dim=1)[:, -1]
+
+
+SCORE_NAMES = (*SCORES, "combined")
+
+
+class FittedScores(NamedTuple):
+    """The scores of one calibration, and their sum ``combined``.
+
+    ``scores``: dict of name to :class:`Score`. ``standards``: dict of the members of ``combined`` to their
+    (mean, deviation) over the training images; empty where ``combined`` was not asked for.
+    """
+
+    scores: dict[str, Score]
+    standards: dict[str, tuple[float, float]]
+
+    def __call__(self, outputs: Outputs) -> dict[str, torch.Tensor]:
+        """Name to (N,) float64, for the outputs of N images under the calibration."""
+        values = {name: score(outputs) for name, score in self.scores.items()}
+        if self.standards:
+            values["combined"] = sum(
+                (values[name] - mean) / deviation for name, (mean, deviation) in self.standards.items()
+            )
+        return values
+
+    def state(self) -> dict:
+        """Tensors and plain values, from which :meth:`restore` makes the same scores."""
+        scores = {name: score.state() for name, score in self.scores.items()}
+        return {"scores": scores, "standards": {name: list(pair) for name, pair in self.standards.items()}}
+
+    @classmethod
+    def restore(cls, state: dict) -> "FittedScores":
+        scores = {name: SCORES[name](**fields) for name, fields in state["scores"].items()}
+        return cls(scores, {name: tuple(pair) for name, pair in state["standards"].items()})
+
+
+def fit_scores(training: Training, names: Iterable[str] = SCORE_NAMES) -> FittedScores:
+    """Fits scores, all by default, on training images alone.
+
+    ``combined`` is the sum of energy, mahalanobis and probe (without a probe, of the other two), each less
+    its mean and divided by its deviation over the training images.
+
+    Raises:
+        InputError: features that do not vary or are not finite, or a class without an image.
+    """
+    names = set(names) | (set(COMBINED) if "combined" in names else set())
+    fitted = {name: score.fit(training) for name, score in SCORES.items() if name in names}
+    scores = {name: score for name, score in fitted.items() if score is not None}
+    if "combined" not in names:
+        return FittedScores(scores, {})
+    members = {name: scores[name] for name in COMBINED if name in scores}
+    outputs = training.calibration.outputs(training.features)
+    values = torch.cat([torch.stack([score(rows) for score in members.values()]) for rows in outputs], dim=1)
+    deviations, means = torch.std_mean(values, dim=1, correction=0)
+    deviations = deviations.where(deviations > 0, 1)  # a score that does not vary adds its constant
+    standards = zip(means.tolist(), deviations.tolist(), strict=True)
+    return FittedScores(scores, dict(zip(members, standards, strict=True)))
