@@ -81,18 +81,8 @@ def train(args, compute, loader, model, class_counts, learning_rate, validation_
     optimizer = build_optimizer(model, args)
     guard = StepGuard(optimizer, [model, criterion], args.max_bad_steps)
     mixed_precision = autocast(compute.device, args.precision)
-    trained, settings = Trained(model, criterion, optimizer, guard), flags.plain(args)
-    with open_run(
-        args.srp,
-        settings,
-        compute,
-        loader,
-        class_counts,
-        trained,
-        epochs=args.epochs,
-        resume=args.resume,
-        save_minutes=args.checkpoint_every_minutes,
-    ) as run:
+    trained = Trained(model, criterion, optimizer, guard)
+    with open_run(flags.plain(args), compute, loader, class_counts, trained) as run:
         network = parallelize(
             model, compute, args.precision, sync_bn=args.sync_bn, all_parameters_used=args.isac
         )

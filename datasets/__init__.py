@@ -1,4 +1,11 @@
-"""Bytes to batches: which samples, how they are read, augmented and delivered."""
+"""Bytes to batches.
+
+registry: one record per data set that fits in memory; cifar, digits, scood, outliers, long_tail: which images
+imagenet, image_list, decoding, workers: the same for lists of image files
+loader, normalization, randomness: how batches are delivered
+augment/, files/: random views; reading what a stranger wrote
+prepare: fetches and checks data sets from the command line
+"""
 
 from typing import NamedTuple
 

@@ -59,6 +59,16 @@ def test_a_finished_run_says_that_it_is_finished(finished, capsys):
     assert (finished / "latest.pth").read_bytes() == before
 
 
+def test_the_log_is_also_flat_csv_with_each_classs_accuracy(finished):
+    header, *rows = (finished / "log.csv").read_text().splitlines()
+    record = json.loads((finished / "log.jsonl").read_text().splitlines()[1])
+    first = dict(zip(header.split(","), rows[1].split(","), strict=True))
+    assert len(rows) == 2 and float(first["loss"]) == record["loss"]
+    cells = [first[f"train_accuracy_per_class_{c}"] for c in range(8)]
+    assert [float(cell) if cell else None for cell in cells] == record["train_accuracy"]["per_class"]
+    assert len(record["val_accuracy"]["per_class"]) == 8
+
+
 def test_a_run_resumed_in_another_directory_takes_checkpoint_and_log_along(finished, tmp_path):
     assert run(train.main, "--srp", tmp_path / "new", "--resume", finished) == 0
     assert load_run(tmp_path / "new")["epoch"] == 2

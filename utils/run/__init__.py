@@ -1,8 +1,8 @@
 """What makes a run survive kills, full disks and bad steps.
 
+run: one run in its directory: resuming, progress, saving, stopping
 checkpoint, pickles: files that are whole or not there, and hold only tensors and plain values
-weights: finds, names and loads the network's weights in a checkpoint
-guard: applies the steps that are finite
+guard: applies the steps that are finite, and no others
 signals: SIGTERM and Ctrl-C end a run in good order
-runlog, meter: the run directory, its log, and the epoch's sums
+runlog, meter: the run directory with its log, and the epoch's sums
 """

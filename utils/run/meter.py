@@ -50,12 +50,13 @@ class EpochMeter:
         """The mean loss of this process's steps so far; waits for the device."""
         return (self.sums[0] / self.steps.clamp(min=1)).item()
 
-    def accuracies(self, class_counts):
-        """``{all, many, medium, few}``, fractions; see :func:`utils.metrics.group_accuracies`."""
-        state = self.state()
-        return group_accuracies(state["correct"].tolist(), state["total"].tolist(), class_counts)
+    def accuracies(self, class_counts: list[int]) -> dict:
+        """``{all, many, medium, few, per_class}``, fractions; None where there was no image.
 
-    def class_accuracies(self) -> list[float | None]:
-        """Accuracy of each class, C fractions; None for a class that had no image."""
+        See :func:`utils.metrics.group_accuracies`; ``per_class`` is a list of C.
+        """
         state = self.state()
-        return class_accuracies(state["correct"].tolist(), state["total"].tolist())
+        correct, total = state["correct"].tolist(), state["total"].tolist()
+        return group_accuracies(correct, total, class_counts) | {
+            "per_class": class_accuracies(correct, total)
+        }

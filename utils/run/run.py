@@ -57,13 +57,14 @@ class Run:
         history: one record per finished epoch, as in ``log.jsonl``.
     """
 
-    def __init__(self, out, settings, compute, loader, class_counts, trained, num_epochs, save_minutes, stop):
+    def __init__(self, out, settings, compute, loader, class_counts, trained, stop):
         self.out, self.settings, self.compute, self.loader = out, settings, compute, loader
-        self.class_counts, self.trained, self.num_epochs = class_counts, trained, num_epochs
-        self.save_seconds, self.stop = 60 * save_minutes, stop
+        self.class_counts, self.trained, self.stop = class_counts, trained, stop
+        self.num_epochs, self.save_seconds = settings["epochs"], 60 * settings["checkpoint_every_minutes"]
         self.epoch, self.step, self.history = 0, 0, []
         self.meter = EpochMeter(len(class_counts), compute.device)
         self.seconds = 0.0  # of the epoch under way, spent before this process began
+        self.begun = time.monotonic()
         self.stopping = False
         self.attempt = Attempts()
         self.writer = None if out is None else CheckpointWriter(out.folder, self.attempt)
@@ -140,7 +141,7 @@ class Run:
         self.meter = EpochMeter(len(self.class_counts), self.compute.device)
         self.save()
         if self.compute.is_main:
-            self._write_log()
+            self.write_log()
             for line in (describe(record, self.num_epochs), *self.loader.report()):
                 say(line)
 
@@ -169,8 +170,9 @@ class Run:
             )
         self.last_save = time.monotonic()
 
-    def _write_log(self):
-        self.attempt("log.jsonl", self.out.write_log, self.history)
+    def write_log(self) -> None:
+        """Writes the history of all finished epochs."""
+        self.attempt("the log", self.out.write_log, self.history)
 
     def _draw(self, name, plot, values):
         picture = f"{name}.{self.settings['figures']}"
@@ -194,6 +196,7 @@ class Run:
             restore(state, self.trained, self.class_counts, self.loader.num_outliers, len(self.loader))
             self.history, self.epoch, self.step = state["history"], state["epoch"], state["step"]
             self.seconds = state.get("seconds", 0.0)
+            self.begun = time.monotonic() - self.seconds
             if self.compute.is_main:  # the sums in it are over all processes
                 self.meter.load_state(state["meter"])
         if not self.compute.is_main:
@@ -227,44 +230,34 @@ class Run:
 
 @contextmanager
 def open_run(
-    folder: Path,
-    settings: dict,
-    compute: Compute,
-    loader,
-    class_counts: list[int],
-    trained: Trained,
-    *,
-    epochs: int,
-    resume: str | None,
-    save_minutes: float = 0,
+    settings: dict, compute: Compute, loader, class_counts: list[int], trained: Trained
 ) -> Iterator[Run]:
     """Takes the run directory, resumes what is in it where asked to, and yields the :class:`Run`.
 
     A first SIGTERM or SIGINT ends the step under way and saves; the process then exits with status 75.
 
     Args:
-        settings: the flags as plain values; they are recorded, and compared with those of the run to resume.
+        settings: the flags as plain values, with ``srp``, ``epochs``, ``resume``,
+            ``checkpoint_every_minutes`` and ``figures``. They are recorded, and compared with those of the
+            run to resume.
         loader: gives ``epoch(epoch, start_step)``, an iterator of Batch, and its length in steps.
-        resume: None for a new run, "" for the one in ``folder``, else another run directory or checkpoint
-            file.
-        save_minutes: between checkpoints within an epoch; 0 for none but at the epochs' ends.
 
     Raises:
-        InputError: the folder is in use, cannot be written, or holds a run that is not the one to resume; the
-            checkpoint is damaged or of another run.
+        InputError: the directory is in use, cannot be written, or holds a run that is not the one to resume;
+            the checkpoint is damaged or of another run.
     """
+    folder, resume = Path(settings["srp"]), settings["resume"]
     with run_directory(folder, resume, compute) as out, StopRequest() as stop:
-        run = Run(out, settings, compute, loader, class_counts, trained, epochs, save_minutes, stop)
+        run = Run(out, settings, compute, loader, class_counts, trained, stop)
         try:
             state = find_checkpoint(folder, resume, settings, compute)
             run.begin(state)
-            if compute.is_main and run.epoch == epochs:
-                say(f"this run is already finished: {epochs} of {epochs} epochs")
+            if compute.is_main and run.epoch == run.num_epochs:
+                say(f"this run is already finished: {run.num_epochs} of {run.num_epochs} epochs")
             if state is not None and not resumes_in_place(folder, resume):
-                run.begun = time.monotonic() - run.seconds
                 run.save()
                 if compute.is_main:
-                    run._write_log()
+                    run.write_log()
             yield run
         finally:
             if run.writer is not None:

@@ -116,16 +116,17 @@ class RunDirectory:
     def write_json(self, name, value):
         write_text(self.folder / name, json.dumps(value, indent=2, default=str) + "\n")
 
-    def write_log(self, history):
-        """``log.jsonl``: one JSON object an epoch, the whole history, so that a resumed run has no gap and no
+    def write_log(self, history: list[dict]) -> None:
+        """``log.jsonl``, one JSON object per epoch, and ``log.csv``; whole, so a resumed run has no gap or
         repeat."""
         write_text(self.folder / "log.jsonl", "".join(json.dumps(record) + "\n" for record in history))
+        write_text(self.folder / "log.csv", history_csv(history))
 
 
 def describe(record: dict, epochs: int) -> str:
     """One line about an epoch."""
     kind = "val" if "val_accuracy" in record else "train"
-    shots = record[f"{kind}_accuracy"]
+    shots = {name: record[f"{kind}_accuracy"][name] for name in ("all", "many", "medium", "few")}
     accuracies = " ".join(f"{name} {100 * value:.2f}" for name, value in shots.items() if value is not None)
     terms = " ".join(f"{name} {record[name]:.4f}" for name in TERMS)
     head = f"epoch {record['epoch']}/{epochs}: {terms}"
