@@ -56,12 +56,11 @@ _MAX_UNPACKED = 1 << 30  # either archive unpacks to under 200 MB
 def load_cifar(name: str, root: Path, train: bool) -> ImageSet:
     """Reads one split: images uint8 (N, 3, 32, 32), labels int64 (N,), in the order of the files.
 
-    ``name`` is ``cifar10`` or ``cifar100`` (its fine labels). Where the folder is missing and the archive
-    lies beside it under ``root``, the archive is unpacked. Files that are not the published ones load with
-    one warning.
+    ``name`` is ``cifar10`` or ``cifar100`` (fine labels). If the folder is missing and ``root`` has the
+    archive, the archive is unpacked. Files that differ from the published ones load with a warning.
 
     Raises:
-        InputError: the data are missing, truncated, of a wrong shape or type, or have labels out of range.
+        InputError: the data are missing, truncated, of the wrong shape or type, or have labels out of range.
     """
     root = Path(root)
     release = RELEASES[name]
@@ -77,7 +76,7 @@ def load_cifar(name: str, root: Path, train: bool) -> ImageSet:
         require_file(folder / file, f"the {name} batch")
     batches = [_read_batch(folder / file, release.label_key, NUM_CLASSES[name]) for file in files]
     if any(file_md5(folder / file) != md5 for file, md5 in files.items()):
-        # The same words for both splits, which Python's default filter then shows once.
+        # The same words for both splits: Python's default filter then shows them once.
         warnings.warn(
             f"the files in {folder} differ from the published {name} (by MD5) and are used as they are",
             stacklevel=1,
@@ -85,29 +84,29 @@ def load_cifar(name: str, root: Path, train: bool) -> ImageSet:
     images = np.concatenate([images for images, _ in batches])
     labels = np.concatenate([labels for _, labels in batches])
     if len(labels) == 0:
-        raise InputError(f"{folder} holds no image of the {'training' if train else 'test'} split")
+        raise InputError(f"{folder} holds no images of the {'training' if train else 'test'} split")
     return ImageSet(torch.from_numpy(images.reshape(-1, 3, 32, 32)), torch.from_numpy(labels))
 
 
 def unpack_cifar(name: str, root: Path) -> None:
-    """Unpacks the archive under ``root`` if it is there and its folder is not."""
+    """Unpacks the archive under ``root`` if it exists and its folder does not."""
     folder, archive = root / RELEASES[name].folder, root / RELEASES[name].archive
     if folder.exists() or not archive.is_file():
         return
     try:
         unpack(archive, root, _MAX_UNPACKED)
     except InputError:
-        if not folder.is_dir():  # else another process of the same run unpacked it meanwhile
+        if not folder.is_dir():  # else another process of the same run has unpacked it
             raise
 
 
 def _read_batch(path: Path, label_key: str, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (uint8 (n, 3072), int64 (n,)) of one batch file, with everything about them checked."""
+    """Reads and checks one batch file: images uint8 (n, 3072), labels int64 (n,)."""
     batch = read_plain_dict(path)
     data, labels = (batch.get(key.encode(), batch.get(key)) for key in ("data", label_key))
     if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3072:
         got = f"{data.dtype} {data.shape}" if isinstance(data, np.ndarray) else "no array"
-        raise InputError(f"{path}: `data` must be a uint8 array of shape (n, 3072), and is {got}")
+        raise InputError(f"{path}: `data` must be a uint8 array of shape (n, 3072), not {got}")
     if isinstance(labels, np.ndarray):
         labels = labels.tolist()
     if not isinstance(labels, list) or not all(type(label) is int for label in labels):

@@ -1,34 +1,39 @@
 """Batches from sets that fit in memory: data order, views, normalisation and delivery on the device.
 
-Order and randomness depend on (seed, epoch, step, rank) alone, so that a run can go on at any step.
+Order and randomness depend on (seed, epoch, step, rank) alone, so a run can resume at any step.
 """
 
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
+from torch import Tensor
 
+from datasets.augment.stages import Views
+from datasets.normalization import Normalization
 from datasets.randomness import epoch_indices, step_generator
 
-DEVICE_MEMORY_SHARE = 0.5  # a set moves to the GPU when it takes at most this share of what is free there
-STEPS_AT_ONCE = {
-    "cuda": 16,
-    "cpu": 1,
-}  # augmentation in bulk amortises launches on CUDA; on a CPU it only costs cache
+DEVICE_MEMORY_SHARE = 0.5  # a set moves to the GPU if it needs at most this share of the free memory
+# Augmenting several steps at once amortises kernel launches on CUDA; on a CPU it only costs cache.
+STEPS_AT_ONCE = {"cuda": 16, "cpu": 1}
+
+Argument, Result = TypeVar("Argument"), TypeVar("Result")
 
 
 class Batch(NamedTuple):
     """One step's data. ``images``: float32 normalised, ordered [view 1 (B), view 2 (B), view 3 (B), outliers
-    (M)], views 2 and 3 or the outliers left out where the loss does not use them; ``labels`` (B,);
-    ``indices`` (B,) into the training set, on the host."""
+    (M)], without views 2 and 3 or the outliers if the loss does not use them; ``labels`` (B,); ``indices``
+    (B,) into the training set, on the host."""
 
-    images: torch.Tensor
-    labels: torch.Tensor
-    indices: torch.Tensor
+    images: Tensor
+    labels: Tensor
+    indices: Tensor
 
 
-def place(images, device, share=DEVICE_MEMORY_SHARE):
-    """The uint8 images on the device where they fit in ``share`` of its free memory, else where they are."""
+def place(images: Tensor, device: torch.device, share: float = DEVICE_MEMORY_SHARE) -> Tensor:
+    """Moves uint8 images to the device if they fit in ``share`` of its free memory; else returns them as they
+    are."""
     if device.type == "cuda" and images.nbytes <= share * torch.cuda.mem_get_info(device)[0]:
         return images.to(device)
     return images
@@ -39,31 +44,30 @@ class TrainLoader:
 
     Args:
         images, labels: the long-tailed training set, uint8 (N, 3, H, W) and int64 (N,).
-        outliers: uint8 (M, 3, H, W), or None for no outliers.
-        views: :class:`datasets.augment.views.Views`.
-        batch_size, outlier_batch_size: of the global batch; each of the ``world_size`` processes takes its
-            share.
+        outliers: uint8 (M, 3, H, W), or None.
+        views: the random views of images and outliers.
+        batch_size, outlier_batch_size: of the global batch, which the ``world_size`` processes share.
         normalization, outlier_normalization: of the views, and of the outliers.
-        contrastive: whether views 2 and 3 are made.
+        contrastive: whether batches have views 2 and 3.
     """
 
     def __init__(
         self,
-        images,
-        labels,
-        outliers,
-        views,
+        images: Tensor,
+        labels: Tensor,
+        outliers: Tensor | None,
+        views: Views,
         *,
-        batch_size,
-        outlier_batch_size,
-        normalization,
-        outlier_normalization,
-        contrastive,
-        seed,
-        device,
-        rank=0,
-        world_size=1,
-    ):
+        batch_size: int,
+        outlier_batch_size: int,
+        normalization: Normalization,
+        outlier_normalization: Normalization,
+        contrastive: bool,
+        seed: int,
+        device: torch.device,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
         self.labels = labels
         self.images = place(images, device)
         self.outliers = None if outliers is None else place(outliers, device)
@@ -73,27 +77,28 @@ class TrainLoader:
         self.contrastive = contrastive
         self.seed, self.device, self.rank, self.world_size = seed, device, rank, world_size
 
-    def __len__(self):
+    def __len__(self) -> int:
+        """Returns the number of steps per epoch."""
         return len(self.labels) // self.batch_size
 
     @property
-    def num_outliers(self):
-        """How many surrogate outliers there are to draw from."""
+    def num_outliers(self) -> int:
+        """The number of surrogate outliers to draw from."""
         return 0 if self.outliers is None else len(self.outliers)
 
-    def where(self):
-        """One line for the log: where the data live."""
+    def where(self) -> str:
+        """Returns one line for the log: which device holds the data."""
         sets = {"images": self.images} | ({} if self.outliers is None else {"outliers": self.outliers})
         return ", ".join(
             f"{len(s):,} {name} on {s.device} ({s.nbytes / 1e6:.0f} MB)" for name, s in sets.items()
         )
 
-    def report(self):
-        """Lines about an epoch's reading; from memory there is nothing to tell."""
+    def report(self) -> list[str]:
+        """Returns lines about files read in an epoch: none, as all data are in memory."""
         return []
 
-    def epoch(self, epoch, start_step=0):
-        """Iterates over the batches of an epoch, from ``start_step`` on."""
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+        """Yields the batches of an epoch from ``start_step`` to its end."""
         steps, at_once = len(self), STEPS_AT_ONCE[self.device.type]
         order = self._share(
             epoch_indices(len(self.labels), steps * self.batch_size, self.seed, epoch, "images"), steps
@@ -104,8 +109,8 @@ class TrainLoader:
             drawn = epoch_indices(len(self.outliers), needed, self.seed, epoch, "outliers")
             outlier_order = self._share(drawn, steps)
 
-        def chunk(first):
-            """The batches of steps first, first + 1, ..., made in one go."""
+        def chunk(first: int) -> list[Batch]:
+            """Returns the batches of steps first, first + 1, ..., made together."""
             rows = order[first : first + at_once]
             outlier_rows = None if outlier_order is None else outlier_order[first : first + at_once]
             return self._make(rows, outlier_rows, step_generator(self.seed, epoch, first, self.rank))
@@ -115,11 +120,11 @@ class TrainLoader:
         for first, batches in zip(firsts, make, strict=True):
             yield from batches[max(0, start_step - first) :]
 
-    def _share(self, indices, steps):
-        """(steps, global batch) -> this process's columns."""
+    def _share(self, indices: Tensor, steps: int) -> Tensor:
+        """Returns this process's columns of ``indices`` as (steps, global batch)."""
         return indices.view(steps, -1)[:, self.rank :: self.world_size]
 
-    def _make(self, rows, outlier_rows, generator):
+    def _make(self, rows: Tensor, outlier_rows: Tensor | None, generator: torch.Generator) -> list[Batch]:
         steps = len(rows)
         images = self._take(self.images, rows.flatten())
         parts = [self.normalization(self.views.strong(images, generator))]
@@ -135,14 +140,14 @@ class TrainLoader:
             for i, step in enumerate(by_step)
         ]
 
-    def _take(self, images, indices):
+    def _take(self, images: Tensor, indices: Tensor) -> Tensor:
         if images.device.type == self.device.type:
             return images[indices.to(self.device, non_blocking=True)]
         return images[indices].pin_memory().to(self.device, non_blocking=True)
 
 
-def _one_ahead(function, arguments):
-    """Like map, with the next result made in a thread while the present one is in use."""
+def _one_ahead(function: Callable[[Argument], Result], arguments: Iterable[Argument]) -> Iterator[Result]:
+    """Maps like ``map``; a thread computes the next result while the current one is in use."""
     with ThreadPoolExecutor(1) as pool:
         pending = None
         for argument in arguments:
@@ -154,9 +159,10 @@ def _one_ahead(function, arguments):
             yield pending.result()
 
 
-def evaluation_batches(images, labels, *, batch_size, normalization, device):
-    """Iterates over (normalised float images, labels on the device): every image once, in order, not
-    augmented."""
+def evaluation_batches(
+    images: Tensor, labels: Tensor, *, batch_size: int, normalization: Normalization, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields (normalised float images, labels), on the device: every image once, in order, not augmented."""
     for start in range(0, len(labels), batch_size):
         rows = slice(start, start + batch_size)
         batch = images[rows].to(device, non_blocking=True).float().div_(255)

@@ -7,13 +7,9 @@ import torch
 from utils.errors import InputError
 
 
-def long_tail_counts(max_count: int, num_classes: int, ratio: float, kind: str = "exp") -> list[int]:
-    """Returns the image count of each class, largest first.
-
-    ``exp``: ``int(max_count * ratio ** (c / (C - 1)))``, the profile of CIFAR-LT (Cui et al. 2019). ``step``:
-        the first
-    half of the classes (the middle one included) keeps ``max_count``, the others have ``int(max_count *
-    ratio)``.
+def long_tail_counts(max_count: int, num_classes: int, ratio: float) -> list[int]:
+    """Returns the number of images of each class, largest first: ``int(max_count * ratio ** (c / (C - 1)))``,
+    the profile of CIFAR-LT (Cui et al. 2019).
 
     Raises:
         InputError: ``ratio`` (the flag ``--rho``) is outside (0, 1], or leaves a class without an image.
@@ -24,13 +20,7 @@ def long_tail_counts(max_count: int, num_classes: int, ratio: float, kind: str =
         raise InputError(
             f"a long tail needs at least one class and one image, not {num_classes} and {max_count}"
         )
-    if kind == "exp":
-        counts = [int(max_count * ratio ** (c / max(num_classes - 1, 1))) for c in range(num_classes)]
-    elif kind == "step":
-        head = (num_classes + 1) // 2
-        counts = [max_count] * head + [int(max_count * ratio)] * (num_classes - head)
-    else:
-        raise InputError(f"the kind of long tail must be exp or step, not {kind}")
+    counts = [int(max_count * ratio ** (c / max(num_classes - 1, 1))) for c in range(num_classes)]
     if counts[-1] < 1:
         raise InputError(
             f"rho (--imbalance_ratio) {ratio} leaves class {counts.index(0)} without an image: "
@@ -40,8 +30,8 @@ def long_tail_counts(max_count: int, num_classes: int, ratio: float, kind: str =
 
 
 def long_tail_indices(labels: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
-    """Returns the positions, int64 (sum of counts,), of the first ``counts[c]`` images of each class, class
-    by class.
+    """Returns the indices, int64 (sum of counts,), of the first ``counts[c]`` images of each class c, in the
+    order of the classes.
 
     ``labels`` is int64 (N,). Within a class the order is that of the file, so the subset is the same on every
     machine.

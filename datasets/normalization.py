@@ -12,15 +12,15 @@ class Normalization(NamedTuple):
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
-    def __call__(self, images):
-        """(N, 3, H, W) float, changed in place."""
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        """Normalises images, float (N, 3, H, W), in place."""
         mean, std = _channel_constants(self, images.device)
         return images.sub_(mean).div_(std)
 
 
 @lru_cache(maxsize=32)
-def _channel_constants(normalization, device):
-    """Mean and standard deviation as tensors (1, 3, 1, 1) that stay on the device."""
+def _channel_constants(normalization: Normalization, device: torch.device) -> tuple[torch.Tensor, ...]:
+    """Returns mean and standard deviation as tensors (1, 3, 1, 1), kept on the device."""
     return tuple(torch.tensor(values, device=device).view(1, 3, 1, 1) for values in normalization)
 
 

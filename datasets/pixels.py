@@ -1,4 +1,4 @@
-"""What the readers of image files share: upright 8-bit RGB pixels, and the reason where there are none."""
+"""Shared by the readers of image files: upright 8-bit RGB pixels, or the reason why there are none."""
 
 from collections.abc import Sequence
 
@@ -22,7 +22,7 @@ _TO_UPRIGHT = {
 
 
 def exif_orientation(picture: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8; 1, upright, where there is none that can be read."""
+    """Returns the EXIF orientation, 1 to 8; 1 (upright) if none can be read."""
     try:
         value = picture.getexif().get(EXIF_ORIENTATION, 1) if "exif" in picture.info else 1
     except Exception:  # broken EXIF is common in good photographs
@@ -31,15 +31,15 @@ def exif_orientation(picture: Image.Image) -> int:
 
 
 def upright_rgb(picture: Image.Image) -> Image.Image:
-    """Decodes a picture: turned as its EXIF orientation says, and converted to mode RGB, 8 bits per channel.
+    """Decodes a picture, turns it as its EXIF orientation says, and converts it to RGB, 8 bits per channel.
 
-    16-bit grey pixels keep their high byte, which is what Pillow makes of 16-bit colour; its own conversion
-    of grey clips everything above 255 to white. Alpha, palette, CMYK and 8-bit grey pixels are converted as
+    16-bit grey pixels keep their high byte, as Pillow does for 16-bit colour; its own conversion of grey
+    clips everything above 255 to white. Alpha, palette, CMYK and 8-bit grey pixels are converted as
     Pillow does.
 
     Raises:
-        ValueError: floating-point pixels, or integers beyond 16 bits: such files do not say which value is
-            white.
+        ValueError: the pixels are floating-point numbers, or integers of more than 16 bits: such files do not
+            say which value is white.
         Exception: whatever Pillow's decoders raise for a damaged file.
     """
     picture.load()
@@ -58,7 +58,7 @@ def upright_rgb(picture: Image.Image) -> Image.Image:
 
 
 def why_unreadable(error: Exception, formats: Sequence[str]) -> str:
-    """What kept Pillow from opening or decoding a file of one of ``formats``, in one line."""
+    """Returns in one line why Pillow could not open or decode a file of one of ``formats``."""
     if isinstance(error, UnidentifiedImageError):  # its own words name a Python object instead of the file
         lacking = [name for name in formats if name in _DECODERS and not features.check(_DECODERS[name])]
         missing = f"; this Pillow was built without a decoder for {', '.join(lacking)}" if lacking else ""

@@ -6,19 +6,19 @@ import hashlib
 import torch
 
 
-def mixed_seed(*parts):
-    """A 63-bit seed from any values; different values give unrelated seeds."""
+def mixed_seed(*parts: object) -> int:
+    """Returns a 63-bit seed from any values; different values give unrelated seeds."""
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "little") >> 1
 
 
-def step_generator(seed, epoch, step, rank):
-    """The CPU generator that draws one step's augmentation."""
+def step_generator(seed: int, epoch: int, step: int, rank: int) -> torch.Generator:
+    """Returns the CPU generator that draws one step's augmentation."""
     return torch.Generator().manual_seed(mixed_seed("views", seed, epoch, step, rank))
 
 
-def epoch_indices(n, needed, seed, epoch, stream):
-    """``needed`` indices below n in random order, int64: one permutation, and further ones where n is smaller
-    than needed."""
+def epoch_indices(n: int, needed: int, seed: int, epoch: int, stream: str) -> torch.Tensor:
+    """Returns ``needed`` indices below n in random order, int64: a permutation, followed by further ones if n
+    is smaller than ``needed``. ``stream`` names what they are drawn for."""
     generator = torch.Generator().manual_seed(mixed_seed(stream, seed, epoch))
     rounds = -(-needed // n)
     return torch.cat([torch.randperm(n, generator=generator) for _ in range(rounds)])[:needed]

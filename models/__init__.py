@@ -1,4 +1,11 @@
-"""Image to logits, features and embedding."""
+"""Image to logits, features and embedding.
+
+output: what every network returns
+resnet_cifar: ResNet18, 20, 32 and 34 for images of 32 x 32 and below
+resnet_imagenet: torchvision's ResNet18, 34 and 50, for photographs
+"""
+
+from torch import nn
 
 from models.output import Output
 from models.resnet_cifar import CIFAR_NETWORKS
@@ -9,14 +16,14 @@ FAMILIES = {"cifar": CIFAR_NETWORKS, "imagenet": IMAGENET_NETWORKS}
 __all__ = ["FAMILIES", "Output", "build_model"]
 
 
-def build_model(name, num_classes, family="cifar"):
+def build_model(name: str, num_classes: int, family: str = "cifar") -> nn.Module:
     """Builds a network with random weights.
 
     Args:
         name: one of ``FAMILIES[family]``: ResNet18, ResNet34, ResNet20 and ResNet32 for small images
             ("cifar"); ResNet18, ResNet34 and ResNet50 for photographs ("imagenet").
-        num_classes: the width C of the classifier.
-        family: the shape of the network's first layers; the two ResNet18 are different networks.
+        num_classes: C, the number of logits.
+        family: "cifar" or "imagenet", which differ in their first layers: ResNet18 is two different networks.
 
     Returns:
         A module whose ``forward(images)`` returns :class:`Output`; ``.linear`` is its classifier and

@@ -6,8 +6,8 @@ import torch
 
 
 class Output(NamedTuple):
-    """``logits`` (N, C); ``features`` (N, D), what the classifier and the calibration read; ``embedding`` (N,
-    p), what the contrastive loss reads, not normalised."""
+    """``logits`` (N, C); ``features`` (N, D), the input of the classifier and the calibration; ``embedding``
+    (N, p), the input of the contrastive loss, not normalised."""
 
     logits: torch.Tensor
     features: torch.Tensor

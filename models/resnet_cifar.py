@@ -2,13 +2,14 @@
 4.2.
 
 The parameter names (conv1, bn1, layerN.M.conv1, ..., layerN.M.shortcut.0/1, linear) are those of the
-checkpoints this field publishes, so that such checkpoints load. The embedding is the feature vector itself.
+checkpoints published in this field, so those checkpoints load. The embedding is the feature vector itself.
 """
 
+from collections.abc import Sequence
 from functools import partial
 
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from models.output import Output
 
@@ -16,7 +17,7 @@ from models.output import Output
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut; the shortcut is a 1x1 convolution where the shape changes."""
 
-    def __init__(self, in_channels, channels, stride):
+    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)
@@ -28,22 +29,22 @@ class BasicBlock(nn.Module):
                 nn.Conv2d(in_channels, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
             )
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         out = F.relu(self.bn1(self.conv1(x)), inplace=True)
         out = self.bn2(self.conv2(out))
         return F.relu(out + self.shortcut(x), inplace=True)
 
 
 class SmallImageResNet(nn.Module):
-    """A 3x3 stem and stages of basic blocks; every stage after the first halves the image.
+    """A 3x3 stem and stages of basic blocks; each stage after the first halves the image's sides.
 
     Args:
         num_classes: C.
-        blocks: the number of blocks of each stage.
+        blocks: the number of blocks per stage.
         channels: the width of each stage; the last one is the feature width D.
     """
 
-    def __init__(self, num_classes, blocks, channels):
+    def __init__(self, num_classes: int, blocks: Sequence[int], channels: Sequence[int]) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, channels[0], 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(channels[0])
@@ -60,14 +61,14 @@ class SmallImageResNet(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
-    def forward_features(self, images):
-        """(N, 3, H, W) -> (N, D), average-pooled."""
+    def forward_features(self, images: Tensor) -> Tensor:
+        """Returns the average-pooled features (N, D) of images (N, 3, H, W)."""
         x = F.relu(self.bn1(self.conv1(images)), inplace=True)
         for stage in range(1, self.num_stages + 1):
             x = getattr(self, f"layer{stage}")(x)
         return x.mean(dim=(2, 3))
 
-    def forward(self, images):
+    def forward(self, images: Tensor) -> Output:
         features = self.forward_features(images)
         return Output(self.linear(features), features, features)
 

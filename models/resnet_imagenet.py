@@ -1,30 +1,35 @@
 """Residual networks for photographs: torchvision's ResNet18/34/50 with a linear classifier and an embedding
 head.
 
-The classifier and the calibration read the pooled features; the contrastive loss reads the head's embedding.
+The pooled features are the input of the classifier and the calibration; the head's embedding is that of the
+contrastive loss.
 """
 
+from collections.abc import Sequence
 from functools import partial
 
-from torch import nn
+from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from models.output import Output
 
 
 class PhotographResNet(ResNet):
-    """torchvision's ResNet from random weights, with D-wide features (512 or 2048) and a 1024-wide embedding.
+    """torchvision's ResNet with random weights, features of width D (512 or 2048) and an embedding of width
+    1024.
 
     Args:
         num_classes: C.
         block: torchvision's BasicBlock or Bottleneck.
-        layers: the number of blocks of each stage.
+        layers: the number of blocks per stage.
     """
 
     embedding_dim = 1024
-    embeds = True  # False leaves the head out, where no contrastive loss reads it
+    embeds = True  # False skips the head, where there is no contrastive loss
 
-    def __init__(self, num_classes, block, layers):
+    def __init__(
+        self, num_classes: int, block: type[BasicBlock] | type[Bottleneck], layers: Sequence[int]
+    ) -> None:
         super().__init__(block, layers)
         width = self.fc.in_features
         self.fc = nn.Identity()  # torchvision's forward then ends at the features
@@ -36,11 +41,11 @@ class PhotographResNet(ResNet):
             nn.Linear(width, self.embedding_dim),
         )
 
-    def forward_features(self, images):
-        """(N, 3, H, W) -> (N, D), average-pooled."""
+    def forward_features(self, images: Tensor) -> Tensor:
+        """Returns the average-pooled features (N, D) of images (N, 3, H, W)."""
         return super().forward(images)
 
-    def forward(self, images):
+    def forward(self, images: Tensor) -> Output:
         features = self.forward_features(images)
         embedding = self.head(features) if self.embeds else features
         return Output(self.linear(features), features, embedding)

@@ -14,12 +14,7 @@ def test_published_totals():
 
 
 def test_a_ratio_of_one_is_balanced():
-    assert long_tail_counts(7, 4, 1.0) == long_tail_counts(7, 4, 1.0, kind="step") == [7, 7, 7, 7]
-
-
-def test_step_keeps_the_first_half():
-    assert long_tail_counts(100, 4, 0.1, kind="step") == [100, 100, 10, 10]
-    assert long_tail_counts(100, 5, 0.1, kind="step") == [100, 100, 100, 10, 10]
+    assert long_tail_counts(7, 4, 1.0) == [7, 7, 7, 7]
 
 
 def test_a_single_class():
@@ -35,11 +30,6 @@ def test_ratio_out_of_range_names_the_flag(ratio):
 def test_ratio_that_empties_a_class_names_it():
     with pytest.raises(InputError, match="rho .* class 3"):
         long_tail_counts(10, 4, 0.05)
-
-
-def test_unknown_kind():
-    with pytest.raises(InputError, match="zipf"):
-        long_tail_counts(10, 4, 0.5, kind="zipf")
 
 
 def test_indices_are_the_first_of_each_class_in_class_order():

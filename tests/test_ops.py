@@ -186,12 +186,6 @@ def test_padded_crop_equals_torchvision(padding):
     )
 
 
-def test_horizontal_flip_equals_torchvision():
-    images, flip = uint8_images(24, 37), torch.arange(N) % 3 == 0
-    expected = one_by_one(lambda image, flip: tv.horizontal_flip(image) if flip else image, images, flip)
-    assert_same_bytes(ops.horizontal_flip(images, flip), expected)
-
-
 def test_cutout_equals_torchvision_erase():
     images, fill = ops.to_float(uint8_images(32, 32)), (0.1, 0.5, 0.9)
     row, column = torch.arange(N) % 32, (7 * torch.arange(N)) % 32

@@ -1,9 +1,9 @@
-"""Batched image operations: one parameter per sample, no loop over samples, no wait for the device.
+"""Batched image operations: one parameter per image, no loop over images, no host-device synchronisation.
 
-Images are (N, 3, H, W) on any device; parameters are host tensors of shape (N,), moved beside the images
-without blocking, so that one CPU generator gives the same parameters everywhere. Give real parameters in
-float64: torchvision, whose arithmetic these operations reproduce, takes Python floats. Nothing is random
-here, and no input is written to.
+Images are (N, 3, H, W) on any device; parameters are host tensors of shape (N,), copied to the images' device
+without blocking, so one CPU generator gives the same parameters on every device. Real parameters are float64:
+torchvision, whose arithmetic these operations reproduce, takes Python floats. Nothing is random here, and no
+input is modified.
 
 Two families, each equal to ``torchvision.transforms.v2.functional`` on tensors, one image at a time:
 
@@ -20,44 +20,42 @@ LUMA = (0.2989, 0.587, 0.114)  # ITU-R 601-2 weights as torchvision writes them
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:
-    """A host tensor on ``device``; through pinned memory, because a pageable copy would make the host
-    wait."""
+    """Copies a host tensor to ``device``, through pinned memory: a pageable copy would make the host wait."""
     if device.type == "cuda":
         values = values.pin_memory()
     return values.to(device, non_blocking=True)
 
 
 def _per_image(values: Tensor, images: Tensor) -> Tensor:
-    """Host values (N,) as float32 (N, 1, 1, 1) beside the images."""
+    """Returns host values (N,) as float32 (N, 1, 1, 1) on the images' device."""
     return to_device(values.to(torch.float32), images.device).view(-1, 1, 1, 1)
 
 
 def _truncated(images: Tensor) -> Tensor:
-    """Float images in [0, 255] to uint8, cut to whole numbers; by way of int16, which a CPU converts four
+    """Converts float images in [0, 255] to uint8, rounding down; through int16, which a CPU converts four
     times as fast."""
     return images.to(torch.int16).to(torch.uint8)
 
 
 def _luma(images: Tensor) -> Tensor:
-    """Brightness (N, 1, H, W) in float32; whole numbers for uint8 images, which is where Pillow rounds."""
+    """Returns the brightness (N, 1, H, W), float32; whole numbers for uint8 images, as Pillow rounds here."""
     red, green, blue = images.unbind(1)
     luma = red.mul(LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2]).unsqueeze_(1)
     return luma if images.is_floating_point() else luma.floor_()
 
 
 def _blend(images: Tensor, other: Tensor | None, factor: Tensor) -> Tensor:
-    """``factor * images + (1 - factor) * other``, clipped to the range of the dtype; ``other`` None means
-    black."""
-    if len(images) == 1:  # numbers instead of tensors of one element: the same arithmetic in quicker loops
+    """Returns ``factor * images + (1 - factor) * other``, clipped to the range of the dtype; ``other`` None
+    means black."""
+    if len(images) == 1:  # numbers instead of one-element tensors: the same arithmetic in faster loops
         blended = images * float(factor)
         if other is not None:
             blended.add_(other, alpha=float(1.0 - factor))
     else:
         blended = images * _per_image(factor, images)
         if other is not None:
-            other = other.expand(
-                -1, -1, *images.shape[2:]
-            ).contiguous()  # two factors of single numbers run slowly
+            # Contiguous: addcmul is slow where both factors are broadcast.
+            other = other.expand(-1, -1, *images.shape[2:]).contiguous()
             blended.addcmul_(other, _per_image(1.0 - factor, images))
     if images.is_floating_point():
         return blended.clamp_(0.0, 1.0)
@@ -68,17 +66,17 @@ def _blend(images: Tensor, other: Tensor | None, factor: Tensor) -> Tensor:
 
 
 def adjust_brightness(images: Tensor, factor: Tensor) -> Tensor:
-    """Scale the pixels; factor 0 is black, 1 the image."""
+    """Scales the pixels; factor 0 is black, 1 the image."""
     return _blend(images, None, factor)
 
 
 def adjust_saturation(images: Tensor, factor: Tensor) -> Tensor:
-    """Blend with each pixel's own brightness; factor 0 is gray, 1 the image."""
+    """Blends with each pixel's own brightness; factor 0 is gray, 1 the image."""
     return _blend(images, _luma(images), factor)
 
 
 def adjust_contrast(images: Tensor, factor: Tensor) -> Tensor:
-    """Blend with the image's mean brightness; factor 0 is one gray, 1 the image."""
+    """Blends with the image's mean brightness; factor 0 is a uniform gray, 1 the image."""
     return _blend(images, _luma(images).mean((1, 2, 3), keepdim=True), factor)
 
 
@@ -86,23 +84,22 @@ def adjust_contrast(images: Tensor, factor: Tensor) -> Tensor:
 
 
 def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
-    """Turn the hue of float images by ``shift`` in [-0.5, 0.5] of a full circle.
+    """Rotates the hue of float images by ``shift`` in [-0.5, 0.5] of a full circle.
 
-    Equal to the trip to HSV and back, without forming it: with V the largest channel and C the spread between
-        the
-    channels, a channel at offset n is ``V - C * clip(min(k, 4 - k), 0, 1)``, ``k = (n + 6 hue) mod 6``.
+    Equal to the conversion to HSV and back, without forming HSV: with V the largest channel and C the spread
+    between the channels, a channel at offset n is ``V - C * clip(min(k, 4 - k), 0, 1)``,
+    ``k = (n + 6 hue) mod 6``.
     """
     red, green, blue = images.unbind(1)
     larger, smaller = torch.maximum(green, blue), torch.minimum(green, blue)
     value, middle = torch.maximum(red, larger), torch.minimum(red, larger)
     chroma = value - torch.minimum(middle, smaller)
-    # Which channel leads and which comes second, as 0 or 1: a CPU does arithmetic far quicker than
-    # torch.where.
+    # Which channel is largest and which second, as 0 or 1: a CPU does arithmetic far faster than torch.where.
     blue_above_green = torch.lt(green, blue, out=torch.empty_like(larger))
     not_red = torch.lt(red, larger, out=torch.empty_like(larger))
     sector = blue_above_green.mul_(-1.0)
     sector.addcmul_(not_red, sector, value=-2.0).add_(not_red, alpha=-1.0 / 3.0)
-    # Gray pixels have slope 0, so that any denominator gives them a finite hue, and chroma 0 keeps them gray.
+    # Gray pixels have slope 0, so any denominator gives them a finite hue, and chroma 0 keeps them gray.
     hue = middle.sub_(smaller).div_(torch.add(1e-20, chroma, alpha=6.0)).add_(sector).abs_()
     hue.add_(_per_image(shift + 1.0, images).squeeze(1)).frac_().mul_(6.0)
     turned = torch.empty_like(images)
@@ -114,28 +111,29 @@ def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
 
 
 def grayscale(images: Tensor) -> Tensor:
-    """Each pixel's brightness in all three channels."""
+    """Returns each pixel's brightness in all three channels."""
     return _luma(images).to(images.dtype).expand_as(images)
 
 
 def to_float(images: Tensor) -> Tensor:
-    """uint8 to float32 in [0, 1]."""
+    """Converts uint8 to float32 in [0, 1]."""
     return images.to(torch.float32).mul_(1.0 / 255.0)
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """float32 in [0, 1] to the nearest uint8."""
+    """Converts float32 in [0, 1] to the nearest uint8."""
     return _truncated(images.mul(255.0).round_())
 
 
 def _triangle_weights(
     start: Tensor, length: Tensor, reverse: Tensor, size_in: int, size_out: int, device: torch.device
 ) -> Tensor:
-    """Weights (N, size_out, size_in) of antialiased bilinear resampling of ``[start, start + length)``.
+    """Returns the weights (N, size_out, size_in) of antialiased bilinear resampling of
+    ``[start, start + length)``.
 
-    Output pixel i looks at the segment's point ``(i + 1/2) * length / size_out`` through a triangle whose
-    half-width is one pixel, or one output pixel when that is larger; what lies outside the segment does not
-    count.
+    Output pixel i samples the segment at ``(i + 1/2) * length / size_out`` with a triangle filter whose
+    half-width is one pixel, or one output pixel where that is larger; pixels outside the segment have
+    weight 0.
     """
     start, length, reverse = (
         to_device(v.to(torch.float32), device).view(-1, 1, 1) for v in (start, length, reverse)
@@ -152,12 +150,12 @@ def _triangle_weights(
 def resized_crop(
     images: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor, flip: Tensor, size: int
 ) -> Tensor:
-    """Crop a box from each image, resize it to (size, size), antialiased bilinear, and mirror where ``flip``
-    is set.
+    """Crops a box from each image, resizes it to (size, size), antialiased bilinear, and mirrors it where
+    ``flip`` is set.
 
     The resampling is separable and the mirror only reorders the columns' weights, so all of it is two batched
     matrix products (call it outside autocast). Boxes are int64 and lie inside the images; ``flip`` is bool.
-    uint8 or float in, float32 in [0, 1] out.
+    Takes uint8 or float, returns float32 in [0, 1].
     """
     n, channels, rows, columns = images.shape
     never = torch.zeros_like(flip)
@@ -172,11 +170,11 @@ def resized_crop(
 def cutout(
     images: Tensor, row: Tensor, column: Tensor, length: int, fill: tuple[float, float, float]
 ) -> Tensor:
-    """Cover the square of side ``length`` centred at (row, column) with the colour ``fill``, clipped at the
-    borders.
+    """Covers the square of side ``length`` centred at (row, column), clipped at the borders, with the colour
+    ``fill``.
 
-    Source: DeVries and Taylor, arXiv 1708.04552; their square spans ``[centre - length // 2, centre + length
-        // 2)``.
+    Source: DeVries and Taylor, arXiv 1708.04552. The square spans
+    ``[centre - length // 2, centre + length // 2)``.
     """
     half = length // 2
     rows = torch.arange(images.shape[2], device=images.device).view(1, 1, -1, 1)
@@ -192,14 +190,9 @@ def cutout(
 # --- any dtype
 
 
-def horizontal_flip(images: Tensor, flip: Tensor) -> Tensor:
-    """Mirror the images whose ``flip`` (bool) is set."""
-    return torch.where(to_device(flip, images.device).view(-1, 1, 1, 1), images.flip(3), images)
-
-
 def padded_crop(images: Tensor, top: Tensor, left: Tensor, flip: Tensor, padding: int) -> Tensor:
-    """Pad with ``padding`` zeros on each side, crop the original size at (top, left), mirror where ``flip``
-    is set.
+    """Pads with ``padding`` zeros on each side, crops the original size at (top, left), mirrors where
+    ``flip`` is set.
 
     ``top`` and ``left`` are int64 in [0, 2 * padding].
     """
@@ -232,31 +225,34 @@ def _matrix(
 
 
 def shear_x_matrix(level: Tensor, height: int) -> Tensor:
-    """Matrices (N, 2, 3) for ``affine``: rows slide by ``level`` pixels a row, the top edge stays."""
+    """Returns matrices (N, 2, 3) for ``affine``: each row moves ``level`` pixels further than the one
+    above; the top edge stays."""
     level = level.double()
     return _matrix(1.0, level, level * (0.5 * height), 0.0, 1.0, 0.0, level)
 
 
 def shear_y_matrix(level: Tensor, width: int) -> Tensor:
-    """Matrices (N, 2, 3) for ``affine``: columns slide by ``level`` pixels a column, the left edge stays."""
+    """Returns matrices (N, 2, 3) for ``affine``: each column moves ``level`` pixels further than the
+    one before; the left edge stays."""
     level = level.double()
     return _matrix(1.0, 0.0, 0.0, level, 1.0, level * (0.5 * width), level)
 
 
 def translate_matrix(x: Tensor, y: Tensor) -> Tensor:
-    """Matrices (N, 2, 3) for ``affine``: move the content right by ``x`` and down by ``y`` whole pixels."""
+    """Returns matrices (N, 2, 3) for ``affine``: the content moves right by ``x`` and down by ``y`` whole
+    pixels."""
     x, y = x.double().trunc(), y.double().trunc()
     return _matrix(1.0, 0.0, -x, 0.0, 1.0, -y, x)
 
 
 def rotate_matrix(degrees: Tensor) -> Tensor:
-    """Matrices (N, 2, 3) for ``affine``: turn about the centre, counter-clockwise."""
+    """Returns matrices (N, 2, 3) for ``affine``: a counter-clockwise rotation about the centre."""
     angle = torch.deg2rad(degrees.double())
     return _matrix(angle.cos(), -angle.sin(), 0.0, angle.sin(), angle.cos(), 0.0, angle)
 
 
 def affine(images: Tensor, matrix: Tensor) -> Tensor:
-    """Nearest-neighbour affine warp of uint8 images, zeros outside.
+    """Warps uint8 images with an affine map: nearest neighbour, zeros outside.
 
     ``matrix`` (N, 2, 3) maps output to input coordinates, in pixels from the image centre.
     """
@@ -267,7 +263,7 @@ def affine(images: Tensor, matrix: Tensor) -> Tensor:
     across = (torch.arange(width, device=device) - 0.5 * (width - 1)).view(1, 1, -1, 1)
     down = (torch.arange(height, device=device) - 0.5 * (height - 1)).view(1, -1, 1, 1)
     by_x, by_y, offset = theta.view(n, 3, 1, 1, 2).unbind(1)
-    # As complex numbers, because one addition then fills both coordinates of the grid.
+    # As complex numbers: one addition fills both coordinates of the grid.
     grid = torch.view_as_real(
         torch.view_as_complex(across * by_x) + torch.view_as_complex(down * by_y + offset)
     )
@@ -278,32 +274,32 @@ def affine(images: Tensor, matrix: Tensor) -> Tensor:
 
 
 def shear_x(images: Tensor, level: Tensor) -> Tensor:
-    """Shear along x by ``level`` (tangent of the angle)."""
+    """Shears along x by ``level`` (tangent of the angle)."""
     return affine(images, shear_x_matrix(level, images.shape[2]))
 
 
 def shear_y(images: Tensor, level: Tensor) -> Tensor:
-    """Shear along y by ``level`` (tangent of the angle)."""
+    """Shears along y by ``level`` (tangent of the angle)."""
     return affine(images, shear_y_matrix(level, images.shape[3]))
 
 
 def translate_x(images: Tensor, pixels: Tensor) -> Tensor:
-    """Move right by ``pixels``, rounded towards zero."""
+    """Moves right by ``pixels``, rounded towards zero."""
     return affine(images, translate_matrix(pixels, torch.zeros_like(pixels)))
 
 
 def translate_y(images: Tensor, pixels: Tensor) -> Tensor:
-    """Move down by ``pixels``, rounded towards zero."""
+    """Moves down by ``pixels``, rounded towards zero."""
     return affine(images, translate_matrix(torch.zeros_like(pixels), pixels))
 
 
 def rotate(images: Tensor, degrees: Tensor) -> Tensor:
-    """Turn counter-clockwise about the centre."""
+    """Rotates counter-clockwise about the centre."""
     return affine(images, rotate_matrix(degrees))
 
 
 def adjust_sharpness(images: Tensor, factor: Tensor) -> Tensor:
-    """Blend with a smoothed image; factor 0 is smooth, 1 the image, above 1 sharper. The one-pixel border
+    """Blends with a smoothed image; factor 0 is smooth, 1 the image, above 1 sharper. The one-pixel border
     stays."""
     sharpened = images.to(torch.float32)
     interior = sharpened[..., 1:-1, 1:-1]
@@ -317,20 +313,20 @@ def adjust_sharpness(images: Tensor, factor: Tensor) -> Tensor:
 
 
 def posterize(images: Tensor, bits: Tensor) -> Tensor:
-    """Keep the highest ``bits`` (0 to 8) of each value."""
+    """Keeps the highest ``bits`` (0 to 8) of each value."""
     mask = (256 - 2 ** (8 - bits.long())).to(torch.uint8)
     return images & to_device(mask, images.device).view(-1, 1, 1, 1)
 
 
 def solarize(images: Tensor, threshold: Tensor) -> Tensor:
-    """Invert the values at or above ``threshold``."""
+    """Inverts the values at or above ``threshold``."""
     threshold = to_device(threshold.ceil().to(torch.int16), images.device).view(-1, 1, 1, 1)
-    below = (images - threshold) >> 15  # -1 or 0: bit operations cost a CPU a fifth of what torch.where costs
+    below = (images - threshold) >> 15  # -1 or 0: on a CPU bit operations take a fifth of torch.where's time
     return images ^ below.bitwise_not_().to(torch.uint8)
 
 
 def solarize_add(images: Tensor, addition: Tensor) -> Tensor:
-    """Add ``addition`` (0 to 128) to the values below 128, clipped at 255."""
+    """Adds ``addition`` (0 to 128) to the values below 128, clipped at 255."""
     wide = images.to(torch.int16)
     added = (wide + to_device(addition.to(torch.int16), images.device).view(-1, 1, 1, 1)).clamp_(max=255)
     dark = wide.sub_(128).bitwise_right_shift_(15)  # -1 or 0, see solarize
@@ -338,7 +334,7 @@ def solarize_add(images: Tensor, addition: Tensor) -> Tensor:
 
 
 def autocontrast(images: Tensor) -> Tensor:
-    """Stretch each channel to the full range; a channel of one value stays."""
+    """Stretches each channel to the full range; a channel with a single value stays as it is."""
     stretched = images.to(torch.float32)
     low, high = stretched.amin((2, 3), keepdim=True), stretched.amax((2, 3), keepdim=True)
     flat = low == high
@@ -347,7 +343,8 @@ def autocontrast(images: Tensor) -> Tensor:
 
 
 def equalize(images: Tensor) -> Tensor:
-    """Flatten each channel's histogram with Pillow's look-up table; a channel of (nearly) one value stays."""
+    """Flattens each channel's histogram with Pillow's look-up table; a channel with (nearly) a single value
+    stays as it is."""
     values = images.flatten(2).long()
     pixels = values.shape[2]
     counts = values.new_zeros((*values.shape[:2], 256), dtype=torch.int32)
@@ -361,5 +358,5 @@ def equalize(images: Tensor) -> Tensor:
 
 
 def invert(images: Tensor) -> Tensor:
-    """255 minus each value."""
+    """Returns 255 minus each value."""
     return 255 - images

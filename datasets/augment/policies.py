@@ -41,7 +41,7 @@ class OperationsDraw(NamedTuple):
 
 
 def apply_operations(images: Tensor, drawn: OperationsDraw) -> Tensor:
-    """Apply each sample's operations to its uint8 image, step after step."""
+    """Applies each image's operations to it, step after step; uint8 in and out."""
     return apply_in_order(images, drawn.kind, dict(enumerate(OPERATIONS.values())), drawn.value)
 
 
@@ -77,8 +77,8 @@ CIFAR10_POLICY = (
 
 
 def _autoaugment_magnitudes(height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Ten magnitudes per operation (operations, 10) float64, and which operations take a random sign
-    (operations,).
+    """Returns ten magnitudes per operation, float64 (operations, 10), and which operations take a random
+    sign, bool (operations,).
 
     The bins are float32, as torchvision computes them. Enhancements are given as their offset from factor 1.
     """
@@ -110,10 +110,10 @@ ENHANCEMENTS = torch.tensor(
 @dataclass(frozen=True)
 class AutoAugment(Stage):
     """AutoAugment's CIFAR-10 policy on uint8 images: a random sub-policy, probabilities and signs for each
-    sample."""
+    image."""
 
     def draw(self, n: int, height: int, width: int, generator: Generator) -> OperationsDraw:
-        """Two operations a sample, for images of the given size."""
+        """Draws two operations per image, for images of the given size."""
         kinds = torch.tensor(
             [[OPERATION_NAMES.index(name) for name, _, _ in pair] for pair in CIFAR10_POLICY]
         )
@@ -158,11 +158,11 @@ class RandAugment(Stage):
     images.
 
     ``steps`` times: one of fifteen operations, with probability 1/2, at a magnitude m drawn from
-    N(``magnitude``, ``std``) and clipped to [0, 10]. The operation's parameter goes linearly with m from its
-    value at 0 to that at 10: rotation 0 to 30 degrees, shear 0 to 0.3, translation 0 to 0.45 of the side,
-        each with a random sign; colour,
-    contrast, brightness and sharpness factors 0.1 to 1.9; posterize 0 to 4 bits kept, solarize threshold 0 to
-    256 and solarize-add 0 to 110, cut to whole numbers; autocontrast, equalize and invert have none.
+    N(``magnitude``, ``std``) and clipped to [0, 10]. The operation's parameter is linear in m, between its
+    values at 0 and 10: rotation 0 to 30 degrees, shear 0 to 0.3, translation 0 to 0.45 of the side, each with
+    a random sign; colour, contrast, brightness and sharpness factors 0.1 to 1.9; posterize 0 to 4 bits kept,
+    solarize threshold 0 to 256 and solarize-add 0 to 110, rounded down; autocontrast, equalize and invert
+    have none.
     """
 
     steps: int = 2
@@ -170,7 +170,7 @@ class RandAugment(Stage):
     std: float = 0.5
 
     def draw(self, n: int, height: int, width: int, generator: Generator) -> OperationsDraw:
-        """``steps`` operations a sample, for images of the given size."""
+        """Draws ``steps`` operations per image, for images of the given size."""
         low, high = torch.tensor(
             [RANDAUGMENT_RANGES[name] for name in OPERATION_NAMES], dtype=torch.float64
         ).unbind(1)

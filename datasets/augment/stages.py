@@ -1,11 +1,11 @@
-"""Random views of image batches: every sample draws its own parameters, every operation runs on the whole
+"""Random views of image batches: every image draws its own parameters, every operation runs on the whole
 batch.
 
 A view is called as ``view(images, generator)`` with uint8 images (N, 3, H, W) on any device and a CPU
 generator, and returns float32 images in [0, 1], not normalised. Parameters are drawn on the host, so one seed
-means one augmentation on every device, and which samples an operation applies to is known without asking the
-device. A view is a chain of stages; a stage has ``draw``, its random parameters for a batch, and ``apply``,
-which leaves its input alone.
+gives the same augmentation on every device, and which images an operation applies to is known without
+synchronising with the device. A view is a chain of stages; a stage has ``draw``, which draws its random
+parameters for a batch, and ``apply``, which does not modify its input.
 """
 
 import math
@@ -19,29 +19,27 @@ from torch import Generator, Tensor
 
 from datasets.augment import ops
 
-LARGE_IMAGE = (
-    2**16
-)  # values: from this size on a CPU core's cache holds few images, and calls cost less than memory
+# In values per image: from here on a CPU core's cache holds few images, and calls cost less than memory.
+LARGE_IMAGE = 2**16
 
-Drawn = (
-    tuple | Tensor | None
-)  # random parameters: a NamedTuple of host tensors with a row an image, or one such tensor
+# Random parameters: host tensors with one row per image, a NamedTuple of them or one alone.
+Drawn = tuple | Tensor | None
 
 
 class Stage(ABC):
     """One step of a view."""
 
     def draw(self, n: int, height: int, width: int, generator: Generator) -> Drawn:
-        """The random parameters of ``n`` images of a size: host tensors with n rows; None where nothing is
-        random."""
+        """Draws the random parameters of ``n`` images of one size: host tensors with n rows; None where
+        nothing is random."""
         return None
 
     @abstractmethod
     def apply(self, images: Tensor, drawn: Drawn) -> Tensor:
-        """The images of the stage, with the parameters that :meth:`draw` gave."""
+        """Returns the changed images, given the parameters that :meth:`draw` returned."""
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
-        """The size of the images that :meth:`apply` makes of images of the given size."""
+        """Returns (height, width) of what :meth:`apply` returns for images of the given size."""
         return height, width
 
     def __call__(self, images: Tensor, generator: Generator) -> Tensor:
@@ -56,8 +54,8 @@ def _copy(view: Tensor, out: Tensor) -> None:
 class View:
     """Stages applied one after another.
 
-    Parameters are drawn for the whole batch. Then the batch goes through one stage after another, or, on a
-    CPU, each large image goes through all of them while it is in the cache.
+    Parameters are drawn for the whole batch. Then the batch passes through one stage after another; on a CPU,
+    each large image passes through all stages while it is in the cache.
     """
 
     stages: tuple[Stage, ...]
@@ -69,8 +67,8 @@ class View:
         out: Tensor | None = None,
         finish: Callable[[Tensor, Tensor], object] = _copy,
     ) -> Tensor:
-        """``out``: where to put the result, float32 (N, 3, S, S). ``finish(view, out)`` puts a part of it
-        there, perhaps normalised."""
+        """Returns the view, float32 (N, 3, S, S), written to ``out`` if given. ``finish(view, out)`` writes a
+        part of it there, perhaps normalised."""
         n, _, height, width = images.shape
         drawn = []
         for stage in self.stages:
@@ -95,8 +93,8 @@ def _take(drawn: Drawn, rows: slice) -> Drawn:
 
 
 class Views(NamedTuple):
-    """The views of one data set: ``strong`` for the classifier, ``contrastive`` for its pairs, ``outlier``
-    for OOD."""
+    """The views of one data set: ``strong`` (view 1) for the classifier, ``contrastive`` (views 2 and 3) for
+    the contrastive term, ``outlier`` for outlier exposure."""
 
     strong: View
     contrastive: View
@@ -104,10 +102,12 @@ class Views(NamedTuple):
 
 
 def uniform(shape: tuple[int, ...], low: float, high: float, generator: Generator) -> Tensor:
+    """Draws float64 numbers, uniform over [low, high)."""
     return low + (high - low) * torch.rand(shape, dtype=torch.float64, generator=generator)
 
 
 def chance(n: int, probability: float, generator: Generator) -> Tensor:
+    """Draws bool (n,), True with the given probability."""
     return torch.rand(n, generator=generator) < probability
 
 
@@ -115,9 +115,9 @@ Operation = Callable[[Tensor, Tensor], Tensor]
 
 
 def apply_by_kind(images: Tensor, kind: Tensor, functions: dict[int, Operation], values: Tensor) -> Tensor:
-    """``functions[kind[i]](image i, values[i])`` in place of image i; images of other kinds are left alone.
+    """Replaces image i by ``functions[kind[i]](image i, values[i])``; images of other kinds stay as they are.
 
-    ``kind`` and ``values`` are host tensors (N,). Each function runs once, on all its samples.
+    ``kind`` and ``values`` are host tensors (N,). Each function runs once, on all its images.
     """
     kinds = set(kind.tolist())
     if len(kinds) == 1:
@@ -132,7 +132,7 @@ def apply_by_kind(images: Tensor, kind: Tensor, functions: dict[int, Operation],
 
 
 def apply_in_order(images: Tensor, kinds: Tensor, functions: dict[int, Operation], values: Tensor) -> Tensor:
-    """:func:`apply_by_kind` for each column of ``kinds`` and ``values``, (N, steps)."""
+    """Calls :func:`apply_by_kind` for each column of ``kinds`` and ``values``, both (N, steps)."""
     for kind, value in zip(kinds.unbind(1), values.unbind(1), strict=True):
         images = apply_by_kind(images, kind, functions, value)
     return images
@@ -149,14 +149,14 @@ class CropDraw(NamedTuple):
 
 @dataclass(frozen=True)
 class PaddedCrop(Stage):
-    """Pad with zeros, crop the original size anywhere, mirror with probability ``flip``. ``padding`` in
-    pixels."""
+    """Pads with zeros, crops the original size at random, mirrors with probability ``flip``. ``padding`` is
+    in pixels."""
 
     padding: int
     flip: float = 0.5
 
     def draw(self, n: int, height: int, width: int, generator: Generator) -> CropDraw:
-        """Offsets (N,) int64 in [0, 2 * padding], and mirrors (N,) bool."""
+        """Draws offsets, int64 (N,) in [0, 2 * padding], and mirrors, bool (N,)."""
         top, left = torch.randint(0, 2 * self.padding + 1, (2, n), generator=generator)
         return CropDraw(top, left, chance(n, self.flip, generator))
 
@@ -166,12 +166,12 @@ class PaddedCrop(Stage):
 
 @dataclass(frozen=True)
 class HorizontalFlip(Stage):
-    """Mirror with the given probability."""
+    """Mirrors with the given probability."""
 
     probability: float = 0.5
 
     def draw(self, n: int, height: int, width: int, generator: Generator) -> Tensor:
-        """Mirrors (N,) bool."""
+        """Draws which images are mirrored, bool (N,)."""
         return chance(n, self.probability, generator)
 
     def apply(self, images: Tensor, drawn: Tensor) -> Tensor:
@@ -185,12 +185,14 @@ def draw_crop_boxes(
     ratio: tuple[float, float],
     generator: Generator,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Random boxes for images of individual sizes, as torchvision's RandomResizedCrop chooses them.
+    """Draws boxes for images of individual sizes, as torchvision's RandomResizedCrop chooses them.
 
-    Up to ten tries an image of an area (share of the image, uniform over ``scale``) and an aspect ratio
-    (log-uniform over ``ratio``); the first that fits is placed uniformly. Where none fits: the largest
-    central box of a permitted ratio. ``heights`` and ``widths`` are host int64 (N,); returns (top, left,
-    height, width), int64 (N,) each.
+    Up to ten tries per image of an area (share of the image, uniform over ``scale``) and an aspect ratio
+    (log-uniform over ``ratio``); the position of the first that fits is uniform. If none fits: the largest
+    central box of a permitted ratio. ``heights`` and ``widths`` are host int64 (N,).
+
+    Returns:
+        (top, left, height, width), int64 (N,) each.
     """
     tries = (len(heights), 10)
     rows, columns = heights.unsqueeze(1), widths.unsqueeze(1)
@@ -221,8 +223,8 @@ class ResizedCropDraw(NamedTuple):
 
 @dataclass(frozen=True)
 class RandomResizedCrop(Stage):
-    """A random box (``draw_crop_boxes``) resized to ``size``, mirrored with probability ``flip``; gives
-    float32."""
+    """Resizes a random box (:func:`draw_crop_boxes`) to ``size`` and mirrors it with probability ``flip``;
+    returns float32."""
 
     size: int
     scale: tuple[float, float] = (0.08, 1.0)
@@ -230,7 +232,7 @@ class RandomResizedCrop(Stage):
     flip: float = 0.5
 
     def draw(self, n: int, height: int, width: int, generator: Generator) -> ResizedCropDraw:
-        """Boxes for ``n`` images of one size, int64 (N,) each, and mirrors (N,) bool."""
+        """Draws boxes for ``n`` images of one size, int64 (N,) each, and mirrors, bool (N,)."""
         heights, widths = torch.full((n,), height), torch.full((n,), width)
         boxes = draw_crop_boxes(heights, widths, self.scale, self.ratio, generator)
         return ResizedCropDraw(*boxes, chance(n, self.flip, generator))
@@ -249,13 +251,13 @@ class CutoutDraw(NamedTuple):
 
 @dataclass(frozen=True)
 class Cutout(Stage):
-    """Cover one square of side ``length``, centred anywhere on the image, with the colour ``fill``."""
+    """Covers one square of side ``length``, centred anywhere on the image, with the colour ``fill``."""
 
     length: int
     fill: tuple[float, float, float]
 
     def draw(self, n: int, height: int, width: int, generator: Generator) -> CutoutDraw:
-        """The centres."""
+        """Draws the squares' centres."""
         row, column = (torch.randint(0, side, (n,), generator=generator) for side in (height, width))
         return CutoutDraw(row, column)
 
@@ -265,7 +267,7 @@ class Cutout(Stage):
 
 @dataclass(frozen=True)
 class ToFloat(Stage):
-    """uint8 to float32 in [0, 1]."""
+    """Converts uint8 to float32 in [0, 1]."""
 
     def apply(self, images: Tensor, drawn: None) -> Tensor:
         return ops.to_float(images)
@@ -273,7 +275,7 @@ class ToFloat(Stage):
 
 @dataclass(frozen=True)
 class ToUint8(Stage):
-    """float32 in [0, 1] to uint8."""
+    """Converts float32 in [0, 1] to uint8."""
 
     def apply(self, images: Tensor, drawn: None) -> Tensor:
         return ops.to_uint8(images)
@@ -285,13 +287,13 @@ class ToUint8(Stage):
 class JitterDraw(NamedTuple):
     chosen: Tensor  # (N,) bool
     order: Tensor  # (N, 4) int64: a permutation of 0 brightness, 1 contrast, 2 saturation, 3 hue
-    factors: Tensor  # (N, 4) float64, by operation
+    factors: Tensor  # (N, 4) float64, per operation
 
 
 @dataclass(frozen=True)
 class ColorJitter(Stage):
     """torchvision's ColorJitter on float images, with probability ``probability``, in an order drawn per
-    sample.
+    image.
 
     Factors are uniform over [max(0, 1 - x), 1 + x] for brightness, contrast and saturation, over [-x, x] for
     hue.
@@ -304,7 +306,7 @@ class ColorJitter(Stage):
     probability: float = 0.8
 
     def draw(self, n: int, height: int, width: int, generator: Generator) -> JitterDraw:
-        """Who is changed, in which order, by how much."""
+        """Draws which images change, in which order, and by how much."""
         chosen = chance(n, self.probability, generator)
         order = torch.rand((n, 4), generator=generator).argsort(1)
         scales = [
@@ -327,12 +329,12 @@ class ColorJitter(Stage):
 
 @dataclass(frozen=True)
 class RandomGrayscale(Stage):
-    """Replace the colours by their brightness with the given probability."""
+    """Replaces colours by their brightness with the given probability."""
 
     probability: float = 0.2
 
     def draw(self, n: int, height: int, width: int, generator: Generator) -> Tensor:
-        """Who turns gray, (N,) bool."""
+        """Draws which images turn gray, bool (N,)."""
         return chance(n, self.probability, generator)
 
     def apply(self, images: Tensor, drawn: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Reading what a stranger wrote: defences against broken and hostile files.
+"""Reading files from strangers: defences against broken and hostile ones.
 
 checks: sizes, names and paths, before anything else is done with a file
 plain_pickle: CIFAR's batches without running code from them

@@ -1,4 +1,4 @@
-"""Unpacks tar and zip files that may come from a stranger: all of an archive, or nothing of it."""
+"""Unpacks tar and zip files that may come from a stranger: all of an archive, or none of it."""
 
 import gzip
 import os
@@ -16,22 +16,20 @@ from utils.errors import InputError
 
 MAX_BYTES = 16 << 30  # unpacked, all members together
 MAX_MEMBERS = 2_000_000
-MAX_HEADER = (
-    1 << 20
-)  # the long names and extended headers of a tar file; members are read in smaller pieces anyway
+MAX_HEADER = 1 << 20  # of a tar file's long names and extended headers; members are read in smaller pieces
 
 
 def unpack(archive: Path, target: Path, max_bytes: int = MAX_BYTES) -> None:
     """Unpacks a tar, tar.gz or zip file into ``target``: files and folders only, with the user's default
     modes.
 
-    Everything is written to a temporary folder inside ``target`` first and moved into place at the end, so
-    that an archive that is refused or breaks off leaves nothing behind.
+    Everything is written to a temporary folder inside ``target`` first and moved into place at the end, so an
+    archive that is refused or truncated leaves nothing behind.
 
     Raises:
-        InputError: a member leaves the target, is a link or a device, or is there already; the members
-            together are above ``max_bytes``; the archive is missing, truncated or damaged; or the target
-            cannot be written.
+        InputError: a member leaves the target, is a link or a device, or exists already; the members together
+            exceed ``max_bytes``; the archive is missing, truncated or damaged; or the target cannot be
+            written.
     """
     require_file(archive, "the archive")
     try:
@@ -73,14 +71,12 @@ def _write_members(archive: Path, scratch: Path, max_bytes: int) -> None:
             with open(path, "xb") as file:
                 shutil.copyfileobj(content, file, 1 << 16)
             if path.stat().st_size != size:
-                raise EOFError(f"{shown(name)} breaks off")
+                raise EOFError(f"{shown(name)} is cut short")
     except (InputError, OSError) as error:
         if isinstance(error, (gzip.BadGzipFile, FileExistsError, NotADirectoryError, IsADirectoryError)):
             raise InputError(f"the archive {archive} is damaged: {error}") from error
         raise
-    except (
-        Exception
-    ) as error:  # damaged headers end in struct, zlib, unicode, key and run-time errors of many kinds
+    except Exception as error:  # damaged headers raise struct, zlib, unicode, key and runtime errors
         raise InputError(f"the archive {archive} is truncated or damaged: {str(error)[:200]}") from error
 
 
@@ -111,12 +107,12 @@ def _tar_members(archive: Path) -> Iterator[tuple[str, str, int, BinaryIO | None
                     yield member.name, "other", 0, None
                 file.members = []  # the list would grow with the archive
             if len(stream.read(MAX_HEADER)) == MAX_HEADER:  # to the end, where gzip compares its checksum
-                raise ValueError("it goes on behind its last member")
+                raise ValueError("there is data after its last member")
 
 
 class _HeaderBound:
-    """A file for ``tarfile`` that refuses huge reads: an extended header is read whole, at whatever size it
-    claims."""
+    """A file for ``tarfile`` that refuses huge reads: tarfile reads an extended header whole, whatever size
+    it claims."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
@@ -129,8 +125,7 @@ class _HeaderBound:
 
 
 def _move_into(scratch: Path, target: Path) -> None:
-    """Moves what is in ``scratch`` to ``target``, whole folders where they are new; nothing there is
-    replaced."""
+    """Moves what is in ``scratch`` to ``target``, whole folders where they are new; replaces nothing."""
     moves = []
     for folder, folders, names in os.walk(scratch):
         below = target / Path(folder).relative_to(scratch)

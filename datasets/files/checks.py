@@ -1,4 +1,4 @@
-"""What must hold of a file, or of a name found in a file, before anything else is done with it."""
+"""Checks of a file, or of a name found in a file, before anything else is done with it."""
 
 import hashlib
 import os
@@ -13,14 +13,14 @@ def require_file(path: Path, what: str, max_bytes: int | None = None) -> int:
     """Returns the size of ``path`` in bytes; ``what`` says in messages what the file is for.
 
     Raises:
-        InputError: it is missing, is no regular file (a pipe would wait for ever), may not be read, or is
-            above ``max_bytes``.
+        InputError: it is missing, not a regular file (a pipe would block for ever), not readable, or larger
+            than ``max_bytes``.
     """
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
             raise InputError(f"{what} {path} is not a file")
-        with open(path, "rb"):  # what comes later would take a missing permission for damage
+        with open(path, "rb"):  # otherwise a missing permission would later look like damage
             pass
     except InputError:
         raise
@@ -32,19 +32,18 @@ def require_file(path: Path, what: str, max_bytes: int | None = None) -> int:
 
 
 def os_reason(error: Exception) -> str:
-    """The operating system's words alone (the file is named by the caller), e.g. ``No such file or
+    """Returns the operating system's words alone (the caller names the file), e.g. ``No such file or
     directory``."""
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def inner_path(name: str) -> str:
-    """Returns ``name``, a path written by a stranger, normalised, if it is relative and stays below its
-    folder.
+    """Returns ``name``, a path written by a stranger, normalised.
 
-    This looks at the text alone; links on the disk are another matter.
+    Only the text is checked, not links on the disk.
 
     Raises:
-        ValueError: the path is empty, absolute, climbs with ``..``, or has characters that no listed file
+        ValueError: the path is empty or absolute, contains ``..``, or has characters that no listed file
             needs.
     """
     if name.startswith("/") or name[1:2] == ":":
@@ -65,7 +64,7 @@ def shown(text: str, length: int = 80) -> str:
 
 
 def file_md5(path: Path) -> str:
-    """Returns the MD5 sum in hexadecimal: the sum the data sets' sites publish, against damage rather than
+    """Returns the MD5 sum in hexadecimal, which the data sets' sites publish; it detects damage, not
     forgery."""
     digest = hashlib.md5(usedforsecurity=False)
     with open(path, "rb") as file:

@@ -1,13 +1,13 @@
-"""Downloads over https that go on where they broke off, and that replace a file only by one that passed its
-check."""
+"""Resumable downloads over https, which replace a file only by one that passed its check."""
 
 import os
 import re
 import urllib.request
 from collections.abc import Callable, Collection
-from http.client import HTTPException
+from http.client import HTTPException, HTTPMessage
 from pathlib import Path
 from ssl import SSLError
+from typing import IO
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 
@@ -31,19 +31,19 @@ def download(
 ) -> bool:
     """Fetches ``url`` to ``target``; returns False if the right file was there already.
 
-    Bytes go to ``target`` + ``.part``, which a later call goes on with, and which becomes ``target`` only
-    with the given MD5 and when ``check``, which raises InputError for a file of the wrong kind, accepts it.
-    Without a published MD5, ``allow_unverified`` must be given, and a file at ``target`` that passes
-    ``check`` is kept. ``schemes`` holds for redirections as well.
+    Bytes go to ``target`` + ``.part``, which a later call resumes. It becomes ``target`` only if it has the
+    given MD5 and ``check``, which raises InputError for a file of the wrong kind, accepts it. Without a
+    published MD5, ``allow_unverified`` is required, and a file at ``target`` that passes ``check`` is kept.
+    ``schemes`` applies to redirections as well.
 
     Raises:
-        InputError: the address is not https, the connection broke off and repeated tries bring no more, the
-            file is not the right one, or the disk cannot be written. What was at ``target`` is then still
-            there.
+        InputError: the address is not https, the connection broke and retries bring no more bytes, the file
+            is not the right one, or the disk cannot be written. An earlier file at ``target`` is then
+            untouched.
     """
     _require_scheme(url, schemes)
     if md5 is None and not allow_unverified:
-        raise InputError(f"{url} has no published checksum; --allow_unverified downloads it all the same")
+        raise InputError(f"{url} has no published checksum; --allow_unverified downloads it anyway")
     part = target.with_name(target.name + ".part")
     try:
         if target.is_file() and (md5 is None or file_md5(target) == md5):
@@ -59,7 +59,7 @@ def download(
             raise _WrongFile(f"what {url} sent is not the right file and is deleted: {error}") from error
         os.replace(part, target)
     except _WrongFile:
-        part.unlink()  # going on with it could never come right
+        part.unlink()  # resuming it could never succeed
         raise
     except OSError as error:
         raise InputError(f"{target} cannot be written: {os_reason(error)}") from error
@@ -75,12 +75,20 @@ class _BrokeOff(Exception):
 
 
 class _Redirections(urllib.request.HTTPRedirectHandler):
-    """Follows a redirection only to an address that could have been asked for directly."""
+    """Follows a redirection only to an address that could have been given directly."""
 
     def __init__(self, schemes: Collection[str]) -> None:
         self.schemes = schemes
 
-    def redirect_request(self, req, fp, code, msg, headers, newurl):
+    def redirect_request(
+        self,
+        req: urllib.request.Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: HTTPMessage,
+        newurl: str,
+    ) -> urllib.request.Request | None:
         _require_scheme(newurl, self.schemes)
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
@@ -91,7 +99,7 @@ def _require_scheme(url: str, schemes: Collection[str]) -> None:
 
 
 def _fetch(url: str, part: Path, schemes: Collection[str]) -> None:
-    """Fills ``part`` until the server's length is reached, going on after breaks for as long as each try adds
+    """Fills ``part`` up to the length that the server reports, and reconnects as long as each try adds
     bytes."""
     opener = urllib.request.build_opener(_Redirections(schemes))
     while True:
@@ -116,7 +124,7 @@ def _fetch_rest(opener: urllib.request.OpenerDirector, url: str, part: Path, sta
         with error:
             if error.code != 416:
                 raise InputError(f"the server refused {url}: {error.code} {error.reason}") from error
-            # Nothing after `start`: either all is there, or the part is of another file; the check tells.
+            # Nothing follows `start`: the part is complete or of another file, and the check will tell.
             return
     with response:
         resumed = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))

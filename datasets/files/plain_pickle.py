@@ -1,4 +1,4 @@
-"""Reads pickles that hold NumPy arrays and plain values, and nothing that could run code."""
+"""Reads pickles of NumPy arrays and plain values, without running any code from them."""
 
 import io
 import pickle
@@ -13,9 +13,8 @@ from utils.run.pickles import KEY_CHECKS, Instructions, Refused
 
 MAX_BYTES = 1 << 30
 
-# Everything that protocols 2 to 5 use for arrays, containers, numbers and strings. Absent are the
-# instructions that build instances of classes, call registered extensions or persistent ids, or fetch buffers
-# from outside.
+# All that protocols 2 to 5 use for arrays, containers, numbers and strings. Missing on purpose: instructions
+# that build instances of classes, call registered extensions or persistent ids, or fetch external buffers.
 _INSTRUCTIONS = """PROTO FRAME STOP MARK POP POP_MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 LONG4
 BINFLOAT
     BINSTRING SHORT_BINSTRING BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8
@@ -24,7 +23,7 @@ BINFLOAT
 
 
 class _Dtype:
-    """Stands in for ``numpy.dtype``, whose own ``__setstate__`` believes flags and sizes from the file."""
+    """Stands in for ``numpy.dtype``, whose own ``__setstate__`` trusts flags and sizes from the file."""
 
     __slots__ = ("code", "order")
 
@@ -45,7 +44,7 @@ class _Dtype:
 
 
 class _Array:
-    """Stands in for ``numpy.ndarray``: only a shape, a type of numbers and as many bytes are believed."""
+    """Stands in for ``numpy.ndarray``: accepts only a shape, a numeric type and the matching bytes."""
 
     __slots__ = ("array",)
 
@@ -78,7 +77,7 @@ def _latin1(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
-# What may be called while reading. NumPy 2 renamed numpy.core; files are written with either name.
+# What may be called while reading. NumPy 2 renamed numpy.core; files have either name.
 _CALLS = {
     ("numpy", "dtype"): _Dtype,
     ("_codecs", "encode"): _latin1,  # how Python 3 writes bytes into a protocol 2 pickle,
@@ -98,17 +97,15 @@ class _PlainUnpickler(pickle._Unpickler):
         if (module, name) not in _CALLS:
             raise Refused(f"it names {module}.{name}"[:200])
         call = _CALLS[module, name]
-        return lambda *args: call(
-            *args
-        )  # a fresh function each time: BUILD may set attributes on what it is given
+        return lambda *args: call(*args)  # a new function each time: BUILD may set attributes on it
 
 
 def read_plain_dict(path: Path) -> dict:
     """Returns the dictionary pickled in ``path``; strings of Python 2 become bytes, arrays are read-only.
 
     Raises:
-        InputError: the file is missing, above ``MAX_BYTES``, damaged, no dictionary, or holds anything but
-            arrays of numbers and plain values; code in it is never run.
+        InputError: the file is missing, larger than ``MAX_BYTES``, damaged, not a dictionary, or holds
+            anything but arrays of numbers and plain values. Code in it is never run.
     """
     require_file(path, "the pickle", MAX_BYTES)
     try:
@@ -116,9 +113,9 @@ def read_plain_dict(path: Path) -> dict:
         content = _PlainUnpickler(io.BytesIO(data), encoding="bytes").load()
     except Refused as error:
         raise InputError(
-            f"{path} holds more than arrays and plain values, and is not loaded: {error}"
+            f"{path} holds more than arrays and plain values and is not loaded: {error}"
         ) from error
-    except Exception as error:  # a damaged pickle ends in whatever the misread instruction raises
+    except Exception as error:  # a damaged pickle raises whatever the misread instruction does
         raise InputError(
             f"{path} is truncated or damaged: {str(error)[:200] or type(error).__name__}"
         ) from error
