@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from datasets.imagenet import EvalImages, balanced_sample, load_files, select
+from datasets.imagenet import EvalImages, balanced_sample, load_files, load_ood_lists, select
 from datasets.randomness import epoch_indices
 from datasets.registry import hold_out
 from datasets.workers import naming_files_of_dead_workers
@@ -56,7 +56,7 @@ def main(argv=None):
     class_counts = torch.bincount(training.labels).tolist()
     require_class_counts(checkpoint, class_counts)
     test = load_files(args.txtv, args.iidp, num_classes=len(class_counts))
-    ood = load_files(args.txt_ood_test, args.iodp, labelled=False)
+    ood = load_ood_lists(args.txt_ood_test, args.iodp)
     names = flags.chosen_calibrations(args)
     needs_outliers = set(names) != {"none"}
     outliers = load_files(args.txt_ood_train, args.iodp, labelled=False) if needs_outliers else None
@@ -81,7 +81,7 @@ def main(argv=None):
         )
         return extract_features(network, batches, len(files.paths), compute, mixed_precision)
 
-    test_features, ood_features = features(test), {"imagenet_ood": features(ood)}
+    test_features, ood_features = features(test), {name: features(files) for name, files in ood.items()}
     training = features(select(training, balanced_sample(training.labels, args.num_cal, args.seed)))
     surrogate = None
     if needs_outliers:

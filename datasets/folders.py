@@ -3,7 +3,7 @@
 import os
 import shlex
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import torch
@@ -206,19 +206,19 @@ def _write(lists: dict[Path, list[str]]) -> None:
         raise InputError(f"{path} cannot be written: {os_reason(error)}") from error
 
 
-def _commands(images: Path, out: Path, iodp: Path, lists: dict[str, list[str]]) -> list[str]:
-    """The commands that train and test on the lists, ready to be copied."""
-    ood = [f"{out}/{name}.txt" for name in lists if name.startswith("ood_")]
-    train = ["--txtt", f"{out}/train.txt", "--iidp", str(images)]
-    test = ["--ckpt_path", "OUT", *train]
-    if "outliers" in lists:
-        train += ["--txt_ood_train", f"{out}/outliers.txt", "--iodp", str(iodp)]
-        test += ["--txt_ood_train", f"{out}/outliers.txt"]
-    else:
-        train += ["--oe", "False"]
-        test += ["--FC", "False"]
-    test += ["--txtv", f"{out}/test.txt", "--txt_ood_test", *ood, "--iodp", str(iodp)]
-    commands = [f"python train_imagenet.py {shlex.join(train)} --srp OUT"]
-    if ood and "test" in lists:
-        return [*commands, f"python test_imagenet.py {shlex.join(test)}"]
-    return [*commands, "test_imagenet.py needs a test list (--test_share) and a folder of OOD images (--ood)"]
+def _commands(images: Path, out: Path, iodp: Path, names: Collection[str]) -> list[str]:
+    """The commands that train and test on the lists of these names."""
+    words = ["--txtt", f"{out}/train.txt", "--iidp", str(images), "--iodp", str(iodp)]
+    words += ["--txtv", f"{out}/test.txt"] if "test" in names else []
+    words += ["--txt_ood_train", f"{out}/outliers.txt"] if "outliers" in names else []
+    ood = [f"{out}/{name}.txt" for name in names if name.startswith("ood_")]
+    words += ["--txt_ood_test", *ood] if ood else []
+    without_outliers = ([], []) if "outliers" in names else (["--oe", "False"], ["--calibration", "none"])
+    train, test = (shlex.join(words + more) for more in without_outliers)
+    commands = [f"python train_imagenet.py {train} --srp OUT"]
+    if ood and "test" in names:
+        return [*commands, f"python test_imagenet.py {test} --ckpt_path OUT"]
+    return [
+        *commands,
+        "test_imagenet.py needs test pictures of the classes (--test_share) and others (--ood)",
+    ]

@@ -8,6 +8,7 @@ run can go on at any step.
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -26,6 +27,7 @@ from datasets.decoding import (
     read_again,
     resized_crops,
 )
+from datasets.files.checks import shown
 from datasets.image_list import MAX_LABEL, find_missing, read_image_list
 from datasets.loader import Batch
 from datasets.normalization import IMAGENET_NORMALIZATION
@@ -73,6 +75,20 @@ def load_files(
         if (counts == 0).any():
             raise InputError(f"{list_path}: class {int(counts.argmin())} of {len(counts)} has no image")
     return ImageFiles(Path(root), paths, labels)
+
+
+def load_ood_lists(list_paths: Sequence[Path], root: Path) -> dict[str, ImageFiles]:
+    """Reads lists of OOD images, whose labels are not looked at: list's file name without ending -> files.
+
+    Raises:
+        InputError: see :func:`load_files`; or two lists have the same name.
+    """
+    names = [Path(path).stem for path in list_paths]
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise InputError(f"--txt_ood_test names two lists {shown(repeated[0])}; rename one")
+    return {
+        name: load_files(path, root, labelled=False) for name, path in zip(names, list_paths, strict=True)
+    }
 
 
 def select(files: ImageFiles, indices: torch.Tensor) -> ImageFiles:

@@ -1,5 +1,5 @@
 """Prepares data sets: downloads what may be downloaded, says what must be fetched by hand, writes and checks
-lists.
+lists of images.
 
     python -m datasets.prepare cifar10 cifar100 tinyimages scood --drp DATA
     python -m datasets.prepare imagenet FOLDER --out LISTS --outliers FOLDER --ood FOLDER ...
@@ -38,12 +38,14 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def parse_args(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=flags.HelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m datasets.prepare", description=__doc__, formatter_class=flags.HelpFormatter
+    )
     parser.add_argument(
         "sets",
         nargs="+",
         choices=["cifar10", "cifar100", "tinyimages", "scood"],
-        help="what to get ready (imagenet has flags of its own: see imagenet --help)",
+        help="what to prepare; imagenet has flags of its own: python -m datasets.prepare imagenet --help",
     )
     parser.add_argument(
         "--data_root_path", "--drp", dest="drp", type=flags.path, required=True, help="the data folder"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from command_line import load_script, run
-from PIL import Image
+from image_files import photograph
 
 import train_imagenet
 from datasets import prepare
@@ -14,9 +14,9 @@ from utils.errors import InputError
 
 
 def write_pictures(folder, *names):
-    for name in names:
+    for i, name in enumerate(names):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (8, 8)).save(folder / name)
+        photograph(i, 24, 32).save(folder / name)
 
 
 def lines_of(path):
@@ -187,6 +187,15 @@ def test_nothing_is_overwritten(photos):
         write_lists(photos / "photos", photos / "lists", ood=[photos / "far" / "sky"])
     assert (photos / "lists" / "train.txt").read_bytes() == before
     assert not (photos / "lists" / "ood_sky.txt").exists()
+
+
+def test_without_outliers_the_commands_say_so(photos):
+    report = write_lists(photos / "photos", photos / "lists", ood=[photos / "far"], test_share=0.4)
+    train, test = report.splitlines()[-2:]
+    assert "train_imagenet.py" in train and "--oe False" in train and "txt_ood_train" not in report
+    assert "test_imagenet.py" in test and "--calibration none" in test
+    report = write_lists(photos / "photos", photos / "train only")
+    assert "needs test pictures" in report and "python test_imagenet.py" not in report
 
 
 def test_the_printed_commands_train_and_test(photos, monkeypatch, capsys):

@@ -92,7 +92,26 @@ def test_training_and_evaluation(trained, data, capsys):
         (way, score, 6, 5) for way in ("none", "fc", "probe") for score in SCORE_NAMES
     }
     assert results_of(trained)["vmf"] == "training features"  # the statistics are of the embedding head
-    assert "imagenet_ood | fc" in capsys.readouterr().out
+    assert "txt_ood_test | fc" in capsys.readouterr().out
+
+
+def test_every_ood_list_is_reported_under_its_name(trained, data, tmp_path):
+    root = Path(data[data.index("--iodp") + 1])
+    lines = (root / "txt_ood_test.txt").read_text().splitlines()
+    for name, chosen in (("sky", lines[:3]), ("sea", lines[3:])):
+        (tmp_path / f"{name}.txt").write_text("\n".join(chosen) + "\n")
+    argv = [*SMALL, *data, "--ckpt_path", trained, "--srp", tmp_path / "out", "--FC", "False"]
+    lists = ["--txt_ood_test", tmp_path / "sky.txt", tmp_path / "sea.txt"]
+    assert run(evaluation.main, *argv, *lists) == 0
+    rows = results_of(tmp_path / "out")["rows"]
+    assert {(row["ood"], row["n_ood"]) for row in rows} == {("sky", 3), ("sea", 2)}
+
+
+def test_two_ood_lists_of_one_name_are_refused(trained, data, tmp_path, capsys):
+    argv = [*SMALL, *data, "--ckpt_path", trained, "--srp", tmp_path, "--FC", "False"]
+    twice = [data[data.index("--txt_ood_test") + 1]] * 2
+    assert run(evaluation.main, *argv, "--txt_ood_test", *twice) == 2
+    assert "two lists 'txt_ood_test'" in capsys.readouterr().err
 
 
 def torchrun(script, *argv):

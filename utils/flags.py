@@ -125,7 +125,13 @@ def add_training_flags(parser):
 
 def plain(args):
     """The namespace as plain values, for JSON and checkpoints."""
-    return {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
+
+    def of(value):
+        if isinstance(value, list):
+            return [of(part) for part in value]
+        return str(value) if isinstance(value, Path) else value
+
+    return {name: of(value) for name, value in vars(args).items()}
 
 
 def add_evaluation_flags(parser, calibrations, scores):
@@ -192,4 +198,11 @@ def add_image_lists(parser):
         dataset / "imagenet_ood_test_1k_wnid_list_picture.txt",
     )
     parser.add_argument("--txt_ood_train", type=path, default=extra, help="list of the surrogate outliers")
-    parser.add_argument("--txt_ood_test", type=path, default=ood, help="list of the OOD test images")
+    parser.add_argument(
+        "--txt_ood_test",
+        type=path,
+        nargs="+",
+        default=[ood],
+        metavar="LIST",
+        help=f"lists of OOD test images, each a set named after its file; default: {ood}",
+    )
