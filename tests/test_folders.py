@@ -209,5 +209,5 @@ def test_the_printed_commands_train_and_test(photos, monkeypatch, capsys):
     small = ["--gpu", "cpu", "--num_workers", "0", "--image_size", "32"]
     sizes = ["--md", "ResNet18", "-e", "1", "-b", "4", "--ob", "2", "--randaug_n", "1"]
     assert run(train_imagenet.main, *train, *small, *sizes) == 0
-    assert run(load_script("test_imagenet").main, *test, *small, "--num_cal", "3") == 0
+    assert run(load_script("test_imagenet").main, *test, *small, "--num_cal", "7") == 0
     assert (photos / "OUT" / "results.json").is_file()
