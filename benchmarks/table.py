@@ -27,7 +27,10 @@ from utils.errors import InputError, exit_cleanly
 from utils.metrics import ACCURACY_COLUMNS, OOD_COLUMNS
 from utils.run.runlog import write_text
 
-DOCUMENTS = ("README.md", "docs/results.md", "docs/departures.md")
+DOCUMENTS = (
+    "README.md",
+    *(f"docs/{name}.md" for name in ("results", "departures", "performance", "reliability")),
+)
 MARKER = re.compile(r"(<!-- table: (?P<name>[^\n]*?) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 PAPER_EPOCHS = 100
 PAPER_MODEL = {"cifar10": "ResNet18", "cifar100": "ResNet18", "imagenet": "ResNet50"}
