@@ -408,26 +408,6 @@ def unbroken(tmp_path_factory):
     return folder
 
 
-def test_kill_9_and_resume_gives_the_weights_of_the_unbroken_run(unbroken, tmp_path, capsys):
-    out = tmp_path / "run"
-    every_step = ["--checkpoint_every_minutes", "0.00001"]
-    process = start_process("train.py", *LONGER, *every_step, "--srp", out)
-    for line in process.stdout:
-        if line.startswith("epoch 1/3"):
-            break
-    time.sleep(0.4)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
-    assert len((out / "log.jsonl").read_text().splitlines()) < 3
-    assert run(train.main, *LONGER, "--resume", "--srp", out) == 0
-    assert_same(final(out), final(unbroken))
-    log, expected = (
-        [json.loads(x) for x in (f / "log.jsonl").read_text().splitlines()] for f in (out, unbroken)
-    )
-    assert [r["loss"] for r in log] == [r["loss"] for r in expected]
-
-
 @pytest.mark.parametrize("epoch,step", [(1, 0), (1, 1), (1, None)])
 def test_sigterm_stops_after_the_step_and_resume_goes_on_there(
     epoch, step, unbroken, tmp_path, monkeypatch, capsys
@@ -562,7 +542,7 @@ def test_a_script_in_a_process_of_its_own_ends_with_one_line_and_status_2(tmp_pa
     process = start_process(
         "train.py", "--gpu", 0, "--ds", "cifar10", "--drp", tmp_path, "--srp", tmp_path / "out"
     )
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate()
     assert process.returncode == 2
     assert err.count("\n") == 1 and err.startswith("error: ") and "cifar-10-batches-py" in err
     assert "no CUDA device" in out and not (tmp_path / "out").exists()
