@@ -127,7 +127,9 @@ def main(argv=None):
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=flags.HelpFormatter)
-    parser.add_argument("--ckpt_path", type=Path, required=True, help="a run directory or a checkpoint file")
+    parser.add_argument(
+        "--ckpt_path", type=flags.path, required=True, help="a run directory or a checkpoint file"
+    )
     parser.add_argument(
         "--dataset",
         "--ds",
@@ -141,7 +143,7 @@ def parse_args(argv=None):
         "--imbalance_ratio", "--rho", dest="rho", type=flags.imbalance_ratio, help="default: the checkpoint's"
     )
     parser.add_argument(
-        "--data_root_path", "--drp", dest="drp", type=Path, default=Path("data"), help="the data folder"
+        "--data_root_path", "--drp", dest="drp", type=flags.path, default=Path("data"), help="the data folder"
     )
     parser.add_argument(
         "--dout", nargs="+", metavar="SET", help="OOD sets that have a list; default: the paper's six"

@@ -8,7 +8,6 @@ results.json, results.md, scores.png and roc.png into the run directory.
 """
 
 import argparse
-from pathlib import Path
 
 import torch
 
@@ -101,7 +100,9 @@ def main(argv=None):
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=flags.HelpFormatter)
-    parser.add_argument("--ckpt_path", type=Path, required=True, help="a run directory or a checkpoint file")
+    parser.add_argument(
+        "--ckpt_path", type=flags.path, required=True, help="a run directory or a checkpoint file"
+    )
     parser.add_argument("--dataset", "--ds", dest="ds", choices=("imagenet",), help="the data set")
     parser.add_argument(
         "--model", "--md", choices=tuple(FAMILIES["imagenet"]), help="default: the checkpoint's"

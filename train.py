@@ -238,7 +238,9 @@ def parse_args(argv=None):
         default="cifar10",
         help="the data set",
     )
-    add("--data_root_path", "--drp", dest="drp", type=Path, default=Path("data"), help="the data folder")
+    add(
+        "--data_root_path", "--drp", dest="drp", type=flags.path, default=Path("data"), help="the data folder"
+    )
     add("--model", "--md", choices=tuple(FAMILIES["cifar"]), help="the network")
     smallest = "smallest class / largest class"
     add("--imbalance_ratio", "--rho", dest="rho", type=flags.imbalance_ratio, help=smallest)

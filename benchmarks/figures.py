@@ -19,6 +19,7 @@ from benchmarks.table import calibration_of, load_records
 from datasets.loader import evaluation_batches
 from datasets.registry import BENCHMARKS
 from models import build_model
+from utils import flags
 from utils.calibration import Classifier
 from utils.distributed import Compute, autocast
 from utils.errors import InputError, exit_cleanly
@@ -102,16 +103,16 @@ def main(argv=None):
     )
     kinds = parser.add_subparsers(dest="kind", required=True)
     run = kinds.add_parser("run")
-    run.add_argument("run", type=Path, help="a run directory of train.py, evaluated by test.py")
-    run.add_argument("--drp", type=Path, help="the data folder")
+    run.add_argument("run", type=flags.path, help="a run directory of train.py, evaluated by test.py")
+    run.add_argument("--drp", type=flags.path, help="the data folder")
     run.add_argument("--ood_set", default="digits89", help="the OOD set on the map")
     classes = kinds.add_parser("classes")
     classes.add_argument("group", help="a folder of --results")
     classes.add_argument("rows", nargs="+")
-    classes.add_argument("--results", type=Path, default=RESULTS)
+    classes.add_argument("--results", type=flags.path, default=RESULTS)
     for parser_of_kind in (run, classes):
         parser_of_kind.add_argument("--prefix", required=True, help="of the files' names")
-        parser_of_kind.add_argument("--out", type=Path, default=ROOT / "docs" / "figures")
+        parser_of_kind.add_argument("--out", type=flags.path, default=ROOT / "docs" / "figures")
     args = parser.parse_args(argv)
     out = writable_folder(args.out)
     if args.kind == "run":

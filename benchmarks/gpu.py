@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from utils import flags
 from utils.errors import InputError, exit_cleanly
 
 LIMIT_SECONDS = 9 * 60
@@ -75,8 +76,8 @@ def end_group(process):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--drp", type=Path, required=True, help="the data folder with CIFAR-10")
-    parser.add_argument("--srp", type=Path, default=Path("runs/gpu"))
+    parser.add_argument("--drp", type=flags.path, required=True, help="the data folder with CIFAR-10")
+    parser.add_argument("--srp", type=flags.path, default=Path("runs/gpu"))
     parser.add_argument("--dout", nargs="+", help="OOD sets other than the paper's six")
     args = parser.parse_args(argv)
     if not torch.cuda.is_available():

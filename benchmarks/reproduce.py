@@ -250,11 +250,11 @@ def parse_args(argv=None):
     )
     parser.add_argument("--rows", nargs="+", metavar="ROW", help="only these rows of the table")
     parser.add_argument("--seeds", type=flags.count, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--drp", type=Path, help="the data folder")
+    parser.add_argument("--drp", type=flags.path, help="the data folder")
     parser.add_argument(
-        "--srp", type=Path, default=Path("runs/reproduce"), help="where the run directories go"
+        "--srp", type=flags.path, default=Path("runs/reproduce"), help="where the run directories go"
     )
-    parser.add_argument("--results", type=Path, default=RESULTS, help="where the small result files go")
+    parser.add_argument("--results", type=flags.path, default=RESULTS, help="where the small result files go")
     parser.add_argument(
         "--epochs", type=flags.positive_int, help="fewer than the paper's: a reduced protocol"
     )

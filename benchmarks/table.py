@@ -23,6 +23,7 @@ from typing import NamedTuple, NoReturn
 from benchmarks.reproduce import RESULTS, ROOT, read_run
 from benchmarks.rows import LEAK, LEAK_LABEL, ROWS, TABLES
 from datasets.registry import BENCHMARKS
+from utils import flags
 from utils.errors import InputError, exit_cleanly
 from utils.metrics import ACCURACY_COLUMNS, OOD_COLUMNS
 from utils.run.runlog import write_text
@@ -369,9 +370,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     what.add_argument(
         "--show", nargs=2, metavar=("NAME", "ARGUMENT"), help="print a table, named as in a marker"
     )
-    what.add_argument("--runs", nargs="+", type=Path, metavar="DIR", help="print a table of run directories")
+    what.add_argument(
+        "--runs", nargs="+", type=flags.path, metavar="DIR", help="print a table of run directories"
+    )
     parser.add_argument("--format", choices=tuple(FORMATS), default="text", help="of a table that is printed")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="the folder of the result files")
+    parser.add_argument("--results", type=flags.path, default=RESULTS, help="the folder of the result files")
     add_selection(parser)
     return parser.parse_args(argv)
 

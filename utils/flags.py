@@ -86,9 +86,16 @@ def add_training_flags(parser):
     add("--gpu", default="0", help="CUDA indices such as 0 or 0,1 (DataParallel), or cpu")
     add("--num_workers", "--cpus", type=count, default=4, help="processes that read ImageNet's files")
     where = "the run directory; default runs/DATASET_MODEL_SEED"
-    add("--save_root_path", "--srp", dest="srp", type=Path, help=where)
+    add("--save_root_path", "--srp", dest="srp", type=path, help=where)
     resume = "resume the run in --srp, with its own flags, or one in another directory or checkpoint file"
-    add("--resume", nargs="?", const="", metavar="PATH", help=resume)
+    add(
+        "--resume",
+        type=lambda text: text and str(path(text)),
+        nargs="?",
+        const="",
+        metavar="PATH",
+        help=resume,
+    )
     minutes = "also save within epochs; 0: at their ends only"
     add("--checkpoint_every_minutes", type=weight, default=0, help=minutes)
     bad = "non-finite steps in a row that end the run"

@@ -123,9 +123,9 @@ def main(argv=None):
 
 def benchmark_args(argv):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--drp", type=Path, required=True, help="the data folder")
+    parser.add_argument("--drp", type=flags.path, required=True, help="the data folder")
     parser.add_argument(
-        "--srp", type=Path, default=Path("runs/precision"), help="where the run directories go"
+        "--srp", type=flags.path, default=Path("runs/precision"), help="where the run directories go"
     )
     parser.add_argument("--gpu", default="cpu")
     parser.add_argument("--md", default="ResNet20")
