@@ -460,7 +460,8 @@ class EvalImages:
         self.files, self.image_size, self.batch_size = files, image_size, batch_size
         self.num_workers, self.device = num_workers, device
         self._position = ReadingPosition([files], num_workers)
-        self.batches = torch.arange(rank, len(files.paths), world_size).split(batch_size)
+        mine = torch.arange(len(files.paths))[rank::world_size]
+        self.batches = mine.split(batch_size) if len(mine) else ()  # a small set may leave a process none
 
     def __len__(self):
         return len(self.batches)

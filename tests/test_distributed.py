@@ -7,6 +7,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from datasets.loader import evaluation_batches
+from datasets.normalization import CIFAR_NORMALIZATION
 from models import build_model
 from utils.distributed import Compute, InterleavedDataParallel, interleaved, parallelize, start
 from utils.errors import InputError
@@ -72,6 +74,16 @@ def train(compute):
         Flat(), [(images[mine], labels[mine])], 7, compute, torch.autocast("cpu", enabled=False)
     )
     result |= {"features": features.features, "labels": features.labels}
+    mine = slice(compute.rank, 1, compute.world_size)  # of a set of one image, which leaves process 1 none
+    batches = evaluation_batches(
+        torch.full((1, 3, 2, 2), 255, dtype=torch.uint8)[mine],
+        labels[:1][mine],
+        batch_size=2,
+        normalization=CIFAR_NORMALIZATION,
+        device=compute.device,
+    )
+    lone = extract_features(Flat(), batches, 1, compute, torch.autocast("cpu", enabled=False))
+    result["features of one image"] = lone.features
     return result
 
 
@@ -117,7 +129,9 @@ def test_a_bad_step_of_one_process_is_skipped_and_counted_by_all(results):
         assert not result["bad step applied"] and int(result["bad in row"]) == 1
 
 
-@pytest.mark.parametrize("size,shares", [(12, 1), (12, 2), (12, 3), (640, 4), (13, 4), (3, 4)])
+@pytest.mark.parametrize(
+    "size,shares", [(12, 1), (12, 2), (12, 3), (640, 4), (13, 4), (3, 4), (2, 4), (1, 4)]
+)
 def test_interleaving_is_a_permutation_that_deals_out_the_batch(size, shares):
     order = interleaved(size, shares)
     assert sorted(order.tolist()) == list(range(size))

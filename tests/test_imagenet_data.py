@@ -267,6 +267,17 @@ def test_every_image_counts_once(files, num_workers, world_size):
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_process_whose_share_is_empty_gives_no_batches(files, num_workers):
+    two = ImageFiles(files.root, files.paths[:2], torch.arange(2))
+    share = dict(image_size=SIZE, batch_size=4, num_workers=num_workers, device=CPU, world_size=4)
+    seen = [
+        [int(label) for _, labels in EvalImages(two, rank=rank, **share) for label in labels]
+        for rank in range(4)
+    ]
+    assert seen == [[0], [1], [], []]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
 def test_an_unreadable_test_image_is_named(files, num_workers):
     truncate(files.root / "image9.jpg")
     with pytest.raises(InputError, match=r"^\S+image9.jpg cannot be read: .*truncated"):

@@ -102,8 +102,11 @@ def autocast(device, precision):
 
 
 def interleaved(size, shares):
-    """The order, int64 (size,), that gives contiguous share i the items i, i + shares, i + 2 shares, ..."""
-    return torch.cat([torch.arange(i, size, shares) for i in range(shares)])
+    """The order, int64 (size,), that gives contiguous share i the items i, i + shares, i + 2 shares, ...
+
+    With fewer items than shares, the last shares are empty.
+    """
+    return torch.cat([torch.arange(size)[i::shares] for i in range(shares)])
 
 
 class InPrecision(nn.Module):

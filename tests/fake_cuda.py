@@ -1,0 +1,357 @@
+"""A CUDA device of shapes without values: runs the project's CUDA paths on a machine without a GPU.
+
+Host tensors stay real, so parameters are drawn, lists built and branches taken as ever. What is on a "cuda"
+device is a FakeTensor: shape, dtype, strides and device. Seen: operands on different devices, shapes and
+dtypes that no kernel takes, every wait for the device outside MAY_WAIT, and the number of launches. Not seen:
+values, races between streams, limits of kernels, speed.
+
+It relies on torch's internals and is kept to the versions it was tried with; see :data:`SUPPORTED`.
+"""
+
+import contextlib
+import importlib
+import sys
+from collections import Counter
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.nn.parallel import comm
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import _disable_current_modes
+
+import datasets.normalization
+
+SUPPORTED = tuple(map(int, torch.__version__.split(".")[:2])) == (2, 14)
+ROOT = Path(__file__).resolve().parent.parent
+CUDA = torch.device("cuda", 0)
+aten = torch.ops.aten
+data_parallel = importlib.import_module("torch.nn.parallel.data_parallel")  # a function has its name
+
+# The functions that may wait for the device, as Class.method or function, and how often they do.
+MAY_WAIT = {
+    "place": "once per run",
+    "_channel_constants": "once per run",
+    "FileTrainLoader.__init__": "once per run",
+    "run": "once per run and per checkpoint",
+    "require_same_place": "once per run",
+    "StepGuard.check": "every 32 steps",
+    "EpochMeter.losses": "once per epoch",
+    "EpochMeter.accuracies": "once per epoch",
+    "EvalImages.__iter__": "in evaluation",
+    "prepare_network": "in evaluation",
+    "extract_features": "in evaluation",
+    "Classifier.of": "in evaluation",
+}
+
+WAITING = {
+    "nonzero",
+    "masked_select",
+    "_unique2",
+    "unique_dim",
+    "equal",
+    "is_nonzero",
+    "bincount",
+    "repeat_interleave",
+}
+INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"}
+NO_KERNEL = {
+    "detach",
+    "empty",
+    "empty_like",
+    "empty_strided",
+    "new_empty",
+    "new_empty_strided",
+    "_unsafe_view",
+}
+KERNELS = {"logsumexp": 8, "linalg_vector_norm": 1}  # of operators that are made of others
+
+
+class DeviceMistake(Exception):
+    """What CUDA would refuse, or a wait where there must be none."""
+
+
+class FakeCuda(FakeTensorMode):
+    """Host operators run; operators that touch a "cuda" tensor run on shapes, under CUDA's device rules.
+
+    Attributes:
+        launches: Counter of the operators that launch a kernel, by name. Views and allocations launch none.
+        waits: Counter of the waits that were allowed, by place.
+    """
+
+    def __init__(self):
+        super().__init__(allow_non_fake_inputs=True)
+        self.depth, self.launches, self.waits = 0, Counter(), Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        tensors = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+        target = None if kwargs.get("device") is None else torch.device(kwargs["device"]).type
+        name = func.overloadpacket.__name__
+        if func is aten._pin_memory.default:
+            return args[0].clone()
+        if target != "cuda" and not any(isinstance(x, FakeTensor) for x in tensors):
+            return func(*args, **kwargs)
+        if torch.is_inference_mode_enabled() and _is_composite(func):
+            with self:
+                return func.decompose(*args, **kwargs)
+        if self.depth == 0:
+            self._check(name, args, kwargs, tensors, target)
+            if name == "_local_scalar_dense":
+                return False if args[0].dtype == torch.bool else 0.0 if args[0].is_floating_point() else 0
+            if name == "_to_copy" and target == "cpu":
+                return self._on_host(*args, kwargs.get("dtype"))
+            if name not in NO_KERNEL and not _is_view(func):
+                self.launches[name] += KERNELS.get(name, 1)
+            if name == "_fused_sgd_":  # torch has no shape rule for it; it returns nothing
+                return None
+        self.depth += 1
+        try:
+            out = super().__torch_dispatch__(func, types, args, kwargs)
+        finally:
+            self.depth -= 1
+        if name == "_to_copy" and not isinstance(args[0], FakeTensor):
+            out.on_host = args[0]
+        return out
+
+    @staticmethod
+    def _on_host(tensor, dtype=None):
+        """The host's copy of a fake tensor: what was copied to the device, if it was; else zeros."""
+        values = getattr(tensor, "on_host", None)
+        values = torch.zeros(tensor.shape, dtype=tensor.dtype) if values is None else values.clone()
+        return values.to(dtype or tensor.dtype)
+
+    def _check(self, name, args, kwargs, tensors, target):
+        on_host = [x for x in tensors if x.device.type == "cpu"]
+        on_cuda = {x.device for x in tensors if x.device.type == "cuda"}
+        if name == "_to_copy":
+            if target == "cuda" and on_host and not kwargs.get("non_blocking"):
+                self._wait("a blocking copy to the device")
+            if target == "cpu" and on_cuda:
+                self._wait("a copy to the host")
+        elif name == "copy_":
+            if args[0].device.type != args[1].device.type:
+                self._wait("a copy between host and device")
+        elif name == "_local_scalar_dense":
+            self._wait("item")
+        elif name in WAITING:
+            self._wait(name)
+        elif name in INDEXING:
+            indices = [i for i in args[1] if i is not None]
+            if args[0].device.type == "cpu":
+                raise DeviceMistake(f"{_here()}: a host tensor is indexed by one on the device")
+            if any(i.dtype in (torch.bool, torch.uint8) for i in indices):
+                self._wait("a mask as index")
+            if any(i.device.type == "cpu" for i in indices):
+                self._wait("an index from the host")
+        elif len(on_cuda) > 1:
+            raise DeviceMistake(f"{_here()}: {name} of operands on {' and '.join(sorted(map(str, on_cuda)))}")
+        elif on_cuda and on_host:
+            joined = name in ("cat", "stack") or name.startswith("_foreach")
+            if joined or any(x.dim() for x in on_host):
+                raise DeviceMistake(f"{_here()}: {name} of operands on cuda and cpu")
+
+    def _wait(self, what):
+        found = _project_line()
+        if found is not None and found[1] not in MAY_WAIT:
+            raise DeviceMistake(f"{_here()} waits for the device: {what}")
+        self.waits[f"{_here()} {what}"] += 1
+
+
+def _is_composite(func):
+    return func.namespace == "aten" and torch._C._dispatch_has_kernel_for_dispatch_key(
+        func.name(), "CompositeImplicitAutograd"
+    )
+
+
+def _is_view(func):
+    returned = [r.alias_info for r in func._schema.returns]
+    return any(alias is not None and not alias.is_write for alias in returned)
+
+
+def _project_line():
+    """(file, function, line) of the innermost line of the project on the stack, or None: tests do not count.
+
+    A comprehension counts as the function around it.
+    """
+    frame, line = sys._getframe(1), None
+    while frame is not None:
+        code, path = frame.f_code, Path(frame.f_code.co_filename)
+        if path.is_relative_to(ROOT) and path.parent.name != "tests" and "site-packages" not in path.parts:
+            line = line or frame.f_lineno
+            if not code.co_name.startswith("<"):
+                owner = frame.f_locals.get("self", frame.f_locals.get("cls"))
+                owner = owner if isinstance(owner, type) else type(owner)
+                function = (
+                    f"{owner.__name__}.{code.co_name}" if hasattr(owner, code.co_name) else code.co_name
+                )
+                return path.relative_to(ROOT), function, line
+        frame = frame.f_back
+    return None
+
+
+def _here():
+    return "{0}:{2} ({1})".format(*_project_line() or ("a test", "", 0))
+
+
+def backward(self, gradient=None, **_):
+    """Tensor.backward that walks the graph itself: for nodes on CUDA autograd's engine asks the driver."""
+    root = self.grad_fn
+    degree, seen, todo = Counter(), {root}, [root]
+    while todo:
+        for following, _ in todo.pop().next_functions:
+            if following is not None:
+                degree[following] += 1
+                if following not in seen:
+                    seen.add(following)
+                    todo.append(following)
+    incoming = {root: {self.output_nr: torch.ones_like(self) if gradient is None else gradient}}
+    ready = [root]
+    with torch.no_grad():
+        while ready:
+            node = ready.pop()
+            given = incoming.pop(node, {})
+            inputs = [given.get(i) for i in range(max(len(node._input_metadata), max(given, default=-1) + 1))]
+            if not given:
+                outputs = (None,) * len(node.next_functions)
+            else:
+                outputs = (
+                    node(*inputs) if hasattr(node, "variable") else getattr(node, "apply", node)(*inputs)
+                )
+            outputs = outputs if isinstance(outputs, tuple | list) else (outputs,)
+            if len(outputs) > len(
+                node.next_functions
+            ):  # a Python function's, with None for what is no tensor
+                outputs = [value for value in outputs if value is not None]
+            for (following, number), value in zip(node.next_functions, outputs, strict=True):
+                if following is None:
+                    continue
+                if value is not None:
+                    wanted = following._input_metadata[number]
+                    if value.device != wanted.device:
+                        raise DeviceMistake(
+                            f"{node.name()} has a gradient on {value.device} for {wanted.device}"
+                        )
+                    value = value if value.shape == wanted.shape else value.sum_to_size(wanted.shape)
+                    value, slots = value.to(wanted.dtype), incoming.setdefault(following, {})
+                    slots[number] = slots[number] + value if number in slots else value
+                degree[following] -= 1
+                if degree[following] == 0:
+                    ready.append(following)
+
+
+def _apply(self, function, recurse=True):
+    """Module._apply without exchanging tensors in place, which FakeTensors refuse."""
+    for child in self.children():
+        _apply(child, function)
+    for name, p in self._parameters.items():
+        if p is not None:
+            with torch.no_grad():
+                self._parameters[name] = nn.Parameter(function(p), p.requires_grad)
+    for name, b in self._buffers.items():
+        if b is not None:
+            self._buffers[name] = function(b)
+    return self
+
+
+class _Stream:
+    def __init__(self, *_, **__):
+        pass
+
+    def wait_stream(self, _):
+        pass
+
+    def synchronize(self):
+        pass
+
+
+def _submit(self, function, /, *args, **kwargs):
+    """Executor.submit that runs the function at once: a mode is a thread's."""
+    future = Future()
+    try:
+        future.set_result(function(*args, **kwargs))
+    except BaseException as error:
+        future.set_exception(error)
+    return future
+
+
+def _on(tensor, index):
+    return tensor.to(torch.device("cuda", index), non_blocking=True)
+
+
+def _scatter(tensor, indices, sizes=None, dim=0, streams=None):
+    parts = tensor.split(list(sizes), dim) if sizes else tensor.chunk(len(indices), dim)
+    return tuple(_on(part, index) for part, index in zip(parts, indices, strict=False))
+
+
+def _real_load(*args, load=torch.load, **kwargs):
+    with _disable_current_modes():
+        return load(*args, **kwargs)
+
+
+PATCHES = [
+    (nn.Module, "_apply", _apply),
+    (torch, "load", _real_load),
+    (torch.Tensor, "backward", backward),
+    (torch.Tensor, "pin_memory", lambda self, *_: aten._pin_memory.default(self)),
+    (torch.Tensor, "record_stream", lambda self, _: None),
+    (torch.cuda.amp.common, "amp_definitely_not_available", lambda: False),
+    (torch.cuda, "is_bf16_supported", lambda *_, **__: True),
+    (torch.cuda, "mem_get_info", lambda *_: (70 << 30, 80 << 30)),
+    (torch.cuda, "get_device_name", lambda *_: "fake"),
+    (torch.cuda, "synchronize", lambda *_: None),
+    (torch.cuda, "Stream", _Stream),
+    (torch.cuda, "current_stream", lambda *_: _Stream()),
+    (torch.cuda, "stream", lambda _: contextlib.nullcontext()),
+    (ThreadPoolExecutor, "submit", _submit),
+    # DataParallel: its copies between devices, and its threads.
+    (data_parallel, "_get_available_device_type", lambda: "cuda"),
+    (data_parallel, "_get_all_device_indices", lambda: [0, 1]),
+    (data_parallel, "_check_balance", lambda _: None),
+    (
+        data_parallel,
+        "parallel_apply",
+        lambda modules, inputs, kwargs, _: [
+            module(*args, **options) for module, args, options in zip(modules, inputs, kwargs, strict=True)
+        ],
+    ),
+    (
+        comm,
+        "broadcast_coalesced",
+        lambda tensors, indices, *_: [[_on(t, i) for t in tensors] for i in indices],
+    ),
+    (
+        comm,
+        "reduce_add_coalesced",
+        lambda inputs, index, *_: tuple(
+            sum(_on(t, index) for t in same) for same in zip(*inputs, strict=True)
+        ),
+    ),
+    (comm, "scatter", _scatter),
+    (comm, "gather", lambda tensors, dim, index: torch.cat([_on(t, index) for t in tensors], dim)),
+]
+
+
+@contextlib.contextmanager
+def fake_cuda():
+    """Code under it finds a CUDA device; yields the :class:`FakeCuda`."""
+    constants = datasets.normalization._channel_constants
+    constants.cache_clear()
+    with contextlib.ExitStack() as stack:
+        stack.callback(constants.cache_clear)
+        for owner, name, value in PATCHES:
+            stack.enter_context(replaced(owner, name, value))
+        yield stack.enter_context(FakeCuda())
+
+
+@contextlib.contextmanager
+def replaced(owner, name, value):
+    """``owner.name`` is ``value`` within the context."""
+    old = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, old)

@@ -1,0 +1,212 @@
+"""The CUDA paths, run without a GPU: one device per operation, no wait in a training step, few launches."""
+
+import io
+
+import fake_cuda
+import numpy as np
+import pytest
+import torch
+from command_line import load_script
+from fake_cuda import CUDA, DeviceMistake, replaced
+from PIL import Image
+
+import datasets.imagenet as imagenet
+import train
+from datasets.augment import ops
+from datasets.augment.views import cifar_views, digits_views, imagenet_views
+from datasets.loader import TrainLoader
+from datasets.normalization import CIFAR_NORMALIZATION
+from models.resnet_cifar import SmallImageResNet
+from utils import losses, vmf
+from utils.distributed import Compute, autocast, parallelize
+from utils.run.guard import StepGuard
+from utils.run.meter import EpochMeter
+
+pytestmark = pytest.mark.skipif(
+    not fake_cuda.SUPPORTED, reason=f"the fake CUDA device is for torch 2.14, not {torch.__version__}"
+)
+COUNTS = [9, 5, 3, 2]
+
+
+def tiny_network():
+    return SmallImageResNet(4, (1, 1), (8, 16))
+
+
+class Step:
+    """CIFAR's training step, its parts made as train.py makes them; to be used under fake_cuda()."""
+
+    def __init__(self, opt="adam", schedule="epoch", gpus=(0,), steps=2):
+        images = torch.randint(0, 256, (8 * steps, 3, 32, 32), dtype=torch.uint8)
+        self.loader = TrainLoader(
+            images,
+            torch.arange(8 * steps) % 4,
+            images,
+            cifar_views(),
+            batch_size=8,
+            outlier_batch_size=8,
+            contrastive=True,
+            seed=0,
+            normalization=CIFAR_NORMALIZATION,
+            outlier_normalization=CIFAR_NORMALIZATION,
+            device=CUDA,
+        )
+        model = tiny_network().to(CUDA, memory_format=torch.channels_last)
+        self.criterion = losses.PATTLoss(
+            COUNTS, model.embedding_dim, oe_weight=0.1, tla_weight=0.5, schedule=schedule
+        ).to(CUDA)
+        self.optimizer = train.build_optimizer(model, train.parse_args(["--opt", opt]))
+        self.guard = StepGuard(self.optimizer, [model, self.criterion], 3)
+        self.meter = EpochMeter(4, CUDA)
+        self.network = parallelize(model, Compute(CUDA, gpus))
+        self.mixed_precision = autocast(CUDA, "auto")
+
+    def epoch(self):
+        self.criterion.start_epoch()
+        batches = enumerate(self.loader.epoch(0))
+        train.train_one_epoch(
+            self.network,
+            self.criterion,
+            self.optimizer,
+            self.guard,
+            self.meter,
+            batches,
+            self.mixed_precision,
+            lambda done: False,
+        )
+        self.meter.losses(), self.meter.accuracies(COUNTS)
+
+
+def an_epoch(**settings):
+    with fake_cuda.fake_cuda():
+        Step(**settings).epoch()
+
+
+def every_view():
+    with fake_cuda.fake_cuda():
+        generator = torch.Generator().manual_seed(0)
+        for n in (1, 2, 100):  # sizes that take different branches
+            images = torch.zeros(n, 32, 32, 3, dtype=torch.uint8, device=CUDA).permute(0, 3, 1, 2)
+            for view in (*cifar_views(), *digits_views(), *imagenet_views()):
+                out = view(images, generator)
+                assert out.is_cuda and out.dtype == torch.float32 and len(out) == n
+
+
+def test_the_harness_gives_autograds_gradients():
+    torch.manual_seed(0)
+    model = tiny_network().eval()
+    criterion = losses.PATTLoss(COUNTS, model.embedding_dim, oe_weight=0.1, tla_weight=0.5).eval()
+    images, found = torch.randn(16, 3, 16, 16), []
+    for function in (torch.Tensor.backward, fake_cuda.backward):
+        model.zero_grad()
+        output = model(images)
+        function(criterion(output.logits, output.embedding, torch.arange(4))["loss"])
+        found.append([p.grad.clone() for p in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_every_view():
+    every_view()
+
+
+@pytest.mark.parametrize("opt,schedule", [("adam", "epoch"), ("sgd", "running")])
+def test_a_training_step(opt, schedule):
+    an_epoch(opt=opt, schedule=schedule)
+
+
+def test_a_training_step_on_two_gpus():
+    an_epoch(gpus=(0, 1))
+
+
+def test_whole_runs_of_train_and_test(tmp_path, monkeypatch, capsys):
+    test = load_script("test")
+    on_fake = lambda gpu: Compute(CUDA, (0,))  # noqa: E731
+    small = ["--ds", "digits", "-e", "1", "-b", "200", "--ob", "64", "--num_ood_samples", "64"]
+    train.main([*small, "--gpu", "cpu", "--isac", "False", "--oe", "False", "--srp", f"{tmp_path}/cpu"])
+    monkeypatch.setattr(train, "start", on_fake)
+    monkeypatch.setattr(test, "start", on_fake)
+    monkeypatch.setattr(train, "save_checkpoint", lambda *_: None)  # fake tensors have no values to save
+    with fake_cuda.fake_cuda():
+        train.main([*small, "--val_fraction", "0.2", "--srp", f"{tmp_path}/fake"])
+        # Features come back from the device as zeros, of which no attention can be made.
+        test.main(["--FC", "False", "--ckpt_path", f"{tmp_path}/cpu"])
+    assert "run directory" in capsys.readouterr().out
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    names = [f"{i}.jpg" for i in range(4)]
+    for i, name in enumerate(names):
+        noise = np.random.default_rng(i).integers(0, 256, (40 + i, 56, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(tmp_path / name)
+    return imagenet.ImageFiles(tmp_path, names, torch.arange(4) % 2)
+
+
+@pytest.mark.xfail(
+    reason="labels are copied to the device without pinning", raises=DeviceMistake, strict=True
+)
+def test_imagenets_batches(photographs, monkeypatch):
+    def decode(files, mode, device):
+        """nvJPEG gives images of the sizes that the headers say."""
+        sizes = [Image.open(io.BytesIO(file.numpy().tobytes())).size for file in files]
+        return [torch.empty(3, height, width, dtype=torch.uint8, device=device) for width, height in sizes]
+
+    monkeypatch.setattr(imagenet, "decode_jpeg", decode)
+    with fake_cuda.fake_cuda():
+        loader = imagenet.FileTrainLoader(
+            photographs,
+            photographs,
+            imagenet_views(),
+            image_size=32,
+            batch_size=2,
+            outlier_batch_size=4,
+            contrastive=True,
+            num_workers=0,
+            seed=0,
+            device=CUDA,
+        )
+        for batch in loader.epoch(0):
+            assert batch.images.is_cuda and batch.images.shape == (10, 3, 32, 32)
+            assert batch.labels.is_cuda and not batch.indices.is_cuda
+
+
+# --- bugs that are planted, to see that the device reports them
+
+
+def contrast_with_host_prior(self, embeddings, labels, old=losses.PATTLoss.contrast):
+    with replaced(self, "log_prior", torch.zeros(4)):
+        return old(self, embeddings, labels)
+
+
+def host_zero(self, logits, embeddings, labels, old=losses.PATTLoss.forward):
+    return old(self, logits, embeddings, labels) | {"oe": torch.zeros(())}
+
+
+def update_with_mask(self, embeddings, labels, old=vmf.ClassVMF.update):
+    old(self, embeddings[labels >= 0], labels[labels >= 0])
+
+
+def add_with_item(self, terms, logits, labels, applied=True, old=EpochMeter.add):
+    self.last = terms["loss"].item()
+    old(self, terms, logits, labels, applied)
+
+
+def step_that_branches(self, terms, indices, step, old=StepGuard.step):
+    return old(self, terms, indices, step) if torch.isfinite(terms["loss"]) else None
+
+
+@pytest.mark.parametrize(
+    "owner,name,bug,report",
+    [
+        (losses.PATTLoss, "contrast", contrast_with_host_prior, "losses.py:.*on cuda and cpu"),
+        (losses.PATTLoss, "forward", host_zero, "guard.py:.*on cuda and cpu"),
+        (vmf.ClassVMF, "update", update_with_mask, "losses.py:.*waits.*a mask as index"),
+        (EpochMeter, "add", add_with_item, "train.py:.*waits.*item"),
+        (StepGuard, "step", step_that_branches, "train.py:.*waits.*item"),
+        (ops, "to_device", lambda values, device: values.to(device), "ops.py:.*a blocking copy"),
+    ],
+    ids=["constant", "term", "mask", "item", "branch", "unpinned"],
+)
+def test_a_planted_bug_is_reported_with_its_line(owner, name, bug, report, monkeypatch):
+    monkeypatch.setattr(owner, name, bug)
+    with pytest.raises(DeviceMistake, match=report):
+        an_epoch()
