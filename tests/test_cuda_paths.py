@@ -21,6 +21,8 @@ from utils import losses, vmf
 from utils.distributed import Compute, autocast, parallelize
 from utils.run.guard import StepGuard
 from utils.run.meter import EpochMeter
+from utils.run.run import Run
+from utils.run.signals import EXIT_STOPPED
 
 pytestmark = pytest.mark.skipif(
     not fake_cuda.SUPPORTED, reason=f"the fake CUDA device is for torch 2.14, not {torch.__version__}"
@@ -71,7 +73,6 @@ class Step:
             self.meter,
             batches,
             self.mixed_precision,
-            lambda done: False,
         )
         self.meter.losses(), self.meter.accuracies(COUNTS)
 
@@ -117,19 +118,27 @@ def test_a_training_step_on_two_gpus():
     an_epoch(gpus=(0, 1))
 
 
-def test_whole_runs_of_train_and_test(tmp_path, monkeypatch, capsys):
-    test = load_script("test")
-    on_fake = lambda gpu: Compute(CUDA, (0,))  # noqa: E731
-    small = ["--ds", "digits", "-e", "1", "-b", "200", "--ob", "64", "--num_ood_samples", "64"]
-    train.main([*small, "--gpu", "cpu", "--isac", "False", "--oe", "False", "--srp", f"{tmp_path}/cpu"])
-    monkeypatch.setattr(train, "start", on_fake)
-    monkeypatch.setattr(test, "start", on_fake)
-    monkeypatch.setattr(train, "save_checkpoint", lambda *_: None)  # fake tensors have no values to save
+def test_a_run_of_train_that_is_stopped_and_resumed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(train, "start", lambda gpu: Compute(CUDA, (0,)))
+    line = ["--ds", "digits", "-e", "1", "-b", "150", "--ob", "64", "--num_ood_samples", "64"]
+    line += ["--val_fraction", "0.2", "--srp", str(tmp_path)]
     with fake_cuda.fake_cuda():
-        train.main([*small, "--val_fraction", "0.2", "--srp", f"{tmp_path}/fake"])
-        # Features come back from the device as zeros, of which no attention can be made.
-        test.main(["--FC", "False", "--ckpt_path", f"{tmp_path}/cpu"])
-    assert "run directory" in capsys.readouterr().out
+        with replaced(Run, "_vote", lambda self: (True, False)), pytest.raises(SystemExit) as stopped:
+            train.main(line)
+        assert stopped.value.code == EXIT_STOPPED
+        train.main([*line, "--resume"])
+    assert "epoch 1/1" in capsys.readouterr().out
+
+
+def test_a_run_of_test(tmp_path, monkeypatch, capsys):
+    test = load_script("test")
+    line = ["--ds", "digits", "-e", "1", "-b", "200", "--isac", "False", "--oe", "False", "--gpu", "cpu"]
+    train.main([*line, "--srp", str(tmp_path)])
+    monkeypatch.setattr(test, "start", lambda gpu: Compute(CUDA, (0,)))
+    # Features come back from the device as zeros: no attention can be made of them, and scores are all alike.
+    monkeypatch.setattr(test, "report", lambda *_: None)
+    with fake_cuda.fake_cuda():
+        test.main(["--FC", "False", "--ckpt_path", str(tmp_path)])
 
 
 @pytest.fixture
