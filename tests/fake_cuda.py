@@ -30,27 +30,26 @@ CUDA = torch.device("cuda", 0)
 aten = torch.ops.aten
 data_parallel = importlib.import_module("torch.nn.parallel.data_parallel")  # a function has its name
 
-# The functions that may wait for the device, as Class.method or function, and how often they do.
+# What may wait for the device: functions, as Class.method or function, and whole files; and when they do.
 MAY_WAIT = {
     "place": "once per run",
     "_channel_constants": "once per run",
     "FileTrainLoader.__init__": "once per run",
     "train": "once per run",
     "Run.begin": "once per run",
-    "load_weights": "once per run",
-    "load_optimizer": "once per run",
     "restore": "once per run",
     "EpochMeter.load_state": "once per run",
-    "_on_host": "once per checkpoint",
-    "EpochMeter.running_loss": "every 2 or 30 seconds",
-    "StepGuard.check": "every 32 steps",
     "EpochMeter.losses": "once per epoch",
     "EpochMeter.accuracies": "once per epoch",
     "EpochMeter.class_accuracies": "once per epoch",
+    "EpochMeter.running_loss": "every 2 or 30 seconds",
+    "StepGuard.check": "every 32 steps",
     "EvalImages.__iter__": "in evaluation",
-    "prepare_network": "in evaluation",
-    "extract_features": "in evaluation",
-    "Classifier.of": "in evaluation",
+    "utils/run/checkpoint.py": "once per checkpoint",
+    "utils/evaluation.py": "in evaluation",
+    "utils/calibration.py": "in evaluation",
+    "utils/scores.py": "in evaluation",
+    "utils/probe.py": "in evaluation",
 }
 
 WAITING = {
@@ -90,6 +89,7 @@ class FakeCuda(FakeTensorMode):
 
     def __init__(self):
         super().__init__(allow_non_fake_inputs=True)
+        self.generator = torch.Generator().manual_seed(0)
         self.depth, self.launches, self.waits = 0, Counter(), Counter()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -97,17 +97,17 @@ class FakeCuda(FakeTensorMode):
         tensors = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
         target = None if kwargs.get("device") is None else torch.device(kwargs["device"]).type
         name = func.overloadpacket.__name__
+        if _is_composite(func):  # which inference tensors leave whole
+            with self:
+                return func.decompose(*args, **kwargs)
         if func is aten._pin_memory.default:
             return args[0].clone()
         if target != "cuda" and not any(isinstance(x, FakeTensor) for x in tensors):
             return func(*args, **kwargs)
-        if torch.is_inference_mode_enabled() and _is_composite(func):
-            with self:
-                return func.decompose(*args, **kwargs)
         if self.depth == 0:
             self._check(name, args, kwargs, tensors, target)
             if name == "_local_scalar_dense":
-                return False if args[0].dtype == torch.bool else 0.0 if args[0].is_floating_point() else 0
+                return True if args[0].dtype == torch.bool else 0.0 if args[0].is_floating_point() else 0
             if name == "_to_copy" and target == "cpu":
                 return self._on_host(*args, kwargs.get("dtype"))
             if name not in NO_KERNEL and not _is_view(func):
@@ -123,11 +123,12 @@ class FakeCuda(FakeTensorMode):
             out.on_host = args[0]
         return out
 
-    @staticmethod
-    def _on_host(tensor, dtype=None):
-        """The host's copy of a fake tensor: what was copied to the device, if it was; else zeros."""
+    def _on_host(self, tensor, dtype=None):
+        """The host's copy of a fake tensor: what was copied there, if it was, else made-up numbers."""
         values = getattr(tensor, "on_host", None)
-        values = torch.zeros(tensor.shape, dtype=tensor.dtype) if values is None else values.clone()
+        if values is None and tensor.is_floating_point():  # features then differ, as scores need them to
+            values = torch.rand(tensor.shape, generator=self.generator)
+        values = torch.zeros(tensor.shape) if values is None else values.clone()
         return values.to(dtype or tensor.dtype)
 
     def _check(self, name, args, kwargs, tensors, target):
@@ -162,7 +163,7 @@ class FakeCuda(FakeTensorMode):
 
     def _wait(self, what):
         found = _project_line()
-        if found is not None and found[1] not in MAY_WAIT:
+        if found is not None and not MAY_WAIT.keys() & set(found[:2]):
             raise DeviceMistake(f"{_here()} waits for the device: {what}")
         self.waits[f"{_here()} {what}"] += 1
 
@@ -194,7 +195,7 @@ def _project_line():
                 function = (
                     f"{owner.__name__}.{code.co_name}" if hasattr(owner, code.co_name) else code.co_name
                 )
-                return path.relative_to(ROOT), function, line
+                return str(path.relative_to(ROOT)), function, line
         frame = frame.f_back
     return None
 
