@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from datasets import ImageSet
 from datasets.loader import evaluation_batches
 from datasets.long_tail import long_tail_counts, long_tail_indices
 from datasets.normalization import IMAGENET_NORMALIZATION
@@ -23,13 +24,8 @@ from utils import flags
 from utils.calibration import CALIBRATIONS, Classifier
 from utils.distributed import autocast, finish, in_main, start
 from utils.errors import InputError, exit_cleanly
-from utils.evaluation import (
-    evaluate,
-    extract_features,
-    fit_calibrations,
-    prepare_network,
-    trained_statistics,
-)
+from utils.evaluation import evaluate, extract_features, prepare_network
+from utils.fitting import fit_calibrations, trained_statistics
 from utils.report import report
 from utils.run.checkpoint import open_checkpoint, require_class_counts, settle
 from utils.run.runlog import environment, show_warnings_plainly, writable_folder
@@ -63,9 +59,10 @@ def main(argv=None):
     ood_sets = benchmark.load_ood(args.dout or benchmark.ood_sets, args.drp, args.ood_resize)
     test = benchmark.load_split(args.drp, False)
     train = benchmark.load_long_tailed(args.drp, known["rho"])
+    held_out = None
     if known["val_fraction"]:
-        kept, _ = hold_out(train.labels, known["val_fraction"])
-        train = train._replace(images=train.images[kept], labels=train.labels[kept])
+        parts = hold_out(train.labels, known["val_fraction"])
+        train, held_out = (ImageSet(train.images[part], train.labels[part]) for part in parts)
     class_counts = torch.bincount(train.labels, minlength=num_classes)
     require_class_counts(checkpoint, class_counts.tolist())
     calibration = train
@@ -73,7 +70,7 @@ def main(argv=None):
         counts = long_tail_counts(int(torch.bincount(test.labels).max()), num_classes, known["rho"])
         chosen = long_tail_indices(test.labels, counts)
         calibration = test._replace(images=test.images[chosen], labels=test.labels[chosen])
-    names = flags.chosen_calibrations(args)
+    names = flags.chosen_calibrations(args, held_out is not None)
     needs_outliers = set(names) != {"none"}
     outliers = benchmark.load_outliers(args.drp, args.num_ood_samples) if needs_outliers else None
 
@@ -103,6 +100,7 @@ def main(argv=None):
             flush=True,
         )
         attending = features(*calibration)
+    held_out = features(*held_out) if "auto" in names else None
 
     if compute.is_main:
         classifier = Classifier.of(model, args.tnorm)
@@ -113,12 +111,15 @@ def main(argv=None):
             training,
             surrogate,
             class_counts,
+            strength=args.fc_strength,
             attending=attending,
             statistics=statistics,
+            held_out=held_out,
+            score=args.score,
         )
         results, scores = evaluate(calibrations, test_features, ood_features, class_counts.tolist())
         about = {"dataset": ds, "checkpoint": str(args.ckpt_path), "class_counts": class_counts.tolist()}
-        about |= {"calibration_split": args.calibration_split if "fc" in names else None} | facts
+        about |= {"calibration_split": args.calibration_split if "fc" in calibrations else None} | facts
         about["tnorm"] = args.tnorm
         about["ood_resize"] = args.ood_resize
         report(about | results | {"environment": environment(compute.device)}, scores, args.score, out)

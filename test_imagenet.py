@@ -20,7 +20,8 @@ from utils import flags
 from utils.calibration import CALIBRATIONS, Classifier
 from utils.distributed import autocast, finish, in_main, start
 from utils.errors import InputError, exit_cleanly
-from utils.evaluation import evaluate, extract_features, fit_calibrations, prepare_network
+from utils.evaluation import evaluate, extract_features, prepare_network
+from utils.fitting import fit_calibrations
 from utils.report import report
 from utils.run.checkpoint import open_checkpoint, require_class_counts, settle
 from utils.run.runlog import environment, show_warnings_plainly, writable_folder
@@ -50,13 +51,15 @@ def main(argv=None):
 
     # Read every list first: what is missing shows before any work is done.
     training = load_files(args.txtt, args.iidp)
+    held_out = None
     if known["val_fraction"]:
-        training = select(training, hold_out(training.labels, known["val_fraction"])[0])
+        parts = hold_out(training.labels, known["val_fraction"])
+        training, held_out = (select(training, part) for part in parts)
     class_counts = torch.bincount(training.labels).tolist()
     require_class_counts(checkpoint, class_counts)
     test = load_files(args.txtv, args.iidp, num_classes=len(class_counts))
     ood = load_ood_lists(args.txt_ood_test, args.iodp)
-    names = flags.chosen_calibrations(args)
+    names = flags.chosen_calibrations(args, held_out is not None)
     needs_outliers = set(names) != {"none"}
     outliers = load_files(args.txt_ood_train, args.iodp, labelled=False) if needs_outliers else None
     if args.num_cal < len(class_counts):
@@ -87,13 +90,25 @@ def main(argv=None):
         size = min(args.num_cal, len(outliers.paths))
         chosen = select(outliers, epoch_indices(len(outliers.paths), size, args.seed, 0, "calibration"))
         surrogate = features(chosen).features
+    held_out = features(held_out) if "auto" in names else None
 
     if compute.is_main:
         classifier = Classifier.of(model, args.tnorm)
-        calibrations, facts = fit_calibrations(names, classifier, training, surrogate, class_counts)
+        calibrations, facts = fit_calibrations(
+            names,
+            classifier,
+            training,
+            surrogate,
+            class_counts,
+            strength=args.fc_strength,
+            held_out=held_out,
+            score=args.score,
+        )
         results, scores = evaluate(calibrations, test_features, ood_features, class_counts)
         about = {"dataset": "imagenet", "checkpoint": str(args.ckpt_path), "class_counts": class_counts}
-        about |= {"calibration_split": "train" if "fc" in names else None} | facts | {"tnorm": args.tnorm}
+        about |= (
+            {"calibration_split": "train" if "fc" in calibrations else None} | facts | {"tnorm": args.tnorm}
+        )
         report(about | results | {"environment": environment(compute.device)}, scores, args.score, out)
     finish()
 

@@ -20,10 +20,10 @@ from datasets.loader import evaluation_batches
 from datasets.registry import BENCHMARKS
 from models import build_model
 from utils import flags
-from utils.calibration import Classifier
+from utils.calibration import Classifier, calibrate
 from utils.distributed import Compute, autocast
 from utils.errors import InputError, exit_cleanly
-from utils.evaluation import calibrate, extract_features
+from utils.evaluation import extract_features
 from utils.metrics import shot_groups
 from utils.plots import plot_attention, plot_class_accuracy, plot_feature_map
 from utils.run.checkpoint import load_run

@@ -248,6 +248,16 @@ def test_no_test_image_changes_what_is_fitted(digits_run, tmp_path, monkeypatch)
     assert rows[0] != rows[1]
 
 
+def test_auto_needs_images_that_were_held_out(digits_run, tmp_path, capsys):
+    argv = ["--gpu", "cpu", "--ckpt_path", digits_run, "--srp", tmp_path]
+    assert_one_sentence(
+        capsys, run(evaluation.main, *argv, "--calibration", "auto"), "--calibration auto", "--val_fraction"
+    )
+    for flags in (["--calibration", "auto", "none"], ["--fc_strength", 0.5, "--calibration", "probe"]):
+        assert_one_sentence(capsys, run(evaluation.main, *argv, *flags), flags[0])
+    assert not (tmp_path / "results.json").exists()
+
+
 def test_fc_and_calibration_do_not_contradict_each_other(digits_run, capsys):
     argv = ["--ckpt_path", digits_run, "--FC", "True", "--calibration", "probe"]
     assert_refused_by_the_parser(capsys, run(evaluation.main, *argv), "--calibration", "--FC")
@@ -273,7 +283,7 @@ def test_calibration_on_the_test_split_is_possible_and_warned_of(digits_run, tmp
     assert results["calibration_split"] == "test" and results["tnorm"] is True
 
 
-def test_the_parts_of_the_method_can_be_left_out(tmp_path):
+def test_the_parts_of_the_method_can_be_left_out(tmp_path, capsys):
     argv = [
         *DIGITS,
         "--isac",
@@ -297,7 +307,12 @@ def test_the_parts_of_the_method_can_be_left_out(tmp_path):
     record = json.loads((tmp_path / "log.jsonl").read_text())
     assert record["isac"] == record["oe"] == 0 and record["loss"] == record["tla"] > 0
     assert "val_accuracy" in record
-    assert run(evaluation.main, "--gpu", "cpu", "--ckpt_path", tmp_path, "--FC", "False") == 0
+    assert run(evaluation.main, "--gpu", "cpu", "--ckpt_path", tmp_path, "--calibration", "auto") == 0
+    assert "chosen" in capsys.readouterr().out
+    results = json.loads((tmp_path / "results.json").read_text())
+    chosen = results["auto"]["chosen"]["calibration"]
+    assert [a["calibration"] for a in results["accuracy"]] == list(dict.fromkeys(["none", chosen]))
+    assert results["vmf"] == "training features"  # without the contrast, training kept no statistics
 
 
 def test_the_released_recipe_trains(tmp_path):
@@ -525,7 +540,7 @@ def test_two_runs_do_not_share_a_folder(tmp_path, capsys):
         (
             "test",
             "--seed --gpu --num_workers --FC --tnorm --model --md --dataset --ds --data_root_path "
-            "--calibration "
+            "--calibration --fc_strength "
             "--drp --dout "
             "--num_ood_samples --imbalance_ratio --rho --test_batch_size --tb --ckpt_path "
             "--calibration_split --score",

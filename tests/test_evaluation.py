@@ -2,16 +2,14 @@ import numpy as np
 import pytest
 import torch
 
-from utils.calibration import CALIBRATIONS, Calibration, Classifier, attention_weight
+from utils.calibration import CALIBRATIONS, Calibration, Classifier, attention_weight, calibrate
 from utils.distributed import Compute
 from utils.evaluation import (
     Features,
-    calibrate,
     evaluate,
     extract_features,
-    fit_calibrations,
-    trained_statistics,
 )
+from utils.fitting import fit_calibrations, trained_statistics
 from utils.losses import PATTLoss
 from utils.metrics import OOD_METRICS, ood_metrics
 from utils.plots import plot_class_accuracy

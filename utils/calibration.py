@@ -4,7 +4,7 @@
 dimensions, and ``probe`` is a linear head fitted after training (:mod:`utils.probe`).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -80,6 +80,47 @@ class Calibration(NamedTuple):
     def restore(cls, state: dict) -> "Calibration":
         probe = None if state["probe"] is None else Classifier(**state["probe"])
         return cls(Classifier(**state["classifier"]), state["attention"], probe)
+
+
+def calibrate(
+    classifier: Classifier,
+    training: tuple[torch.Tensor, torch.Tensor],
+    outlier_features: torch.Tensor,
+    class_counts: Sequence[int],
+) -> torch.Tensor:
+    """The attention vector A (D,) of PATT, on the classifier's device.
+
+    Args:
+        classifier: whose own predictions label the outliers.
+        training: features (N, D) and labels (N,) of training images. outlier_features: (M, D).
+        class_counts: (C,) training-set sizes.
+
+    Raises:
+        InputError: see :func:`attention_weight`.
+    """
+    outputs = Calibration(classifier).outputs(outlier_features)
+    predicted = torch.cat([rows.logits.argmax(dim=1) for rows in outputs]).cpu()
+    counts, weight = torch.as_tensor(class_counts), classifier.weight.cpu()
+    attention = attention_weight(*training, outlier_features, predicted, weight, counts / counts.sum())
+    return attention.to(classifier.weight.device)
+
+
+def build_calibration(
+    name: str,
+    classifier: Classifier,
+    attention: torch.Tensor | None = None,
+    probe: Classifier | None = None,
+    strength: float = 1.0,
+) -> Calibration:
+    """The calibration ``name``, one of :data:`CALIBRATIONS`.
+
+    Args:
+        classifier: the network's. attention: A, which "fc" needs. probe: of C + 1 classes, for "probe".
+        strength: S of A_S = 1 + S (A - 1); 1 is the paper's FC, 0 is none.
+    """
+    if name == "probe":
+        return Calibration(Classifier(probe.weight[:-1], probe.bias[:-1]), None, probe)
+    return Calibration(classifier, 1 + strength * (attention - 1) if name == "fc" else None, probe)
 
 
 def attention_weight(features, labels, outlier_features, outlier_labels, classifier_weight, prior):

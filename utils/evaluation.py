@@ -1,18 +1,17 @@
-"""From a network to rows of a results table: features once per set, then scores and metrics in many ways."""
+"""From a network to rows of a results table: features once per set, then scores and metrics in many ways.
 
-import warnings
+What is fitted in between is in :mod:`utils.fitting`.
+"""
+
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
-from utils.calibration import Calibration, Classifier, attention_weight
 from utils.distributed import over_gpus
 from utils.metrics import OOD_METRICS, accuracy_by_shot, class_accuracies, class_tally, ood_metrics
-from utils.probe import fit_probe
 from utils.run.weights import load_weights, network_weights
-from utils.scores import Training, fit_scores
 
 
 class Features(NamedTuple):
@@ -71,87 +70,6 @@ def extract_features(network, batches, size, compute, mixed_precision):
     if len(mine.labels) != size:
         raise RuntimeError(f"{len(mine.labels)} images were evaluated of a set of {size}")
     return mine
-
-
-def calibrate(classifier, training, outlier_features, class_counts):
-    """The attention vector (D,) from the :class:`Features` of training images and the features of surrogate
-    outliers (M, D), on the classifier's device."""
-    counts, device = torch.as_tensor(class_counts), classifier.weight.device
-    outputs = Calibration(classifier).outputs(outlier_features)
-    predicted = torch.cat([rows.logits.argmax(dim=1) for rows in outputs]).cpu()
-    weight, prior = classifier.weight.cpu(), counts / counts.sum()
-    return attention_weight(*training, outlier_features, predicted, weight, prior).to(device)
-
-
-def trained_statistics(checkpoint, num_classes, dim):
-    """The classes' von Mises-Fisher distributions that training kept, where they are of unit features.
-
-    Args:
-        checkpoint: of train.py or a published one. num_classes: C. dim: the width D of the features.
-
-    Returns:
-        (mu, kappa), float64 (C, D) and (C,); None where the checkpoint has none, has not seen every class, or
-        trained without the contrast or without normalising embeddings.
-    """
-    if not isinstance(checkpoint, dict):
-        return None
-    args, state = checkpoint.get("args"), checkpoint.get("criterion")
-    if not isinstance(args, dict) or not isinstance(state, dict):
-        return None
-    shapes = {"mean_direction": (num_classes, dim), "kappa": (num_classes,), "counts": (num_classes,)}
-    shapes["has_previous"] = (num_classes,)
-    stored = {name: state.get(f"statistics.{name}") for name in shapes}
-    if any(getattr(stored[name], "shape", None) != shape for name, shape in shapes.items()):
-        return None
-    seen = (stored["counts"] > 0) | stored["has_previous"]
-    if args.get("isac") is not True or "embeddings" in args.get("depart", []) or not bool(seen.all()):
-        return None
-    mu, kappa = stored["mean_direction"].double(), stored["kappa"].double()
-    return (mu, kappa) if bool(torch.isfinite(mu).all() & (kappa > 0).all()) else None
-
-
-def fit_calibrations(
-    names, classifier, training, outlier_features, class_counts, *, attending=None, statistics=None
-):
-    """The calibrations to evaluate, each with its scores, fitted without any test image; says how the probe's
-    fit ended.
-
-    Args:
-        names: some of :data:`utils.calibration.CALIBRATIONS`.
-        classifier: the network's; everything is computed on its device.
-        training: :class:`Features` of training images.
-        outlier_features: (M, D) of surrogate outliers; None, where "none" alone is asked for, leaves out the
-            scores that need them.
-        class_counts: (C,) training-set sizes.
-        attending: the :class:`Features` that the attention is taken from; default: ``training``.
-        statistics: see :func:`trained_statistics`.
-
-    Returns:
-        (calibrations, facts): dict of name to (:class:`utils.calibration.Calibration`,
-        :class:`utils.scores.FittedScores`), and plain values for the results file.
-    """
-    attention = probe = None
-    facts = {"vmf": "training features" if statistics is None else "class statistics of the checkpoint"}
-    if "fc" in names:
-        attention = calibrate(classifier, attending or training, outlier_features, class_counts)
-    if outlier_features is not None:
-        fit = fit_probe(*training, outlier_features, len(class_counts), classifier.weight.device)
-        probe = fit.probe
-        facts["probe"] = {"iterations": fit.iterations, "gradient": fit.gradient, "converged": fit.converged}
-        ended = f"after {fit.iterations} iterations, largest gradient {fit.gradient:.1e}"
-        if fit.converged:
-            print(f"the probe converged {ended}", flush=True)
-        else:
-            warnings.warn(f"the probe did not converge; it ended {ended}", stacklevel=2)
-    ways = {"none": Calibration(classifier, None, probe), "fc": Calibration(classifier, attention, probe)}
-    if probe is not None:
-        ways["probe"] = Calibration(Classifier(probe.weight[:-1], probe.bias[:-1]), None, probe)
-    fitted = {
-        name: (way, fit_scores(Training(way, *training, statistics)))
-        for name, way in ways.items()
-        if name in names
-    }
-    return fitted, facts
 
 
 class Evaluated(NamedTuple):

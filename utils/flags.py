@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from utils.errors import InputError
+
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
     """Keeps the description's lines, and gives every flag's default that is a value."""
@@ -155,11 +157,15 @@ def add_evaluation_flags(parser, calibrations, scores):
     ways.add_argument(
         "--calibration",
         nargs="+",
-        choices=calibrations,
+        choices=(*calibrations, "auto"),
         help="evaluate the network as it is (none), with feature calibration (fc), with a linear head "
-        "re-fitted on training features and outliers (probe); default: all three",
+        "re-fitted on training features and outliers (probe); auto: none, and what does best on the images "
+        "that --val_fraction held out of training; default: none fc probe",
     )
     add_boolean(ways, "--FC", help="True: --calibration none fc; False: --calibration none")
+    parser.add_argument(
+        "--fc_strength", type=unit, default=1.0, help="S of feature calibration with 1 + S (A - 1)"
+    )
     add_boolean(
         parser, "--tnorm", default=False, help="normalise the rows of the classifier and drop its bias"
     )
@@ -180,11 +186,30 @@ def add_evaluation_flags(parser, calibrations, scores):
     )
 
 
-def chosen_calibrations(args):
-    """The names that ``--calibration`` or ``--FC`` asks for."""
-    if args.calibration:
-        return args.calibration
-    return {None: ["none", "fc", "probe"], True: ["none", "fc"], False: ["none"]}[args.FC]
+def chosen_calibrations(args, has_held_out):
+    """The names that ``--calibration`` or ``--FC`` asks for.
+
+    Args:
+        has_held_out: whether the checkpoint's run held training images out.
+
+    Raises:
+        InputError: flags that do not go together, or "auto" without images to choose on.
+    """
+    names = args.calibration
+    if not names:
+        names = {None: ["none", "fc", "probe"], True: ["none", "fc"], False: ["none"]}[args.FC]
+    if "auto" in names and len(names) > 1:
+        raise InputError("--calibration auto evaluates none and what it chooses; name no other beside it")
+    if "auto" in names and not has_held_out:
+        raise InputError(
+            "--calibration auto chooses on training images that --val_fraction held out, and this run held "
+            "out none; train with --val_fraction 0.1, or name calibrations: none, fc, probe"
+        )
+    if args.fc_strength != 1 and "fc" not in names:
+        raise InputError(
+            f"--fc_strength {args.fc_strength} needs --calibration fc (auto chooses the strength)"
+        )
+    return names
 
 
 def add_image_lists(parser):

@@ -1,0 +1,157 @@
+"""Everything that is fitted after training: calibrations and scores, on training images and outliers.
+
+Nothing here is given a test image or an OOD set.
+"""
+
+import warnings
+
+import numpy as np
+import torch
+
+from utils.calibration import CALIBRATIONS, build_calibration, calibrate
+from utils.evaluation import predict
+from utils.metrics import class_accuracies, class_tally, ood_metrics
+from utils.probe import fit_probe
+from utils.scores import Training, fit_scores
+
+STRENGTHS = (0.1, 0.25, 0.5, 1.0)  # of FC, that "auto" tries
+HELD_OUT_OUTLIERS = 10  # every tenth
+
+
+def trained_statistics(checkpoint, num_classes, dim):
+    """The classes' von Mises-Fisher distributions that training kept, where they are of unit features.
+
+    Args:
+        checkpoint: of train.py or a published one. num_classes: C. dim: the width D of the features.
+
+    Returns:
+        (mu, kappa), float64 (C, D) and (C,); None where the checkpoint has none, has not seen every class, or
+        trained without the contrast or without normalising embeddings.
+    """
+    if not isinstance(checkpoint, dict):
+        return None
+    args, state = checkpoint.get("args"), checkpoint.get("criterion")
+    if not isinstance(args, dict) or not isinstance(state, dict):
+        return None
+    shapes = {"mean_direction": (num_classes, dim), "kappa": (num_classes,), "counts": (num_classes,)}
+    shapes["has_previous"] = (num_classes,)
+    stored = {name: state.get(f"statistics.{name}") for name in shapes}
+    if any(getattr(stored[name], "shape", None) != shape for name, shape in shapes.items()):
+        return None
+    seen = (stored["counts"] > 0) | stored["has_previous"]
+    if args.get("isac") is not True or "embeddings" in args.get("depart", []) or not bool(seen.all()):
+        return None
+    mu, kappa = stored["mean_direction"].double(), stored["kappa"].double()
+    return (mu, kappa) if bool(torch.isfinite(mu).all() & (kappa > 0).all()) else None
+
+
+def fit_calibrations(
+    names,
+    classifier,
+    training,
+    outlier_features,
+    class_counts,
+    *,
+    strength=1.0,
+    attending=None,
+    statistics=None,
+    held_out=None,
+    score="energy",
+):
+    """The calibrations to evaluate, each with its scores; prints how the probe's fit ended and what "auto"
+    chose.
+
+    Args:
+        names: some of :data:`utils.calibration.CALIBRATIONS`, or "auto" alone: none, and what
+            :func:`try_calibrations` finds best.
+        classifier: the network's; everything is computed on its device.
+        training: :class:`Features` of training images.
+        outlier_features: (M, D) of surrogate outliers; None, where "none" alone is asked for, leaves out the
+            scores that need them.
+        class_counts: (C,) training-set sizes.
+        strength: of "fc", see :func:`utils.calibration.build_calibration`.
+        attending: the :class:`Features` that the attention is taken from; default: ``training``.
+        statistics: see :func:`trained_statistics`.
+        held_out, score: what "auto" chooses on, see :func:`try_calibrations`.
+
+    Returns:
+        (calibrations, facts): dict of name to (:class:`utils.calibration.Calibration`,
+        :class:`utils.scores.FittedScores`), and plain values for the results file.
+    """
+    attention = probe = None
+    facts = {"vmf": "training features" if statistics is None else "class statistics of the checkpoint"}
+    if "auto" in names:
+        trials = try_calibrations(
+            classifier, training, outlier_features, class_counts, held_out, score, statistics
+        )
+        chosen = max(trials, key=quality)
+        print(describe_trials(trials, chosen, len(held_out.labels), score), flush=True)
+        names, strength = ["none", chosen["calibration"]], chosen["fc_strength"]
+        facts["auto"] = {"chosen": chosen, "trials": trials, "score": score}
+    if "fc" in names:
+        attention = calibrate(classifier, attending or training, outlier_features, class_counts)
+        facts["fc_strength"] = strength
+    if outlier_features is not None:
+        fit = fit_probe(*training, outlier_features, len(class_counts), classifier.weight.device)
+        probe = fit.probe
+        facts["probe"] = {"iterations": fit.iterations, "gradient": fit.gradient, "converged": fit.converged}
+        ended = f"after {fit.iterations} iterations, largest gradient {fit.gradient:.1e}"
+        if fit.converged:
+            print(f"the probe converged {ended}", flush=True)
+        else:
+            warnings.warn(f"the probe did not converge; it ended {ended}", stacklevel=2)
+    calibrations = {}
+    for name in (n for n in CALIBRATIONS if n in names):
+        way = build_calibration(name, classifier, attention, probe, strength)
+        calibrations[name] = way, fit_scores(Training(way, *training, statistics))
+    return calibrations, facts
+
+
+def try_calibrations(
+    classifier, training, outlier_features, class_counts, held_out, score="energy", statistics=None
+):
+    """How well none, FC at several strengths and the probe do on held-out training images and outliers.
+
+    Attention, probe and score are fitted on ``training`` and nine tenths of the outliers; AUROC is of the
+    other tenth against the held-out images. (The network itself was trained with all of the outliers.)
+
+    Args:
+        classifier, training, outlier_features, class_counts, statistics: as for :func:`fit_calibrations`.
+        held_out: :class:`utils.evaluation.Features` of ID images that were held out of training.
+        score: whose AUROC it is.
+
+    Returns:
+        A list of {calibration, fc_strength, auroc, accuracy}: ``fc_strength`` is None where it is not FC,
+        ``auroc`` and ``accuracy``, the mean over the classes, are fractions.
+    """
+    is_held_out = torch.arange(len(outlier_features)) % HELD_OUT_OUTLIERS == 0
+    held_outliers, outliers = outlier_features[is_held_out], outlier_features[~is_held_out]
+    attention = calibrate(classifier, training, outliers, class_counts)
+    probe = fit_probe(*training, outliers, len(class_counts), classifier.weight.device).probe
+    trials = []
+    for name, strength in (("none", None), *(("fc", s) for s in STRENGTHS), ("probe", None)):
+        way = build_calibration(name, classifier, attention, probe, strength)
+        fitted = fit_scores(Training(way, *training, statistics), [score])
+        of_images = predict(way, fitted, held_out.features)
+        of_outliers = predict(way, fitted, held_outliers)
+        auroc = ood_metrics(of_images.scores[score].numpy(), of_outliers.scores[score].numpy())["auroc"]
+        tally = class_tally(of_images.predictions.numpy(), held_out.labels.numpy(), len(class_counts))
+        accuracy = float(np.mean([a for a in class_accuracies(*tally) if a is not None]))
+        trials.append({"calibration": name, "fc_strength": strength, "auroc": auroc, "accuracy": accuracy})
+    return trials
+
+
+def quality(trial):
+    """What "auto" takes the largest of, and of equals the first."""
+    return trial["auroc"] + trial["accuracy"]
+
+
+def describe_trials(trials, chosen, num_images, score):
+    """What "auto" tried and chose, as text."""
+    lines = [f"--calibration auto, on {num_images:,} held-out images: AUROC ({score}) + mean class accuracy"]
+    for trial in trials:
+        name = trial["calibration"] + ("" if trial["fc_strength"] is None else f" {trial['fc_strength']}")
+        auroc, accuracy, both = (100 * v for v in (trial["auroc"], trial["accuracy"], quality(trial)))
+        mark = "  the largest: chosen" if trial is chosen else ""
+        lines.append(f"  {name:8} {auroc:6.2f} + {accuracy:6.2f} = {both:6.2f}{mark}")
+    return "\n".join(lines)
