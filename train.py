@@ -135,27 +135,6 @@ def cosine(base, epochs):
     return lambda epoch: base / 2 * (1 + math.cos(math.pi * epoch / epochs))
 
 
-def check_flags(args, compute, num_images, num_outliers):
-    """Refuses batch sizes that the sets or the processes cannot give, and flags that do not fit the devices.
-
-    ``num_outliers`` is None where none are used.
-    """
-    if args.sync_bn and (compute.world_size == 1 or compute.device.type != "cuda"):
-        raise InputError("--sync_bn is for several processes (torchrun) on CUDA")
-    if args.compile and len(compute.gpus) > 1:
-        raise InputError("--compile takes one GPU per process: name one in --gpu, or use torchrun")
-    sizes = [("--batch_size", args.batch_size, num_images)]
-    sizes += [] if num_outliers is None else [("--ood_batch_size", args.ob, num_outliers)]
-    for flag, size, available in sizes:
-        if size > available:
-            raise InputError(f"{flag} {size} is larger than the set, which has {available} images")
-        if size % compute.world_size:
-            raise InputError(f"{flag} {size} cannot be shared by {compute.world_size} processes")
-    replicas = max(compute.world_size, len(compute.gpus))
-    if args.batch_size < 2 * replicas:
-        raise InputError(f"--batch_size must be at least {2 * replicas}: BatchNorm needs 2 images per device")
-
-
 def main(argv=None):
     args = parse_args(argv)
     show_warnings_plainly()
@@ -171,7 +150,7 @@ def main(argv=None):
         images, labels = images[kept], labels[kept]
     class_counts = torch.bincount(labels).tolist()
     outliers = benchmark.load_outliers(args.drp, args.num_ood_samples) if args.oe else None
-    check_flags(args, compute, len(labels), None if outliers is None else len(outliers))
+    flags.check(args, compute, len(labels), None if outliers is None else len(outliers))
     normalization = benchmark.normalization
     loader = TrainLoader(
         images,

@@ -17,7 +17,7 @@ from datasets.imagenet import EvalImages, FileTrainLoader, load_files, select
 from datasets.registry import hold_out
 from datasets.workers import naming_files_of_dead_workers
 from models import FAMILIES, build_model
-from train import add_method_flags, check_flags, resolve, train
+from train import add_method_flags, resolve, train
 from utils import flags
 from utils.distributed import finish, seed_everything, start
 from utils.errors import exit_cleanly
@@ -61,7 +61,7 @@ def main(argv=None):
     if args.oe:
         outliers = load_files(args.txt_ood_train, args.iodp, labelled=False)
         outliers = select(outliers, torch.arange(len(outliers.paths))[: args.num_ood_samples])
-    check_flags(args, compute, len(training.paths), None if outliers is None else len(outliers.paths))
+    flags.check(args, compute, len(training.paths), None if outliers is None else len(outliers.paths))
     shared = {"image_size": args.image_size, "num_workers": args.num_workers, "device": compute.device}
     shared |= {"rank": compute.rank, "world_size": compute.world_size}
     loader = FileTrainLoader(

@@ -11,6 +11,7 @@ from command_line import run
 import train
 import train_imagenet
 from models import build_model
+from utils import flags
 from utils.losses import PATTLoss
 from utils.run import run as run_module
 from utils.run.checkpoint import load_run
@@ -103,7 +104,7 @@ def test_batchnorm_needs_two_images(batch, tmp_path, capsys):
         args = train.parse_args([*TINY, "-b", "4", "--ob", "4"])
         four = type("Compute", (), {"world_size": 4, "gpus": (), "device": torch.device("cpu")})
         with pytest.raises(ValueError, match="--batch_size must be at least 8"):
-            train.check_flags(args, four, 100, 100)
+            flags.check(args, four, 100, 100)
 
 
 def test_the_embedding_head_does_not_run_without_the_contrastive_loss():

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from utils.distributed import Compute
 from utils.errors import InputError
 
 
@@ -130,6 +131,27 @@ def add_training_flags(parser):
     add("--wd", type=weight, help="weight decay")
     add("--momentum", "-m", type=unit, default=0.9, help="of SGD (Nesterov)")
     add("--num_ood_samples", type=positive_int, help="how many outliers to use: the first ones of the file")
+
+
+def check(args: argparse.Namespace, compute: Compute, num_images: int, num_outliers: int | None) -> None:
+    """Refuses batch sizes that the sets or the processes cannot give, and flags that do not fit the devices.
+
+    ``num_outliers`` is None where none are used.
+    """
+    if args.sync_bn and (compute.world_size == 1 or compute.device.type != "cuda"):
+        raise InputError("--sync_bn is for several processes (torchrun) on CUDA")
+    if args.compile and len(compute.gpus) > 1:
+        raise InputError("--compile takes one GPU per process: name one in --gpu, or use torchrun")
+    sizes = [("--batch_size", args.batch_size, num_images)]
+    sizes += [] if num_outliers is None else [("--ood_batch_size", args.ob, num_outliers)]
+    for flag, size, available in sizes:
+        if size > available:
+            raise InputError(f"{flag} {size} is larger than the set, which has {available} images")
+        if size % compute.world_size:
+            raise InputError(f"{flag} {size} cannot be shared by {compute.world_size} processes")
+    replicas = max(compute.world_size, len(compute.gpus))
+    if args.batch_size < 2 * replicas:
+        raise InputError(f"--batch_size must be at least {2 * replicas}: BatchNorm needs 2 images per device")
 
 
 def plain(args):
