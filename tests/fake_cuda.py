@@ -46,6 +46,7 @@ MAY_WAIT = {
     "StepGuard.check": "every 32 steps",
     "EvalImages.__iter__": "in evaluation",
     "utils/run/checkpoint.py": "once per checkpoint",
+    "utils/run/weights.py": "once per run",
     "utils/evaluation.py": "in evaluation",
     "utils/calibration.py": "in evaluation",
     "utils/scores.py": "in evaluation",
@@ -75,8 +76,8 @@ NO_KERNEL = {
 KERNELS = {"logsumexp": 8, "linalg_vector_norm": 1}  # of operators that are made of others
 
 
-class DeviceMistake(Exception):
-    """What CUDA would refuse, or a wait where there must be none."""
+class DeviceMistake(BaseException):
+    """What CUDA would refuse, or a wait where there must be none. The project catches Exceptions."""
 
 
 class FakeCuda(FakeTensorMode):
@@ -303,6 +304,7 @@ PATCHES = [
     (nn.Module, "_apply", _apply),
     (torch, "load", _real_load),
     (torch.Tensor, "backward", backward),
+    (FakeTensor, "tolist", lambda self: self.cpu().tolist()),
     (torch.Tensor, "pin_memory", lambda self, *_: aten._pin_memory.default(self)),
     (torch.Tensor, "record_stream", lambda self, _: None),
     (torch.cuda.amp.common, "amp_definitely_not_available", lambda: False),
