@@ -15,9 +15,9 @@ import torch
 
 from datasets import ImageSet
 from datasets.loader import evaluation_batches
-from datasets.long_tail import long_tail_counts, long_tail_indices
+from datasets.long_tail import hold_out, long_tail_counts, long_tail_indices
 from datasets.normalization import IMAGENET_NORMALIZATION
-from datasets.registry import BENCHMARKS, hold_out
+from datasets.registry import BENCHMARKS
 from datasets.scood import RESIZE_MODES
 from models import FAMILIES, build_model
 from utils import flags

@@ -12,8 +12,8 @@ import argparse
 import torch
 
 from datasets.imagenet import EvalImages, balanced_sample, load_files, load_ood_lists, select
+from datasets.long_tail import hold_out
 from datasets.randomness import epoch_indices
-from datasets.registry import hold_out
 from datasets.workers import naming_files_of_dead_workers
 from models import FAMILIES, build_model
 from utils import flags

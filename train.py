@@ -17,8 +17,9 @@ from pathlib import Path
 import torch
 
 from datasets.loader import TrainLoader, evaluation_batches
+from datasets.long_tail import hold_out
 from datasets.normalization import IMAGENET_NORMALIZATION
-from datasets.registry import BENCHMARKS, hold_out
+from datasets.registry import BENCHMARKS
 from models import FAMILIES, build_model
 from utils import flags
 from utils.distributed import autocast, finish, parallelize, seed_everything, share_buffers, start

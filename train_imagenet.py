@@ -14,7 +14,7 @@ import torch
 
 from datasets.augment.views import imagenet_views
 from datasets.imagenet import EvalImages, FileTrainLoader, load_files, select
-from datasets.registry import hold_out
+from datasets.long_tail import hold_out
 from datasets.workers import naming_files_of_dead_workers
 from models import FAMILIES, build_model
 from train import add_method_flags, resolve, train

@@ -24,6 +24,7 @@ from typing import NamedTuple
 import torch
 
 from benchmarks.rows import LEAK, ROWS, TABLES
+from datasets.registry import BENCHMARKS
 from utils import flags
 from utils.errors import InputError, exit_cleanly, first_line
 from utils.run.runlog import write_text
@@ -245,7 +246,7 @@ def parse_args(argv=None):
     parser.add_argument("table", choices=tuple(TABLES))
     parser.add_argument(
         "--ds",
-        choices=("cifar10", "cifar100", "digits", "imagenet"),
+        choices=(*BENCHMARKS, "imagenet"),
         help="of the tables that are not named after a data set; default cifar10",
     )
     parser.add_argument("--rows", nargs="+", metavar="ROW", help="only these rows of the table")

@@ -1,9 +1,9 @@
 """Bytes to batches.
 
 registry: one record per data set that fits in memory; cifar, digits, scood, outliers, long_tail: which images
-imagenet, image_list, decoding, workers: the same for lists of image files
+imagenet, image_list, pixels, decoding, workers: the same for lists of image files
 loader, normalization, randomness: how batches are delivered
-augment/, files/: random views; reading what a stranger wrote
+augment/, files/: random views; reading files from strangers
 prepare: fetches and checks data sets from the command line
 """
 
@@ -13,7 +13,7 @@ import torch
 
 
 class ImageSet(NamedTuple):
-    """Images of one size with their labels; ``images`` is uint8 (N, 3, H, W), ``labels`` int64 (N,)."""
+    """Images of one size and their labels: ``images`` is uint8 (N, 3, H, W), ``labels`` int64 (N,)."""
 
     images: torch.Tensor
     labels: torch.Tensor

@@ -1,9 +1,8 @@
-"""The embedded digits benchmark: real images that ship inside scikit-learn, so that no download is needed.
+"""The embedded digits benchmark: real images that ship with scikit-learn, so nothing is downloaded.
 
-In-distribution are the handwritten digits 0-7 with a long tail on the training split; the digits 8 and 9 are
-the semantic OOD set. Surrogate outliers are patches of one sample photograph; patches of the *other*
-photograph and noise are the far OOD sets. Everything is 16 x 16 and grey in three channels, so that colour
-gives nothing away.
+In-distribution are the handwritten digits 0-7, with a long-tailed training split; the digits 8 and 9 are the
+semantic OOD set. Surrogate outliers are patches of one sample photograph; patches of the *other* photograph
+and noise are the far OOD sets. All images are 16 x 16, grey in three channels, so colour gives nothing away.
 """
 
 from collections.abc import Sequence
@@ -28,24 +27,21 @@ OOD_SETS = ("digits89", "photo", "noise")
 NORMALIZATION = Normalization((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 
 
-def digits_views(size: int = 16, padding: int = 2) -> Views:
-    """Views for handwritten digits: nothing that makes one digit look like another, so no mirrors and mild
-    crops."""
+def digits_views(padding: int = 2) -> Views:
+    """Returns views that do not make one digit look like another: no mirroring, mild crops. ``padding`` is
+    that of view 1's crop."""
     jitter = ColorJitter(saturation=0.0, hue=0.0)
     strong = View((PaddedCrop(padding, flip=0.0), ToFloat()))
-    contrastive = View((RandomResizedCrop(size, scale=(0.5, 1.0), flip=0.0), jitter))
+    contrastive = View((RandomResizedCrop(SIZE, scale=(0.5, 1.0), flip=0.0), jitter))
     outlier = View((PaddedCrop(2, flip=0.0), ToFloat(), jitter))
     return Views(strong, contrastive, outlier)
 
 
 def load_digits(train: bool) -> ImageSet:
-    """The training images of digits 0-7 (every one that is not a test image, before the tail is cut), or the
-    balanced test split.
+    """Returns the digits 0-7, images (N, 3, 16, 16): the balanced test split, or all other images, from which
+    the long tail is taken.
 
-    Which images are test images is drawn once, with a fixed seed: 40 of each class.
-
-    Returns:
-        :class:`ImageSet`, images (N, 3, 16, 16).
+    The 40 test images of each class are drawn with a fixed seed.
     """
     images, labels = _all_digits()
     order = torch.from_numpy(np.random.default_rng(0).permutation(len(labels)))
@@ -57,20 +53,18 @@ def load_digits(train: bool) -> ImageSet:
     return ImageSet(images[chosen], labels[chosen])
 
 
-def load_digits_outliers(limit: int = NUM_OUTLIERS) -> torch.Tensor:
-    """Surrogate outliers: uint8 (limit, 3, 16, 16), random patches of scikit-learn's china.jpg."""
-    return _patches("china.jpg", limit, seed=1)
+def load_digits_outliers(limit: int) -> torch.Tensor:
+    """Returns surrogate outliers, uint8 (min(limit, 4000), 3, 16, 16): random patches of scikit-learn's
+    china.jpg."""
+    return _patches("china.jpg", min(limit, NUM_OUTLIERS), seed=1)
 
 
-def load_digits_ood(names: Sequence[str] = OOD_SETS) -> dict[str, ImageSet]:
-    """OOD test sets by name: ``digits89`` (digits 8 and 9), ``photo`` (patches of flower.jpg) and ``noise``
-    (uniform).
-
-    Returns:
-        dict of name to :class:`ImageSet` with labels -1.
+def load_digits_ood(names: Sequence[str]) -> dict[str, ImageSet]:
+    """Returns OOD test sets by name, with labels -1: ``digits89`` (digits 8 and 9), ``photo`` (patches of
+    flower.jpg) and ``noise`` (uniform).
 
     Raises:
-        InputError: an unknown name.
+        InputError: a name is unknown.
     """
     unknown = [name for name in names if name not in OOD_SETS]
     if unknown:
@@ -86,17 +80,17 @@ def load_digits_ood(names: Sequence[str] = OOD_SETS) -> dict[str, ImageSet]:
     return {name: ImageSet(sets[name], torch.full((len(sets[name]),), -1)) for name in names}
 
 
-def _all_digits():
-    """All 1,797 digits, enlarged from 8 x 8 with 17 grey levels to uint8 (N, 3, 16, 16)."""
+def _all_digits() -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns all 1,797 digits, enlarged from 8 x 8 with 17 grey levels, uint8 (N, 3, 16, 16), and labels."""
     data = load_sklearn_digits()
     grey = torch.from_numpy(data.images).float()[:, None] * (255 / 16)
     grey = F.interpolate(grey, size=(SIZE, SIZE), mode="bilinear").round().to(torch.uint8)
     return grey.expand(-1, 3, -1, -1), torch.from_numpy(data.target).long()
 
 
-def _patches(photograph, count, seed):
-    """Square patches of 16 to 96 pixels a side at random places, in grey, resized to uint8 (count, 3, 16,
-    16)."""
+def _patches(photograph: str, count: int, seed: int) -> torch.Tensor:
+    """Returns square patches with sides of 16 to 96 pixels at random positions, in grey, resized to uint8
+    (count, 3, 16, 16)."""
     photo = torch.from_numpy(load_sample_image(photograph).copy()).float().mean(dim=2)
     rng = np.random.default_rng(seed)
     patches = []

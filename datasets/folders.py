@@ -10,8 +10,7 @@ import torch
 
 from datasets.files.checks import inner_path, os_reason, shown
 from datasets.image_list import MAX_LABEL, read_lines
-from datasets.long_tail import long_tail_counts, long_tail_indices
-from datasets.registry import hold_out
+from datasets.long_tail import hold_out, long_tail_counts, long_tail_indices
 from utils.errors import InputError
 from utils.run.runlog import write_text
 

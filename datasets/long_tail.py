@@ -1,4 +1,4 @@
-"""How many images of each class a long-tailed training set has, and which ones."""
+"""Which images of each class a long-tailed training set has, and which are held out of it."""
 
 from collections.abc import Sequence
 
@@ -51,3 +51,18 @@ def long_tail_indices(labels: torch.Tensor, counts: Sequence[int]) -> torch.Tens
         if not 1 <= need <= have:
             raise InputError(f"class {c} has {have} images, and the long tail asks for {need}")
     return torch.cat([(labels == c).nonzero().flatten()[:count] for c, count in enumerate(counts)])
+
+
+def hold_out(labels: torch.Tensor, fraction: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Holds out the last ``fraction`` of each class's images, at least one.
+
+    Returns:
+        (kept, held out): int64 indices. A class with a single image keeps it.
+    """
+    kept, held = [], []
+    for c in labels.unique():
+        rows = (labels == c).nonzero().flatten()
+        size = min(max(1, round(fraction * len(rows))), len(rows) - 1)
+        kept.append(rows[: len(rows) - size])
+        held.append(rows[len(rows) - size :])
+    return torch.cat(kept), torch.cat(held)

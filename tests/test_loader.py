@@ -6,7 +6,6 @@ from datasets.digits import digits_views
 from datasets.loader import STEPS_AT_ONCE, TrainLoader, evaluation_batches
 from datasets.normalization import CIFAR_NORMALIZATION, IMAGENET_NORMALIZATION, Normalization
 from datasets.randomness import epoch_indices, mixed_seed
-from datasets.registry import hold_out
 
 N, M, SIZE = 23, 9, 16
 IDENTITY = Normalization((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
@@ -175,10 +174,3 @@ def test_evaluation_counts_every_image_once_and_in_order(batch_size):
     assert torch.equal(torch.cat([y for _, y in batches]), labels)
     assert torch.equal(torch.cat([numbers(x) for x, _ in batches]), labels)
     assert torch.equal(images, marked(N))
-
-
-def test_holding_out_takes_the_last_share_of_each_class():
-    labels = torch.tensor([0] * 10 + [1] * 4 + [2])
-    kept, held = hold_out(labels, 0.3)
-    assert held.tolist() == [7, 8, 9, 13]
-    assert sorted(kept.tolist() + held.tolist()) == list(range(15))

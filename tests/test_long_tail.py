@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from datasets.long_tail import long_tail_counts, long_tail_indices
+from datasets.long_tail import hold_out, long_tail_counts, long_tail_indices
 from utils.errors import InputError
 
 
@@ -60,3 +60,10 @@ def test_class_with_too_few():
 def test_label_without_a_count(labels):
     with pytest.raises(InputError, match=r"outside 0\.\.1"):
         long_tail_indices(torch.tensor(labels), [1, 1])
+
+
+def test_holding_out_takes_the_last_share_of_each_class():
+    labels = torch.tensor([0] * 10 + [1] * 4 + [2])
+    kept, held = hold_out(labels, 0.3)
+    assert held.tolist() == [7, 8, 9, 13]
+    assert sorted(kept.tolist() + held.tolist()) == list(range(15))

@@ -288,7 +288,7 @@ def test_view_contract(view, size):
 
 
 def test_contrastive_view_can_change_the_size():
-    assert views.cifar_views(size=32).contrastive(random_images(4, 48), seeded()).shape == (4, 3, 32, 32)
+    assert views.cifar_views().contrastive(random_images(4, 48), seeded()).shape == (4, 3, 32, 32)
 
 
 @pytest.mark.parametrize("name", stages.Views._fields)

@@ -1,4 +1,4 @@
-"""The views of each kind of data set: chains of stages with the paper's settings."""
+"""The views of CIFAR-LT and ImageNet-LT: chains of stages with the paper's settings."""
 
 from datasets.augment.policies import AutoAugment, RandAugment
 from datasets.augment.stages import (
@@ -16,26 +16,26 @@ from datasets.augment.stages import (
 from datasets.normalization import CIFAR_NORMALIZATION
 
 
-def cifar_views(
-    size: int = 32, padding: int = 4, cutout_fill: tuple[float, float, float] = CIFAR_NORMALIZATION.mean
-) -> Views:
-    """Views for CIFAR. ``padding`` is that of the strong view's crop: 4 by the paper, 0 in the authors'
+def cifar_views(padding: int = 4) -> Views:
+    """Returns the views for CIFAR. ``padding`` is that of view 1's crop: 4 in the paper, 0 in the authors'
     release."""
-    strong = View((PaddedCrop(padding), AutoAugment(), ToFloat(), Cutout(size // 2, cutout_fill)))
-    contrastive = View((RandomResizedCrop(size), ColorJitter(), RandomGrayscale()))
+    cutout = Cutout(16, fill=CIFAR_NORMALIZATION.mean)
+    strong = View((PaddedCrop(padding), AutoAugment(), ToFloat(), cutout))
+    contrastive = View((RandomResizedCrop(32), ColorJitter(), RandomGrayscale()))
     outlier = View((PaddedCrop(4), ToFloat(), ColorJitter(), RandomGrayscale()))
     return Views(strong, contrastive, outlier)
 
 
-def imagenet_views(randaug_n: int = 2, randaug_m: float = 10.0, mstd: float = 0.5) -> Views:
-    """Views for images that were cropped and resized while they were read: colour and RandAugment only."""
+def imagenet_views(randaug_n: int = 2, randaug_m: float = 10.0) -> Views:
+    """Returns the views for images that are cropped and resized while they are read: mirroring, colour and
+    RandAugment only."""
     strong = View(
         (
             HorizontalFlip(),
             ToFloat(),
             ColorJitter(hue=0.0, probability=1.0),
             ToUint8(),
-            RandAugment(randaug_n, randaug_m, mstd),
+            RandAugment(randaug_n, randaug_m),
             ToFloat(),
         )
     )
