@@ -105,7 +105,22 @@ def test_timing_gives_median_and_spread(monkeypatch):
     assert common.timed(lambda: None, 3, warmup=0) == (2.0, 1.0, 3.0)
 
 
-def test_the_gpu_plan_names_modules_that_exist_and_valid_flags(tmp_path):
+def test_the_gpu_of_device_is_the_one_that_is_measured(monkeypatch, capsys):
+    current = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    assert train.benchmark_args(["--device", "cuda:1"]).device == torch.device("cuda", 1)
+    assert train.benchmark_args(["--device", "cuda"]).device == torch.device("cuda")
+    assert train.benchmark_args([]).device == torch.device("cpu")
+    assert current == [1, 0]
+    with pytest.raises(SystemExit):
+        train.benchmark_args(["--device", "cuda:2"])
+    assert "no device cuda:2; visible CUDA devices: 2" in capsys.readouterr().err
+
+
+def test_the_gpu_plan_names_modules_that_exist_and_valid_flags(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda index: None)
     lines = gpu.plan(tmp_path, tmp_path / "out", ["tin"])
     for line in lines:
         assert (

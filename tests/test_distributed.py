@@ -10,7 +10,7 @@ import torch.multiprocessing as mp
 from datasets.loader import evaluation_batches
 from datasets.normalization import CIFAR_NORMALIZATION
 from models import build_model
-from utils.distributed import Compute, InterleavedDataParallel, interleaved, parallelize, start
+from utils.distributed import Compute, InterleavedDataParallel, autocast, interleaved, parallelize, start
 from utils.errors import InputError
 from utils.evaluation import extract_features
 from utils.losses import PATTLoss
@@ -172,11 +172,33 @@ def test_values_that_are_no_list_of_gpus_are_refused(gpu):
         start(gpu)
 
 
-def test_a_gpu_that_is_not_there_is_an_error(monkeypatch):
+@pytest.mark.parametrize(
+    "visible,mask,said",
+    [
+        (2, None, "2 visible CUDA devices: 0 to 1$"),
+        (1, "3", "1 visible CUDA device: 0 .*VISIBLE_DEVICES is '3'"),
+    ],
+)
+def test_a_gpu_that_is_not_there_is_an_error(visible, mask, said, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(InputError, match="--gpu 5: .* has 2"):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if mask is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", mask)
+    with pytest.raises(InputError, match=f"--gpu 5: .* {said}"):
         start("0,5")
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_bf16_is_chosen_only_where_the_gpu_computes_in_it(native, monkeypatch):
+    monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or native
+    )
+    cuda = torch.device("cuda")
+    enabled = {precision: autocast(cuda, precision)._enabled for precision in ("auto", "bf16", "fp32")}
+    assert enabled == {"auto": native, "bf16": True, "fp32": False}
+    assert not autocast(torch.device("cpu"), "auto")._enabled
 
 
 def test_without_cuda_the_cpu_is_used_and_said_in_one_line(monkeypatch, capsys):

@@ -87,17 +87,27 @@ def _gpu_indices(text):
 
 
 def _check_indices(indices):
-    there = torch.cuda.device_count()
-    missing = [i for i in indices if i >= there]
+    visible = torch.cuda.device_count()
+    missing = [i for i in indices if i >= visible]
     if missing:
-        raise InputError(
-            f"--gpu {missing[0]}: there is no such CUDA device, this machine has {there} (0 to {there - 1})"
+        some = (
+            "1 visible CUDA device: 0"
+            if visible == 1
+            else f"{visible} visible CUDA devices: 0 to {visible - 1}"
         )
+        mask = os.environ.get("CUDA_VISIBLE_DEVICES")
+        where = "" if mask is None else f" (CUDA_VISIBLE_DEVICES is {mask!r})"
+        raise InputError(f"--gpu {missing[0]}: no such device; {some}{where}")
 
 
 def autocast(device, precision):
-    """The autocast context of ``--precision``: "auto" is bf16 on CUDA and fp32 on a CPU."""
-    bf16 = precision == "bf16" or (precision == "auto" and device.type == "cuda")
+    """The autocast context of ``--precision``: "auto" is bf16 where the GPU computes in it, else fp32.
+
+    GPUs before Ampere emulate bf16, slowly.
+    """
+    bf16 = precision == "bf16"
+    if precision == "auto" and device.type == "cuda":
+        bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
 
 

@@ -75,6 +75,7 @@ imbalance_ratio = number(float, above=0, high=1)
 fraction = number(float, low=0, high=0.9)
 unit = number(float, low=0, high=1)
 FIGURES = ("png", "pdf", "svg")
+PRECISION = "auto: bf16 on GPUs that compute in it (Ampere and later), else fp32"
 
 
 def add_training_flags(parser):
@@ -103,10 +104,12 @@ def add_training_flags(parser):
     add("--checkpoint_every_minutes", type=weight, default=0, help=minutes)
     bad = "non-finite steps in a row that end the run"
     add("--max_bad_steps", type=positive_int, default=3, help=bad)
-    precision = "auto: bf16 on CUDA, fp32 on a CPU; fp32 on CUDA has TF32 convolutions"
+    precision = f"{PRECISION}; fp32 on CUDA has TF32 convolutions"
     add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help=precision)
     add("--compile", action=argparse.BooleanOptionalAction, default=False, help="torch.compile the network")
-    sync = "BatchNorm statistics of the global batch (CUDA, torchrun)"
+    sync = (
+        "BatchNorm statistics of the global batch (CUDA, torchrun); the host waits once per BatchNorm layer"
+    )
     add_boolean(group, "--sync_bn", default=False, help=sync)
     add("--figures", choices=FIGURES, default="png", help="format of the pictures")
 
@@ -201,7 +204,7 @@ def add_evaluation_flags(parser, calibrations, scores):
         "--precision",
         choices=("auto", "fp32", "bf16"),
         default="auto",
-        help="auto: bf16 on CUDA, fp32 on a CPU",
+        help=PRECISION,
     )
     parser.add_argument(
         "--srp", type=path, metavar="DIR", help="where results go; default: the run directory"

@@ -10,7 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 
 import torch
 
-from benchmarks.speed.common import publish, timed
+from benchmarks.speed.common import chosen_device, publish, timed
 from benchmarks.speed.plain import as_pil, plain_views
 from datasets.augment.views import cifar_views
 from datasets.loader import STEPS_AT_ONCE
@@ -29,7 +29,7 @@ def plain_chunk(view, images, seed):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
+    parser.add_argument("--device", type=chosen_device, default="cpu")
     args = parser.parse_args()
     workers, at_once = torch.get_num_threads(), STEPS_AT_ONCE[args.device.type]
     generator = torch.Generator().manual_seed(0)

@@ -1,5 +1,6 @@
 """What every benchmark shares: repeated timing, and the table and results file of a claim."""
 
+import argparse
 import json
 import re
 import statistics
@@ -23,9 +24,26 @@ class Timing(NamedTuple):
     high: float
 
 
+def chosen_device(text: str) -> torch.device:
+    """The type of ``--device``: "cpu", "cuda" or "cuda:1".
+
+    A GPU becomes the current one, whose work and memory are measured.
+    """
+    try:
+        chosen = torch.device(text)
+    except RuntimeError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not cpu, cuda or cuda:INDEX") from error
+    if chosen.type == "cuda":
+        visible = torch.cuda.device_count()
+        if (chosen.index or 0) >= visible:
+            raise argparse.ArgumentTypeError(f"there is no device {text}; visible CUDA devices: {visible}")
+        torch.cuda.set_device(chosen.index or 0)
+    return chosen
+
+
 def timed(fn, repeats, warmup=1):
-    """Seconds that ``fn()`` takes, over ``repeats`` calls after ``warmup`` untimed ones; waits for a GPU's
-    work."""
+    """Seconds that ``fn()`` takes, over ``repeats`` calls after ``warmup`` untimed ones; waits for the
+    current GPU's work."""
     synchronise = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     for _ in range(warmup):
         fn()

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from benchmarks.speed.common import milliseconds, publish, timed
+from benchmarks.speed.common import chosen_device, milliseconds, publish, timed
 from benchmarks.speed.plain import PlainISAC
 from utils.losses import PATTLoss
 
@@ -109,7 +109,7 @@ def resident(field):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
+    parser.add_argument("--device", type=chosen_device, default="cpu")
     args = parser.parse_args()
     rows, sizes = [], []
     for (n, classes, dim), goal in zip(SIZES, GOALS, strict=True):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.speed.common import Timing, publish, timed
+from benchmarks.speed.common import Timing, chosen_device, publish, timed
 from benchmarks.speed.imagenet_loader import make_files
 from datasets.augment.views import imagenet_views
 from datasets.imagenet import FileTrainLoader, ImageFiles
@@ -20,7 +20,7 @@ from models import build_model
 from train import build_criterion, build_optimizer, train_one_epoch
 from train_imagenet import parse_args
 from utils.distributed import autocast
-from utils.errors import InputError, exit_cleanly
+from utils.errors import exit_cleanly
 from utils.run.guard import StepGuard
 from utils.run.meter import EpochMeter
 
@@ -29,14 +29,12 @@ CLASSES = 1000
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", type=torch.device, default=torch.device("cuda"))
+    parser.add_argument("--device", type=chosen_device, default="cuda")
     parser.add_argument("--md", default="ResNet50")
     parser.add_argument("--image_size", type=int, default=224)
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--num_workers", type=int, default=os.cpu_count())
     args = parser.parse_args()
-    if args.device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError("benchmarks.speed.imagenet_step needs a CUDA device, and there is none here")
     settings = parse_args(["--md", args.md])
     model = (
         build_model(args.md, CLASSES, family="imagenet")

@@ -110,7 +110,7 @@ def main(argv=None):
         measured[way] = [numbers(evaluations[0]) for evaluations in of_way]
         if way == "fp32":
             measured[EVALUATED] = [numbers(evaluations[1]) for evaluations in of_way]
-    device = torch.device("cpu" if args.gpu == "cpu" else "cuda")
+    device = torch.device("cpu" if args.gpu == "cpu" else f"cuda:{args.gpu}")
     head = [
         f"CIFAR10-LT, {args.md}, {args.epochs} epochs",
         f"{len(args.seeds)} seeds",

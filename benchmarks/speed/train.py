@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader
 
-from benchmarks.speed.common import Timing, milliseconds, publish, timed
+from benchmarks.speed.common import Timing, chosen_device, milliseconds, publish, timed
 from benchmarks.speed.plain import PlainISAC, PlainOutliers, PlainTrainingSet
 from datasets.augment.views import cifar_views
 from datasets.loader import TrainLoader, evaluation_batches
@@ -227,7 +227,7 @@ def random_data():
 def benchmark_args(argv):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--md", default="ResNet18")
-    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
+    parser.add_argument("--device", type=chosen_device, default="cpu")
     parser.add_argument("--compile", action="store_true", help="torch.compile the network")
     parser.add_argument(
         "--steps", type=int, help="steps a timed block; default: 1 on a CPU, an epoch on a GPU"
