@@ -122,7 +122,13 @@ def main(argv=None):
         about |= {"calibration_split": args.calibration_split if "fc" in calibrations else None} | facts
         about["tnorm"] = args.tnorm
         about["ood_resize"] = args.ood_resize
-        report(about | results | {"environment": environment(compute.device)}, scores, args.score, out)
+        report(
+            about | results | {"environment": environment(compute.device)},
+            scores,
+            args.score,
+            out,
+            args.figures,
+        )
     finish()
 
 

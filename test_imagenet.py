@@ -109,7 +109,13 @@ def main(argv=None):
         about |= (
             {"calibration_split": "train" if "fc" in calibrations else None} | facts | {"tnorm": args.tnorm}
         )
-        report(about | results | {"environment": environment(compute.device)}, scores, args.score, out)
+        report(
+            about | results | {"environment": environment(compute.device)},
+            scores,
+            args.score,
+            out,
+            args.figures,
+        )
     finish()
 
 

@@ -6,7 +6,7 @@
     python -m benchmarks.reproduce ablation --ds cifar10 --drp DATA --md ResNet20 --epochs 5   reduced
     python -m benchmarks.reproduce imagenet --protocol imagenet --extra --txtt LIST ...   ImageNet-LT
 
-Prints its plan, skips finished runs, goes on with interrupted ones, and writes one small JSON file a run for
+Prints its plan, skips finished runs, resumes interrupted ones, and writes one small JSON file per run for
 ``python -m benchmarks.table``. Runs stand beside each other on several GPUs, or with ``--jobs`` on a CPU.
 """
 
@@ -283,6 +283,11 @@ def parse_args(argv=None):
         raise InputError(
             "calibration-leak is about CIFAR and the digits; test_imagenet.py calibrates on the "
             "training list alone"
+        )
+    if args.table == "calibration-leak" and args.ds == "digits" and "--rho" not in args.extra:
+        raise InputError(
+            "the digits have too few test images for a leak at their default tail; add --protocol "
+            "digits_rho0.1 --extra --rho 0.1"
         )
     if args.extra and not args.protocol:
         raise InputError(

@@ -25,7 +25,7 @@ from utils.run.runlog import RunDirectory
 from utils.run.signals import EXIT_STOPPED
 
 METRICS = {"auroc", "aupr_in", "aupr_out", "fpr95", "fpr95_id"}
-DIGITS = ["--ds", "digits", "--gpu", "cpu", "-b", "128", "--ob", "32", "-e", "1"]
+DIGITS = "--ds digits --gpu cpu --rho 0.1 -b 128 --ob 32 -e 1".split()
 
 
 evaluation = load_script("test")
@@ -307,7 +307,10 @@ def test_the_parts_of_the_method_can_be_left_out(tmp_path, capsys):
     record = json.loads((tmp_path / "log.jsonl").read_text())
     assert record["isac"] == record["oe"] == 0 and record["loss"] == record["tla"] > 0
     assert "val_accuracy" in record
-    assert run(evaluation.main, "--gpu", "cpu", "--ckpt_path", tmp_path, "--calibration", "auto") == 0
+    flags = ("--calibration", "auto", "--figures", "pdf")
+    assert run(evaluation.main, "--gpu", "cpu", "--ckpt_path", tmp_path, *flags) == 0
+    assert {p.name for p in tmp_path.glob("*.pdf")} == {"scores.pdf", "roc.pdf"}
+    assert not list(tmp_path.glob("*.png"))
     assert "chosen" in capsys.readouterr().out
     results = json.loads((tmp_path / "results.json").read_text())
     chosen = results["auto"]["chosen"]["calibration"]

@@ -60,3 +60,9 @@ def test_imagenet_has_scripts_of_its_own(capsys):
     assert "train_imagenet.py" in capsys.readouterr().err
     assert run(evaluation.main, "--ds", "imagenet", "--ckpt_path", "x") == 2
     assert "test_imagenet.py" in capsys.readouterr().err
+
+
+def test_the_digits_have_a_tail_to_repair():
+    digits = BENCHMARKS["digits"]
+    counts = torch.bincount(digits.load_long_tailed(None, digits.training["rho"]).labels).tolist()
+    assert counts == [int(138 * 0.02 ** (c / 7)) for c in range(8)] and counts[-1] == 2

@@ -280,6 +280,7 @@ def test_a_folder_that_other_commands_filled_is_refused(tmp_path, monkeypatch):
     "flags, words",
     [
         (["digits", "--extra", "--rho", "0.05"], "needs a --protocol"),
+        (["calibration-leak", "--ds", "digits"], "too few test images"),
         (["imagenet", "--drp", "DATA"], "not for ImageNet-LT"),
         (["imagenet", "--dout", "svhn"], "not for ImageNet-LT"),
     ],

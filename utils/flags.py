@@ -209,6 +209,7 @@ def add_evaluation_flags(parser, calibrations, scores):
     parser.add_argument(
         "--srp", type=path, metavar="DIR", help="where results go; default: the run directory"
     )
+    parser.add_argument("--figures", choices=FIGURES, default="png", help="format of the pictures")
 
 
 def chosen_calibrations(args, has_held_out):

@@ -45,7 +45,7 @@ def markdown_tables(results, score):
     )
 
 
-def report(results, scores, score, folder):
+def report(results, scores, score, folder, figures="png"):
     """Prints the tables, and writes ``results.json``, ``results.md``, ``scores.png`` and ``roc.png`` into the
     folder.
 
@@ -53,26 +53,27 @@ def report(results, scores, score, folder):
         results: what :func:`utils.evaluation.evaluate` returned, with ``dataset``, ``checkpoint`` and
             ``environment``.
         scores: its scores. score: which one the table and the pictures show.
+        figures: the pictures' format, png, pdf or svg.
     """
     folder = Path(folder)
     print(markdown_tables(results, score))
     try:
-        _write(results, scores, score, folder)
+        _write(results, scores, score, folder, figures)
     except OSError as error:
         raise InputError(f"the results could not be written to {folder}: {error.strerror or error}") from None
-    print(
-        "written: "
-        f"{', '.join(str(folder / name) for name in ('results.json', 'results.md', 'scores.png', 'roc.png'))}"
-    )
+    names = ("results.json", "results.md", f"scores.{figures}", f"roc.{figures}")
+    print(f"written: {', '.join(str(folder / name) for name in names)}")
 
 
-def _write(results, scores, score, folder):
+def _write(results, scores, score, folder, figures):
     write_text(folder / "results.json", json.dumps(results, indent=1) + "\n")
     write_text(folder / "results.md", f"# {results['dataset']}\n\n{markdown_tables(results, score)}\n")
     curves = {f"calibration: {name}": of_scores[score] for name, of_scores in scores.items()}
-    title = f"{results['dataset']}, score: {score}"
-    plot_score_histograms(curves, folder / "scores.png", title)
-    plot_roc(curves, folder / "roc.png", title)
+    epoch = results.get("epoch") and f"epoch {results['epoch']}"
+    known = (results["dataset"], results.get("network"), epoch, f"score: {score}")
+    title = ", ".join(part for part in known if part)
+    plot_score_histograms(curves, folder / f"scores.{figures}", title)
+    plot_roc(curves, folder / f"roc.{figures}", title)
 
 
 def _percent(value):
