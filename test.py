@@ -78,29 +78,31 @@ def main(argv=None):
     network = prepare_network(model, checkpoint, compute, args.precision)
     mixed_precision = autocast(compute.device, args.precision)
 
-    def features(images, labels, normalization=normalization):
+    def features(title, images, labels, normalization=normalization):
         mine = slice(compute.rank, None, compute.world_size)
         batches = evaluation_batches(
             images[mine], labels[mine], batch_size=args.tb, normalization=normalization, device=compute.device
         )
-        return extract_features(network, batches, len(labels), compute, mixed_precision)
+        return extract_features(network, batches, len(labels), compute, mixed_precision, title)
 
-    test_features, training = features(*test), features(*train)
-    ood_features = {name: features(*images) for name, images in ood_sets.items()}
+    test_features, training = features("test images", *test), features("training images", *train)
+    ood_features = {name: features(name, *images) for name, images in ood_sets.items()}
     surrogate, attending = None, training
     if needs_outliers:
         outlier_normalization = (
             IMAGENET_NORMALIZATION if "normalization" in known["depart"] else normalization
         )
-        surrogate = features(outliers, torch.full((len(outliers),), -1), outlier_normalization).features
+        surrogate = features(
+            "outliers", outliers, torch.full((len(outliers),), -1), outlier_normalization
+        ).features
     if "fc" in names and args.calibration_split == "test":
         print(
             "warning: calibrating on labelled TEST images, a leak; for auditing only",
             file=sys.stderr,
             flush=True,
         )
-        attending = features(*calibration)
-    held_out = features(*held_out) if "auto" in names else None
+        attending = features("calibration images", *calibration)
+    held_out = features("held-out images", *held_out) if "auto" in names else None
 
     if compute.is_main:
         classifier = Classifier.of(model, args.tnorm)

@@ -71,7 +71,7 @@ def main(argv=None):
     network = prepare_network(model, checkpoint, compute, args.precision)
     mixed_precision = autocast(compute.device, args.precision)
 
-    def features(files):
+    def features(title, files):
         batches = EvalImages(
             files,
             image_size=known["image_size"],
@@ -81,16 +81,19 @@ def main(argv=None):
             rank=compute.rank,
             world_size=compute.world_size,
         )
-        return extract_features(network, batches, len(files.paths), compute, mixed_precision)
+        return extract_features(network, batches, len(files.paths), compute, mixed_precision, title)
 
-    test_features, ood_features = features(test), {name: features(files) for name, files in ood.items()}
-    training = features(select(training, balanced_sample(training.labels, args.num_cal, args.seed)))
+    test_features = features("test images", test)
+    ood_features = {name: features(name, files) for name, files in ood.items()}
+    training = features(
+        "training images", select(training, balanced_sample(training.labels, args.num_cal, args.seed))
+    )
     surrogate = None
     if needs_outliers:
         size = min(args.num_cal, len(outliers.paths))
         chosen = select(outliers, epoch_indices(len(outliers.paths), size, args.seed, 0, "calibration"))
-        surrogate = features(chosen).features
-    held_out = features(held_out) if "auto" in names else None
+        surrogate = features("outliers", chosen).features
+    held_out = features("held-out images", held_out) if "auto" in names else None
 
     if compute.is_main:
         classifier = Classifier.of(model, args.tnorm)

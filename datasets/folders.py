@@ -101,9 +101,9 @@ def _class_pictures(
             counted = f"{len(missing):,} of {len(names):,} class ids"
             raise InputError(f"{images} has no folder for {counted}, the first: {', '.join(missing[:5])}")
     else:
-        entries = sorted(os.listdir(images))
-        names = [name for name in entries if name[0] != "." and (images / name).is_dir()]
-        loose = sum(_kind(name) in PICTURES for name in entries if name not in names)
+        entries = sorted(os.scandir(images), key=lambda entry: entry.name)
+        names = [entry.name for entry in entries if entry.is_dir() and entry.name[0] != "."]
+        loose = sum(_kind(entry.name) in PICTURES for entry in entries if not entry.is_dir())
         left_out += Counter({f"pictures outside the class folders of {images}": loose})
     classes = {name: [f"{name}/{path}" for path in _find_pictures(images / name, left_out)] for name in names}
     for name in [name for name in names if not classes[name]]:

@@ -63,11 +63,10 @@ def find_missing(paths: Sequence[str], root: Path) -> list[str]:
     for folder, names in _by_folder(paths).items():
         # One listing per folder instead of one question per file: a million of those take minutes on a
         # network disk.
-        listing = _listing(os.path.join(root, folder))
-        there = {entry.name for entry in listing if entry.is_file(follow_symlinks=False)}
+        there = {entry.name for entry in _listing(os.path.join(root, folder)) if entry.is_file()}
         for name in names - there:
             path = os.path.join(folder, name)
-            if not os.path.isfile(os.path.join(root, path)):  # a link, or a file system that ignores case
+            if not os.path.isfile(os.path.join(root, path)):  # a file system may ignore case
                 missing.add(path)
     return [path for path in paths if path in missing]
 

@@ -4,6 +4,7 @@ import torch
 
 from utils.calibration import CALIBRATIONS, Calibration, Classifier, attention_weight, calibrate
 from utils.distributed import Compute
+from utils.errors import exit_cleanly
 from utils.evaluation import (
     Features,
     evaluate,
@@ -185,3 +186,21 @@ def test_features_of_every_image_once_and_in_order():
     assert torch.equal(features.features, 2 * images) and torch.equal(features.labels, labels)
     with pytest.raises(RuntimeError, match="6 images"):
         extract_features(Doubling(), batches[:2], 7, CPU, plain)
+
+
+def test_a_set_is_announced_where_there_is_no_terminal(capsys):
+    images, labels = torch.arange(14.0).view(7, 2), torch.arange(7)
+    plain = torch.autocast("cpu", enabled=False)
+    extract_features(Doubling(), [(images, labels)], 7, CPU, plain, "svhn")
+    assert capsys.readouterr().err == "svhn: 7 images\n"
+    extract_features(Doubling(), [(images, labels)], 7, CPU._replace(rank=1), plain, "svhn")
+    assert capsys.readouterr().err == ""
+
+
+def test_ctrl_c_ends_a_script_with_one_line(capsys):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as end:
+        exit_cleanly(interrupted)
+    assert end.value.code == 130 and capsys.readouterr().err == "\ninterrupted\n"

@@ -17,17 +17,21 @@ def first_line(error: Exception) -> str:
 
 
 def exit_cleanly(main: Callable[[], None]) -> None:
-    """Runs a script's main; an :class:`InputError` becomes ``error: ...`` on stderr and exit status 2,
-    without a traceback."""
-    sys.stdout.reconfigure(
-        errors="backslashreplace"
-    )  # a folder's name need not be text, nor the terminal know every sign
+    """Runs a script's main without a traceback for what is the user's to mend or to stop.
+
+    An :class:`InputError` becomes ``error: ...`` on stderr and exit status 2, Ctrl-C one line and status 130.
+    """
+    sys.stdout.reconfigure(errors="backslashreplace")  # a folder's name need not be text in every terminal
     try:
         main()
     except InputError as error:
         with contextlib.suppress(OSError):
             print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        with contextlib.suppress(OSError):
+            print("\ninterrupted", file=sys.stderr)
+        sys.exit(130)
     finally:
         try:
             sys.stdout.flush()

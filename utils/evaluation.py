@@ -3,14 +3,17 @@
 What is fitted in between is in :mod:`utils.fitting`.
 """
 
+import sys
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from tqdm import tqdm
 
 from utils.distributed import over_gpus
 from utils.metrics import OOD_METRICS, accuracy_by_shot, class_accuracies, class_tally, ood_metrics
+from utils.run.runlog import say
 from utils.run.weights import load_weights, network_weights
 
 
@@ -39,25 +42,32 @@ def prepare_network(model, checkpoint, compute, precision):
 
 
 @torch.inference_mode()
-def extract_features(network, batches, size, compute, mixed_precision):
+def extract_features(network, batches, size, compute, mixed_precision, title=""):
     """The features of a whole set, every image once and in order.
 
     Args:
         batches: (normalised images, labels) of this process's share of the set, rows rank, rank + world_size,
             ...
         size: the number of images in the whole set.
+        title: of the bar, and of the line that stands for it where there is no terminal; "" for neither.
 
     Raises:
         RuntimeError: another number of images came through.
     """
     features, labels = [], []
-    for images, targets in batches:
-        with mixed_precision:
-            features.append(network(images).features.float().cpu())
-        labels.append(targets.cpu())
-    mine = (
-        Features(torch.cat(features), torch.cat(labels)) if features else None
-    )  # a small set may leave a process none
+    shown, terminal = compute.is_main and title != "", sys.stderr.isatty()
+    with tqdm(
+        total=size, desc=title, unit=" images", leave=False, disable=not (shown and terminal)
+    ) as progress:
+        for images, targets in batches:
+            with mixed_precision:
+                features.append(network(images).features.float().cpu())
+            labels.append(targets.cpu())
+            progress.update(len(targets) * compute.world_size)
+    if shown and not terminal:
+        say(f"{title}: {size:,} images", sys.stderr)
+    # A small set may leave a process without an image.
+    mine = Features(torch.cat(features), torch.cat(labels)) if features else None
     if compute.world_size > 1:
         shares = [None] * compute.world_size
         dist.all_gather_object(shares, mine)
