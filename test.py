@@ -4,7 +4,8 @@ and with calibration.
     python test.py --gpu 0 --ds cifar10 --FC True --drp DATA --ckpt_path OUT_DIR
     python test.py --gpu cpu --ckpt_path runs/digits      a checkpoint knows its data set, network and tail
 
-Prints the table and writes results.json, results.md, scores.png and roc.png into the run directory.
+Prints the tables and writes results.json, results.csv, results.md, scores.png and roc.png into the run
+directory.
 """
 
 import argparse

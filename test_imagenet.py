@@ -4,7 +4,7 @@ calibration.
     python test_imagenet.py --gpu 0 --FC True --txtt LIST --txtv LIST --iidp DIR --iodp DIR --ckpt_path DIR
 
 ID test, OOD test and calibration images all get the same centre crop. Prints the table and writes
-results.json, results.md, scores.png and roc.png into the run directory.
+results.json, results.csv, results.md, scores.png and roc.png into the run directory.
 """
 
 import argparse

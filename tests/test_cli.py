@@ -1,5 +1,6 @@
 """The command lines end to end, on data that the tests make."""
 
+import csv
 import dataclasses
 import json
 import os
@@ -167,6 +168,11 @@ def test_the_papers_command_lines(ds, settings, data, tmp_path, capsys, monkeypa
     for name in {row["ood"] for row in results["rows"]} | {"mean", "macro-F1"}:
         assert name in printed and name in (out / "results.md").read_text()
     assert {"scores.png", "roc.png"} <= {p.name for p in out.iterdir()}
+    with open(out / "results.csv", newline="") as file:
+        table = list(csv.DictReader(file))
+    for line, row in zip(table, results["rows"], strict=True):
+        assert line.pop("dataset") == ds and line.pop("fc_strength") == ("1.0" if row["fc"] else "")
+        assert line == {key: str(value) for key, value in row.items()}
 
 
 # --- digits

@@ -6,7 +6,7 @@ import io
 import torch
 
 from utils.run.meter import EpochMeter
-from utils.run.runlog import history_csv
+from utils.run.runlog import csv_text
 
 
 def test_a_history_becomes_flat_csv():
@@ -19,7 +19,7 @@ def test_a_history_becomes_flat_csv():
         },
         {"epoch": 2, "loss": 1e-7, "train_accuracy": {"all": 0.25, "few": 0.75}, "seconds": 3.5},
     ]
-    first, second = csv.DictReader(io.StringIO(history_csv(history)))
+    first, second = csv.DictReader(io.StringIO(csv_text(history)))
     names = ["epoch", "loss", "train_accuracy_all", "train_accuracy_few", "per_class_0", "per_class_1"]
     assert list(first) == [*names, "seconds"]
     assert list(first.values()) == ["1", repr(0.1 + 0.2), "0.5", "", "1.0", "", ""]

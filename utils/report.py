@@ -6,7 +6,7 @@ from pathlib import Path
 from utils.errors import InputError
 from utils.metrics import ACCURACY_COLUMNS, OOD_COLUMNS, OOD_METRICS
 from utils.plots import plot_roc, plot_score_histograms
-from utils.run.runlog import write_text
+from utils.run.runlog import csv_text, write_text
 
 BRIEF = ("auroc", "fpr95")  # of the table that has every score
 
@@ -45,9 +45,17 @@ def markdown_tables(results, score):
     )
 
 
+def results_csv(results):
+    """CSV text with a row for each OOD set, calibration and score; metrics are fractions, ``fc_strength`` is
+    empty without FC."""
+    about = {"dataset": results["dataset"]}
+    strength = {True: results.get("fc_strength"), False: None}
+    return csv_text([about | row | {"fc_strength": strength[row["fc"]]} for row in results["rows"]])
+
+
 def report(results, scores, score, folder, figures="png"):
-    """Prints the tables, and writes ``results.json``, ``results.md``, ``scores.png`` and ``roc.png`` into the
-    folder.
+    """Prints the tables, and writes ``results.json``, ``results.csv``, ``results.md``, ``scores.png`` and
+    ``roc.png`` into the folder.
 
     Args:
         results: what :func:`utils.evaluation.evaluate` returned, with ``dataset``, ``checkpoint`` and
@@ -61,12 +69,13 @@ def report(results, scores, score, folder, figures="png"):
         _write(results, scores, score, folder, figures)
     except OSError as error:
         raise InputError(f"the results could not be written to {folder}: {error.strerror or error}") from None
-    names = ("results.json", "results.md", f"scores.{figures}", f"roc.{figures}")
+    names = ("results.json", "results.csv", "results.md", f"scores.{figures}", f"roc.{figures}")
     print(f"written: {', '.join(str(folder / name) for name in names)}")
 
 
 def _write(results, scores, score, folder, figures):
     write_text(folder / "results.json", json.dumps(results, indent=1) + "\n")
+    write_text(folder / "results.csv", results_csv(results))
     write_text(folder / "results.md", f"# {results['dataset']}\n\n{markdown_tables(results, score)}\n")
     curves = {f"calibration: {name}": of_scores[score] for name, of_scores in scores.items()}
     epoch = results.get("epoch") and f"epoch {results['epoch']}"

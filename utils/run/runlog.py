@@ -120,7 +120,7 @@ class RunDirectory:
         """``log.jsonl``, one JSON object per epoch, and ``log.csv``; whole, so a resumed run has no gap or
         repeat."""
         write_text(self.folder / "log.jsonl", "".join(json.dumps(record) + "\n" for record in history))
-        write_text(self.folder / "log.csv", history_csv(history))
+        write_text(self.folder / "log.csv", csv_text(history))
 
 
 def describe(record: dict, epochs: int) -> str:
@@ -133,10 +133,10 @@ def describe(record: dict, epochs: int) -> str:
     return f"{head} | {kind} accuracy %: {accuracies} | {record['seconds']:.1f} s"
 
 
-def history_csv(history: list[dict]) -> str:
-    """The log as CSV text, one row per epoch: nested values become columns such as train_accuracy_few, lists
-    columns such as train_class_accuracy_0; what an epoch does not have is empty."""
-    rows = [_flat(record) for record in history]
+def csv_text(records: list[dict]) -> str:
+    """Records as CSV text, one row each: nested values become columns such as train_accuracy_few, lists
+    columns such as train_class_accuracy_0; what a record does not have is empty."""
+    rows = [_flat(record) for record in records]
     columns = dict.fromkeys(name for row in rows for name in row)
     text = io.StringIO()
     writer = csv.DictWriter(text, list(columns), lineterminator="\n")
