@@ -1,4 +1,4 @@
-# make demo: trains PATT on the embedded digits and evaluates it.   make test: the test suite.
+# make demo: PATT beside plain cross-entropy on the embedded digits.   make test: the test suite.
 PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
@@ -7,8 +7,7 @@ DEMO ?= runs/demo
 .PHONY: demo test
 
 demo: $(VENV)/.run-time
-	$(RUN) train.py --ds digits --gpu cpu --srp $(DEMO) --resume
-	$(RUN) test.py --gpu cpu --ckpt_path $(DEMO)
+	$(RUN) -m benchmarks.demo --srp $(DEMO)
 
 test: $(VENV)/.development
 	$(VENV)/bin/ruff check .

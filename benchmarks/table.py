@@ -316,7 +316,12 @@ def text(table: Table) -> str:
     """Aligned columns for a terminal."""
     lines = [table.head, *table.rows]
     widths = [max(len(line[i]) for line in lines) for i in range(len(table.head))]
-    rows = ("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
+    rows = (
+        "  ".join(
+            [line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))]
+        )
+        for line in lines
+    )
     return "\n".join(row.rstrip() for row in rows) + f"\n\n{table.note}\n"
 
 

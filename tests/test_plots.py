@@ -98,7 +98,7 @@ def test_the_roc_names_sets_and_aurocs_on_equal_axes(drawn, tmp_path):
     plots.plot_roc(curves(), tmp_path / "roc.png", "digits, ResNet20, epoch 30")
     (ax,) = drawn[0].axes
     assert labels(ax) == ["svhn, AUROC 100.00 %", "lsun, AUROC 75.00 %", "chance"]
-    assert ax.get_title() == "without FC: mean AUROC 87.50 %" and ax.get_aspect() == 1
+    assert ax.get_title() == "without FC, mean AUROC 87.50 %" and ax.get_aspect() == 1
     assert [text.get_text() for text in drawn[0].texts] == ["digits, ResNet20, epoch 30"]
     chance = ax.lines[-1]
     assert list(chance.get_xdata()) == list(chance.get_ydata()) == [0, 1]
@@ -111,4 +111,4 @@ def test_the_histogram_has_the_threshold_that_catches_95_percent(drawn, tmp_path
     (line,) = ax.lines
     assert np.mean(ood_scores >= line.get_xdata()[0]) == pytest.approx(0.95)
     assert line.get_label() == "95 % of OOD, 25.0 % of ID\nare to the right"  # 50 of 200 are at 50 or above
-    assert ax.get_title().startswith("FC: mean AUROC 9")
+    assert ax.get_title().startswith("FC, mean AUROC 9")

@@ -123,8 +123,8 @@ def plot_score_histograms(curves: Curves, path: str | Path, title: str = "") -> 
             label = f"95 % of OOD, {flagged:.1f} % of ID\nare to the right"
             ax.axvline(threshold, color="black", linestyle="--", linewidth=1, label=label)
             ax.set(xlabel="score (higher = more OOD)", ylabel="density")
-            ax.set_title(f"{name}: mean AUROC {mean_auroc(sets):.2f} %", fontsize="medium")
-            ax.set_ylim(top=1.35 * ax.get_ylim()[1])  # room for the legend
+            ax.set_title(f"{name}, mean AUROC {mean_auroc(sets):.2f} %", fontsize="medium")
+            ax.set_ylim(top=1.5 * ax.get_ylim()[1])  # room for the legend
             ax.legend(fontsize="small", loc="upper right")
 
 
@@ -140,7 +140,7 @@ def plot_roc(curves: Curves, path: str | Path, title: str = "") -> None:
             ax.plot([0, 1], [0, 1], color="#999999", linewidth=0.8, label="chance")
             ax.set(xlabel="ID images flagged (false-positive rate)", ylabel="OOD images caught (recall)")
             ax.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
-            ax.set_title(f"{name}: mean AUROC {mean_auroc(sets):.2f} %", fontsize="medium")
+            ax.set_title(f"{name}, mean AUROC {mean_auroc(sets):.2f} %", fontsize="medium")
             ax.legend(fontsize="small", loc="lower right")
 
 

@@ -80,7 +80,7 @@ def publish(claim, device, head, rows, **measurements):
     words = [
         Path(word).name if word.startswith("/") else word for word in sys.argv[1:]
     ]  # no folders of this machine
-    command = " ".join(["python -m", f"benchmarks.speed.{Path(sys.argv[0]).stem}", *words])
+    command = " ".join(["python -m", sys.modules["__main__"].__spec__.name, *words])
     for row in [head, *rows]:
         print("  ".join(str(cell).ljust(24) for cell in row), flush=True)
     RESULTS.mkdir(exist_ok=True)
