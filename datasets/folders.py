@@ -48,9 +48,10 @@ def write_lists(
     """
     others = {"outliers": outliers} if outliers else {}
     for folder in ood:
-        if f"ood_{folder.name}" in others:
-            raise InputError(f"two folders of OOD images are named {shown(folder.name)}; rename one")
-        others[f"ood_{folder.name}"] = folder
+        name = os.path.basename(os.path.abspath(folder))
+        if f"ood_{name}" in others:
+            raise InputError(f"two folders of OOD images are named {shown(name)}; rename one")
+        others[f"ood_{name}"] = folder
     _require_separate([images, *others.values()])
 
     left_out: Counter = Counter()

@@ -1,5 +1,6 @@
 """Shared by the readers of image files: upright 8-bit RGB pixels, or the reason why there are none."""
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -58,9 +59,11 @@ def upright_rgb(picture: Image.Image) -> Image.Image:
 
 
 def why_unreadable(error: Exception, formats: Sequence[str]) -> str:
-    """Returns in one line why Pillow could not open or decode a file of one of ``formats``."""
+    """Returns in one line why Pillow or torchvision could not decode a file of one of ``formats``."""
     if isinstance(error, UnidentifiedImageError):  # its own words name a Python object instead of the file
         lacking = [name for name in formats if name in _DECODERS and not features.check(_DECODERS[name])]
         missing = f"; this Pillow was built without a decoder for {', '.join(lacking)}" if lacking else ""
         return f"it is no image of the formats {', '.join(formats)}{missing}"
-    return os_reason(error) if isinstance(error, OSError) else first_line(error)
+    if isinstance(error, OSError):
+        return os_reason(error)
+    return re.sub(r"^.*\.cpp:\d+, ", "", first_line(error))  # torchvision names its source file first

@@ -189,6 +189,12 @@ def test_nothing_is_overwritten(photos):
     assert not (photos / "lists" / "ood_sky.txt").exists()
 
 
+def test_the_folder_one_stands_in_has_a_name(photos, monkeypatch):
+    monkeypatch.chdir(photos / "far")
+    write_lists(photos / "photos", photos / "lists", ood=[Path(".")])
+    assert len(lines_of(photos / "lists" / "ood_far.txt")) == 3
+
+
 def test_without_outliers_the_commands_say_so(photos):
     report = write_lists(photos / "photos", photos / "lists", ood=[photos / "far"], test_share=0.4)
     train, test = report.splitlines()[-2:]
