@@ -20,6 +20,7 @@ class _Release(NamedTuple):
     archive: str
     archive_md5: str
     label_key: str
+    names: tuple[str, str]  # the file with the classes' names, and their key in it
     train: dict[str, str]  # file name -> published MD5
     test: dict[str, str]
 
@@ -32,6 +33,7 @@ RELEASES = {
         "cifar-10-python.tar.gz",
         "c58f30108f718f92721af3b95e74349a",
         "labels",
+        ("batches.meta", "label_names"),
         {
             "data_batch_1": "c99cafc152244af753f735de768cd75f",
             "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
@@ -46,6 +48,7 @@ RELEASES = {
         "cifar-100-python.tar.gz",
         "eb9058c3a382ffc7106e4002c42a8d85",
         "fine_labels",
+        ("meta", "fine_label_names"),
         {"train": "16019d7e3df5f24257cddd939b257f8d"},
         {"test": "f0ef6b0ae62326f3e7ffdfab6717acfc"},
     ),
@@ -86,6 +89,21 @@ def load_cifar(name: str, root: Path, train: bool) -> ImageSet:
     if len(labels) == 0:
         raise InputError(f"{folder} holds no images of the {'training' if train else 'test'} split")
     return ImageSet(torch.from_numpy(images.reshape(-1, 3, 32, 32)), torch.from_numpy(labels))
+
+
+def class_names(name: str, root: Path) -> list[str] | None:
+    """The names of the classes, from the release's own file; None if it is missing or is not as published."""
+    release = RELEASES[name]
+    file, key = release.names
+    try:
+        meta = read_plain_dict(Path(root) / release.folder / file)
+    except InputError:
+        return None
+    names = meta.get(key.encode(), meta.get(key))
+    if not isinstance(names, list) or len(names) != NUM_CLASSES[name]:
+        return None
+    names = [word.decode("latin1") if isinstance(word, bytes) else str(word) for word in names]
+    return names if all(word.isprintable() for word in names) else None
 
 
 def unpack_cifar(name: str, root: Path) -> None:

@@ -91,6 +91,18 @@ def load_ood_lists(list_paths: Sequence[Path], root: Path) -> dict[str, ImageFil
     }
 
 
+def folder_names(files: ImageFiles) -> list[str] | None:
+    """Names of the classes 0 .. C - 1: their folders', if each class has one folder, and no two the same."""
+    folders = {}
+    for path, label in zip(files.paths, files.labels.tolist(), strict=True):
+        folders.setdefault(label, set()).add(Path(path).parent.name)
+    names = [folders[label] for label in sorted(folders)]
+    distinct = set().union(*names)
+    if len(distinct) < len(names) or any(len(of_class) > 1 for of_class in names) or "" in distinct:
+        return None
+    return [name for of_class in names for name in of_class]
+
+
 def select(files: ImageFiles, indices: torch.Tensor) -> ImageFiles:
     """The files of the given numbers, in that order."""
     return ImageFiles(files.root, [files.paths[i] for i in indices.tolist()], files.labels[indices])

@@ -13,7 +13,7 @@ from torch import Tensor
 from datasets import ImageSet, digits
 from datasets.augment.stages import Views
 from datasets.augment.views import cifar_views
-from datasets.cifar import NUM_CLASSES, load_cifar
+from datasets.cifar import NUM_CLASSES, class_names, load_cifar
 from datasets.long_tail import long_tail_counts, long_tail_indices
 from datasets.normalization import CIFAR_NORMALIZATION, Normalization
 from datasets.outliers import load_outliers
@@ -36,6 +36,7 @@ class Benchmark:
             (M, 3, H, W).
         read_ood: (names, data folder, resize mode, see :func:`datasets.scood.load_ood_sets`) -> dict of name
             to :class:`ImageSet`; labels >= 0 are semantically in-distribution, -1 is OOD.
+        class_names: data folder -> the names of the classes; None if they are not known.
     """
 
     num_classes: int
@@ -46,6 +47,7 @@ class Benchmark:
     load_split: Callable[[Path, bool], ImageSet]
     load_outliers: Callable[[Path, int], Tensor]
     read_ood: Callable[[Sequence[str], Path, str], dict[str, ImageSet]]
+    class_names: Callable[[Path], list[str] | None] = lambda root: None
 
     def load_long_tailed(self, root: Path, ratio: float) -> ImageSet:
         """Returns the long-tailed training set: the first n_c images of each class c,
@@ -98,6 +100,7 @@ def _cifar(name: str) -> Benchmark:
         load_split=partial(load_cifar, name),
         load_outliers=load_outliers,
         read_ood=lambda names, root, resize: load_ood_sets(name, names, root, NUM_CLASSES[name], resize),
+        class_names=partial(class_names, name),
     )
 
 
@@ -115,5 +118,6 @@ BENCHMARKS: dict[str, Benchmark] = {
         load_split=lambda root, train: digits.load_digits(train),
         load_outliers=lambda root, limit: digits.load_digits_outliers(limit),
         read_ood=lambda names, root, resize: digits.load_digits_ood(names),
+        class_names=lambda root: [str(c) for c in range(digits.NUM_CLASSES)],
     ),
 }

@@ -90,8 +90,8 @@ def _read_images(folder: Path, paths: list[str], name: str, resize: str) -> torc
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
 
 
-def read_image(path: Path, resize: str = "squash") -> np.ndarray:
-    """Decodes one image to upright RGB, uint8 (32, 32, 3); see :func:`datasets.pixels.upright_rgb`.
+def read_image(path: Path, resize: str = "squash", size: int = SIZE) -> np.ndarray:
+    """Decodes one image to upright RGB, uint8 (size, size, 3); see :func:`datasets.pixels.upright_rgb`.
 
     ``resize`` is one of ``RESIZE_MODES``, explained at :func:`load_ood_sets`.
 
@@ -103,7 +103,7 @@ def read_image(path: Path, resize: str = "squash") -> np.ndarray:
     try:
         with Image.open(path, formats=_FORMATS) as image:
             short, long = sorted(image.size)  # known from the header, before anything is decoded
-            if max(short * long, SIZE * SIZE * long // short) > MAX_PIXELS:
+            if max(short * long, size * size * long // short) > MAX_PIXELS:
                 raise InputError(
                     f"the image {path} is refused for its size of {image.width} x {image.height} pixels"
                 )
@@ -112,7 +112,12 @@ def read_image(path: Path, resize: str = "squash") -> np.ndarray:
         raise
     except Exception as error:  # Pillow's decoders raise many kinds for a damaged file
         raise InputError(f"the image {path} cannot be read: {why_unreadable(error, _FORMATS)}") from error
-    if image.size != (SIZE, SIZE):  # bilinear is torchvision's default
-        image = functional.resize(image, [SIZE, SIZE] if resize == "squash" else SIZE)
-        image = functional.center_crop(image, SIZE)
-    return np.asarray(image)
+    return np.asarray(to_size(image, size, resize))
+
+
+def to_size(image: Image.Image, size: int, resize: str) -> Image.Image:
+    """The image at ``size`` x ``size`` pixels; ``resize`` is explained at :func:`load_ood_sets`."""
+    if image.size == (size, size):
+        return image
+    image = functional.resize(image, [size, size] if resize == "squash" else size)  # bilinear by default
+    return functional.center_crop(image, size)

@@ -100,14 +100,20 @@ def _check_indices(indices):
         raise InputError(f"--gpu {missing[0]}: no such device; {some}{where}")
 
 
-def autocast(device, precision):
-    """The autocast context of ``--precision``: "auto" is bf16 where the GPU computes in it, else fp32.
+def resolved_precision(device, precision):
+    """``--precision`` without "auto", which is bf16 where the GPU computes in it, else fp32.
 
     GPUs before Ampere emulate bf16, slowly.
     """
-    bf16 = precision == "bf16"
-    if precision == "auto" and device.type == "cuda":
-        bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    if precision != "auto":
+        return precision
+    has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16" if has_bf16 else "fp32"
+
+
+def autocast(device, precision):
+    """The autocast context of ``--precision``."""
+    bf16 = resolved_precision(device, precision) == "bf16"
     return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
 
 

@@ -27,32 +27,36 @@ DOS_FOLDER = 0x10
 
 
 def save_checkpoint(state, folder):
-    """Writes ``folder/latest.pth``; what was there becomes ``previous.pth``.
+    """Writes ``folder/latest.pth``; what was there becomes ``previous.pth``. See :func:`save_whole`."""
+    save_whole(state, Path(folder) / LATEST, previous=Path(folder) / PREVIOUS)
 
-    The file is written under another name, flushed to the disk and renamed, so that a crash at any moment
-    leaves a whole checkpoint. Its own checksums (a CRC-32 of every record) are checked by
-    :func:`load_checkpoint`.
+
+def save_whole(state: dict, path: Path, previous: Path | None = None) -> None:
+    """Writes a file for :func:`load_checkpoint`, which checks its checksums (a CRC-32 of every record).
+
+    It is written under another name, flushed to the disk and renamed, so that a crash at any moment leaves a
+    whole file.
 
     Args:
         state: nested dicts, lists, tensors and plain values.
+        previous: what a whole file that is already there becomes; None replaces it.
 
     Raises:
         OSError: nothing that was there is lost.
     """
-    folder = Path(folder)
-    temporary = folder / (LATEST + ".tmp")
+    temporary = path.with_name(path.name + ".tmp")
     try:
         with open(temporary, "wb") as file:
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
-        if _is_whole(folder / LATEST):  # a damaged one must not take the place of the previous
-            os.replace(folder / LATEST, folder / PREVIOUS)
-        os.replace(temporary, folder / LATEST)
-        _sync_folder(folder)
+        if previous is not None and _is_whole(path):  # a damaged one must not take its place
+            os.replace(path, previous)
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         temporary.unlink(missing_ok=True)
-        raise OSError(f"the checkpoint could not be written to {folder}: {error}") from error
+        raise OSError(f"{path} could not be written: {error}") from error
 
 
 class CheckpointWriter:
