@@ -3,9 +3,10 @@ and with calibration.
 
     python test.py --gpu 0 --ds cifar10 --FC True --drp DATA --ckpt_path OUT_DIR
     python test.py --gpu cpu --ckpt_path runs/digits      a checkpoint knows its data set, network and tail
+    python test.py --images PATH... --ckpt_path OUT_DIR   then uses the network on any images
 
-Prints the tables and writes results.json, results.csv, results.md, scores.png and roc.png into the run
-directory.
+Prints the tables and writes results.json, results.csv, results.md, scores.png, roc.png and detector.pth into
+the run directory.
 """
 
 import argparse
@@ -18,15 +19,18 @@ from datasets import ImageSet
 from datasets.loader import evaluation_batches
 from datasets.long_tail import hold_out, long_tail_counts, long_tail_indices
 from datasets.normalization import IMAGENET_NORMALIZATION
+from datasets.preprocessing import Preprocessing
 from datasets.registry import BENCHMARKS
 from datasets.scood import RESIZE_MODES
 from models import FAMILIES, build_model
 from utils import flags
 from utils.calibration import CALIBRATIONS, Classifier
-from utils.distributed import autocast, finish, in_main, start
+from utils.detector import write_detector
+from utils.distributed import autocast, finish, in_main, resolved_precision, start
 from utils.errors import InputError, exit_cleanly
 from utils.evaluation import evaluate, extract_features, prepare_network
 from utils.fitting import fit_calibrations, trained_statistics
+from utils.predictions import predict_files
 from utils.report import report
 from utils.run.checkpoint import open_checkpoint, require_class_counts, settle
 from utils.run.runlog import environment, show_warnings_plainly, writable_folder
@@ -41,6 +45,13 @@ def main(argv=None):
     args = parse_args(argv)
     show_warnings_plainly()
     compute = start(args.gpu)
+    if args.images:
+        wanted = flags.one_calibration(args), args.score
+        in_main(
+            compute, lambda: predict_files(args.images, args.ckpt_path, args.srp, compute.device, *wanted)
+        )
+        return finish()
+    score = args.score or SCORE_NAMES[0]
     torch.manual_seed(args.seed)
     checkpoint, folder = open_checkpoint(args.ckpt_path)
     given = {name: getattr(args, name) for name in ("ds", "model", "rho", "depart")}
@@ -103,7 +114,7 @@ def main(argv=None):
             flush=True,
         )
         attending = features("calibration images", *calibration)
-    held_out = features("held-out images", *held_out) if "auto" in names else None
+    held_out = None if held_out is None else features("held-out images", *held_out)
 
     if compute.is_main:
         classifier = Classifier.of(model, args.tnorm)
@@ -118,7 +129,7 @@ def main(argv=None):
             attending=attending,
             statistics=statistics,
             held_out=held_out,
-            score=args.score,
+            score=score,
         )
         results, scores = evaluate(calibrations, test_features, ood_features, class_counts.tolist())
         about = {"dataset": ds, "checkpoint": str(args.ckpt_path), "class_counts": class_counts.tolist()}
@@ -128,10 +139,26 @@ def main(argv=None):
         report(
             about | results | {"environment": environment(compute.device)},
             scores,
-            args.score,
+            score,
             out,
             args.figures,
         )
+        if args.calibration_split == "train":
+            write_detector(
+                out,
+                model,
+                calibrations,
+                held_out,
+                training,
+                auto=facts.get("auto"),
+                name=known["model"],
+                family="cifar",
+                preprocessing=Preprocessing(test.images.shape[-1], args.ood_resize, normalization),
+                precision=resolved_precision(compute.device, args.precision),
+                class_names=benchmark.class_names(args.drp),
+            )
+        else:
+            print("no detector is written from test images")
     finish()
 
 

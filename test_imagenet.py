@@ -4,24 +4,39 @@ calibration.
     python test_imagenet.py --gpu 0 --FC True --txtt LIST --txtv LIST --iidp DIR --iodp DIR --ckpt_path DIR
 
 ID test, OOD test and calibration images all get the same centre crop. Prints the table and writes
-results.json, results.csv, results.md, scores.png and roc.png into the run directory.
+results.json, results.csv, results.md, scores.png, roc.png and detector.pth into the run directory. Then
+
+    python test_imagenet.py --images PATH... --ckpt_path DIR
+
+uses the network on any images.
 """
 
 import argparse
 
 import torch
 
-from datasets.imagenet import EvalImages, balanced_sample, load_files, load_ood_lists, select
+from datasets.imagenet import (
+    EvalImages,
+    balanced_sample,
+    folder_names,
+    load_files,
+    load_ood_lists,
+    select,
+)
 from datasets.long_tail import hold_out
+from datasets.normalization import IMAGENET_NORMALIZATION
+from datasets.preprocessing import PHOTOGRAPH, Preprocessing
 from datasets.randomness import epoch_indices
 from datasets.workers import naming_files_of_dead_workers
 from models import FAMILIES, build_model
 from utils import flags
 from utils.calibration import CALIBRATIONS, Classifier
-from utils.distributed import autocast, finish, in_main, start
+from utils.detector import write_detector
+from utils.distributed import autocast, finish, in_main, resolved_precision, start
 from utils.errors import InputError, exit_cleanly
 from utils.evaluation import evaluate, extract_features, prepare_network
 from utils.fitting import fit_calibrations
+from utils.predictions import predict_files
 from utils.report import report
 from utils.run.checkpoint import open_checkpoint, require_class_counts, settle
 from utils.run.runlog import environment, show_warnings_plainly, writable_folder
@@ -37,6 +52,13 @@ def main(argv=None):
     args = parse_args(argv)
     show_warnings_plainly()
     compute = start(args.gpu)
+    if args.images:
+        wanted = flags.one_calibration(args), args.score
+        in_main(
+            compute, lambda: predict_files(args.images, args.ckpt_path, args.srp, compute.device, *wanted)
+        )
+        return finish()
+    score = args.score or SCORE_NAMES[0]
     checkpoint, folder = open_checkpoint(args.ckpt_path)
     given = {name: getattr(args, name) for name in ("ds", "model", "image_size")}
     known = settle(
@@ -51,7 +73,7 @@ def main(argv=None):
 
     # Read every list first: what is missing shows before any work is done.
     training = load_files(args.txtt, args.iidp)
-    held_out = None
+    class_names, held_out = folder_names(training), None
     if known["val_fraction"]:
         parts = hold_out(training.labels, known["val_fraction"])
         training, held_out = (select(training, part) for part in parts)
@@ -93,7 +115,7 @@ def main(argv=None):
         size = min(args.num_cal, len(outliers.paths))
         chosen = select(outliers, epoch_indices(len(outliers.paths), size, args.seed, 0, "calibration"))
         surrogate = features("outliers", chosen).features
-    held_out = features("held-out images", held_out) if "auto" in names else None
+    held_out = None if held_out is None else features("held-out images", held_out)
 
     if compute.is_main:
         classifier = Classifier.of(model, args.tnorm)
@@ -105,7 +127,7 @@ def main(argv=None):
             class_counts,
             strength=args.fc_strength,
             held_out=held_out,
-            score=args.score,
+            score=score,
         )
         results, scores = evaluate(calibrations, test_features, ood_features, class_counts)
         about = {"dataset": "imagenet", "checkpoint": str(args.ckpt_path), "class_counts": class_counts}
@@ -115,9 +137,22 @@ def main(argv=None):
         report(
             about | results | {"environment": environment(compute.device)},
             scores,
-            args.score,
+            score,
             out,
             args.figures,
+        )
+        write_detector(
+            out,
+            model,
+            calibrations,
+            held_out,
+            training,
+            auto=facts.get("auto"),
+            name=known["model"],
+            family="imagenet",
+            preprocessing=Preprocessing(known["image_size"], PHOTOGRAPH, IMAGENET_NORMALIZATION),
+            precision=resolved_precision(compute.device, args.precision),
+            class_names=class_names,
         )
     finish()
 

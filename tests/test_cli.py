@@ -287,6 +287,7 @@ def test_calibration_on_the_test_split_is_possible_and_warned_of(digits_run, tmp
     assert "warning: " in captured.err and "TEST" in captured.err and "score: msp" in captured.out
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["calibration_split"] == "test" and results["tnorm"] is True
+    assert not (tmp_path / "detector.pth").exists()
 
 
 def test_the_parts_of_the_method_can_be_left_out(tmp_path, capsys):

@@ -47,11 +47,9 @@ def write_images(root, folder, count, seed):
     return [f"{folder}/{i}.jpg" for i in range(count)]
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
+def write_lists(root):
     """Lists of 6 + 4 + 2 training images, 6 test images, 8 outliers and 5 OOD images; returns the flags that
     name them."""
-    root = tmp_path_factory.mktemp("images")
     paths = [write_images(root, f"train/{c}", count, c) for c, count in enumerate((6, 4, 2))]
     lists = {"txtt": [f"{path} {c}" for c in range(CLASSES) for path in paths[c]]}
     lists["txtv"] = [f"{path} {i % CLASSES}" for i, path in enumerate(write_images(root, "val", 6, 10))]
@@ -63,6 +61,11 @@ def data(tmp_path_factory):
         (root / f"{name}.txt").write_text("\n".join(lines) + "\n")
     flags = [word for name in lists for word in (f"--{name}", str(root / f"{name}.txt"))]
     return [*flags, "--iidp", str(root), "--iodp", str(root)]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_lists(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture(scope="module")

@@ -195,7 +195,19 @@ def add_evaluation_flags(parser, calibrations, scores):
         parser, "--tnorm", default=False, help="normalise the rows of the classifier and drop its bias"
     )
     parser.add_argument(
-        "--score", choices=scores, default=scores[0], help="which score the table shows; the files hold all"
+        "--score",
+        choices=scores,
+        help=f"which score the table shows, default {scores[0]} (the files hold all); with --images, which "
+        "one decides, default: the detector's",
+    )
+    parser.add_argument(
+        "--images",
+        type=path,
+        nargs="+",
+        metavar="PATH",
+        help="instead of evaluating the run, apply the detector that its evaluation has written to image "
+        "files, or to all files in folders: prints classes, scores and decisions and writes "
+        "predictions.csv; no data set is needed; --calibration and --score choose",
     )
     parser.add_argument(
         "--test_batch_size", "--tb", dest="tb", type=positive_int, default=1000, help="images at once"
@@ -236,6 +248,18 @@ def chosen_calibrations(args, has_held_out):
             f"--fc_strength {args.fc_strength} needs --calibration fc (auto chooses the strength)"
         )
     return names
+
+
+def one_calibration(args):
+    """The name that ``--calibration`` gives with ``--images``; None: the detector's own.
+
+    Raises:
+        InputError: several names, or ``--FC``.
+    """
+    names = args.calibration or []
+    if args.FC is not None or len(names) > 1:
+        raise InputError("with --images give one --calibration, without --FC; default: the detector's")
+    return names[0] if names else None
 
 
 def add_image_lists(parser):

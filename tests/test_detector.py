@@ -1,0 +1,469 @@
+"""The detector against the evaluation that wrote it, and its command line."""
+
+import csv
+import json
+import math
+import os
+import pickle
+import re
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from command_line import ROOT, load_script, run
+from image_files import photograph, truncate
+from PIL import Image
+from test_imagenet_cli import SMALL, TRAIN, write_lists
+
+import train
+import train_imagenet
+from datasets.cifar import class_names
+from datasets.digits import NORMALIZATION, load_digits
+from datasets.imagenet import ImageFiles, folder_names
+from datasets.long_tail import hold_out
+from datasets.preprocessing import Preprocessing
+from datasets.registry import BENCHMARKS
+from models import build_model
+from utils.calibration import Classifier
+from utils.detector import Detection, Detector, keeping_threshold, write_detector
+from utils.errors import InputError
+from utils.evaluation import Features
+from utils.fitting import fit_calibrations
+from utils.scores import SCORE_NAMES
+
+evaluation, imagenet_evaluation = load_script("test"), load_script("test_imagenet")
+WAYS = ("none", "fc", "probe")
+VAL_FRACTION = 0.2
+TRAINING_WARNING = "ignore:no images were held out of training"
+
+
+class Evaluated(NamedTuple):
+    """A run directory that a test script has evaluated, and the scores that its metrics were computed from:
+    calibration -> score -> OOD set -> (of ID images, of OOD images)."""
+
+    folder: Path
+    scores: dict
+
+
+def evaluate(script, *argv):
+    """Runs a test script and returns the scores that its report was given."""
+    given, report = [], script.report
+
+    def record(results, scores, *rest):
+        given.append(scores)
+        report(results, scores, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(script, "report", record)
+        assert run(script.main, *argv) == 0
+    return given[0]
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """A digits run of one epoch with images held out."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("digits") / "run"
+    flags = ["--ds", "digits", "--gpu", "cpu", "-b", 128, "--ob", 32, "-e", 1, "--val_fraction", VAL_FRACTION]
+    assert run(train.main, *flags, "--srp", folder) == 0
+    argv = ["--gpu", "cpu", "--ckpt_path", folder, "--dout", "digits89", "--num_ood_samples", 200]
+    return Evaluated(folder, evaluate(evaluation, *argv))
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    """An ImageNet-style run without held-out images; and the folder of its images."""
+    torch.set_num_threads(1)
+    root, folder = tmp_path_factory.mktemp("photographs"), tmp_path_factory.mktemp("run") / "run"
+    data = write_lists(root)
+    assert run(train_imagenet.main, *TRAIN, *data, "--srp", folder) == 0
+    scores = evaluate(imagenet_evaluation, *SMALL, *data, "--ckpt_path", folder)
+    return Evaluated(folder, scores), root
+
+
+def scores_of(detections):
+    return [found.score for found in detections]
+
+
+def picture(image):
+    return Image.fromarray(image.permute(1, 2, 0).numpy())
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_scores_of_digits_are_those_of_the_evaluation(way, digits):
+    images = load_digits(False).images[::8]
+    for score in SCORE_NAMES:
+        expected = digits.scores[way][score]["digits89"][0][::8]
+        found = Detector.load(digits.folder, "cpu", calibration=way, score=score)(images)
+        np.testing.assert_allclose(scores_of(found), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_classes_and_probabilities_of_digits(digits):
+    test = load_digits(False)
+    results = json.loads((digits.folder / "results.json").read_text())
+    for way in WAYS:
+        found = Detector.load(digits.folder, calibration=way, score="msp")(test.images)
+        accuracy = np.mean(
+            [one.label == label for one, label in zip(found, test.labels.tolist(), strict=True)]
+        )
+        (expected,) = (row["all"] for row in results["accuracy"] if row["calibration"] == way)
+        assert accuracy == pytest.approx(expected)
+        assert all(
+            one.probability == pytest.approx(-one.score) and 1 / 8 <= one.probability <= 1 for one in found
+        )
+        assert all(one.name == str(one.label) for one in found)
+
+
+def test_the_default_is_the_network_as_it_is_with_the_combined_score(digits):
+    detector = Detector.load(str(digits.folder))
+    assert (detector.calibration, detector.score, detector.held_out) == ("none", "combined", True)
+    assert Detector.load(digits.folder / "detector.pth").threshold == detector.threshold
+
+
+@pytest.mark.filterwarnings(TRAINING_WARNING)
+@pytest.mark.parametrize("size", [(16, 16), (41, 24), (9, 30)])
+@pytest.mark.parametrize("kind", ["digits", "photographs"])
+def test_pictures_lists_and_tensors_give_the_same(kind, size, request, tmp_path):
+    run_of = request.getfixturevalue(kind)
+    folder = run_of.folder if kind == "digits" else run_of[0].folder
+    # After one epoch on 12 images mahalanobis enlarges the rounding of a batch's size a thousand times.
+    detector = Detector.load(folder, score="energy")
+    pictures = [photograph(seed, *size) for seed in range(3)]
+    pixels = torch.stack([torch.from_numpy(np.array(one)).permute(2, 0, 1) for one in pictures])
+    expected = detector(pictures)
+    assert [type(one) for one in expected] == [Detection] * 3 and len(set(scores_of(expected))) == 3
+    for images in (pixels, pixels.float() / 255, pixels.double() / 255, list(pixels), tuple(pictures)):
+        assert detector(images) == expected
+    for one in (pictures[0], pixels[0], pixels[0].float() / 255, [pictures[0]], pixels[:1]):
+        assert scores_of(detector(one)) == pytest.approx(scores_of(expected[:1]), abs=1e-5, rel=1e-5)
+    for i, one in enumerate(pictures):
+        one.save(tmp_path / f"{i}.png")
+    files = torch.stack([detector.preprocessing.of_file(tmp_path / f"{i}.png") for i in range(3)])
+    assert detector.of_prepared(files) == expected
+    assert detector([]) == []
+
+
+def test_grey_and_turned_pictures_are_read_as_by_the_readers_of_files(digits, tmp_path):
+    detector = Detector.load(digits.folder)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photograph(1).save(tmp_path / "turned.png", exif=exif)
+    photograph(2).convert("L").save(tmp_path / "grey.png")
+    Image.fromarray(np.arange(256, dtype=np.uint16).reshape(16, 16) * 257).save(tmp_path / "deep.png")
+    for name in ("turned.png", "grey.png", "deep.png"):
+        expected = detector.of_prepared(detector.preprocessing.of_file(tmp_path / name)[None])
+        assert detector(Image.open(tmp_path / name)) == expected
+
+
+@pytest.mark.parametrize(
+    "images, words",
+    [
+        (torch.full((1, 3, 16, 16), 200.0), "image 0: .* values in .0, 1. .* from 200 to 200"),
+        (torch.full((3, 16, 16), -0.1), "from -0.1 to -0.1"),
+        (torch.full((3, 16, 16), math.nan), "from nan to nan"),
+        (torch.zeros(3, 16, 16, dtype=torch.int64), "uint8 or floating-point, not torch.int64"),
+        (torch.zeros(2, 1, 16, 16), r"\(3, H, W\), not \(1, 16, 16\)"),
+        (torch.zeros(16, 16), "image 0"),
+        ([photograph(0), "x.png"], "image 1: neither a PIL image nor a tensor but str"),
+        ([photograph(0), Image.new("F", (16, 16))], "image 1: .*floating-point numbers"),
+    ],
+)
+def test_what_is_no_image_is_refused(images, words, digits):
+    with pytest.raises(InputError, match=words):
+        Detector.load(digits.folder)(images)
+
+
+def test_the_threshold_keeps_95_percent_of_held_out_images(digits):
+    training = BENCHMARKS["digits"].load_long_tailed(None, BENCHMARKS["digits"].training["rho"])
+    _, held = hold_out(training.labels, VAL_FRACTION)
+    for way, score in (("none", "combined"), ("none", "energy"), ("probe", "msp"), ("fc", "knn")):
+        found = Detector.load(digits.folder, calibration=way, score=score)(training.images[held])
+        kept = sum(not one.ood for one in found)
+        assert kept == math.ceil(0.95 * len(held))
+        assert all(
+            one.ood == (one.score > Detector.load(digits.folder, calibration=way, score=score).threshold)
+            for one in found[:3]
+        )
+
+
+@pytest.mark.parametrize(
+    "scores, threshold",
+    [
+        ([3.0, 1.0, 2.0], 3.0),
+        (list(range(20, 0, -1)), 19.5),
+        (list(range(100)), 94.5),
+        ([1.0] * 99 + [2.0], 1.0),
+    ],
+)
+def test_the_threshold_of_known_scores(scores, threshold):
+    assert keeping_threshold(torch.tensor(scores)) == threshold
+
+
+def test_an_imagenet_run_without_held_out_images(photographs):
+    (folder, scores), root = photographs
+    files = [root / "val" / f"{i}.jpg" for i in range(6)]
+    for way in WAYS:
+        for score in SCORE_NAMES:
+            with pytest.warns(UserWarning, match="threshold keeps 95% of the training images"):
+                detector = Detector.load(folder, calibration=way, score=score)
+            expected = scores[way][score]["txt_ood_test"][0]
+            found = detector.of_prepared(
+                torch.stack([detector.preprocessing.of_file(path) for path in files])
+            )
+            np.testing.assert_allclose(scores_of(found), expected, atol=1e-5, rtol=1e-5)
+    assert detector.class_names == ["0", "1", "2"] and detector.preprocessing.size == 32
+    found = detector([Image.open(path) for path in files])
+    np.testing.assert_allclose(scores_of(found), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_cuda_scores_like_the_cpu(digits):
+    images = load_digits(False).images[::8]
+    cpu, cuda = (scores_of(Detector.load(digits.folder, device)(images)) for device in ("cpu", "cuda"))
+    np.testing.assert_allclose(cuda, cpu, atol=0.02, rtol=0.02)  # its convolutions are TF32
+
+
+# --- the file
+
+
+@pytest.fixture
+def fitted():
+    """A network, and calibrations fitted on random features."""
+    torch.manual_seed(0)
+    network = build_model("ResNet20", 3)
+    training = Features(torch.rand(60, 64), torch.arange(60) % 3)
+    calibrations, _ = fit_calibrations(
+        ["none", "fc", "probe"], Classifier.of(network), training, torch.rand(20, 64), [20, 20, 20]
+    )
+    return network, calibrations, training
+
+
+def write(folder, fitted, **settings):
+    network, calibrations, training = fitted
+    settings = {"calibrations": calibrations, "auto": None, "class_names": None} | settings
+    preprocessing = Preprocessing(16, "squash", NORMALIZATION)
+    network_settings = {"name": "ResNet20", "family": "cifar", "precision": "fp32"}
+    write_detector(
+        folder,
+        network,
+        held_out=training,
+        training=training,
+        preprocessing=preprocessing,
+        **network_settings,
+        **settings,
+    )
+    return folder / "detector.pth"
+
+
+def test_the_default_is_what_auto_chose(fitted, tmp_path):
+    auto = {"chosen": {"calibration": "fc", "fc_strength": 0.25}, "score": "energy"}
+    detector = Detector.load(write(tmp_path, fitted, auto=auto))
+    assert (detector.calibration, detector.score, detector.class_names) == ("fc", "energy", None)
+    assert detector(photograph(0))[0].name is None
+
+
+def test_the_default_without_the_network_as_it_is(fitted, tmp_path):
+    network, calibrations, training = fitted
+    detector = Detector.load(write(tmp_path, fitted, calibrations={"fc": calibrations["fc"]}))
+    assert (detector.calibration, detector.score) == ("fc", "combined")
+
+
+def test_calibrations_share_what_is_equal_on_disk(fitted, tmp_path):
+    network, calibrations, training = fitted
+    path = write(tmp_path, fitted, calibrations={"none": calibrations["none"]})
+    one = path.stat().st_size
+    added = write(
+        tmp_path, fitted, calibrations={"none": calibrations["none"], "other": calibrations["none"]}
+    )
+    assert added.stat().st_size - one < 10_000 < training.features.nbytes
+
+
+def test_what_is_not_in_the_file_is_refused_with_what_is(fitted, tmp_path):
+    path = write(tmp_path, fitted)
+    with pytest.raises(InputError, match="no calibration 'auto' in it; there are none, fc, probe"):
+        Detector.load(path, calibration="auto")
+    with pytest.raises(InputError, match="no score 'odin' in it; there are energy, msp"):
+        Detector.load(path, score="odin")
+    with pytest.raises(InputError, match="no detector .*run test.py, or test_imagenet.py, on the run first"):
+        Detector.load(tmp_path / "nothing")
+
+
+class Code:
+    def __reduce__(self):
+        return os.mkdir, ("executed",)
+
+
+def test_code_in_the_file_is_refused_and_not_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"calibrations": Code()}, tmp_path / "detector.pth")
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare" / "detector.pth").write_bytes(pickle.dumps(Code()))
+    for folder in (tmp_path, tmp_path / "bare"):
+        with pytest.raises(InputError, match="detector.pth"):
+            Detector.load(folder)
+    assert not (tmp_path / "executed").exists()
+
+
+HOSTILE = {
+    "nothing": lambda s: s.clear(),
+    "another network": lambda s: s.update(network="ResNet18"),
+    "no network": lambda s: s.update(network="__class__"),
+    "gigabytes of pixels": lambda s: s.update(image_size=10**6),
+    "a tensor as size": lambda s: s.update(image_size=torch.tensor(16)),
+    "no way to its size": lambda s: s.update(resize="stretch"),
+    "one mean": lambda s: s.update(normalization=[[0.5], 3]),
+    "control characters": lambda s: s.update(class_names=["a", "b", "\x1b[2J"]),
+    "two names": lambda s: s.update(class_names=["a", "b"]),
+    "weights of text": lambda s: s.update(weights="linear.weight"),
+    "not finite": lambda s: s["weights"]["conv1.weight"].fill_(math.nan),
+    "no threshold": lambda s: s["calibrations"]["none"]["thresholds"].update(combined=math.nan),
+    "no scores": lambda s: s["calibrations"]["none"].pop("scores"),
+    "attention of one": lambda s: s["calibrations"]["none"]["calibration"].update(attention=torch.ones(1, 2)),
+    "fewer classes": lambda s: s["calibrations"]["none"]["calibration"].update(
+        classifier={"weight": torch.ones(2, 64).double(), "bias": torch.ones(2).double()}
+    ),
+    "a list": lambda s: s.update(calibrations=[1]),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_strangers_values_are_refused_in_a_sentence(kind, fitted, tmp_path):
+    path = write(tmp_path, fitted, class_names=["a", "b", "c"])
+    state = torch.load(path, weights_only=True)
+    HOSTILE[kind](state)
+    torch.save(state, path)
+    with pytest.raises(InputError, match="detector.pth") as refusal:
+        Detector.load(path)
+    assert "\n" not in str(refusal.value)
+
+
+def test_damage_is_refused(fitted, tmp_path):
+    path = write(tmp_path, fitted)
+    truncate(path)
+    with pytest.raises(InputError, match="detector.pth"):
+        Detector.load(path)
+
+
+def test_names_of_classes(tmp_path):
+    assert BENCHMARKS["digits"].class_names(tmp_path) == list("01234567")
+    assert class_names("cifar10", tmp_path) is None
+    names = [f"class {c}" for c in range(10)]
+    path = tmp_path / "cifar-10-batches-py" / "batches.meta"
+    path.parent.mkdir()
+    for written in (names, [name.encode() for name in names]):
+        path.write_bytes(pickle.dumps({"label_names": written}, protocol=2))
+        assert BENCHMARKS["cifar10"].class_names(tmp_path) == names
+    for wrong in (names[1:], ["\x1b"] * 10, 3):
+        path.write_bytes(pickle.dumps({"label_names": wrong}, protocol=2))
+        assert class_names("cifar10", tmp_path) is None
+    for paths, expected in (
+        (["n1/a.jpg", "n1/b.jpg", "x/n2/a.jpg"], ["n1", "n2"]),
+        (["n1/a.jpg", "n3/b.jpg", "n2/a.jpg"], None),
+        (["n/a.jpg", "n/b.jpg", "x/n/a.jpg"], None),
+        (["a.jpg", "b.jpg", "n/c.jpg"], None),
+    ):
+        assert folder_names(ImageFiles(tmp_path, paths, torch.tensor([0, 0, 1]))) == expected
+
+
+# --- the command line
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A folder with two pictures, one of them in a folder of its own, and a text."""
+    (tmp_path / "photos" / "more").mkdir(parents=True)
+    photograph(0).save(tmp_path / "photos" / "a.png")
+    photograph(1).save(tmp_path / "photos" / "more" / "b, c.jpg")
+    (tmp_path / "photos" / "note.txt").write_text("no picture")
+    return tmp_path / "photos"
+
+
+@pytest.mark.filterwarnings(TRAINING_WARNING)
+@pytest.mark.parametrize("kind", ["digits", "photographs"])
+def test_images_on_the_command_line(kind, request, photos, tmp_path, capsys):
+    run_of = request.getfixturevalue(kind)
+    script, folder = (
+        (evaluation, run_of.folder) if kind == "digits" else (imagenet_evaluation, run_of[0].folder)
+    )
+    alone = tmp_path / "deployed"  # without the checkpoint
+    alone.mkdir()
+    shutil.copy(folder / "detector.pth", alone)
+    argv = [
+        "--images",
+        photos,
+        tmp_path / "missing.png",
+        photos / "a.png",
+        "--ckpt_path",
+        alone,
+        "--gpu",
+        "cpu",
+    ]
+    assert run(script.main, *argv, "--calibration", "probe", "--score", "energy") == 0
+    captured = capsys.readouterr()
+    for name in ("note.txt", "missing.png"):
+        assert captured.err.count(name) == 1
+    assert captured.out.count("a.png: class ") == captured.out.count("b, c.jpg: class ") == 1
+    with open(alone / "predictions.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    files = [photos / "a.png", photos / "more" / "b, c.jpg"]
+    assert [row["path"] for row in rows] == [str(path) for path in files]
+    detector = Detector.load(folder, "cpu", "probe", "energy")
+    expected = detector.of_prepared(torch.stack([detector.preprocessing.of_file(path) for path in files]))
+    for row, one in zip(rows, expected, strict=True):
+        assert list(row) == ["path", "class", "class_name", "probability", "score", "ood"]
+        read = int(row["class"]), row["class_name"], float(row["probability"]), float(row["score"])
+        assert (*read, row["ood"] == "True") == tuple(one)
+
+
+def test_nothing_is_overwritten_by_predictions(digits, photos, tmp_path, capsys):
+    argv = ["--images", photos, "--ckpt_path", digits.folder, "--gpu", "cpu", "--srp", tmp_path / "out"]
+    assert run(evaluation.main, *argv) == 0
+    assert not (digits.folder / "predictions.csv").exists()
+    before = (tmp_path / "out" / "predictions.csv").read_bytes()
+    capsys.readouterr()
+    assert run(evaluation.main, *argv, "--score", "knn") == 2
+    assert "predictions.csv is already there" in capsys.readouterr().err
+    assert (tmp_path / "out" / "predictions.csv").read_bytes() == before
+
+
+def test_images_that_cannot_be_scored(digits, photos, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    for flags, words in (
+        (["--images", photos, "--ckpt_path", tmp_path], "run test.py, or test_imagenet.py, on the run first"),
+        (["--images", tmp_path / "empty", "--ckpt_path", digits.folder], "there is no file in"),
+        (["--images", photos / "note.txt", "--ckpt_path", digits.folder], "none of the 1 files"),
+        (["--images", photos, "--ckpt_path", digits.folder, "--FC", "True"], "one --calibration"),
+        (["--images", photos, "--ckpt_path", digits.folder, "--calibration", "fc", "none"], "one --calib"),
+    ):
+        capsys.readouterr()
+        assert run(evaluation.main, *flags, "--gpu", "cpu", "--srp", tmp_path / "out") == 2
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error.startswith("error: ") and words in error
+    assert not list(tmp_path.rglob("predictions.csv"))
+
+
+# --- README
+
+
+def test_the_snippet_in_the_readme_runs(digits, photos, tmp_path, monkeypatch, capsys):
+    section = re.search(
+        r"^## Use a trained network\n(.*?)(?=^## |\Z)", (ROOT / "README.md").read_text(), re.S | re.M
+    )
+    assert section, "README.md lacks the section '## Use a trained network'"
+    snippet = re.search(r"^```python\n(.*?)^```", section[1], re.S | re.M)
+    assert snippet, "the section 'Use a trained network' of README.md has no python code block"
+    (photos / "note.txt").unlink()
+    (photos / "more" / "b, c.jpg").rename(photos / "b.jpg")
+    (photos / "more").rmdir()
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "demo").symlink_to(digits.folder)
+    monkeypatch.chdir(tmp_path)
+    exec(snippet[1], {})
+    lines = capsys.readouterr().out.splitlines()
+    expected = Detector.load(digits.folder)([Image.open(photos / name) for name in ("a.png", "b.jpg")])
+    assert len(lines) == 2
+    for line, one in zip(lines, expected, strict=True):
+        assert line.split()[0] == str(one.label) and line.endswith("OOD" if one.ood else "ID")

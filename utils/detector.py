@@ -1,0 +1,294 @@
+"""A trained network in use: classes, OOD scores and decisions for any images.
+
+    detector = Detector.load("runs/demo", "cpu")
+    detector(pictures)[0].ood
+
+test.py and test_imagenet.py write ``detector.pth`` into the run directory: one file with all that is needed,
+the network's weights included, so that it can be deployed alone. It holds tensors and plain values. For
+ResNet18 on CIFAR10-LT it has 0.1 GB, for ResNet50 on ImageNet-LT under 1 GB, most of it the training features
+of the knn score.
+"""
+
+import math
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from datasets.loader import evaluation_batches
+from datasets.normalization import Normalization
+from datasets.preprocessing import PHOTOGRAPH, Preprocessing
+from datasets.scood import RESIZE_MODES
+from models import build_model
+from utils.calibration import Calibration
+from utils.distributed import Compute, autocast
+from utils.errors import InputError, first_line
+from utils.evaluation import Features, extract_features, predict
+from utils.run.checkpoint import load_checkpoint, save_whole
+from utils.run.weights import load_weights
+from utils.scores import FittedScores
+
+FILE = "detector.pth"
+KEPT = 0.95  # of ID images, by the threshold
+BATCH = 100  # images at once
+
+
+class Detection(NamedTuple):
+    """What a detector says about an image.
+
+    ``label``: the predicted class, 0 .. C - 1; ``name``: of that class, None if unknown; ``probability``: of
+    that class among the C. ``score``: higher = more OOD; ``ood``: whether it is above the threshold.
+    """
+
+    label: int
+    name: str | None
+    probability: float
+    score: float
+    ood: bool
+
+
+class Detector:
+    """A network with one calibration, one score and its threshold; made by :meth:`load`.
+
+    Attributes:
+        calibration, score: their names. threshold: the score above which an image is OOD.
+        held_out: whether the threshold keeps 95 % of images that were held out of training; else, of training
+            images. class_names: C names, or None.
+    """
+
+    def __init__(self, state: dict, device: torch.device, calibration: str | None, score: str | None):
+        """``state``: as :func:`write_detector` made it; the rest as for :meth:`load`."""
+        ways = state["calibrations"]
+        self.calibration = _choose("calibration", calibration or state["default"][0], list(ways))
+        way = ways[self.calibration]
+        self.score = _choose("score", score or state["default"][1], list(way["thresholds"]))
+        self.threshold, self.held_out = way["thresholds"][self.score], state["held_out"]
+        self.class_names, self.precision = state["class_names"], state["precision"]
+        self.device = device
+        self.preprocessing = Preprocessing(
+            state["image_size"], state["resize"], Normalization(*map(tuple, state["normalization"]))
+        )
+        weights = state["weights"]
+        network = build_model(state["network"], len(weights["linear.weight"]), state["family"])
+        load_weights(network, weights)
+        self.network = network.to(device, memory_format=torch.channels_last).eval()
+        self._calibration = Calibration.restore(_on(device, way["calibration"]))
+        combined = self.score == "combined"
+        members = way["standards"] if combined else [self.score]
+        scores = {name: _on(device, way["scores"][name]) for name in members}
+        standards = way["standards"] if combined else {}
+        self._scores = FittedScores.restore({"scores": scores, "standards": standards})
+
+    @classmethod
+    def load(
+        cls,
+        run: Path | str,
+        device: torch.device | str = "cpu",
+        calibration: str | None = None,
+        score: str | None = None,
+    ) -> "Detector":
+        """Loads the detector of a run; code in the file is never run.
+
+        Warns where no images were held out of training, which the threshold should have been taken from.
+
+        Args:
+            run: a run directory that test.py or test_imagenet.py has evaluated, or its ``detector.pth``.
+            calibration, score: names of the evaluation's; default: what --calibration auto chose and the
+                score that it judged by; without it the network as it is, and ``combined``.
+
+        Raises:
+            InputError: there is no detector, the file is damaged or not one, or it lacks the calibration or
+                score.
+        """
+        path = Path(run) / FILE if Path(run).is_dir() else Path(run)
+        if not path.is_file():
+            raise InputError(
+                f"there is no detector {path}: run test.py, or test_imagenet.py, on the run first"
+            )
+        state = load_checkpoint(path)
+        try:
+            _check(state)
+            detector = cls(state, torch.device(device), calibration, score)
+            size = detector.preprocessing.size
+            detector.of_prepared(torch.zeros(1, 3, size, size, dtype=torch.uint8))  # whether all shapes fit
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
+        except Exception as error:  # whatever a stranger's tensors and values lead to
+            raise InputError(f"{path} is no detector that test.py wrote: {first_line(error)}") from error
+        if not detector.held_out:
+            warnings.warn(
+                "no images were held out of training (--val_fraction), so the detector's threshold keeps "
+                f"{KEPT:.0%} of the training images; it will keep fewer new ones",
+                stacklevel=2,
+            )
+        return detector
+
+    def __call__(self, images: Image.Image | Tensor | Sequence[Image.Image | Tensor]) -> list[Detection]:
+        """One :class:`Detection` for each image.
+
+        Args:
+            images: a PIL image, a tensor (3, H, W) or (N, 3, H, W), or a list of PIL images and tensors
+                (3, H, W). Tensors are uint8, or floating-point in [0, 1], not normalised, and are treated as
+                image files are: brought to size, and rounded to 8 bits.
+
+        Raises:
+            InputError: anything else; the message says which image.
+        """
+        if isinstance(images, Image.Image) or (isinstance(images, Tensor) and images.dim() == 3):
+            images = [images]
+        prepared = []
+        for number, image in enumerate(images):
+            try:
+                if isinstance(image, Image.Image):
+                    prepared.append(self.preprocessing.of_picture(image))
+                elif isinstance(image, Tensor):
+                    prepared.append(self.preprocessing.of_tensor(image))
+                else:
+                    raise InputError(f"neither a PIL image nor a tensor but {type(image).__name__}")
+            except InputError as error:
+                raise InputError(f"image {number}: {error}") from error
+        return self.of_prepared(torch.stack(prepared)) if prepared else []
+
+    def of_prepared(self, images: Tensor) -> list[Detection]:
+        """The same for images that :class:`datasets.preprocessing.Preprocessing` has brought to size, uint8
+        (N, 3, S, S)."""
+        batches = evaluation_batches(
+            images,
+            torch.full((len(images),), -1),
+            batch_size=BATCH,
+            normalization=self.preprocessing.normalization,
+            device=self.device,
+        )
+        precision = autocast(self.device, self.precision)
+        features = extract_features(
+            self.network, batches, len(images), Compute(self.device), precision
+        ).features
+        found = []
+        with torch.inference_mode():
+            for outputs in self._calibration.outputs(features):
+                probabilities, labels = outputs.logits.softmax(dim=1).max(dim=1)
+                scores = self._scores(outputs)[self.score]
+                for row in zip(labels.tolist(), probabilities.tolist(), scores.tolist(), strict=True):
+                    found.append(self._detection(*row))
+        return found
+
+    def _detection(self, label, probability, score):
+        name = None if self.class_names is None else self.class_names[label]
+        return Detection(label, name, probability, score, score > self.threshold)
+
+
+def write_detector(
+    folder: Path,
+    network: nn.Module,
+    calibrations: dict[str, tuple[Calibration, FittedScores]],
+    held_out: Features | None,
+    training: Features,
+    *,
+    auto: dict | None,
+    name: str,
+    family: str,
+    preprocessing: Preprocessing,
+    precision: str,
+    class_names: list[str] | None,
+) -> None:
+    """Writes ``detector.pth``, as a whole or not at all, and says so.
+
+    Args:
+        calibrations: what was evaluated, see :func:`utils.fitting.fit_calibrations`.
+        held_out: of ID images that were held out of training; None: there are none, and ``training`` images
+            are taken in their place.
+        auto: what --calibration auto chose, the detector's default, in the facts that come with
+            ``calibrations``; None: it was not asked.
+        name, family: of the network, in ``models.FAMILIES``.
+        precision: of the network's evaluation, without "auto".
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    ways = {}
+    for way, (calibration, fitted) in calibrations.items():
+        scores = predict(calibration, fitted, (held_out or training).features).scores
+        thresholds = {score: keeping_threshold(values) for score, values in scores.items()}
+        ways[way] = {"calibration": calibration.state(), "thresholds": thresholds} | fitted.state()
+    if auto is not None:
+        default = auto["chosen"]["calibration"], auto["score"]
+    else:
+        default = "none" if "none" in ways else next(iter(ways)), "combined"
+    state = {
+        "network": name,
+        "family": family,
+        "weights": network.state_dict(),
+        "image_size": preprocessing.size,
+        "resize": preprocessing.resize,
+        "normalization": [list(part) for part in preprocessing.normalization],
+        "precision": precision,
+        "class_names": class_names,
+        "calibrations": ways,
+        "default": list(default),
+        "held_out": held_out is not None,
+    }
+    path = Path(folder) / FILE
+    try:
+        save_whole(_shared(_on("cpu", state)), path)
+    except OSError as error:
+        raise InputError(str(error)) from None
+    print(f"written: {path} ({path.stat().st_size / 1e6:.0f} MB), for --images and utils.detector")
+
+
+def keeping_threshold(scores: Tensor, share: float = KEPT) -> float:
+    """The threshold that at least ``share`` of the scores (N,) are not above: between two of them, so that
+    rounding does not decide; the largest of under 20."""
+    ordered = scores.double().sort().values
+    kept = math.ceil(share * len(ordered))
+    return float((ordered[kept - 1] + ordered[min(kept, len(ordered) - 1)]) / 2)
+
+
+def _check(state):
+    """Raises ValueError where plain values in a stranger's file are not those of a detector; the rest shows
+    when they are used."""
+    if not isinstance(state, dict) or "calibrations" not in state:
+        raise ValueError("it holds something else")
+    size, resize, names = state["image_size"], state["resize"], state["class_names"]
+    if type(size) is not int or not 1 <= size <= 1024 or resize not in (*RESIZE_MODES, PHOTOGRAPH):
+        raise ValueError("its images have no size")
+    if names is not None and not all(isinstance(word, str) and word.isprintable() for word in names):
+        raise ValueError("its class names are no text")
+    num_classes = len(state["weights"]["linear.weight"])
+    if names is not None and len(names) != num_classes:
+        raise ValueError("it has another number of class names than of classes")
+    for way in state["calibrations"].values():
+        if len(way["calibration"]["classifier"]["weight"]) != num_classes:
+            raise ValueError("a calibration of it has another number of classes")
+        if not all(type(value) is float and math.isfinite(value) for value in way["thresholds"].values()):
+            raise ValueError("a threshold of it is no number")
+
+
+def _choose(what, name, there):
+    if name not in there:
+        raise InputError(f"there is no {what} {name!r} in it; there are {', '.join(there)}")
+    return name
+
+
+def _on(device, value):
+    """Nested dicts with their tensors on a device."""
+    if isinstance(value, Tensor):
+        return value.detach().to(device)
+    return {key: _on(device, item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
+def _shared(value, seen=None):
+    """Nested dicts in which equal tensors are one, which torch.save stores once: calibrations share much."""
+    seen = [] if seen is None else seen
+    if isinstance(value, dict):
+        return {key: _shared(item, seen) for key, item in value.items()}
+    if not isinstance(value, Tensor):
+        return value
+    for other in seen:
+        if other.dtype == value.dtype and other.shape == value.shape and torch.equal(other, value):
+            return other
+    seen.append(value)
+    return value

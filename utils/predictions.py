@@ -1,0 +1,89 @@
+"""A run's detector applied to image files, for the command line."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from utils.detector import BATCH, KEPT, Detector
+from utils.errors import InputError
+from utils.run.runlog import csv_text, say, writable_folder, write_text
+
+FILE = "predictions.csv"
+COLUMNS = ("class", "class_name", "probability", "score", "ood")  # of a Detection
+
+
+def predict_files(
+    paths: Sequence[Path],
+    run: Path,
+    out: Path | None,
+    device: torch.device,
+    calibration: str | None,
+    score: str | None,
+) -> None:
+    """Prints one line per image and writes ``predictions.csv``; files that cannot be read are named on
+    stderr, and the rest is scored.
+
+    Args:
+        paths: image files, and folders, whose files are all taken.
+        run: a run directory or a detector file. out: the folder of the table; None: the run's.
+        calibration, score: see :meth:`utils.detector.Detector.load`.
+
+    Raises:
+        InputError: there is no detector, the table is already there, a folder is empty, or none of the files
+            can be read.
+    """
+    detector = Detector.load(run, device, calibration, score)
+    table = writable_folder(out or (run if run.is_dir() else run.parent)) / FILE
+    if table.exists():
+        raise InputError(f"{table} is already there: move it, or choose another folder with --srp")
+    kept = f"keeps {KEPT:.0%} of {'held-out' if detector.held_out else 'training'} images"
+    say(
+        f"calibration {detector.calibration}, score {detector.score}; OOD above {detector.threshold:.4f}, "
+        f"which {kept}"
+    )
+    files = list(dict.fromkeys(_files(paths)))
+    rows = []
+    for start in range(0, len(files), BATCH):
+        read = {}
+        for path in files[start : start + BATCH]:
+            try:
+                read[path] = detector.preprocessing.of_file(path)
+            except InputError as error:
+                say(f"warning: {_text(error)}", sys.stderr)
+        if not read:
+            continue
+        for path, found in zip(read, detector.of_prepared(torch.stack(list(read.values()))), strict=True):
+            rows.append({"path": _text(path)} | dict(zip(COLUMNS, found, strict=True)))
+            name = "" if found.name is None else f" ({found.name})"
+            say(
+                f"{_text(path)}: class {found.label}{name}, probability {found.probability:.4f}, "
+                f"score {found.score:.4f}, {'OOD' if found.ood else 'ID'}"
+            )
+    if not rows:
+        raise InputError(f"none of the {len(files)} files can be read as an image")
+    try:
+        write_text(table, csv_text(rows))
+    except OSError as error:
+        raise InputError(f"{table} could not be written: {error.strerror or error}") from None
+    unread = len(files) - len(rows)
+    say(f"written: {table}, {len(rows)} images" + (f"; {unread} files cannot be read" if unread else ""))
+
+
+def _files(paths: Sequence[Path]) -> Iterator[Path]:
+    """The paths that are no folders, and all files in those that are."""
+    for path in paths:
+        if not path.is_dir():
+            yield path
+            continue
+        within = [file for file in sorted(path.rglob("*")) if not file.is_dir()]
+        if not within:
+            raise InputError(f"there is no file in {path}")
+        yield from within
+
+
+def _text(value: object) -> str:
+    """As text that can be printed, whatever bytes a file's name has."""
+    text = str(value).encode("utf-8", "backslashreplace").decode()
+    return text if text.isprintable() else repr(text)
