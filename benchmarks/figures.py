@@ -1,8 +1,11 @@
 """The documents' pictures, from a run directory and from result files.
 
-python -m benchmarks.figures run runs/demo --prefix digits   a 2-D map of features, the attention weight
-python -m benchmarks.figures classes digits_default patt no_isac no_tla ce  accuracy by class, with and
-without PATT's parts
+python -m benchmarks.figures run runs/demo/patt --prefix digits
+    a 2-D map of features, the attention weight, and the pictures that test.py drew
+python -m benchmarks.figures classes digits_default patt no_isac no_tla ce --prefix digits
+    accuracy per class, with and without PATT's parts
+python -m benchmarks.figures aurocs digits_default patt oe ce --prefix digits
+    mean AUROC of every score, with the spread over seeds
 """
 
 import argparse
@@ -15,7 +18,7 @@ from sklearn.manifold import TSNE
 
 from benchmarks.reproduce import RESULTS, ROOT
 from benchmarks.rows import ROWS
-from benchmarks.table import calibration_of, load_records
+from benchmarks.table import Way, calibration_of, evaluation, load_records
 from datasets.loader import evaluation_batches
 from datasets.registry import BENCHMARKS
 from models import build_model
@@ -25,7 +28,7 @@ from utils.distributed import Compute, autocast
 from utils.errors import InputError, exit_cleanly
 from utils.evaluation import extract_features
 from utils.metrics import shot_groups
-from utils.plots import plot_attention, plot_class_accuracy, plot_feature_map
+from utils.plots import plot_attention, plot_aurocs, plot_class_accuracy, plot_feature_map
 from utils.run.checkpoint import load_run
 from utils.run.runlog import writable_folder
 from utils.run.weights import load_weights
@@ -33,9 +36,9 @@ from utils.run.weights import load_weights
 POINTS_PER_KIND = 300  # of the 2-D map
 
 
-def draw_run(run, drp, ood_set, prefix, out):
-    """Draws the feature map and the attention of a run of train.py, and copies the pictures that test.py drew
-    of it."""
+def draw_run(run: Path, drp: Path | None, ood_set: str, prefix: str, out: Path) -> None:
+    """Draws the feature map and the attention of a run of train.py, and copies the pictures that test.py
+    drew."""
     checkpoint = load_run(run)
     ds, compute = checkpoint["args"]["ds"], Compute(torch.device("cpu"))
     benchmark = BENCHMARKS[ds]
@@ -77,27 +80,48 @@ def draw_run(run, drp, ood_set, prefix, out):
             shutil.copyfile(Path(run) / name, out / f"{prefix}_{name}")
 
 
-def draw_classes(results, group, rows, prefix, out):
-    """Draws mean accuracies by class of some rows of a protocol, without FC, and of the first row with FC."""
+def rows_of(results: Path, group: str, rows: list[str]) -> dict[str, list[dict]]:
+    """Row to its records, by seed."""
     records = load_records(results, group)
     missing = [row for row in rows if row not in records]
     if missing:
         raise InputError(f"{group} has no row {missing[0]}; there are {', '.join(records)}")
+    return {row: records[row] for row in rows}
+
+
+def draw_classes(records: dict[str, list[dict]], path: Path) -> None:
+    """Draws mean accuracies per class of rows of a protocol, without FC, and of the first row with FC."""
 
     def mean_by_class(row, calibration):
-        found = [
-            a for r in records[row] for a in r["results"]["accuracy"] if calibration_of(a) == calibration
-        ]
-        return np.mean(np.array([a["per_class"] for a in found], float), axis=0)
+        every = (a for r in records[row] for a in r["results"]["accuracy"])
+        found = [a["per_class"] for a in every if calibration_of(a) == calibration]
+        return np.mean(np.array(found, float), axis=0)
 
-    accuracies = {f"{ROWS[rows[0]].label}, with FC": mean_by_class(rows[0], "fc")}
-    accuracies |= {ROWS[row].label: mean_by_class(row, "none") for row in rows}
-    plot_class_accuracy(
-        accuracies, records[rows[0]][0]["args"]["class_counts"], out / f"{prefix}_classes.png"
+    first = next(iter(records))
+    accuracies = {f"{ROWS[first].label}, with FC": mean_by_class(first, "fc")}
+    accuracies |= {ROWS[row].label: mean_by_class(row, "none") for row in records}
+    plot_class_accuracy(accuracies, records[first][0]["args"]["class_counts"], path)
+
+
+def draw_aurocs(records: dict[str, list[dict]], path: Path) -> None:
+    """Draws the mean AUROC of every score of rows of a protocol, and of the paper's score with FC."""
+    ways = {}
+    for mean in next(iter(records.values()))[0]["results"]["mean"]:
+        way = Way(calibration_of(mean), mean["score"])
+        if way.calibration == "none" or way == Way("fc", "energy"):
+            ways["energy, FC" if way.calibration == "fc" else way.score] = way
+    plot_aurocs(
+        {
+            ROWS[row].label: {
+                name: [evaluation(r, way)["auroc"] for r in found] for name, way in ways.items()
+            }
+            for row, found in records.items()
+        },
+        path,
     )
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -106,19 +130,23 @@ def main(argv=None):
     run.add_argument("run", type=flags.path, help="a run directory of train.py, evaluated by test.py")
     run.add_argument("--drp", type=flags.path, help="the data folder")
     run.add_argument("--ood_set", default="digits89", help="the OOD set on the map")
-    classes = kinds.add_parser("classes")
-    classes.add_argument("group", help="a folder of --results")
-    classes.add_argument("rows", nargs="+")
-    classes.add_argument("--results", type=flags.path, default=RESULTS)
-    for parser_of_kind in (run, classes):
-        parser_of_kind.add_argument("--prefix", required=True, help="of the files' names")
-        parser_of_kind.add_argument("--out", type=flags.path, default=ROOT / "docs" / "figures")
+    of_results = {"classes": draw_classes, "aurocs": draw_aurocs}
+    for kind in of_results:
+        kinds.add_parser(kind)
+    for kind, of_kind in kinds.choices.items():
+        if kind in of_results:
+            of_kind.add_argument("group", help="a folder of --results")
+            of_kind.add_argument("rows", nargs="+", choices=tuple(ROWS), metavar="ROW")
+            of_kind.add_argument("--results", type=flags.path, default=RESULTS)
+        of_kind.add_argument("--prefix", required=True, help="of the files' names")
+        of_kind.add_argument("--out", type=flags.path, default=ROOT / "docs" / "figures")
     args = parser.parse_args(argv)
     out = writable_folder(args.out)
     if args.kind == "run":
         draw_run(args.run, args.drp, args.ood_set, args.prefix, out)
     else:
-        draw_classes(args.results, args.group, args.rows, args.prefix, out)
+        records = rows_of(args.results, args.group, args.rows)
+        of_results[args.kind](records, out / f"{args.prefix}_{args.kind}.png")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@
     python -m benchmarks.reproduce imagenet --protocol imagenet --extra --txtt LIST ...   ImageNet-LT
 
 Prints its plan, skips finished runs, resumes interrupted ones, and writes one small JSON file per run for
-``python -m benchmarks.table``. Runs stand beside each other on several GPUs, or with ``--jobs`` on a CPU.
+``python -m benchmarks.table``. Several runs at a time: one per GPU, or ``--jobs`` on a CPU.
 """
 
 import argparse
@@ -46,26 +46,17 @@ class Run(NamedTuple):
     folder: Path
 
     @property
-    def name(self):
+    def name(self) -> str:
         return f"{self.group}/{self.row} seed {self.seed}"
 
 
-def commands(run, args, device, leak=False):
-    """The command lines of a run: training, evaluation, and on request the evaluation that calibrates on test
-    labels."""
+def commands(run: Run, args: argparse.Namespace, device: str, leak: bool = False) -> list[list[str]]:
+    """The command lines of a run: training, evaluation, and with ``leak`` the evaluation that calibrates on
+    test labels."""
     script = "_imagenet" if args.ds == "imagenet" else ""
     data = [] if args.drp is None or args.ds == "imagenet" else ["--drp", str(args.drp)]
-    train = [
-        f"train{script}.py",
-        "--gpu",
-        device,
-        "--seed",
-        str(run.seed),
-        "--srp",
-        str(run.folder),
-        "--resume",
-        *data,
-    ]
+    where = ["--gpu", device, "--seed", str(run.seed), "--srp", str(run.folder)]
+    train = [f"train{script}.py", *where, "--resume", *data]
     train += [] if args.ds == "imagenet" else ["--ds", args.ds]
     train += ROWS[run.row].flags.split()
     for flag, value in (("--md", args.model), ("--epochs", args.epochs), ("--precision", args.precision)):
@@ -79,7 +70,7 @@ def commands(run, args, device, leak=False):
     return lines
 
 
-def portable_commands(run, args, leak):
+def portable_commands(run: Run, args: argparse.Namespace, leak: bool) -> list[str]:
     """The command lines as text, without this machine's folders and device."""
     shown = argparse.Namespace(**vars(args) | {"drp": None})
     data = [] if args.drp is None else ["--drp", "DATA"]
@@ -89,11 +80,12 @@ def portable_commands(run, args, leak):
     ]
 
 
-def execute(run, args, device, leak):
+def execute(run: Run, args: argparse.Namespace, device: str, leak: bool) -> tuple[bool, str]:
     """Runs what is missing of one run, with its output in ``log.txt`` of the run directory, and collects its
     results.
 
-    Returns (whether it succeeded, a line about it).
+    Returns:
+        (whether it succeeded, a line about it).
     """
     record, shown = run.folder / "commands.json", portable_commands(run, args, leak)
     known = shown
@@ -102,19 +94,12 @@ def execute(run, args, device, leak):
     elif (run.folder / "args.json").exists():  # a run that was started by hand
         known = []
     if known[:2] != shown[:2]:
-        return (
-            False,
-            f"{run.name}: {run.folder} holds a run that other commands made; choose another --srp "
-            "or --protocol",
-        )
+        advice = "choose another --srp or --protocol"
+        return False, f"{run.name}: {run.folder} holds a run that other commands made; {advice}"
     run.folder.mkdir(parents=True, exist_ok=True)
     write_text(record, json.dumps(max(known, shown, key=len), indent=1) + "\n")
     results = run.folder / "results.json"
-    made = [
-        results,
-        results,
-        run.folder / "leak" / "results.json",
-    ]  # what shows that training, test and leak are done
+    made = [results, results, run.folder / "leak" / "results.json"]  # once each command is done
     begun = time.monotonic()
     with open(run.folder / "log.txt", "a") as log:
         for line, result in zip(commands(run, args, device, leak), made, strict=False):
@@ -122,11 +107,9 @@ def execute(run, args, device, leak):
                 continue
             log.write(f"$ python {' '.join(line)}\n")
             log.flush()
-            code = subprocess.run(
-                [sys.executable, *line], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT
-            ).returncode
-            if code != 0:
-                return False, f"{run.name}: failed with status {code}, see {log.name}"
+            done = subprocess.run([sys.executable, *line], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
+            if done.returncode:
+                return False, f"{run.name}: failed with status {done.returncode}, see {log.name}"
     collect(run, args.results)
     return True, f"{run.name}: done after {time.monotonic() - begun:.0f} s"
 
@@ -175,9 +158,9 @@ def read_run(folder: Path, evaluation: Path | None = None) -> dict:
         raise InputError(f"{folder} cannot be read as a run directory: {first_line(error)}") from None
 
 
-def expected_seconds(runs, args):
-    """What the unfinished runs will take, from the epochs already logged of the same protocol; None where
-    there are none."""
+def expected_seconds(runs: list[Run], args: argparse.Namespace) -> float | None:
+    """What the unfinished runs will take, by the epochs of the same protocol already logged; None without
+    any."""
     logs = [r.folder / "log.jsonl" for r in runs if (r.folder / "log.jsonl").exists()]
     epochs = [json.loads(line) for log in logs for line in log.read_text().splitlines()]
     if not epochs or args.epochs is None and not (logs[0].parent / "args.json").exists():
@@ -187,7 +170,7 @@ def expected_seconds(runs, args):
     return left * total * sum(e["seconds"] for e in epochs) / len(epochs)
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     devices = [str(i) for i in range(torch.cuda.device_count())] or ["cpu"] * args.jobs
     parts = [args.ds, args.model or "default", f"e{args.epochs}" if args.epochs else "", args.precision or ""]
@@ -200,17 +183,9 @@ def main(argv=None):
     done = [r for r in runs if (r.folder / "results.json").exists()]
     seconds = expected_seconds(runs, args)
     where = ", ".join(sorted(set(devices)))
-    print(
-        f"{args.table}: {len(runs)} runs, {len(done)} finished; {len(devices)} beside each other on {where}"
-    )
-    print(
-        "expected: "
-        + (
-            f"{seconds / len(devices) / 60:.0f} minutes"
-            if seconds is not None
-            else "not known before an epoch is timed"
-        )
-    )
+    print(f"{args.table}: {len(runs)} runs, {len(done)} finished; {len(devices)} at a time on {where}")
+    known = seconds is not None
+    print("expected:", f"{seconds / len(devices) / 60:.0f} minutes" if known else "not known before an epoch")
     for run in runs:
         print(f"  {run.name}: python {' '.join(commands(run, args, devices[0])[0])}", flush=True)
     if args.plan:
@@ -239,7 +214,7 @@ def main(argv=None):
     print(f"results in {args.results / protocol}; python -m benchmarks.table {show}")
 
 
-def parse_args(argv=None):
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -262,7 +237,7 @@ def parse_args(argv=None):
     parser.add_argument("--model", "--md", help="a smaller network than the paper's: a reduced protocol")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"))
     parser.add_argument("--dout", nargs="+", help="OOD sets other than the paper's six")
-    parser.add_argument("--jobs", type=flags.positive_int, default=1, help="runs beside each other on a CPU")
+    parser.add_argument("--jobs", type=flags.positive_int, default=1, help="runs at a time on a CPU")
     parser.add_argument(
         "--protocol",
         help="a name for the folder of these runs; default: data set, network, epochs, precision",

@@ -112,3 +112,14 @@ def test_the_histogram_has_the_threshold_that_catches_95_percent(drawn, tmp_path
     assert np.mean(ood_scores >= line.get_xdata()[0]) == pytest.approx(0.95)
     assert line.get_label() == "95 % of OOD, 25.0 % of ID\nare to the right"  # 50 of 200 are at 50 or above
     assert ax.get_title().startswith("FC, mean AUROC 9")
+
+
+def test_the_scores_stand_beside_each_other_with_the_range_of_the_seeds(drawn, tmp_path):
+    aurocs = {"PATT": {"energy": [0.8, 0.9], "knn": [0.7]}, "CE": {"energy": [0.5], "knn": [0.6]}}
+    plots.plot_aurocs(aurocs, tmp_path / "scores.png")
+    (ax,) = drawn[0].axes
+    assert labels(ax) == ["PATT", "CE"]
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["energy", "knn"]
+    patt, bars = ax.containers[0].lines[0], ax.containers[0].lines[2][0].get_segments()
+    assert patt.get_ydata().tolist() == pytest.approx([85, 70])
+    assert [end for _, end in bars[0]] == pytest.approx([80, 90])

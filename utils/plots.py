@@ -189,3 +189,24 @@ def plot_class_accuracy(
         if len(order) <= EVERY_CLASS:
             ax.set_xticks(range(len(order)), [str(class_counts[c]) for c in order])
         ax.legend(fontsize="small")
+
+
+def plot_aurocs(aurocs: dict[str, dict[str, Sequence[float]]], path: str | Path) -> None:
+    """AUROC per score, mean and range over seeds.
+
+    Args:
+        aurocs: dict of a row's name to a dict of a score's name to its AUROC of every seed, fractions.
+    """
+    names = list(next(iter(aurocs.values())))
+    with figure(path, width=7.2, height=3.8) as (ax,):
+        for i, (row, values) in enumerate(aurocs.items()):
+            percent = [100 * np.asarray(values[name]) for name in names]
+            middle = np.array([seeds.mean() for seeds in percent])
+            reach = [middle - [s.min() for s in percent], [s.max() for s in percent] - middle]
+            offset = (i - (len(aurocs) - 1) / 2) * 0.6 / len(aurocs)
+            look = {"marker": MARKERS[i % len(MARKERS)], "color": SHADES[i % len(SHADES)], "markersize": 5}
+            ax.errorbar(np.arange(len(names)) + offset, middle, reach, linestyle="", label=row, **look)
+        ax.set_xticks(range(len(names)), names, rotation=20)
+        ax.set(ylabel="mean AUROC (%)")
+        ax.grid(axis="y", linewidth=0.4)
+        ax.legend(fontsize="small")
