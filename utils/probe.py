@@ -16,6 +16,7 @@ INVERSE_REGULARISATION = 0.1  # scikit-learn's C
 TOLERANCE = 1e-6  # the largest entry of the gradient of the mean loss at which a fit has converged
 FINEST = 1e-8  # where it ends, if the loss is not so small or flat that rounding ends it before
 MAX_ITERATIONS = 2000
+HISTORY, HISTORY_BYTES = 100, 2**30  # steps that L-BFGS remembers: so many, or what takes so much memory
 
 
 class ProbeFit(NamedTuple):
@@ -98,6 +99,7 @@ def fit_probe(
     optimizer = torch.optim.LBFGS(
         [parameters],
         max_iter=MAX_ITERATIONS,
+        history_size=min(HISTORY, max(10, HISTORY_BYTES // (2 * parameters.nbytes))),
         tolerance_grad=FINEST,
         tolerance_change=0,
         line_search_fn="strong_wolfe",
