@@ -18,7 +18,7 @@ import torch
 from datasets import ImageSet
 from datasets.loader import evaluation_batches
 from datasets.long_tail import hold_out, long_tail_counts, long_tail_indices
-from datasets.normalization import IMAGENET_NORMALIZATION
+from datasets.normalization import IMAGENET_NORMALIZATION, NORMALIZATIONS
 from datasets.preprocessing import Preprocessing
 from datasets.registry import BENCHMARKS
 from datasets.scood import RESIZE_MODES
@@ -32,13 +32,18 @@ from utils.evaluation import evaluate, extract_features, prepare_network
 from utils.fitting import fit_calibrations, trained_statistics
 from utils.predictions import predict_files
 from utils.report import report
-from utils.run.checkpoint import open_checkpoint, require_class_counts, settle
-from utils.run.runlog import environment, show_warnings_plainly, writable_folder
+from utils.run.checkpoint import (
+    caveats,
+    open_checkpoint,
+    progress_of,
+    require_class_counts,
+    resolve_settings,
+    results_folder,
+    stored_arguments,
+)
+from utils.run.runlog import environment, say, show_warnings_plainly, writable_folder
+from utils.run.weights import network_of, network_weights
 from utils.scores import SCORE_NAMES
-
-# What a checkpoint without arguments is taken to be, where the flags do not say.
-UNKNOWN_DEFAULTS = {"ds": "cifar10", "model": "ResNet18", "rho": 0.01, "val_fraction": 0, "depart": []}
-RANGES = {"rho": flags.imbalance_ratio, "val_fraction": flags.fraction}
 
 
 def main(argv=None):
@@ -53,18 +58,10 @@ def main(argv=None):
         return finish()
     score = args.score or SCORE_NAMES[0]
     torch.manual_seed(args.seed)
-    checkpoint, folder = open_checkpoint(args.ckpt_path)
-    given = {name: getattr(args, name) for name in ("ds", "model", "rho", "depart")}
-    known = settle(
-        given, checkpoint.get("args") if isinstance(checkpoint, dict) else None, UNKNOWN_DEFAULTS, RANGES
-    )
-    if known["ds"] not in BENCHMARKS or known["model"] not in FAMILIES["cifar"]:
-        raise InputError(
-            f"{args.ckpt_path} holds a {known['model']} trained on {known['ds']}, which test.py does not know"
-        )
-    ds, benchmark = known["ds"], BENCHMARKS[known["ds"]]
-    num_classes, normalization = benchmark.num_classes, benchmark.normalization
-    out = args.srp or folder
+    checkpoint = open_checkpoint(args.ckpt_path)
+    known, notes = identify(checkpoint, vars(args))
+    benchmark, normalization = BENCHMARKS[known["ds"]], NORMALIZATIONS[known["normalization"]]
+    out = args.srp or results_folder(args.ckpt_path)
     in_main(compute, lambda: writable_folder(out))
 
     # Read everything first: what is missing shows before any work is done.
@@ -75,18 +72,24 @@ def main(argv=None):
     if known["val_fraction"]:
         parts = hold_out(train.labels, known["val_fraction"])
         train, held_out = (ImageSet(train.images[part], train.labels[part]) for part in parts)
-    class_counts = torch.bincount(train.labels, minlength=num_classes)
+    class_counts = torch.bincount(train.labels, minlength=benchmark.num_classes)
     require_class_counts(checkpoint, class_counts.tolist())
     calibration = train
     if args.calibration_split == "test":
-        counts = long_tail_counts(int(torch.bincount(test.labels).max()), num_classes, known["rho"])
+        counts = long_tail_counts(int(torch.bincount(test.labels).max()), benchmark.num_classes, known["rho"])
         chosen = long_tail_indices(test.labels, counts)
         calibration = test._replace(images=test.images[chosen], labels=test.labels[chosen])
     names = flags.chosen_calibrations(args, held_out is not None)
+    leaks = "fc" in names and args.calibration_split == "test"
+    if leaks:
+        notes.append("feature calibration used labelled TEST images, a leak; for auditing only")
+    if compute.is_main:
+        for note in notes:
+            say(f"warning: {note}", sys.stderr)
     needs_outliers = set(names) != {"none"}
     outliers = benchmark.load_outliers(args.drp, args.num_ood_samples) if needs_outliers else None
 
-    model = build_model(known["model"], num_classes)
+    model = build_model(known["model"], benchmark.num_classes)
     network = prepare_network(model, checkpoint, compute, args.precision)
     mixed_precision = autocast(compute.device, args.precision)
 
@@ -107,12 +110,7 @@ def main(argv=None):
         surrogate = features(
             "outliers", outliers, torch.full((len(outliers),), -1), outlier_normalization
         ).features
-    if "fc" in names and args.calibration_split == "test":
-        print(
-            "warning: calibrating on labelled TEST images, a leak; for auditing only",
-            file=sys.stderr,
-            flush=True,
-        )
+    if leaks:
         attending = features("calibration images", *calibration)
     held_out = None if held_out is None else features("held-out images", *held_out)
 
@@ -132,10 +130,11 @@ def main(argv=None):
             score=score,
         )
         results, scores = evaluate(calibrations, test_features, ood_features, class_counts.tolist())
-        about = {"dataset": ds, "checkpoint": str(args.ckpt_path), "class_counts": class_counts.tolist()}
+        about = {"dataset": known["ds"], "network": known["model"], "checkpoint": str(args.ckpt_path)}
+        about["class_counts"] = class_counts.tolist()
         about |= {"calibration_split": args.calibration_split if "fc" in calibrations else None} | facts
-        about["tnorm"] = args.tnorm
-        about["ood_resize"] = args.ood_resize
+        about |= {"tnorm": args.tnorm, "ood_resize": args.ood_resize, "score": score, "notes": notes}
+        about |= progress_of(checkpoint) | {name: known[name] for name in ("rho", "normalization")}
         report(
             about | results | {"environment": environment(compute.device)},
             scores,
@@ -162,6 +161,43 @@ def main(argv=None):
     finish()
 
 
+RANGES = {"rho": flags.imbalance_ratio, "val_fraction": flags.fraction}
+
+
+def identify(checkpoint, given):
+    """What a checkpoint is: by its own arguments, else by the flags, else by its weights and the paper's
+    settings.
+
+    Args:
+        given: dict of flag name to value, None where the flag was not given.
+
+    Returns:
+        (settings, notes): dict of ds, model, rho, normalization, val_fraction, depart; sentences about what
+        was assumed.
+
+    Raises:
+        InputError: the checkpoint has no weights, or what it says is no run of train.py.
+    """
+    stored, weights = stored_arguments(checkpoint), network_weights(checkpoint)
+    outputs = weights["linear.weight"].shape[:1] if "linear.weight" in weights else None
+    likely_ds = next((ds for ds, b in BENCHMARKS.items() if (b.num_classes,) == outputs), "cifar10")
+    named, assumed = resolve_settings(given, stored, {"ds": likely_ds}, {})
+    if named["ds"] not in BENCHMARKS:
+        raise InputError(f"the checkpoint was trained on {named['ds']}, which test.py does not know")
+    usual = BENCHMARKS[named["ds"]].training
+    family, likely_model = network_of(weights) or (None, None)
+    defaults = {"model": likely_model if family == "cifar" else usual["model"], "val_fraction": 0}
+    defaults |= {"rho": usual["rho"], "normalization": usual["normalization"], "depart": []}
+    trained, assumed_too = resolve_settings(given, stored, defaults, RANGES)
+    for name, choices in (("model", FAMILIES["cifar"]), ("normalization", NORMALIZATIONS)):
+        if trained[name] not in choices:
+            raise InputError(
+                f"the checkpoint was trained with --{name} {trained[name]}, which test.py does not know"
+            )
+    known, assumed = named | trained, assumed + assumed_too
+    return known, caveats(checkpoint, known, [n for n in assumed if n in ("ds", "rho", "normalization")])
+
+
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=flags.HelpFormatter)
     parser.add_argument(
@@ -178,6 +214,12 @@ def parse_args(argv=None):
     parser.add_argument("--model", "--md", choices=tuple(FAMILIES["cifar"]), help="default: the checkpoint's")
     parser.add_argument(
         "--imbalance_ratio", "--rho", dest="rho", type=flags.imbalance_ratio, help="default: the checkpoint's"
+    )
+    parser.add_argument(
+        "--normalization",
+        choices=tuple(NORMALIZATIONS),
+        help="the mean and std that images are normalised with, as in training (PASCL's networks: none); "
+        "default: the checkpoint's, else the data set's",
     )
     parser.add_argument(
         "--data_root_path", "--drp", dest="drp", type=flags.path, default=Path("data"), help="the data folder"

@@ -12,6 +12,7 @@ uses the network on any images.
 """
 
 import argparse
+import sys
 
 import torch
 
@@ -24,7 +25,7 @@ from datasets.imagenet import (
     select,
 )
 from datasets.long_tail import hold_out
-from datasets.normalization import IMAGENET_NORMALIZATION
+from datasets.normalization import NORMALIZATIONS
 from datasets.preprocessing import PHOTOGRAPH, Preprocessing
 from datasets.randomness import epoch_indices
 from datasets.workers import naming_files_of_dead_workers
@@ -38,12 +39,19 @@ from utils.evaluation import evaluate, extract_features, prepare_network
 from utils.fitting import fit_calibrations
 from utils.predictions import predict_files
 from utils.report import report
-from utils.run.checkpoint import open_checkpoint, require_class_counts, settle
-from utils.run.runlog import environment, show_warnings_plainly, writable_folder
+from utils.run.checkpoint import (
+    caveats,
+    open_checkpoint,
+    progress_of,
+    require_class_counts,
+    resolve_settings,
+    results_folder,
+    stored_arguments,
+)
+from utils.run.runlog import environment, say, show_warnings_plainly, writable_folder
+from utils.run.weights import network_of, network_weights
 from utils.scores import SCORE_NAMES
 
-# What a checkpoint without arguments is taken to be, where the flags do not say.
-UNKNOWN_DEFAULTS = {"ds": "imagenet", "model": "ResNet50", "image_size": 224, "val_fraction": 0}
 RANGES = {"image_size": flags.image_size, "val_fraction": flags.fraction}
 
 
@@ -59,17 +67,14 @@ def main(argv=None):
         )
         return finish()
     score = args.score or SCORE_NAMES[0]
-    checkpoint, folder = open_checkpoint(args.ckpt_path)
-    given = {name: getattr(args, name) for name in ("ds", "model", "image_size")}
-    known = settle(
-        given, checkpoint.get("args") if isinstance(checkpoint, dict) else None, UNKNOWN_DEFAULTS, RANGES
-    )
-    if known["ds"] != "imagenet" or known["model"] not in FAMILIES["imagenet"]:
-        raise InputError(
-            f"{args.ckpt_path} holds a {known['model']} trained on {known['ds']}, which is for test.py"
-        )
-    out = args.srp or folder
+    checkpoint = open_checkpoint(args.ckpt_path)
+    known, notes = identify(checkpoint, vars(args))
+    normalization = NORMALIZATIONS[known["normalization"]]
+    out = args.srp or results_folder(args.ckpt_path)
     in_main(compute, lambda: writable_folder(out))
+    if compute.is_main:
+        for note in notes:
+            say(f"warning: {note}", sys.stderr)
 
     # Read every list first: what is missing shows before any work is done.
     training = load_files(args.txtt, args.iidp)
@@ -97,6 +102,7 @@ def main(argv=None):
         batches = EvalImages(
             files,
             image_size=known["image_size"],
+            normalization=normalization,
             batch_size=args.tb,
             num_workers=args.num_workers,
             device=compute.device,
@@ -131,9 +137,9 @@ def main(argv=None):
         )
         results, scores = evaluate(calibrations, test_features, ood_features, class_counts)
         about = {"dataset": "imagenet", "checkpoint": str(args.ckpt_path), "class_counts": class_counts}
-        about |= (
-            {"calibration_split": "train" if "fc" in calibrations else None} | facts | {"tnorm": args.tnorm}
-        )
+        about |= {"calibration_split": "train" if "fc" in calibrations else None} | facts
+        about |= {"network": known["model"], "normalization": known["normalization"], "notes": notes}
+        about |= progress_of(checkpoint) | {"tnorm": args.tnorm, "score": score}
         report(
             about | results | {"environment": environment(compute.device)},
             scores,
@@ -150,11 +156,39 @@ def main(argv=None):
             auto=facts.get("auto"),
             name=known["model"],
             family="imagenet",
-            preprocessing=Preprocessing(known["image_size"], PHOTOGRAPH, IMAGENET_NORMALIZATION),
+            preprocessing=Preprocessing(known["image_size"], PHOTOGRAPH, normalization),
             precision=resolved_precision(compute.device, args.precision),
             class_names=class_names,
         )
     finish()
+
+
+def identify(checkpoint, given):
+    """What a checkpoint is: by its own arguments, else by the flags, else by its weights and the paper's
+    settings.
+
+    Args:
+        given: dict of flag name to value, None where the flag was not given.
+
+    Returns:
+        (settings, notes): dict of ds, model, image_size, normalization, val_fraction; sentences about what
+        was assumed.
+
+    Raises:
+        InputError: the checkpoint has no weights, or what it says is no run of train_imagenet.py.
+    """
+    family, likely_model = network_of(network_weights(checkpoint)) or (None, None)
+    defaults = {"ds": "imagenet", "model": likely_model if family == "imagenet" else "ResNet50"}
+    defaults |= {"image_size": 224, "normalization": "imagenet", "val_fraction": 0}
+    known, assumed = resolve_settings(given, stored_arguments(checkpoint), defaults, RANGES)
+    if known["ds"] != "imagenet" or known["model"] not in FAMILIES["imagenet"]:
+        raise InputError(
+            f"the checkpoint holds a {known['model']} trained on {known['ds']}, which is for test.py"
+        )
+    if known["normalization"] not in NORMALIZATIONS:
+        raise InputError(f"the checkpoint's --normalization {known['normalization']} is unknown")
+    assumed = [name for name in assumed if name in ("image_size", "normalization")]
+    return known, caveats(checkpoint, known, assumed)
 
 
 def parse_args(argv=None):
@@ -168,6 +202,12 @@ def parse_args(argv=None):
     )
     flags.add_image_lists(parser)
     parser.add_argument("--image_size", type=flags.image_size, help="default: the checkpoint's")
+    parser.add_argument(
+        "--normalization",
+        choices=tuple(NORMALIZATIONS),
+        help="the mean and std that images are normalised with, as in training; default: the checkpoint's, "
+        "else imagenet",
+    )
     parser.add_argument(
         "--num_cal",
         type=flags.positive_int,

@@ -18,7 +18,7 @@ import torch
 
 from datasets.loader import TrainLoader, evaluation_batches
 from datasets.long_tail import hold_out
-from datasets.normalization import IMAGENET_NORMALIZATION
+from datasets.normalization import IMAGENET_NORMALIZATION, NORMALIZATIONS
 from datasets.registry import BENCHMARKS
 from models import FAMILIES, build_model
 from utils import flags
@@ -152,7 +152,7 @@ def main(argv=None):
     class_counts = torch.bincount(labels).tolist()
     outliers = benchmark.load_outliers(args.drp, args.num_ood_samples) if args.oe else None
     flags.check(args, compute, len(labels), None if outliers is None else len(outliers))
-    normalization = benchmark.normalization
+    normalization = NORMALIZATIONS[args.normalization]
     loader = TrainLoader(
         images,
         labels,
@@ -224,6 +224,8 @@ def parse_args(argv=None):
     add("--model", "--md", choices=tuple(FAMILIES["cifar"]), help="the network")
     smallest = "smallest class / largest class"
     add("--imbalance_ratio", "--rho", dest="rho", type=flags.imbalance_ratio, help=smallest)
+    mean_and_std = "the mean and std that images are normalised with"
+    add("--normalization", choices=tuple(NORMALIZATIONS), help=mean_and_std)
     add_method_flags(parser)
     flags.add_training_flags(parser)
     argv = with_flags_of_run(parser, sys.argv[1:] if argv is None else argv)

@@ -37,6 +37,7 @@ DEFAULTS = dict(
     tem_scale=0.7,
     tb=100,
     num_ood_samples=None,
+    normalization="imagenet",
 )
 
 

@@ -20,6 +20,7 @@ from benchmarks.reproduce import RESULTS, ROOT
 from benchmarks.rows import ROWS
 from benchmarks.table import Way, calibration_of, evaluation, load_records
 from datasets.loader import evaluation_batches
+from datasets.normalization import NORMALIZATIONS
 from datasets.registry import BENCHMARKS
 from models import build_model
 from utils import flags
@@ -42,13 +43,18 @@ def draw_run(run: Path, drp: Path | None, ood_set: str, prefix: str, out: Path) 
     checkpoint = load_run(run)
     ds, compute = checkpoint["args"]["ds"], Compute(torch.device("cpu"))
     benchmark = BENCHMARKS[ds]
+    chosen = checkpoint["args"].get("normalization", benchmark.training["normalization"])
     model = build_model(checkpoint["args"]["model"], benchmark.num_classes)
     load_weights(model, checkpoint["model"])
     model.eval()
 
     def features(images, labels):
         batches = evaluation_batches(
-            images, labels, batch_size=500, normalization=benchmark.normalization, device=compute.device
+            images,
+            labels,
+            batch_size=500,
+            normalization=NORMALIZATIONS[chosen],
+            device=compute.device,
         )
         return extract_features(model, batches, len(labels), compute, autocast(compute.device, "fp32"))
 

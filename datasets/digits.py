@@ -15,7 +15,6 @@ from sklearn.datasets import load_sample_image
 
 from datasets import ImageSet
 from datasets.augment.stages import ColorJitter, PaddedCrop, RandomResizedCrop, ToFloat, View, Views
-from datasets.normalization import Normalization
 from utils.errors import InputError
 
 SIZE = 16
@@ -24,7 +23,6 @@ TEST_PER_CLASS = 40
 NUM_OUTLIERS = 4000
 NUM_FAR_OOD = 400
 OOD_SETS = ("digits89", "photo", "noise")
-NORMALIZATION = Normalization((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 
 
 def digits_views(padding: int = 2) -> Views:

@@ -468,8 +468,20 @@ class EvalImages:
         num_workers: processes that read; 0 reads in this one.
     """
 
-    def __init__(self, files, *, image_size, batch_size, num_workers, device, rank=0, world_size=1):
+    def __init__(
+        self,
+        files,
+        *,
+        image_size,
+        batch_size,
+        num_workers,
+        device,
+        normalization=IMAGENET_NORMALIZATION,
+        rank=0,
+        world_size=1,
+    ):
         self.files, self.image_size, self.batch_size = files, image_size, batch_size
+        self.normalization = normalization
         self.num_workers, self.device = num_workers, device
         self._position = ReadingPosition([files], num_workers)
         mine = torch.arange(len(files.paths))[rank::world_size]
@@ -482,7 +494,7 @@ class EvalImages:
         """Raises InputError at a file that cannot be read: results are about whole sets."""
         read = from_workers(self._read, range(len(self)), self.num_workers)
         for rows, images in zip(self.batches, read, strict=True):
-            images = IMAGENET_NORMALIZATION(images.to(self.device).float().div_(255))
+            images = self.normalization(images.to(self.device).float().div_(255))
             yield (
                 images.contiguous(memory_format=torch.channels_last),
                 self.files.labels[rows].to(self.device),

@@ -26,3 +26,9 @@ def _channel_constants(normalization: Normalization, device: torch.device) -> tu
 
 CIFAR_NORMALIZATION = Normalization((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
 IMAGENET_NORMALIZATION = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+NORMALIZATIONS = {  # by the values of --normalization
+    "cifar": CIFAR_NORMALIZATION,
+    "imagenet": IMAGENET_NORMALIZATION,
+    "none": Normalization((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+    "digits": Normalization((0.5, 0.5, 0.5), (0.25, 0.25, 0.25)),
+}

@@ -15,7 +15,6 @@ from datasets.augment.stages import Views
 from datasets.augment.views import cifar_views
 from datasets.cifar import NUM_CLASSES, class_names, load_cifar
 from datasets.long_tail import long_tail_counts, long_tail_indices
-from datasets.normalization import CIFAR_NORMALIZATION, Normalization
 from datasets.outliers import load_outliers
 from datasets.scood import DEFAULT_SETS, load_ood_sets
 from utils.errors import InputError
@@ -27,7 +26,6 @@ class Benchmark:
 
     Attributes:
         num_classes: C.
-        normalization: of all its images.
         ood_sets: the names of the OOD sets evaluated by default.
         training: defaults of train.py's flags, by their names in ``args``.
         views: (whether view 1's crop is padded) -> the random views.
@@ -40,7 +38,6 @@ class Benchmark:
     """
 
     num_classes: int
-    normalization: Normalization
     ood_sets: tuple[str, ...]
     training: dict[str, object]
     views: Callable[[bool], Views]
@@ -87,13 +84,13 @@ CIFAR_TRAINING = {
     "Lambda2": 0.5,
     "tem_scale": 0.9,
     "num_ood_samples": 300_000,
+    "normalization": "cifar",
 }
 
 
 def _cifar(name: str) -> Benchmark:
     return Benchmark(
         num_classes=NUM_CLASSES[name],
-        normalization=CIFAR_NORMALIZATION,
         ood_sets=DEFAULT_SETS[name],
         training=CIFAR_TRAINING,
         views=lambda pad_crop: cifar_views(padding=4 if pad_crop else 0),
@@ -109,11 +106,17 @@ BENCHMARKS: dict[str, Benchmark] = {
     "cifar100": _cifar("cifar100"),
     "digits": Benchmark(
         num_classes=digits.NUM_CLASSES,
-        normalization=digits.NORMALIZATION,
         ood_sets=digits.OOD_SETS,
         # rho 0.02: 138 to 2 images per class, a tail that plain cross-entropy does not learn.
         training=CIFAR_TRAINING
-        | {"model": "ResNet20", "rho": 0.02, "epochs": 30, "batch_size": 32, "ob": 64},
+        | {
+            "model": "ResNet20",
+            "rho": 0.02,
+            "epochs": 30,
+            "batch_size": 32,
+            "ob": 64,
+            "normalization": "digits",
+        },
         views=lambda pad_crop: digits.digits_views(padding=2 if pad_crop else 0),
         load_split=lambda root, train: digits.load_digits(train),
         load_outliers=lambda root, limit: digits.load_digits_outliers(limit),

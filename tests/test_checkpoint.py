@@ -18,6 +18,7 @@ from utils.run.checkpoint import (
     load_checkpoint,
     load_run,
     open_checkpoint,
+    results_folder,
     save_checkpoint,
 )
 from utils.run.pickles import NUMPY_NUMBERS
@@ -346,8 +347,16 @@ def test_a_record_that_says_it_is_a_folder_is_refused(tmp_path):
 def test_a_folder_or_a_file_can_be_opened(tmp_path):
     save_checkpoint(state(4), tmp_path)
     for path in (tmp_path, tmp_path / LATEST):
-        checkpoint, folder = open_checkpoint(path)
-        assert checkpoint["epoch"] == 4 and folder == tmp_path
+        assert open_checkpoint(path)["epoch"] == 4 and results_folder(path) == tmp_path
+
+
+def test_the_results_of_two_files_in_one_folder_have_folders_of_their_own(tmp_path):
+    files = [tmp_path / name for name in (LATEST, PREVIOUS, "a.pth", "a.pt", "a")]
+    for file in files:
+        file.touch()
+    assert results_folder(files[0]) == tmp_path
+    folders = {results_folder(file) for file in files}
+    assert len(folders) == len(files) and not any(folder.is_file() for folder in folders)
 
 
 def test_missing_files_and_empty_folders_are_named(tmp_path):

@@ -286,7 +286,12 @@ def test_calibration_on_the_test_split_is_possible_and_warned_of(digits_run, tmp
     captured = capsys.readouterr()
     assert "warning: " in captured.err and "TEST" in captured.err and "score: msp" in captured.out
     results = json.loads((tmp_path / "results.json").read_text())
-    assert results["calibration_split"] == "test" and results["tnorm"] is True
+    assert results["calibration_split"] == "test" and results["tnorm"] is True and results["score"] == "msp"
+    table = captured.out.index("| OOD set")
+    for text in (captured.out[:table], (tmp_path / "results.md").read_text()):
+        assert "TEST images, a leak" in text and "--tnorm" in text
+        assert "digits, ResNet20, rho 0.1, normalization digits, seed 3407, epoch 1 of 1, score msp" in text
+    assert len(results["notes"]) == 1 and "leak" in results["notes"][0]
     assert not (tmp_path / "detector.pth").exists()
 
 
@@ -366,13 +371,82 @@ def test_a_published_checkpoint_with_a_prefix_and_other_keys(tmp_path, capsys):
     argv += ["--dout", "digits89", "--num_ood_samples", 50]
     assert run(evaluation.main, *argv) == 0
     assert "head.weight" in capsys.readouterr().out
-    plain, released = tmp_path / "results.json", tmp_path / "released" / "results.json"
+    plain, released = (tmp_path / name / "results.json" for name in ("published.pth.results", "released"))
     assert run(evaluation.main, *argv, "--depart", "normalization", "--srp", released.parent) == 0
     for one, other in zip(*(json.loads(file.read_text())["rows"] for file in (plain, released)), strict=True):
         if one["calibration"] == "none" and one["score"] not in ("probe", "combined"):
             assert one["auroc"] == other["auroc"]  # outliers reach the results by calibration alone
         elif one["fc"] and one["score"] in ("energy", "probe"):
             assert one["auroc"] != other["auroc"]
+
+
+def table_of(folder):
+    results = json.loads((folder / "results.json").read_text())
+    return results, {row["calibration"]: row["all"] for row in results["accuracy"]}
+
+
+def test_what_is_assumed_of_a_bare_checkpoint_is_said_over_the_table_and_in_the_results(
+    digits_run, tmp_path, capsys
+):
+    """The data set by the number of outputs, the network by its keys."""
+    state = torch.load(digits_run / "latest.pth")
+    torch.save(state["model"], tmp_path / "bare.pth")
+    argv = ["--gpu", "cpu", "--dout", "noise", "--num_ood_samples", 50]
+    assert run(evaluation.main, *argv, "--ckpt_path", digits_run, "--srp", tmp_path / "own") == 0
+    assert "**Note:**" not in capsys.readouterr().out
+    assert run(evaluation.main, *argv, "--ckpt_path", tmp_path / "bare.pth") == 0
+    captured, said = capsys.readouterr(), "assumed --ds digits --rho 0.02 --normalization digits"
+    folder = tmp_path / "bare.pth.results"
+    results, accuracy = table_of(folder)
+    assert said in captured.err and said in captured.out[: captured.out.index("| OOD set")]
+    assert said in results["notes"][0] and said in (folder / "results.md").read_text()
+    assert (results["network"], results["rho"], results["seed"]) == ("ResNet20", 0.02, None)
+    assert accuracy["none"] == table_of(tmp_path / "own")[1]["none"]
+    given = ["--ds", "digits", "--rho", 0.02, "--normalization", "digits"]
+    assert run(evaluation.main, *argv, *given, "--ckpt_path", tmp_path / "bare.pth") == 0
+    assert table_of(folder)[0]["notes"] == []
+
+
+def test_the_normalisation_is_a_flag_of_training_and_of_evaluation(tmp_path, capsys):
+    argv = ["--gpu", "cpu", "--dout", "noise", "--FC", "False"]
+    assert run(train.main, *DIGITS, "--normalization", "none", "--srp", tmp_path) == 0
+    assert run(evaluation.main, *argv, "--ckpt_path", tmp_path) == 0
+    results, as_trained = table_of(tmp_path)
+    assert results["normalization"] == "none" and results["notes"] == []
+    capsys.readouterr()
+    status = run(evaluation.main, *argv, "--ckpt_path", tmp_path, "--normalization", "cifar")
+    assert_one_sentence(capsys, status, "--normalization cifar contradicts")
+    torch.save(torch.load(tmp_path / "latest.pth")["model"], tmp_path / "bare.pth")
+    for name in ("none", "imagenet"):
+        bare = ["--ckpt_path", tmp_path / "bare.pth", "--normalization", name, "--srp", tmp_path / name]
+        assert run(evaluation.main, *argv, *bare) == 0
+    assert table_of(tmp_path / "none")[1] == as_trained
+    assert table_of(tmp_path / "imagenet")[0]["rows"] != results["rows"]
+
+
+def test_an_unfinished_run_is_said_to_be_one(digits_run, tmp_path, capsys):
+    state = torch.load(digits_run / "latest.pth")
+    state["args"]["epochs"] = 30
+    torch.save(state, tmp_path / "latest.pth")
+    argv = ["--gpu", "cpu", "--dout", "noise", "--FC", "False", "--ckpt_path", tmp_path / "latest.pth"]
+    assert run(evaluation.main, *argv) == 0
+    results, _ = table_of(tmp_path)
+    assert (results["epoch"], results["epochs"], results["seed"]) == (1, 30, 3407)
+    said = "the run is unfinished: epoch 1 of 30"
+    assert results["notes"] == [said] and said in capsys.readouterr().out
+
+
+def test_two_checkpoints_in_one_folder_keep_their_results(digits_run, tmp_path):
+    state = torch.load(digits_run / "latest.pth")
+    for name in ("first.pth", "second.pth"):
+        torch.save(state, tmp_path / name)
+        argv = ["--gpu", "cpu", "--dout", "noise", "--FC", "False", "--ckpt_path", tmp_path / name]
+        assert run(evaluation.main, *argv) == 0
+    names = {"results.json", "results.csv", "results.md", "scores.png", "roc.png", "detector.pth"}
+    for name in ("first.pth", "second.pth"):
+        folder = tmp_path / f"{name}.results"
+        assert {p.name for p in folder.iterdir()} == names
+        assert table_of(folder)[0]["checkpoint"] == str(tmp_path / name)
 
 
 def test_a_tail_that_the_test_split_cannot_have_is_refused_before_any_work(tmp_path, capsys):
@@ -705,6 +779,9 @@ def test_a_checkpoint_knows_what_it_is(digits_run, data, capsys):
         (b"not a checkpoint", ["bad.pth"]),
         ({"epoch": 3}, ["no network weights"]),
         ({"model": {"conv1.weight": torch.ones(3)}}, ["lacks", "keys"]),
+        (build_model("ResNet32", 8).state_dict(), ["more keys of a backbone", "--model ResNet32"]),
+        (build_model("ResNet18", 8, "imagenet").state_dict(), ["train_imagenet.py, --model ResNet18"]),
+        (build_model("ResNet20", 9).state_dict(), ["9 outputs for 8 classes"]),
         (build_model("ResNet20", 10).state_dict(), ["linear.weight", "(10, 64)", "(8, 64)"]),
         (
             {"model": {k: v * float("nan") for k, v in build_model("ResNet20", 8).state_dict().items()}},

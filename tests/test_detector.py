@@ -21,9 +21,10 @@ from test_imagenet_cli import SMALL, TRAIN, write_lists
 import train
 import train_imagenet
 from datasets.cifar import class_names
-from datasets.digits import NORMALIZATION, load_digits
+from datasets.digits import load_digits
 from datasets.imagenet import ImageFiles, folder_names
 from datasets.long_tail import hold_out
+from datasets.normalization import NORMALIZATIONS
 from datasets.preprocessing import Preprocessing
 from datasets.registry import BENCHMARKS
 from models import build_model
@@ -244,7 +245,7 @@ def fitted():
 def write(folder, fitted, **settings):
     network, calibrations, training = fitted
     settings = {"calibrations": calibrations, "auto": None, "class_names": None} | settings
-    preprocessing = Preprocessing(16, "squash", NORMALIZATION)
+    preprocessing = Preprocessing(16, "squash", NORMALIZATIONS["digits"])
     network_settings = {"name": "ResNet20", "family": "cifar", "precision": "fp32"}
     write_detector(
         folder,

@@ -8,7 +8,6 @@ from command_line import load_script, run
 import train
 from datasets import ImageSet
 from datasets.augment.stages import ToFloat, View, Views
-from datasets.normalization import Normalization
 from datasets.registry import BENCHMARKS, Benchmark
 
 evaluation = load_script("test")
@@ -30,7 +29,6 @@ def test_a_data_set_is_trained_and_evaluated_through_its_record_alone(monkeypatc
     rows = {"far": torch.full((30,), 9), "near": torch.full((20,), 4)}
     made_up = Benchmark(
         num_classes=3,
-        normalization=Normalization((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
         ood_sets=("far",),
         training=BENCHMARKS["digits"].training | {"epochs": 1, "batch_size": 8, "ob": 8, "rho": 0.2},
         views=lambda pad_crop: Views(plain, plain, plain),

@@ -45,6 +45,20 @@ def markdown_tables(results, score):
     )
 
 
+def summary(results, score):
+    """What was evaluated and what a reader has to know about it, as Markdown: a line, and a list of notes."""
+    about = [results["dataset"], results["network"]]
+    for name in ("rho", "normalization", "seed"):
+        if results.get(name) is not None:
+            about.append(f"{name} {results[name]}")
+    if results["epoch"] is not None:
+        about.append(f"epoch {results['epoch']} of {results['epochs'] or 'an unknown number'}")
+    about.append(f"score {score}")
+    if results["tnorm"]:
+        about.append("unit classifier rows without bias (--tnorm)")
+    return "\n".join([f"{', '.join(about)}.", "", *(f"* **Note:** {note}." for note in results["notes"]), ""])
+
+
 def results_csv(results):
     """CSV text with a row for each OOD set, calibration and score; metrics are fractions, ``fc_strength`` is
     empty without FC."""
@@ -58,12 +72,14 @@ def report(results, scores, score, folder, figures="png"):
     ``roc.png`` into the folder.
 
     Args:
-        results: what :func:`utils.evaluation.evaluate` returned, with ``dataset``, ``checkpoint`` and
-            ``environment``.
+        results: what :func:`utils.evaluation.evaluate` returned, with what was evaluated: ``dataset``,
+            ``network``, ``normalization``, ``seed``, ``epoch``, ``epochs``, ``tnorm``, ``notes``,
+            ``checkpoint``, ``environment`` and, where there is one, ``rho``.
         scores: its scores. score: which one the table and the pictures show.
         figures: the pictures' format, png, pdf or svg.
     """
     folder = Path(folder)
+    print(summary(results, score))
     print(markdown_tables(results, score))
     try:
         _write(results, scores, score, folder, figures)
@@ -76,7 +92,8 @@ def report(results, scores, score, folder, figures="png"):
 def _write(results, scores, score, folder, figures):
     write_text(folder / "results.json", json.dumps(results, indent=1) + "\n")
     write_text(folder / "results.csv", results_csv(results))
-    write_text(folder / "results.md", f"# {results['dataset']}\n\n{markdown_tables(results, score)}\n")
+    text = f"# {results['dataset']}\n\n{summary(results, score)}\n{markdown_tables(results, score)}\n"
+    write_text(folder / "results.md", text)
     curves = {f"calibration: {name}": of_scores[score] for name, of_scores in scores.items()}
     epoch = results.get("epoch") and f"epoch {results['epoch']}"
     known = (results["dataset"], results.get("network"), epoch, f"score: {score}")

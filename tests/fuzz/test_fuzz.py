@@ -22,12 +22,14 @@ import train_imagenet
 from datasets.cifar import load_cifar
 from datasets.files.archives import unpack
 from datasets.image_list import ANY_LABEL, read_image_list
+from datasets.normalization import NORMALIZATIONS
 from datasets.outliers import load_outliers
+from datasets.registry import BENCHMARKS
 from datasets.scood import load_ood_sets
-from models import build_model
+from models import FAMILIES, build_model
 from utils.errors import InputError
 from utils.losses import PATTLoss
-from utils.run.checkpoint import load_checkpoint, settle
+from utils.run.checkpoint import load_checkpoint
 from utils.run.guard import StepGuard
 from utils.run.meter import EpochMeter
 from utils.run.run import Trained
@@ -226,25 +228,25 @@ def test_checkpoints_of_any_content(value, inner, tmp_path, record_count):
         loaded = read_or_refuse(load_checkpoint, tmp_path / "x.pth")
         weights = read_or_refuse(network_weights, loaded)
         assert weights is None or read_or_refuse(load_weights, build_model_once(), weights) is None
-        stored = loaded.get("args") if isinstance(loaded, dict) else None
-        known = read_or_refuse(
-            settle, {"ds": "cifar10"}, stored, evaluation.UNKNOWN_DEFAULTS, evaluation.RANGES
-        )
-        assert known is None or known["ds"] == "cifar10"
+        known = read_or_refuse(evaluation.identify, loaded, {"ds": "cifar10"})
+        assert known is None or known[0]["ds"] == "cifar10"
+
+
+TRAINED_WITH = ("ds", "model", "rho", "val_fraction", "depart", "normalization", "seed", "epochs")
 
 
 @fuzz(500)
-@given(name=st.sampled_from(sorted(evaluation.UNKNOWN_DEFAULTS)), value=plain_values)
-def test_arguments_in_checkpoints(name, value, record_count):
+@given(name=st.sampled_from(TRAINED_WITH), value=plain_values, epoch=plain_values)
+def test_arguments_in_checkpoints(name, value, epoch, record_count):
     record_count("fuzzed inputs")
-    known = read_or_refuse(settle, {}, {name: value}, evaluation.UNKNOWN_DEFAULTS, evaluation.RANGES)
-    if known is not None:
-        assert (
-            isinstance(known["ds"], str)
-            and isinstance(known["model"], str)
-            and isinstance(known["depart"], list)
-        )
+    checkpoint = {"model": SMALL_WEIGHTS, "args": {"epochs": 3, "seed": 1} | {name: value}, "epoch": epoch}
+    identified = read_or_refuse(evaluation.identify, checkpoint, {})
+    if identified is not None:
+        known, notes = identified
+        assert known["ds"] in BENCHMARKS and known["model"] in FAMILIES["cifar"]
+        assert known["normalization"] in NORMALIZATIONS and isinstance(known["depart"], list)
         assert 0 < known["rho"] <= 1 and 0 <= known["val_fraction"] <= 0.9
+        assert all(isinstance(note, str) and "\n" not in note and len(note) < 500 for note in notes)
 
 
 def training_objects():
@@ -327,6 +329,7 @@ TRAINING = {}
 
 
 MODELS = {}
+SMALL_WEIGHTS = {"linear.weight": torch.zeros(8, 64)}
 
 
 def build_model_once():

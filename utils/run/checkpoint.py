@@ -221,45 +221,83 @@ def load_run(folder):
 
 
 def open_checkpoint(path):
-    """Reads a run directory's newest checkpoint or a checkpoint file; returns (checkpoint, the file or folder
-    it is in).
+    """Reads a run directory's newest checkpoint or a checkpoint file.
 
     Raises:
         InputError: see :func:`load_run` and :func:`load_checkpoint`.
     """
+    return load_run(path) if Path(path).is_dir() else load_checkpoint(path)
+
+
+def results_folder(path):
+    """Where a checkpoint's results go: into the run directory, also for the latest.pth in it; for any other
+    file into a folder of its own, ``FILE.results``, since one folder may hold many files."""
     path = Path(path)
-    return (load_run(path), path) if path.is_dir() else (load_checkpoint(path), path.parent)
+    if path.is_dir():
+        return path
+    return path.parent if path.name == LATEST else path.with_name(f"{path.name}.results")
 
 
-def settle(given, stored, defaults, ranges):
+def stored_arguments(checkpoint):
+    """The arguments of the run that wrote a checkpoint; empty where it does not say."""
+    stored = checkpoint.get("args") if isinstance(checkpoint, dict) else None
+    return stored if isinstance(stored, dict) else {}
+
+
+def resolve_settings(given, stored, defaults, ranges):
     """What a checkpoint is: from its own arguments, else from the flags, else from the defaults.
 
     Args:
         given: dict of flag name to value, None where the flag was not given. stored: the checkpoint's
-            arguments, or None.
+            arguments.
         defaults: dict of every name that is asked for. ranges: those that are numbers, with their types in
             utils/flags.py.
 
     Returns:
-        dict with the names of ``defaults``.
+        (settings, assumed): dict with the names of ``defaults``, and the names that come from ``defaults``.
 
     Raises:
         InputError: a flag that contradicts the checkpoint, or an argument in it that no run has.
     """
-    stored = stored if isinstance(stored, dict) else {}
     for name in defaults.keys() & stored.keys():
         if not _is_argument(stored[name], defaults[name], ranges.get(name)):
             raise InputError(
                 f"the checkpoint says that its run had --{name} {reprlib.repr(stored[name])}, which "
                 "no run has"
             )
-    for name, value in given.items():
-        if value is not None and name in stored and value != stored[name]:
+    given = {name: value for name, value in given.items() if value is not None and name in defaults}
+    for name in given.keys() & stored.keys():
+        if given[name] != stored[name]:
             raise InputError(
-                f"--{name} {value} contradicts the checkpoint, which was trained with {stored[name]}"
+                f"--{name} {given[name]} contradicts the checkpoint, which was trained with {stored[name]}"
             )
-    given = {name: value for name, value in given.items() if value is not None}
-    return {name: stored.get(name, given.get(name, default)) for name, default in defaults.items()}
+    settings = {name: stored.get(name, given.get(name, default)) for name, default in defaults.items()}
+    return settings, [name for name in defaults if name not in stored and name not in given]
+
+
+def progress_of(checkpoint):
+    """``{seed, epoch, epochs}`` of the run that wrote a checkpoint, ``epoch`` the finished ones; None where
+    it does not say."""
+    stored = stored_arguments(checkpoint)
+    epoch = checkpoint.get("epoch") if isinstance(checkpoint, dict) else None
+    values = {"seed": stored.get("seed"), "epoch": epoch, "epochs": stored.get("epochs")}
+    return {name: value if type(value) is int else None for name, value in values.items()}
+
+
+def caveats(checkpoint, settings, assumed):
+    """Sentences that a reader of the results has to know: what was assumed, and whether the run had ended.
+
+    Args:
+        settings: see :func:`resolve_settings`. assumed: the names in it to speak of.
+    """
+    sentences = []
+    if assumed:
+        words = " ".join(f"--{name} {settings[name]}" for name in assumed)
+        sentences.append(f"assumed {words}, since neither the checkpoint nor a flag says so")
+    progress = progress_of(checkpoint)
+    if None not in progress.values() and progress["epoch"] < progress["epochs"]:
+        sentences.append(f"the run is unfinished: epoch {progress['epoch']} of {progress['epochs']}")
+    return sentences
 
 
 def _is_argument(value, default, number):

@@ -314,7 +314,7 @@ def find_checkpoint(folder: Path, resume: str | None, settings: dict, compute: C
         if compute.is_main:
             say(f"no checkpoint in {source} yet: starting from the beginning")
         return None
-    state, _ = open_checkpoint(source)
+    state = open_checkpoint(source)
     counts = isinstance(state, dict) and type(state.get("epoch")) is type(state.get("step")) is int
     if not counts or not isinstance(state.get("args"), dict) or not isinstance(state.get("optimizer"), dict):
         raise InputError(
@@ -372,7 +372,7 @@ def with_flags_of_run(parser: argparse.ArgumentParser, argv: list[str]) -> list[
     source = known.resume or known.srp
     if known.resume is None or source is None or not (known.resume or holds_run(source)):
         return argv
-    state, _ = open_checkpoint(source)
+    state = open_checkpoint(source)
     stored = state.get("args") if isinstance(state, dict) else None
     words = []
     for action in parser._actions:

@@ -3,6 +3,7 @@ them."""
 
 import re
 import reprlib
+from functools import cache
 
 import torch
 
@@ -108,13 +109,19 @@ def _misfit(wanted, weights):
 def network_of(weights):
     """The network that has exactly this backbone, by names and shapes: (family, name) in
     ``models.FAMILIES``, or None."""
-    for family, networks in FAMILIES.items():
-        for name in networks:
-            with torch.device("meta"):
-                state = build_model(name, num_classes=2, family=family).state_dict()
-            if _backbone(state) == _backbone(weights):
-                return family, name
-    return None
+    backbone = _backbone(weights)
+    return next((network for network, shapes in _backbones().items() if shapes == backbone), None)
+
+
+@cache
+def _backbones():
+    """The backbone of every network here, by (family, name)."""
+    with torch.device("meta"):
+        return {
+            (family, name): _backbone(build_model(name, num_classes=2, family=family).state_dict())
+            for family, networks in FAMILIES.items()
+            for name in networks
+        }
 
 
 def _backbone(state):
