@@ -19,6 +19,7 @@ from datasets.loader import TrainLoader
 from datasets.normalization import CIFAR_NORMALIZATION
 from models.resnet_cifar import SmallImageResNet
 from utils import losses, vmf
+from utils.detector import Detector
 from utils.distributed import Compute, autocast, parallelize
 from utils.run.guard import StepGuard
 from utils.run.meter import EpochMeter
@@ -138,6 +139,10 @@ def test_a_run_of_test(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(test, "start", lambda gpu: Compute(CUDA, (0,)))
     with fake_cuda.fake_cuda():
         test.main(["--num_ood_samples", "64", "--ckpt_path", str(tmp_path)])
+        with pytest.warns(UserWarning, match="no images were held out"):
+            detector = Detector.load(tmp_path, CUDA)
+        for dtype in (torch.uint8, torch.float32):
+            assert len(detector(torch.zeros(2, 3, 16, 16, dtype=dtype, device=CUDA))) == 2
     assert (tmp_path / "results.json").exists()
 
 

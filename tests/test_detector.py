@@ -292,6 +292,12 @@ def test_what_is_not_in_the_file_is_refused_with_what_is(fitted, tmp_path):
         Detector.load(tmp_path / "nothing")
 
 
+@pytest.mark.parametrize("device", ["cuda:99", "abacus"])
+def test_a_device_that_is_not_there_is_refused(device, fitted, tmp_path):
+    with pytest.raises(InputError, match=f"the device {device} cannot be used"):
+        Detector.load(write(tmp_path, fitted), device)
+
+
 class Code:
     def __reduce__(self):
         return os.mkdir, ("executed",)
@@ -459,8 +465,8 @@ def test_the_snippet_in_the_readme_runs(digits, photos, tmp_path, monkeypatch, c
     (photos / "note.txt").unlink()
     (photos / "more" / "b, c.jpg").rename(photos / "b.jpg")
     (photos / "more").rmdir()
-    (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "demo").symlink_to(digits.folder)
+    (tmp_path / "runs" / "demo").mkdir(parents=True)
+    (tmp_path / "runs" / "demo" / "patt").symlink_to(digits.folder)
     monkeypatch.chdir(tmp_path)
     exec(snippet[1], {})
     lines = capsys.readouterr().out.splitlines()

@@ -1,6 +1,6 @@
 """A trained network in use: classes, OOD scores and decisions for any images.
 
-    detector = Detector.load("runs/demo", "cpu")
+    detector = Detector.load("runs/demo/patt", "cpu")
     detector(pictures)[0].ood
 
 test.py and test_imagenet.py write ``detector.pth`` into the run directory: one file with all that is needed,
@@ -101,18 +101,22 @@ class Detector:
                 score that it judged by; without it the network as it is, and ``combined``.
 
         Raises:
-            InputError: there is no detector, the file is damaged or not one, or it lacks the calibration or
-                score.
+            InputError: there is no detector, the file is damaged or not one, it lacks the calibration or
+                score, or there is no such device.
         """
         path = Path(run) / FILE if Path(run).is_dir() else Path(run)
         if not path.is_file():
             raise InputError(
                 f"there is no detector {path}: run test.py, or test_imagenet.py, on the run first"
             )
+        try:
+            device = torch.empty(0, device=device).device
+        except (RuntimeError, AssertionError) as error:  # the latter where torch was built without CUDA
+            raise InputError(f"the device {device} cannot be used: {first_line(error)}") from error
         state = load_checkpoint(path)
         try:
             _check(state)
-            detector = cls(state, torch.device(device), calibration, score)
+            detector = cls(state, device, calibration, score)
             size = detector.preprocessing.size
             detector.of_prepared(torch.zeros(1, 3, size, size, dtype=torch.uint8))  # whether all shapes fit
         except InputError as error:
@@ -138,6 +142,8 @@ class Detector:
         Raises:
             InputError: anything else; the message says which image.
         """
+        if isinstance(images, Tensor):
+            images = images.cpu()  # once, not for each image
         if isinstance(images, Image.Image) or (isinstance(images, Tensor) and images.dim() == 3):
             images = [images]
         prepared = []
