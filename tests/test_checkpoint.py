@@ -18,6 +18,7 @@ from utils.run.checkpoint import (
     load_checkpoint,
     load_run,
     open_checkpoint,
+    require_class_counts,
     results_folder,
     save_checkpoint,
 )
@@ -113,7 +114,7 @@ def test_a_damaged_latest_falls_back_to_the_previous_with_a_warning(tmp_path):
     save_checkpoint(state(1), tmp_path)
     save_checkpoint(state(2), tmp_path)
     (tmp_path / LATEST).write_bytes(b"half a file")
-    with pytest.warns(UserWarning, match="latest.pth.*going on from .*previous.pth"):
+    with pytest.warns(UserWarning, match="latest.pth.*using .*previous.pth instead"):
         assert load_run(tmp_path)["epoch"] == 1
 
 
@@ -357,6 +358,18 @@ def test_the_results_of_two_files_in_one_folder_have_folders_of_their_own(tmp_pa
     assert results_folder(files[0]) == tmp_path
     folders = {results_folder(file) for file in files}
     assert len(folders) == len(files) and not any(folder.is_file() for folder in folders)
+
+
+def test_other_training_images_than_the_runs_are_refused_by_class():
+    require_class_counts({"class_counts": [9, 5, 2]}, [9, 5, 2])
+    require_class_counts({}, [9, 5, 2])
+    with pytest.raises(InputError, match="class 1 has 4 images, in its run 5"):
+        require_class_counts({"class_counts": [9, 5, 2]}, [9, 4, 1])
+    for stored in ([9, 5], 3, torch.ones(3), {"a": 1}):
+        with pytest.raises(InputError, match="there are 3 classes"):
+            require_class_counts({"class_counts": stored}, [9, 5, 2])
+    with pytest.raises(InputError, match="class 2 has 2 images, in its run 'x"):
+        require_class_counts({"class_counts": [9, 5, "x" * 999]}, [9, 5, 2])
 
 
 def test_missing_files_and_empty_folders_are_named(tmp_path):

@@ -207,3 +207,25 @@ def test_without_cuda_the_cpu_is_used_and_said_in_one_line(monkeypatch, capsys):
     assert capsys.readouterr().out.count("\n") == 1
     assert start("cpu").device.type == "cpu"
     assert capsys.readouterr().out == ""
+
+
+def test_a_launchers_variables_that_are_not_all_there_are_named(monkeypatch):
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    with pytest.raises(InputError, match="not RANK, MASTER_ADDR, MASTER_PORT: use torchrun"):
+        start("cpu")
+
+
+def test_a_port_in_use_is_named(monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        settings = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+        for name, value in (settings | {"MASTER_PORT": port}).items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(InputError, match=f"cannot meet at 127.0.0.1:{port}.*--master_port") as refusal:
+            start("cpu")
+    assert "\n" not in str(refusal.value)

@@ -246,8 +246,8 @@ def test_what_does_not_fit_the_checkpoint_is_refused(trained, data, tmp_path, ca
     (tmp_path / "more.txt").write_text("".join(f"train/0/{i}.jpg {i}\n" for i in range(4)))
     (tmp_path / "other.txt").write_text("".join(f"train/0/{i}.jpg {i % 3}\n" for i in range(6)))
     for extra, words in (
-        (["--txtt", tmp_path / "more.txt"], "numbers by class differ"),
-        (["--txtt", tmp_path / "other.txt"], "numbers by class differ"),
+        (["--txtt", tmp_path / "more.txt"], "not those of the checkpoint"),
+        (["--txtt", tmp_path / "other.txt"], "not those of the checkpoint"),
         (["--txtv", tmp_path / "more.txt"], "label 3"),
         (["--image_size", "64"], "contradicts"),
         (["--num_cal", "2"], "--num_cal 2"),

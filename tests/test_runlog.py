@@ -6,7 +6,7 @@ import io
 import torch
 
 from utils.run.meter import EpochMeter
-from utils.run.runlog import csv_text
+from utils.run.runlog import csv_text, describe
 
 
 def test_a_history_becomes_flat_csv():
@@ -32,3 +32,10 @@ def test_the_meter_knows_each_classs_accuracy():
     logits = torch.eye(3)[torch.tensor([0, 1, 0, 0])]
     meter.add_answers(logits, torch.tensor([0, 0, 0, 1]))
     assert meter.accuracies([3, 2, 1])["per_class"] == [2 / 3, 0.0, None]
+
+
+def test_an_epoch_without_validation_images_is_described_without_a_number():
+    shots = dict.fromkeys(("all", "many", "medium", "few"))
+    record = {"epoch": 1, "loss": 1.0, "isac": 0.0, "tla": 1.0, "oe": 0.0, "seconds": 2.0}
+    text = describe(record | {"val_accuracy": shots}, 3)
+    assert "val accuracy %: unknown, there are no images |" in text and "0.00 " not in text.partition("|")[2]

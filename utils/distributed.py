@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from utils.errors import InputError
+from utils.errors import InputError, first_line
 
 
 class Compute(NamedTuple):
@@ -35,11 +35,12 @@ def start(gpu):
             local rank, or the CPU (gloo) where the flag is "cpu" or there is no CUDA.
 
     Raises:
-        InputError: a GPU that is not there, or a value that is not a list of indices.
+        InputError: a GPU that is not there, a value that is not a list of indices, or processes that cannot
+            find each other.
     """
     wants_cuda = gpu != "cpu"
     indices = _gpu_indices(gpu) if wants_cuda else ()
-    under_torchrun = "LOCAL_RANK" in os.environ and "WORLD_SIZE" in os.environ
+    under_torchrun = _is_under_torchrun()
     if wants_cuda and not torch.cuda.is_available():
         if int(os.environ.get("RANK", 0)) == 0:
             print(f"no CUDA device here: --gpu {gpu} runs on the CPU", flush=True)
@@ -49,7 +50,14 @@ def start(gpu):
         if wants_cuda:
             _check_indices([local_rank])
             torch.cuda.set_device(local_rank)
-        dist.init_process_group("nccl" if wants_cuda else "gloo")
+        try:
+            dist.init_process_group("nccl" if wants_cuda else "gloo")
+        except (RuntimeError, ValueError) as error:
+            meeting = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+            raise InputError(
+                f"the processes cannot meet at {meeting} (MASTER_ADDR:MASTER_PORT): {first_line(error)}; if "
+                "the port is in use, choose another with torchrun --master_port"
+            ) from None
         atexit.register(finish)  # also where an error ends the process: a group left to destructors may hang
         device = torch.device("cuda", local_rank) if wants_cuda else torch.device("cpu")
         return Compute(device, (), dist.get_rank(), dist.get_world_size())
@@ -68,6 +76,23 @@ def seed_everything(seed: int, deterministic: bool) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs for it
         torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = not deterministic
+
+
+def _is_under_torchrun():
+    """Whether torchrun started this process.
+
+    Raises:
+        InputError: some of its variables are missing.
+    """
+    if "LOCAL_RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        return False
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        raise InputError(
+            f"LOCAL_RANK and WORLD_SIZE are set, but not {', '.join(missing)}: use torchrun for several "
+            "processes, or unset both for one"
+        )
+    return True
 
 
 def finish():

@@ -215,7 +215,7 @@ def load_run(folder):
             problems.append(str(error))
             continue
         if problems:
-            warnings.warn(f"{problems[0]}; going on from {folder / name}", stacklevel=2)
+            warnings.warn(f"{problems[0]}; using {folder / name} instead", stacklevel=2)
         return state
     raise InputError(problems[0] if problems else f"there is no checkpoint in {folder}")
 
@@ -326,8 +326,14 @@ def require_class_counts(checkpoint, class_counts):
     """Raises InputError where a checkpoint says how many training images each class had, and these are
     others."""
     stored = checkpoint.get("class_counts") if isinstance(checkpoint, dict) else None
-    if stored is not None and differs(stored, class_counts):
-        raise InputError("the training images are not those of the checkpoint: their numbers by class differ")
+    if stored is None or not differs(stored, class_counts):
+        return
+    if not isinstance(stored, list) or len(stored) != len(class_counts):
+        where = f"there are {len(class_counts)} classes, not those of its run"
+    else:
+        c = next(c for c, size in enumerate(class_counts) if differs(stored[c], size))
+        where = f"class {c} has {class_counts[c]:,} images, in its run {reprlib.repr(stored[c])}"
+    raise InputError(f"the training images are not those of the checkpoint: {where}")
 
 
 def load_optimizer(optimizer, stored):

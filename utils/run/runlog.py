@@ -127,7 +127,8 @@ def describe(record: dict, epochs: int) -> str:
     """One line about an epoch."""
     kind = "val" if "val_accuracy" in record else "train"
     shots = {name: record[f"{kind}_accuracy"][name] for name in ("all", "many", "medium", "few")}
-    accuracies = " ".join(f"{name} {100 * value:.2f}" for name, value in shots.items() if value is not None)
+    known = [f"{name} {100 * value:.2f}" for name, value in shots.items() if value is not None]
+    accuracies = " ".join(known) or "unknown, there are no images"
     terms = " ".join(f"{name} {record[name]:.4f}" for name in TERMS)
     head = f"epoch {record['epoch']}/{epochs}: {terms}"
     return f"{head} | {kind} accuracy %: {accuracies} | {record['seconds']:.1f} s"
