@@ -98,6 +98,25 @@ def test_training_and_evaluation(trained, data, capsys):
     assert "txt_ood_test | fc" in capsys.readouterr().out
 
 
+def test_a_bare_checkpoint_is_named_by_its_keys_and_what_is_assumed_is_said(trained, data, tmp_path, capsys):
+    state = torch.load(trained / "latest.pth")["model"]
+    torch.save(
+        {"net": {f"module._orig_mod.{key}": value for key, value in state.items()}}, tmp_path / "x.pth"
+    )
+    argv = ["--gpu", "cpu", "--image_size", "32", "--num_workers", "0", *data, "--FC", "False"]
+    assert run(evaluation.main, *argv, "--ckpt_path", trained, "--srp", tmp_path / "own") == 0
+    assert results_of(tmp_path / "own")["notes"] == []
+    assert run(evaluation.main, *argv, "--ckpt_path", tmp_path / "x.pth") == 0
+    said, results = "assumed --normalization imagenet", results_of(tmp_path / "x.pth.results")
+    assert results["network"] == "ResNet18" and said in results["notes"][0]
+    assert capsys.readouterr().out.count(said) == 1
+    assert results["rows"] == results_of(tmp_path / "own")["rows"]
+    other = ["--ckpt_path", tmp_path / "x.pth", "--normalization", "none", "--srp", tmp_path / "none"]
+    assert run(evaluation.main, *argv, *other) == 0
+    assert results_of(tmp_path / "none")["notes"] == []
+    assert results_of(tmp_path / "none")["rows"] != results["rows"]
+
+
 def test_every_ood_list_is_reported_under_its_name(trained, data, tmp_path):
     root = Path(data[data.index("--iodp") + 1])
     lines = (root / "txt_ood_test.txt").read_text().splitlines()
