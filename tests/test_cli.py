@@ -353,7 +353,11 @@ def test_the_released_recipe_trains(tmp_path):
 def test_a_published_checkpoint_with_a_prefix_and_other_keys(tmp_path, capsys):
     weights = {f"module.{k}": v for k, v in build_model("ResNet20", 8).state_dict().items()}
     torch.save(
-        {"state_dict": weights | {"module.head.weight": torch.ones(2)}, "epoch": 7},
+        {
+            "state_dict": weights | {"module.projection.0.weight": torch.ones(2)},
+            "epoch": 7,
+            "many_accs": [np.float64(0.5)],
+        },
         tmp_path / "published.pth",
     )
     argv = [
@@ -370,7 +374,7 @@ def test_a_published_checkpoint_with_a_prefix_and_other_keys(tmp_path, capsys):
     ]
     argv += ["--dout", "digits89", "--num_ood_samples", 50]
     assert run(evaluation.main, *argv) == 0
-    assert "head.weight" in capsys.readouterr().out
+    assert "'projection.0.weight'" in capsys.readouterr().out
     plain, released = (tmp_path / name / "results.json" for name in ("published.pth.results", "released"))
     assert run(evaluation.main, *argv, "--depart", "normalization", "--srp", released.parent) == 0
     for one, other in zip(*(json.loads(file.read_text())["rows"] for file in (plain, released)), strict=True):
