@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import torch
 
-from benchmarks.rows import LEAK, ROWS, TABLES
+from benchmarks.rows import EVALUATED, EVALUATIONS, ROWS, TABLES
 from datasets.registry import BENCHMARKS
 from utils import flags
 from utils.errors import InputError, exit_cleanly, first_line
@@ -50,9 +50,8 @@ class Run(NamedTuple):
         return f"{self.group}/{self.row} seed {self.seed}"
 
 
-def commands(run: Run, args: argparse.Namespace, device: str, leak: bool = False) -> list[list[str]]:
-    """The command lines of a run: training, evaluation, and with ``leak`` the evaluation that calibrates on
-    test labels."""
+def commands(run: Run, args: argparse.Namespace, device: str) -> list[list[str]]:
+    """The command lines of a run: training, evaluation, and the further evaluations of the table."""
     script = "_imagenet" if args.ds == "imagenet" else ""
     data = [] if args.drp is None or args.ds == "imagenet" else ["--drp", str(args.drp)]
     where = ["--gpu", device, "--seed", str(run.seed), "--srp", str(run.folder)]
@@ -65,29 +64,30 @@ def commands(run: Run, args: argparse.Namespace, device: str, leak: bool = False
     test += ["--dout", *args.dout] if args.dout else []
     test += ["--precision", args.precision] if args.precision else []
     lines = [train + args.extra, test + args.extra]
-    if leak:
-        lines.append([*test, "--calibration_split", "test", "--srp", str(run.folder / "leak"), *args.extra])
+    for name in EVALUATED.get(args.table, ()):
+        where = ["--srp", str(run.folder / name)]
+        lines.append([*test, *EVALUATIONS[name].flags.split(), *where, *args.extra])
     return lines
 
 
-def portable_commands(run: Run, args: argparse.Namespace, leak: bool) -> list[str]:
+def portable_commands(run: Run, args: argparse.Namespace) -> list[str]:
     """The command lines as text, without this machine's folders and device."""
     shown = argparse.Namespace(**vars(args) | {"drp": None})
     data = [] if args.drp is None else ["--drp", "DATA"]
     return [
         " ".join(["python", *line, *data]).replace(str(run.folder), "OUT")
-        for line in commands(run, shown, "GPU", leak)
+        for line in commands(run, shown, "GPU")
     ]
 
 
-def execute(run: Run, args: argparse.Namespace, device: str, leak: bool) -> tuple[bool, str]:
+def execute(run: Run, args: argparse.Namespace, device: str) -> tuple[bool, str]:
     """Runs what is missing of one run, with its output in ``log.txt`` of the run directory, and collects its
     results.
 
     Returns:
         (whether it succeeded, a line about it).
     """
-    record, shown = run.folder / "commands.json", portable_commands(run, args, leak)
+    record, shown = run.folder / "commands.json", portable_commands(run, args)
     known = shown
     if record.exists():
         known = json.loads(record.read_text())
@@ -97,12 +97,14 @@ def execute(run: Run, args: argparse.Namespace, device: str, leak: bool) -> tupl
         advice = "choose another --srp or --protocol"
         return False, f"{run.name}: {run.folder} holds a run that other commands made; {advice}"
     run.folder.mkdir(parents=True, exist_ok=True)
-    write_text(record, json.dumps(max(known, shown, key=len), indent=1) + "\n")
+    every = [*known, *(line for line in shown if line not in known)]
+    write_text(record, json.dumps(every, indent=1) + "\n")
     results = run.folder / "results.json"
-    made = [results, results, run.folder / "leak" / "results.json"]  # once each command is done
+    further = (run.folder / name / "results.json" for name in EVALUATED.get(args.table, ()))
+    made = [results, results, *further]  # once each command is done
     begun = time.monotonic()
     with open(run.folder / "log.txt", "a") as log:
-        for line, result in zip(commands(run, args, device, leak), made, strict=False):
+        for line, result in zip(commands(run, args, device), made, strict=False):
             if result.exists():
                 continue
             log.write(f"$ python {' '.join(line)}\n")
@@ -115,9 +117,10 @@ def execute(run: Run, args: argparse.Namespace, device: str, leak: bool) -> tupl
 
 
 def collect(run: Run, target: Path) -> None:
-    """Writes one small JSON file with what the tables need, and one for the evaluation with the leak."""
+    """Writes one small JSON file with what the tables need, and one for each further evaluation."""
     commands = json.loads((run.folder / "commands.json").read_text())
-    for suffix, evaluation in (("", run.folder), (LEAK, run.folder / "leak")):
+    further = [(f"-{name}", run.folder / name) for name in EVALUATIONS]
+    for suffix, evaluation in [("", run.folder), *further]:
         if not (evaluation / "results.json").exists():
             continue
         record = {"group": run.group, "row": run.row + suffix, "seed": run.seed, "commands": commands}
@@ -197,7 +200,7 @@ def main(argv: list[str] | None = None) -> None:
     def work(run):
         device = free.get()
         try:
-            return execute(run, args, device, leak=args.table == "calibration-leak")
+            return execute(run, args, device)
         finally:
             free.put(device)
 

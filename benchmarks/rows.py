@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 
 class Row(NamedTuple):
-    """What a row is called, and the flags of its training on top of the data set's defaults."""
+    """What a row is called, and the flags of its training (or evaluation) on top of the defaults."""
 
     label: str
     flags: str
@@ -25,8 +25,14 @@ ROWS = {
     "released_normalization": Row("PATT, outliers with ImageNet's mean and std", "--depart normalization"),
     "released_crop": Row("PATT, view 1's crop not padded", "--depart crop"),
 }
-LEAK = "-leak"  # ends the name of a result whose calibration read labelled test images
-LEAK_LABEL = "FC calibrated on test labels (leak)"
+# Further evaluations of a row's runs: flags on top of the first one's. Results are named ROW-EVALUATION.
+EVALUATIONS = {
+    "leak": Row("FC calibrated on test labels (leak)", "--calibration_split test"),
+    "fc0.1": Row("FC at strength 0.1", "--calibration fc --fc_strength 0.1"),
+    "fc0.25": Row("FC at strength 0.25", "--calibration fc --fc_strength 0.25"),
+    "fc0.5": Row("FC at strength 0.5", "--calibration fc --fc_strength 0.5"),
+}
+EVALUATED = {"calibration-leak": ("leak",), "strength": ("fc0.1", "fc0.25", "fc0.5")}
 
 BENCHMARK_ROWS = ("patt", "lambda_commands", "released", "ce", "oe", "la")
 TABLES = {
@@ -42,4 +48,5 @@ TABLES = {
     ),
     "lambda": ("patt", "lambda_commands"),
     "calibration-leak": ("patt",),
+    "strength": ("patt", "ce"),
 }

@@ -7,7 +7,8 @@
 
 A document's table is between ``<!-- table: NAME ARGUMENT [--rows ...] [--score ...] [--columns ...] -->`` and
 ``<!-- end -->``. NAME is a table of benchmarks/rows.py with a protocol (a folder of
-benchmarks/results/runs), ``published`` with a data set, or ``claim`` with a file of benchmarks/results. Runs
+benchmarks/results/runs), ``scores`` (AUROC of every score) or ``sets`` (AUROC on each OOD set) with a
+protocol, ``published`` with a data set, or ``claim`` with a file of benchmarks/results. Runs
 that differ in nothing but the seed share a row: mean and standard deviation.
 """
 
@@ -21,7 +22,7 @@ from statistics import mean, stdev
 from typing import NamedTuple, NoReturn
 
 from benchmarks.reproduce import RESULTS, ROOT, read_run
-from benchmarks.rows import LEAK, LEAK_LABEL, ROWS, TABLES
+from benchmarks.rows import EVALUATED, EVALUATIONS, ROWS, TABLES
 from datasets.registry import BENCHMARKS
 from utils import flags
 from utils.errors import InputError, exit_cleanly
@@ -139,19 +140,70 @@ def protocol_table(results: Path, table: str, group: str, selection: argparse.Na
     It takes the seeds that all of its rows have: seeds differ by more than methods do. The note names the
     others.
     """
+    shown, dropped = comparable(results, group, table, selection)
+    return tabulate(shown, selection, dropped, f"`benchmarks/results/runs/{group}/`")
+
+
+def scores_table(results: Path, group: str, selection: argparse.Namespace) -> Table:
+    """AUROC, a mean over the OOD sets, of every score under the calibrations that ``--score`` names."""
+    shown, dropped = comparable(results, group, "ablation", selection)
+    calibrations = dict.fromkeys(way.calibration for way in selection.score)
+    names = [m["score"] for m in next(iter(shown.values()))[0]["results"]["mean"]]
+    names, lines = list(dict.fromkeys(names)), []
+    for row, records in shown.items():
+        for calibration in calibrations:
+            found = [
+                [evaluation(record, Way(calibration, name))["auroc"] for record in records] for name in names
+            ]
+            label = calibration_label(Way(calibration, ""))
+            lines.append([ROWS[row].label, label, *map(spread, found)])
+    every = [record for records in shown.values() for record in records]
+    note = notes(every, selection, dropped, f"`benchmarks/results/runs/{group}/`")
+    return Table(["AUROC ↑", "calibration", *names], lines, note)
+
+
+def sets_table(results: Path, group: str, selection: argparse.Namespace) -> Table:
+    """AUROC on each OOD set, a column for each way of ``--score``."""
+    shown, dropped = comparable(results, group, "ablation", selection)
+    lines = []
+    for row, records in shown.items():
+        for name in dict.fromkeys(line["ood"] for line in records[0]["results"]["rows"]):
+            cells = []
+            for way in selection.score:
+                found = [
+                    line["auroc"]
+                    for record in records
+                    for line in record["results"]["rows"]
+                    if line["ood"] == name and Way(calibration_of(line), line["score"]) == way
+                ]
+                cells.append(spread(found))
+            lines.append([ROWS[row].label, name, *cells])
+    every = [record for records in shown.values() for record in records]
+    note = notes(every, selection, dropped, f"`benchmarks/results/runs/{group}/`")
+    ways = [
+        way.score if way.calibration == "none" else f"{calibration_label(way)} / {way.score}"
+        for way in selection.score
+    ]
+    return Table(["AUROC ↑", "OOD set", *ways], lines, note)
+
+
+def comparable(
+    results: Path, group: str, table: str, selection: argparse.Namespace
+) -> tuple[dict[str, list[dict]], set[int]]:
+    """The records of a table's rows with the seeds that all of them have, and the seeds that not all have."""
     records = load_records(results, group)
     rows = [row for row in selection.rows or TABLES[table] if row in records]
     missing = [row for row in selection.rows or () if row not in records]
     if missing:
         raise InputError(f"{results / group} has no row {missing[0]}; it has {', '.join(records)}")
-    rows += [row + LEAK for row in rows if table == "calibration-leak" and row + LEAK in records]
+    further = (f"{row}-{name}" for row in rows for name in EVALUATED.get(table, ()))
+    rows += [row for row in further if row in records]
     seeds = {row: {r["seed"] for r in records[row]} for row in rows}
     common = set.intersection(*seeds.values()) if seeds else set()
     if not common:
         raise InputError(f"the rows {', '.join(rows)} of {results / group} have no seed in common")
-    dropped = set.union(*seeds.values()) - common
     shown = {row: [r for r in records[row] if r["seed"] in common] for row in rows}
-    return tabulate(shown, selection, dropped, f"`benchmarks/results/runs/{group}/`")
+    return shown, set.union(*seeds.values()) - common
 
 
 def runs_table(folders: list[Path], selection: argparse.Namespace) -> Table:
@@ -184,7 +236,7 @@ def tabulate(
     lines = []
     for row, records in rows.items():
         for way in selection.score:
-            if row.endswith(LEAK) and way.calibration != "fc":
+            if row.partition("-")[2] in EVALUATIONS and way.calibration != "fc":
                 continue
             found = [evaluation(record, way) for record in records]
             cells = {"calibration": calibration_label(way), "score": way.score, "n": str(len(records))}
@@ -203,9 +255,11 @@ def calibration_label(way: Way) -> str:
 
 def line_label(row: str, way: Way, selection: argparse.Namespace) -> str:
     """The row's name, and the way where several are shown and no column tells them apart."""
-    name = row.removesuffix(LEAK)
+    name, _, further = row.partition("-")
+    if name not in ROWS or further and further not in EVALUATIONS:
+        name, further = row, ""
     label = ROWS[name].label if name in ROWS else name
-    label += f", {LEAK_LABEL}" if row.endswith(LEAK) else ""
+    label += f", {EVALUATIONS[further].label}" if further else ""
     several_scores = len({other.score for other in selection.score}) > 1 and "score" not in selection.columns
     parts = (
         [] if way.calibration == "none" or "calibration" in selection.columns else [calibration_label(way)]
@@ -289,9 +343,14 @@ def build(kind: str, argument: str, selection: argparse.Namespace, results: Path
         return published_table(argument)
     if kind == "claim":
         return claim_table(argument)
+    if kind == "scores":
+        return scores_table(results, argument, selection)
+    if kind == "sets":
+        return sets_table(results, argument, selection)
     if kind in TABLES:
         return protocol_table(results, kind, argument, selection)
-    raise InputError(f"there is no table {kind}; there are {', '.join(TABLES)}, published and claim")
+    there = ", ".join((*TABLES, "scores", "sets", "published"))
+    raise InputError(f"there is no table {kind}; there are {there} and claim")
 
 
 def markdown(table: Table) -> str:

@@ -313,3 +313,36 @@ def test_imagenet_runs_are_collected_without_their_folders(tmp_path, capsys):
     assert rows[0][head.index("AUROC ↑")] == "90.00" and rows[0][head.index("training, minutes")] == "1.5"
     assert note.startswith("imagenet, ResNet50, 100 epochs, 12 training images")
     assert "Reduced" not in note and "Stand-in" in note  # ImageNet-LT's list has 115,846 images
+
+
+def test_scores_and_sets_are_tables_of_their_own(tmp_path, capsys):
+    for row, auroc in (("patt", 0.9), ("ce", 0.8)):
+        write_record(tmp_path, row, 0, auroc)
+        file = tmp_path / "digits_default" / f"{row}-seed0.json"
+        record = json.loads(file.read_text())
+        results = record["results"]
+        results["mean"] += [m | {"score": "knn", "auroc": m["auroc"] - 0.3} for m in results["mean"]]
+        line = {"fc": False, "score": "energy"}
+        results["rows"] = [line | {"ood": "far", "auroc": auroc}, line | {"ood": "near", "auroc": auroc / 2}]
+        file.write_text(json.dumps(record))
+    head, rows, _ = show(capsys, tmp_path, "scores", "digits_default")
+    assert head == ["AUROC ↑", "calibration", "energy", "knn"]
+    assert rows[0] == ["PATT", "none", "90.00", "60.00"] and rows[1] == ["PATT", "FC", "80.00", "50.00"]
+    assert rows[2] == ["plain cross-entropy", "none", "80.00", "50.00"]
+    head, rows, _ = show(capsys, tmp_path, "sets", "digits_default", "--rows", "ce", "--score", "energy")
+    assert head == ["AUROC ↑", "OOD set", "energy"]
+    assert rows == [["plain cross-entropy", "far", "80.00"], ["plain cross-entropy", "near", "40.00"]]
+
+
+def test_strengths_of_fc_are_evaluated_beside_the_first_evaluation(tmp_path, capsys):
+    args = reproduce.parse_args(["strength", "--ds", "digits", "--seeds", "0"])
+    run = reproduce.Run("digits_default", "patt", 0, tmp_path / "run")
+    lines = reproduce.commands(run, args, "cpu")
+    assert [line[0] for line in lines] == ["train.py", *["test.py"] * 4]
+    assert [line[line.index("--fc_strength") + 1] for line in lines[2:]] == ["0.1", "0.25", "0.5"]
+    assert len({line[line.index("--srp") + 1] for line in lines[2:]}) == 3
+    for row, auroc in (("patt", 0.9), ("patt-fc0.25", 0.85)):
+        write_record(tmp_path, row, 0, auroc)
+    head, rows, _ = show(capsys, tmp_path, "strength", "digits_default")
+    assert [line[0] for line in rows] == ["PATT", "PATT", "PATT, FC at strength 0.25"]
+    assert rows[2][head.index("AUROC ↑")] == "75.00"  # the file's FC entry
