@@ -41,6 +41,7 @@ from utils.run.checkpoint import (
     results_folder,
     stored_arguments,
 )
+from utils.run.run import with_data_of_run
 from utils.run.runlog import environment, say, show_warnings_plainly, writable_folder
 from utils.run.weights import network_of, network_weights
 from utils.scores import SCORE_NAMES
@@ -222,7 +223,12 @@ def parse_args(argv=None):
         "default: the checkpoint's, else the data set's",
     )
     parser.add_argument(
-        "--data_root_path", "--drp", dest="drp", type=flags.path, default=Path("data"), help="the data folder"
+        "--data_root_path",
+        "--drp",
+        dest="drp",
+        type=flags.path,
+        default=Path("data"),
+        help="the data folder; default: the run's",
     )
     parser.add_argument(
         "--dout", nargs="+", metavar="SET", help="OOD sets that have a list; default: the paper's six"
@@ -255,7 +261,7 @@ def parse_args(argv=None):
         default=300_000,
         help="the first so many outliers calibrate",
     )
-    return parser.parse_args(argv)
+    return parser.parse_args(with_data_of_run(parser, sys.argv[1:] if argv is None else argv))
 
 
 if __name__ == "__main__":

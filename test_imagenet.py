@@ -48,6 +48,7 @@ from utils.run.checkpoint import (
     results_folder,
     stored_arguments,
 )
+from utils.run.run import with_data_of_run
 from utils.run.runlog import environment, say, show_warnings_plainly, writable_folder
 from utils.run.weights import network_of, network_weights
 from utils.scores import SCORE_NAMES
@@ -216,7 +217,7 @@ def parse_args(argv=None):
     )
     flags.add_evaluation_flags(parser, CALIBRATIONS, SCORE_NAMES)
     parser.set_defaults(tb=100)
-    return parser.parse_args(argv)
+    return parser.parse_args(with_data_of_run(parser, sys.argv[1:] if argv is None else argv))
 
 
 if __name__ == "__main__":

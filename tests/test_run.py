@@ -3,10 +3,11 @@ work."""
 
 import json
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import torch
-from command_line import run
+from command_line import load_script, run
 
 import train
 import train_imagenet
@@ -130,3 +131,18 @@ def test_an_epoch_ends_where_the_batches_end():
         model, criterion, optimizer, guard, meter, iter([(0, batch), (1, batch)]), nullcontext()
     )
     assert {int(state["step"]) for state in optimizer.state.values()} == {2} and int(meter.steps) == 2
+
+
+def test_an_evaluation_finds_the_data_where_the_run_had_them(finished, tmp_path):
+    evaluation = load_script("test")
+    state = load_run(finished)
+    state["args"]["drp"] = str(tmp_path / "images")
+    torch.save(state, tmp_path / "latest.pth")
+    words = ["--ckpt_path", str(tmp_path)]
+    assert evaluation.parse_args(words).drp == tmp_path / "images"
+    assert evaluation.parse_args([*words, "--drp", "elsewhere"]).drp == Path("elsewhere")
+    lists = {"txtt": "/a/train.txt", "iodp": "/b", "txt_ood_test": ["/c/near.txt", "/c/far.txt"]}
+    torch.save(state | {"args": lists}, tmp_path / "latest.pth")
+    args = load_script("test_imagenet").parse_args(words)
+    assert (args.txtt, args.iodp) == (Path("/a/train.txt"), Path("/b"))
+    assert args.txt_ood_test == [Path("/c/near.txt"), Path("/c/far.txt")]

@@ -24,6 +24,7 @@ from utils.run.checkpoint import (
     load_optimizer,
     open_checkpoint,
     require_class_counts,
+    stored_arguments,
 )
 from utils.run.guard import StepGuard
 from utils.run.meter import EpochMeter
@@ -35,8 +36,9 @@ VOTE_EVERY = 16  # steps between the votes of several processes on whether to st
 PROGRESS_SECONDS = {True: 2, False: 30}  # between updates, on a terminal or elsewhere
 
 # Flags that may differ when a run is resumed: how and where it runs, and where its data are (see `restore`).
+DATA_FLAGS = {"drp", "txtt", "txtv", "iidp", "iodp", "txt_ood_train", "txt_ood_test"}
 FREE_FLAGS = {"resume", "gpu", "num_workers", "srp", "tb", "checkpoint_every_minutes", "max_bad_steps"}
-FREE_FLAGS |= {"compile", "figures", "drp", "txtt", "txtv", "iidp", "iodp", "txt_ood_train", "txt_ood_test"}
+FREE_FLAGS |= DATA_FLAGS | {"compile", "figures"}
 
 
 class Trained(NamedTuple):
@@ -360,10 +362,9 @@ def restore(state: dict, trained: Trained, class_counts: list[int], num_outliers
 
 
 def with_flags_of_run(parser: argparse.ArgumentParser, argv: list[str]) -> list[str]:
-    """The words of a command line; with ``--resume``, after those that the run to resume was started with.
+    """The words of a training's command line; with ``--resume``, after those of the run to resume.
 
-    So a run is resumed with its own flags, and what the user types still counts. The words of the checkpoint
-    are parsed like typed ones, since it may come from a stranger.
+    So a run is resumed with its own flags, and what the user types still counts.
 
     Raises:
         InputError: the checkpoint is damaged.
@@ -372,15 +373,34 @@ def with_flags_of_run(parser: argparse.ArgumentParser, argv: list[str]) -> list[
     source = known.resume or known.srp
     if known.resume is None or source is None or not (known.resume or holds_run(source)):
         return argv
-    state = open_checkpoint(source)
-    stored = state.get("args") if isinstance(state, dict) else None
+    stored = stored_arguments(open_checkpoint(source))
+    return [*_as_words(parser, stored, {a.dest for a in parser._actions} - {"resume", "srp"}), *argv]
+
+
+def with_data_of_run(parser: argparse.ArgumentParser, argv: list[str]) -> list[str]:
+    """The words of an evaluation's command line, after those that say where the run's data are.
+
+    Raises:
+        InputError: the checkpoint of ``--ckpt_path`` is missing or damaged.
+    """
+    if {"-h", "--help"} & set(argv):
+        return argv
+    known = parser.parse_known_args(argv)[0]
+    if known.images:  # these need no data
+        return argv
+    return [*_as_words(parser, stored_arguments(open_checkpoint(known.ckpt_path)), DATA_FLAGS), *argv]
+
+
+def _as_words(parser, values, names):
+    """The command line that gives the flags ``names`` their ``values``; a stranger's are parsed like typed
+    ones."""
     words = []
     for action in parser._actions:
-        value = stored.get(action.dest) if isinstance(stored, dict) else None
-        if action.dest in ("resume", "srp") or value is None or value == []:
+        value = values.get(action.dest) if action.dest in names else None
+        if value is None or value == []:
             continue
         if isinstance(action, argparse.BooleanOptionalAction):
             words.append(action.option_strings[0 if value else -1])
         else:
             words += [action.option_strings[0], *map(str, value if isinstance(value, list) else [value])]
-    return [*words, *argv]
+    return words
