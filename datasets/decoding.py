@@ -1,29 +1,36 @@
-"""One image file: from its bytes to upright pixels and crops, for every kind of file that image sets hold."""
+"""One image file: from its bytes to upright pixels and crops, for every kind of file that image sets hold.
 
+Pillow decodes everything. Plain JPEG files, which are nearly all of them, have quicker decoders, one of
+:data:`JPEG_DECODERS` on the CPU or on a GPU; all of them give the same pixels.
+"""
+
+import functools
 import io
 import os
 import stat
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
-from torchvision.io import ImageReadMode, decode_jpeg
+from PIL import Image
+from torch import Tensor
 
 from datasets.files.checks import os_reason
-from datasets.pixels import why_unreadable
+from datasets.pixels import exif_orientation, upright_rgb, why_unreadable
+from utils.errors import first_line
 
-# torchvision 0.29 announces the end of its decoders; they are the fastest there are until then.
+# Said at every call of torchvision's decoder, which is used for as long as it is there.
 warnings.filterwarnings("ignore", message="The image decoding and encoding capabilities of TorchVision")
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP")
 MAX_FILE_BYTES = 2**28
 MAX_PIXELS = 2**26  # 200 MB decoded; the largest photographs of ImageNet have a third of that
 MAX_ASPECT = 100  # scaling a longer strip to a given height could take any amount of memory
-EXIF_ORIENTATION = 0x0112
 END_OF_JPEG = b"\xff\xd9"
+MAX_REDUCTION = 64  # a box's side by its crop's: the resize of CUDA fails above about 94
 
 
 class Unreadable(Exception):
@@ -34,8 +41,8 @@ class EncodedImage(NamedTuple):
     """A file's bytes with its header read; ``height`` and ``width`` are those of the upright image, in
     pixels.
 
-    ``plain`` marks what every JPEG decoder reads alike: colour, not CMYK, no rotation. The rest is Pillow's
-    work.
+    ``plain`` marks what every JPEG decoder reads alike: colour, not CMYK, no rotation. The rest is left to
+    Pillow.
     """
 
     data: bytearray
@@ -46,7 +53,7 @@ class EncodedImage(NamedTuple):
 
 
 def open_image(path: Path) -> EncodedImage:
-    """Reads a file and its header, and refuses what would take gigabytes before any of it is decoded.
+    """Reads a file and its header; refuses what would take gigabytes before any of it is decoded.
 
     Raises:
         Unreadable: no regular file, or no image of a known format and reasonable size.
@@ -69,7 +76,7 @@ def open_image(path: Path) -> EncodedImage:
     width, height = picture.size
     if width * height > MAX_PIXELS or max(width, height) > MAX_ASPECT * min(width, height):
         raise Unreadable(f"{width} x {height} pixels are too many or too long a strip")
-    orientation = _orientation(picture)
+    orientation = exif_orientation(picture)
     plain = (
         picture.format in ("JPEG", "MPO")
         and picture.mode == "RGB"
@@ -82,40 +89,69 @@ def open_image(path: Path) -> EncodedImage:
     return EncodedImage(data, picture, height, width, plain)
 
 
-def _orientation(picture: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8; 1, upright, where there is none that can be read."""
-    try:
-        value = picture.getexif().get(EXIF_ORIENTATION, 1) if "exif" in picture.info else 1
-    except Exception:  # broken EXIF is common in good photographs
-        return 1
-    return value if value in range(1, 9) else 1
+def _with_torchvision(files: list[Tensor], device: torch.device) -> list[Tensor]:
+    from torchvision.io import ImageReadMode, decode_jpeg  # here, because a later torchvision may lack them
+
+    return decode_jpeg(files, ImageReadMode.RGB, device=device)
 
 
-def decode_image(encoded: EncodedImage, shrink: int = 1) -> torch.Tensor:
-    """The upright image as uint8 RGB (3, H, W), in channels-last memory.
+def _with_torchcodec(files: list[Tensor], device: torch.device) -> list[Tensor]:
+    from torchcodec.decoders import decode_jpeg  # optional
+
+    return decode_jpeg(files, mode="RGB", device=device)
+
+
+# (bytes of plain JPEG files, uint8 (L,) on the host; device) -> images, uint8 (3, H, W) on the device
+JpegDecoder = Callable[[list[Tensor], torch.device], list[Tensor]]
+JPEG_DECODERS: dict[str, JpegDecoder] = {"torchvision": _with_torchvision, "torchcodec": _with_torchcodec}
+
+
+@functools.cache
+def jpeg_decoder(device: torch.device) -> tuple[JpegDecoder | None, str]:
+    """Returns the first of :data:`JPEG_DECODERS` that decodes a small image on the device, or None; and why
+    those before it do not, for people to read."""
+    stream = io.BytesIO()
+    Image.new("RGB", (16, 16), (200, 100, 50)).save(stream, "JPEG")
+    file = torch.frombuffer(bytearray(stream.getvalue()), dtype=torch.uint8)
+    reasons = []
+    for name, decode in JPEG_DECODERS.items():
+        try:
+            decode([file], device)
+        except Exception as error:  # a missing package, library or driver, each with an exception of its own
+            reasons.append(f"{name}: {first_line(error)}")
+        else:
+            return decode, "; ".join(reasons)
+    return None, "; ".join(reasons)
+
+
+def decode_image(encoded: EncodedImage, shrink: int = 1) -> Tensor:
+    """Returns the upright image as uint8 RGB (3, H, W), in channels-last memory.
 
     ``shrink`` 2, 4 or 8 decodes at that fraction of the size, in the DCT domain; see :func:`decoding_shrink`.
 
     Raises:
-        Unreadable: the file is truncated or damaged.
+        Unreadable: the file is truncated or damaged, or its pixels have no known white.
     """
-    picture = encoded.picture
+    cpu = torch.device("cpu")
+    decode, _ = jpeg_decoder(cpu)
     try:
-        if encoded.plain and shrink == 1:
-            return decode_jpeg(torch.frombuffer(encoded.data, dtype=torch.uint8), ImageReadMode.RGB)
+        if encoded.plain and shrink == 1 and decode is not None:
+            return decode([torch.frombuffer(encoded.data, dtype=torch.uint8)], cpu)[0]
+        picture = encoded.picture
         if shrink > 1:
             picture.draft("RGB", (picture.width // shrink, picture.height // shrink))
-        picture.load()
-        if _orientation(picture) != 1:
-            picture = ImageOps.exif_transpose(picture)
-        pixels = torch.frombuffer(bytearray(picture.convert("RGB").tobytes()), dtype=torch.uint8)
+        picture = upright_rgb(picture)
+        pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
     except Exception as error:  # see open_image
         raise Unreadable(why_unreadable(error, FORMATS)) from error
     return pixels.view(-1, picture.width, 3).permute(2, 0, 1)
 
 
-def resize(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Antialiased bilinear resize of one image, uint8 (3, H, W) on any device, as torchvision does it."""
+def resize(image: Tensor, height: int, width: int) -> Tensor:
+    """Resizes one image, uint8 (3, H, W) on any device: bilinear, antialiased, as torchvision does.
+
+    CUDA's kernel fails where a side shrinks more than about 94 times; see :func:`is_for_gpu`.
+    """
     batch = image.unsqueeze(0)
     if image.is_cuda:  # there is no uint8 kernel there
         return (
@@ -127,7 +163,7 @@ def resize(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
     return F.interpolate(batch, size=(height, width), mode="bilinear", antialias=True)[0]
 
 
-def resized_crops(image: torch.Tensor, boxes: torch.Tensor, size: int, shrink: int = 1) -> list[torch.Tensor]:
+def resized_crops(image: Tensor, boxes: Tensor, size: int, shrink: int = 1) -> list[Tensor]:
     """Cuts boxes (V, 4) of (top, left, height, width) in pixels from an image decoded at 1/``shrink`` of its
     size.
 
@@ -140,18 +176,28 @@ def resized_crops(image: torch.Tensor, boxes: torch.Tensor, size: int, shrink: i
     ]
 
 
-def decoding_shrink(encoded: EncodedImage, boxes: torch.Tensor, size: int) -> int:
-    """The strongest shrinking, 1, 2, 4 or 8, at which every box still has ``size`` pixels a side; 1 for what
-    is no JPEG."""
+def decoded_crops(encoded: EncodedImage, boxes: Tensor, size: int) -> list[Tensor]:
+    """Decodes an image, no larger than its boxes (V, 4) need, and cuts them: V crops, uint8 (3, size, size).
+
+    Raises:
+        Unreadable: the file is truncated or damaged.
+    """
+    shrink = decoding_shrink(encoded, boxes, size)
+    return resized_crops(decode_image(encoded, shrink), boxes, size, shrink)
+
+
+def decoding_shrink(encoded: EncodedImage, boxes: Tensor, size: int) -> int:
+    """Returns the strongest shrinking, 1, 2, 4 or 8, at which every box still has ``size`` pixels per side; 1
+    for what is no JPEG."""
     if encoded.picture.format not in ("JPEG", "MPO"):
         return 1
     smallest = int(boxes[:, 2:].min())
     return next((shrink for shrink in (8, 4, 2) if smallest // shrink >= size), 1)
 
 
-def central_crop(image: torch.Tensor, size: int) -> torch.Tensor:
-    """Shorter side to ``size`` * 256 / 224, then the central square, uint8: torchvision's Resize and
-    CenterCrop."""
+def central_crop(image: Tensor, size: int) -> Tensor:
+    """Resizes the shorter side to ``size`` * 256 / 224 and cuts the central square, uint8, as torchvision's
+    Resize and CenterCrop do."""
     _, height, width = image.shape
     short = size * 256 // 224
     if height <= width:
@@ -163,7 +209,7 @@ def central_crop(image: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def read_again(path: Path) -> str:
-    """Why a file cannot be read, found by reading it once more."""
+    """Returns why a file cannot be read, by reading it once more."""
     try:
         decode_image(open_image(path))
     except Unreadable as error:
@@ -171,11 +217,11 @@ def read_again(path: Path) -> str:
     return "it could be read when it was tried again"
 
 
-def decode_for_gpu(encoded: EncodedImage) -> torch.Tensor:
-    """The bytes (L,) of a file that nvJPEG reads right; any other image decoded, uint8 (3, H, W).
+def is_for_gpu(encoded: EncodedImage, boxes: Tensor, size: int) -> bool:
+    """Whether a GPU is to decode a file and cut its boxes (V, 4) to ``size`` pixels per side.
 
-    A file that lacks its end is decoded here too, because only the CPU decoders are known to notice.
+    False for what not every decoder reads alike; for a file that lacks its end, which only the CPU's decoders
+    are known to notice; and for boxes that CUDA cannot reduce in one go.
     """
-    if encoded.plain and encoded.data.endswith(END_OF_JPEG):
-        return torch.frombuffer(encoded.data, dtype=torch.uint8)
-    return decode_image(encoded)
+    whole = encoded.plain and encoded.data.endswith(END_OF_JPEG)
+    return whole and int(boxes[:, 2:].max()) <= MAX_REDUCTION * size

@@ -14,6 +14,7 @@ import re
 from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -26,6 +27,14 @@ MAX_LINE_BYTES = 8_192  # twice the longest path of Linux
 MAX_LABEL = 999_999
 ANY_LABEL = range(-1, MAX_LABEL + 1)
 _SC_LABEL = re.compile(r"""["']sc_label["']\s*:\s*(-?[0-9]{1,18})\s*[,}]""")  # written as JSON or as Python
+
+
+class ImageFiles(NamedTuple):
+    """A list of image files: paths relative to ``root``, and labels int64 (N,)."""
+
+    root: Path
+    paths: list[str]
+    labels: torch.Tensor
 
 
 def read_image_list(

@@ -116,7 +116,7 @@ class TrainLoader:
             return self._make(rows, outlier_rows, step_generator(self.seed, epoch, first, self.rank))
 
         firsts = range(start_step // at_once * at_once, steps, at_once)
-        make = map(chunk, firsts) if self.device.type == "cpu" else _one_ahead(chunk, firsts)
+        make = map(chunk, firsts) if self.device.type == "cpu" else one_ahead(chunk, firsts)
         for first, batches in zip(firsts, make, strict=True):
             yield from batches[max(0, start_step - first) :]
 
@@ -146,7 +146,7 @@ class TrainLoader:
         return images[indices].pin_memory().to(self.device, non_blocking=True)
 
 
-def _one_ahead(function: Callable[[Argument], Result], arguments: Iterable[Argument]) -> Iterator[Result]:
+def one_ahead(function: Callable[[Argument], Result], arguments: Iterable[Argument]) -> Iterator[Result]:
     """Maps like ``map``; a thread computes the next result while the current one is in use."""
     with ThreadPoolExecutor(1) as pool:
         pending = None

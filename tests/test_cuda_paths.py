@@ -10,8 +10,8 @@ from command_line import load_script
 from fake_cuda import CUDA, DeviceMistake, replaced
 from PIL import Image
 
-import datasets.imagenet as imagenet
 import train
+from datasets import delivery, imagenet
 from datasets.augment import ops
 from datasets.augment.views import cifar_views, imagenet_views
 from datasets.digits import digits_views
@@ -155,16 +155,14 @@ def photographs(tmp_path):
     return imagenet.ImageFiles(tmp_path, names, torch.arange(4) % 2)
 
 
-@pytest.mark.xfail(
-    reason="labels are copied to the device without pinning", raises=DeviceMistake, strict=True
-)
-def test_imagenets_batches(photographs, monkeypatch):
-    def decode(files, mode, device):
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_imagenets_batches(photographs, monkeypatch, num_workers):
+    def decode(files, device):
         """nvJPEG gives images of the sizes that the headers say."""
         sizes = [Image.open(io.BytesIO(file.numpy().tobytes())).size for file in files]
         return [torch.empty(3, height, width, dtype=torch.uint8, device=device) for width, height in sizes]
 
-    monkeypatch.setattr(imagenet, "decode_jpeg", decode)
+    monkeypatch.setattr(delivery, "jpeg_decoder", lambda device: (decode, ""))
     with fake_cuda.fake_cuda():
         loader = imagenet.FileTrainLoader(
             photographs,
@@ -174,7 +172,7 @@ def test_imagenets_batches(photographs, monkeypatch):
             batch_size=2,
             outlier_batch_size=4,
             contrastive=True,
-            num_workers=0,
+            num_workers=num_workers,
             seed=0,
             device=CUDA,
         )

@@ -1,18 +1,26 @@
+import contextlib
+import importlib
 import os
 import re
+import runpy
+import sys
 
 import numpy as np
 import pytest
 import torch
+import torchvision
 from image_files import UNREADABLE, locked_file, photograph, truncate
-from PIL import Image, WebPImagePlugin, features
+from PIL import Image, ImageOps, WebPImagePlugin, features
 from torchvision.transforms import v2
 
+from datasets import decoding
 from datasets.decoding import (
+    JPEG_DECODERS,
     Unreadable,
-    decode_for_gpu,
     decode_image,
     decoding_shrink,
+    is_for_gpu,
+    jpeg_decoder,
     open_image,
     read_again,
     resized_crops,
@@ -21,13 +29,80 @@ from datasets.decoding import (
 SIZE = 24
 
 
+CPU = torch.device("cpu")
+WORKING = {}
+for name in JPEG_DECODERS:
+    with contextlib.suppress(ImportError):
+        importlib.import_module(name)
+        WORKING[name] = JPEG_DECODERS[name]
+
+
+@pytest.fixture(params=[*JPEG_DECODERS, "Pillow"])
+def decoder(request, monkeypatch):
+    """Has plain JPEG files decoded by each decoder that is installed, or by Pillow."""
+    if request.param not in WORKING and request.param != "Pillow":
+        pytest.skip(f"{request.param} is not installed")
+    monkeypatch.setattr(decoding, "jpeg_decoder", lambda device: (WORKING.get(request.param), ""))
+    return request.param
+
+
 def upright(path):
     return np.asarray(decode_image(open_image(path)).permute(1, 2, 0)).astype(int)
 
 
-def test_plain_jpeg_is_read_as_pillow_reads_it(tmp_path):
+def test_every_decoder_gives_the_same_pixels(tmp_path, decoder):
+    picture = photograph(1, 200, 301)
+    picture.save(tmp_path / "plain.jpg")
+    picture.save(tmp_path / "coarse.jpg", quality=30, subsampling="4:2:0")
+    picture.save(tmp_path / "fine.jpg", quality=100, subsampling="4:4:4")
+    picture.save(tmp_path / "progressive.jpg", progressive=True)
+    picture.convert("L").save(tmp_path / "grey.jpg")
+    picture.convert("CMYK").save(tmp_path / "cmyk.jpg")
+    exif = Image.Exif()
+    for orientation in (1, 6):
+        exif[0x0112] = orientation
+        picture.save(tmp_path / f"turned{orientation}.jpg", exif=exif)
+    picture.save(tmp_path / "broken.jpg", exif=b"Exif\x00\x00not a TIFF header at all")
+    for path in tmp_path.iterdir():
+        expected = np.asarray(ImageOps.exif_transpose(Image.open(path)).convert("RGB")).astype(int)
+        assert abs(upright(path) - expected).max() <= 2, path.name
+
+
+def test_every_decoder_notices_a_truncated_file(tmp_path, decoder):
     photograph(1).save(tmp_path / "a.jpg")
-    np.testing.assert_array_equal(upright(tmp_path / "a.jpg"), np.asarray(Image.open(tmp_path / "a.jpg")))
+    truncate(tmp_path / "a.jpg")
+    with pytest.raises(Unreadable):
+        decode_image(open_image(tmp_path / "a.jpg"))
+
+
+def test_the_first_decoder_that_works_is_taken_and_pillow_without_any(tmp_path, monkeypatch):
+    photograph(1).save(tmp_path / "a.jpg")
+    expected, choose = upright(tmp_path / "a.jpg"), jpeg_decoder.__wrapped__
+
+    def lacking(files, device):
+        raise ImportError("No module named 'lacking'")
+
+    def other(files, device):
+        return [torch.zeros(3, 16, 16, dtype=torch.uint8) for _ in files]
+
+    monkeypatch.setattr(decoding, "JPEG_DECODERS", {"lacking": lacking, "other": other})
+    assert choose(CPU) == (other, "lacking: No module named 'lacking'")
+    monkeypatch.setattr(decoding, "JPEG_DECODERS", {"lacking": lacking})
+    assert choose(CPU) == (None, "lacking: No module named 'lacking'")
+    monkeypatch.setattr(decoding, "jpeg_decoder", choose)
+    np.testing.assert_array_equal(upright(tmp_path / "a.jpg"), expected)
+
+
+def test_a_torchvision_without_decoders_is_no_obstacle(tmp_path, monkeypatch):
+    photograph(1).save(tmp_path / "a.jpg")
+    for name in ("decode_jpeg", "ImageReadMode"):
+        monkeypatch.delattr(torchvision.io, name)
+    monkeypatch.setitem(sys.modules, "torchcodec.decoders", None)
+    fresh = runpy.run_path(decoding.__file__)
+    decode, reasons = fresh["jpeg_decoder"](CPU)
+    assert decode is None and reasons.startswith("torchvision: cannot import name")
+    image = fresh["decode_image"](fresh["open_image"](tmp_path / "a.jpg"))
+    np.testing.assert_array_equal(image.permute(1, 2, 0), np.asarray(Image.open(tmp_path / "a.jpg")))
 
 
 def test_odd_files_show_the_same_picture(tmp_path):
@@ -46,6 +121,13 @@ def test_odd_files_show_the_same_picture(tmp_path):
     for name in ("cmyk.jpg", "progressive.jpg"):
         assert abs(upright(tmp_path / name) - expected).mean() < 3, name
     assert abs(upright(tmp_path / "palette.png") - expected).mean() < 12
+
+
+def test_16_bit_grey_keeps_its_high_byte(tmp_path):
+    values = np.arange(40 * 50, dtype=np.uint16).reshape(40, 50) * 32
+    Image.fromarray(values).save(tmp_path / "a.png")
+    expected = np.repeat((values >> 8)[:, :, None], 3, axis=2)
+    np.testing.assert_array_equal(upright(tmp_path / "a.png"), expected)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -69,11 +151,6 @@ def test_exif_orientation_is_undone(tmp_path, orientation):
     encoded = open_image(tmp_path / "turned.jpg")
     assert (encoded.width, encoded.height) == picture.size
     assert abs(upright(tmp_path / "turned.jpg") - np.asarray(picture).astype(int)).mean() < 2
-
-
-def test_broken_exif_does_not_spoil_a_good_picture(tmp_path):
-    photograph(4).save(tmp_path / "a.jpg", exif=b"Exif\x00\x00not a TIFF header at all")
-    np.testing.assert_array_equal(upright(tmp_path / "a.jpg"), np.asarray(Image.open(tmp_path / "a.jpg")))
 
 
 @pytest.mark.parametrize("kind", UNREADABLE)
@@ -119,15 +196,17 @@ def test_missing_files_folders_and_pipes_are_refused(tmp_path):
             open_image(tmp_path / name)
 
 
-def test_for_the_gpu_whole_plain_jpegs_stay_bytes_and_the_rest_is_decoded(tmp_path):
-    photograph(1).save(tmp_path / "plain.jpg")
-    photograph(1).convert("L").save(tmp_path / "gray.jpg")
-    plain, gray = (decode_for_gpu(open_image(tmp_path / name)) for name in ("plain.jpg", "gray.jpg"))
-    assert plain.numpy().tobytes() == (tmp_path / "plain.jpg").read_bytes()
-    assert torch.equal(gray, decode_image(open_image(tmp_path / "gray.jpg")))
-    truncate(tmp_path / "plain.jpg")
-    with pytest.raises(Unreadable):
-        decode_for_gpu(open_image(tmp_path / "plain.jpg"))
+def test_a_gpu_gets_whole_plain_jpegs_and_boxes_that_cuda_can_reduce(tmp_path):
+    picture = Image.new("RGB", (65 * SIZE, 40))
+    picture.save(tmp_path / "plain.jpg")
+    picture.convert("L").save(tmp_path / "grey.jpg")
+    picture.save(tmp_path / "png.jpg", format="PNG")
+    for name in ("plain.jpg", "grey.jpg", "png.jpg"):
+        encoded = open_image(tmp_path / name)
+        assert is_for_gpu(encoded, torch.tensor([[0, 0, 40, 64 * SIZE]]), SIZE) is (name == "plain.jpg")
+        assert not is_for_gpu(encoded, torch.tensor([[0, 0, 9, 9], [0, 0, 40, 65 * SIZE]]), SIZE)
+    truncate(tmp_path / "plain.jpg", 0.99)
+    assert not is_for_gpu(open_image(tmp_path / "plain.jpg"), torch.tensor([[0, 0, 9, 9]]), SIZE)
 
 
 def test_crops_of_large_photographs_are_decoded_smaller_and_look_the_same(tmp_path):

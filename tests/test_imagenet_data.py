@@ -1,4 +1,6 @@
+import errno
 import itertools
+import multiprocessing.synchronize
 import os
 import time
 from collections import Counter
@@ -9,11 +11,11 @@ from image_files import UNREADABLE, photograph, truncate
 from PIL import Image
 from torchvision.transforms import v2
 
-from datasets import imagenet
+from datasets import decoding, file_reader, imagenet, workers
 from datasets.augment.stages import HorizontalFlip, ToFloat, View, Views
 from datasets.augment.views import imagenet_views
 from datasets.decoding import decode_image, open_image, read_again
-from datasets.imagenet import EvalImages, FileTrainLoader, ImageFiles, Packed
+from datasets.imagenet import EvalImages, FileTrainLoader, ImageFiles
 from datasets.workers import STEPS_AHEAD, naming_files_of_dead_workers
 from utils.errors import InputError
 
@@ -35,11 +37,11 @@ def save_list(root, count, labels=None, prefix="image"):
     )
 
 
-def train_loader(files, outliers=None, **changes):
+def train_loader(files, outliers=None, views=None, **changes):
     settings = dict(
         image_size=SIZE, batch_size=4, outlier_batch_size=6, contrastive=True, num_workers=0, seed=5
     )
-    return FileTrainLoader(files, outliers, imagenet_views(), device=CPU, **settings | changes)
+    return FileTrainLoader(files, outliers, views or imagenet_views(), device=CPU, **settings | changes)
 
 
 @pytest.fixture
@@ -53,14 +55,6 @@ def outliers(tmp_path):
 
 
 # --- the training loader
-
-
-def test_packed_tensors_come_back():
-    tensors = [
-        torch.arange(n, dtype=torch.uint8).view(shape) for n, shape in ((7, (7,)), (24, (3, 2, 4)), (1, (1,)))
-    ]
-    unpacked = Packed.pack(tensors).unpack()
-    assert all(torch.equal(a, b) for a, b in zip(unpacked, tensors, strict=True))
 
 
 def test_batch_layout(files, outliers):
@@ -84,9 +78,7 @@ def test_views_of_a_batch_show_their_own_images(tmp_path):
     for i in range(8):
         Image.new("RGB", (40, 30), (30 * i, 255 - 30 * i, 10 * i)).save(tmp_path / f"{i}.png")
     files = ImageFiles(tmp_path, [f"{i}.png" for i in range(8)], torch.arange(8))
-    loader = train_loader(files, files)
-    loader.views = Views(*[View((HorizontalFlip(), ToFloat()))] * 3)
-    batch = next(loader.epoch(0))
+    batch = next(train_loader(files, files, Views(*[View((HorizontalFlip(), ToFloat()))] * 3)).epoch(0))
     colours = ((batch.images * STD + MEAN) * 255).round().long()[:, :, 3, 4]
     for view in range(3):
         assert colours[view * 4 : view * 4 + 4, 0].tolist() == (30 * batch.indices).tolist()
@@ -95,9 +87,9 @@ def test_views_of_a_batch_show_their_own_images(tmp_path):
 
 def test_an_image_is_read_and_decoded_once_for_its_three_views(files, outliers, monkeypatch):
     opened, decoded = Counter(), Counter()
-    open_, decode = imagenet.open_image, imagenet.decode_image
-    monkeypatch.setattr(imagenet, "open_image", lambda path: opened.update([path.name]) or open_(path))
-    monkeypatch.setattr(imagenet, "decode_image", lambda *a: decoded.update([len(a[0].data)]) or decode(*a))
+    open_, decode = file_reader.open_image, decoding.decode_image
+    monkeypatch.setattr(file_reader, "open_image", lambda path: opened.update([path.name]) or open_(path))
+    monkeypatch.setattr(decoding, "decode_image", lambda *a: decoded.update([len(a[0].data)]) or decode(*a))
     loader = train_loader(files, outliers)
     next(loader.epoch(0))
     assert opened.total() == decoded.total() == 4 + 6 and max(opened.values()) == 1
@@ -210,14 +202,41 @@ def test_a_class_without_any_readable_file_is_an_error(files, num_workers):
 
 def test_the_file_at_which_a_worker_died_is_named(files, monkeypatch):
     open_ = imagenet.open_image
-    monkeypatch.setattr(
-        imagenet, "open_image", lambda path: os._exit(1) if path.name == "image4.jpg" else open_(path)
-    )
+    for module in (imagenet, file_reader):
+        monkeypatch.setattr(
+            module, "open_image", lambda path: os._exit(1) if path.name == "image4.jpg" else open_(path)
+        )
     loader = train_loader(files, batch_size=13, num_workers=1)
     batches = EvalImages(files, image_size=SIZE, batch_size=4, num_workers=1, device=CPU)
     for consume in (lambda: list(loader.epoch(0)), lambda: list(batches)):
         with pytest.raises(InputError, match=f"died while it read {files.root}/image4.jpg: "):
             naming_files_of_dead_workers()(consume)()
+
+
+def test_a_bus_error_is_not_blamed_on_a_file(files):
+    position = workers.ReadingPosition([files], num_workers=1)
+    position.at[0] = 123
+    assert position.path(123) == files.root / "image0.jpg"
+    told = "DataLoader worker (pid 123) is killed by signal: Bus error. It is possible that dataloader's"
+    with (
+        pytest.raises(InputError, match="^a worker process died of a bus error: .* memory .*/dev/shm"),
+        naming_files_of_dead_workers(),
+    ):
+        raise RuntimeError(told)
+
+
+def test_a_full_dev_shm_is_named(files, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(multiprocessing.synchronize.SemLock, "__init__", full)
+    with pytest.raises(InputError, match="^/dev/shm is full.*need 44 kB.*--shm-size.*--num_workers 0"):
+        list(train_loader(files, num_workers=1).epoch(0))
+
+
+def test_memory_that_the_machine_refuses_is_named():
+    with pytest.raises(InputError, match="GB of memory for batches .* lower --num_workers or the batch"):
+        workers.slots(4, 2**50, dtype=torch.uint8)
 
 
 def test_other_errors_stay_what_they_are():
