@@ -148,7 +148,7 @@ def test_a_run_of_test(tmp_path, monkeypatch, capsys):
 
 @pytest.fixture
 def photographs(tmp_path):
-    names = [f"{i}.jpg" for i in range(4)]
+    names = ["0.jpg", "1.jpg", "2.jpg", "3.png"]  # a worker decodes the last
     for i, name in enumerate(names):
         noise = np.random.default_rng(i).integers(0, 256, (40 + i, 56, 3), dtype=np.uint8)
         Image.fromarray(noise).save(tmp_path / name)
