@@ -1,9 +1,9 @@
-"""Evaluates a checkpoint of train.py, or a published one, on its test set and OOD sets: every score, without
-and with calibration.
+"""Evaluates a checkpoint of train.py, or a third-party one, on its test set and OOD sets, with and without
+calibration.
 
     python test.py --gpu 0 --ds cifar10 --FC True --drp DATA --ckpt_path OUT_DIR
-    python test.py --gpu cpu --ckpt_path runs/digits      a checkpoint knows its data set, network and tail
-    python test.py --images PATH... --ckpt_path OUT_DIR   then uses the network on any images
+    python test.py --gpu cpu --ckpt_path runs/digits      the checkpoint knows its data set, network and tail
+    python test.py --images PATH... --ckpt_path OUT_DIR   afterwards: applies the network to any images
 
 Prints the tables and writes results.json, results.csv, results.md, scores.png, roc.png and detector.pth into
 the run directory.
@@ -65,7 +65,7 @@ def main(argv=None):
     out = args.srp or results_folder(args.ckpt_path)
     in_main(compute, lambda: writable_folder(out))
 
-    # Read everything first: what is missing shows before any work is done.
+    # Read everything first, so missing files are reported before any work is done.
     ood_sets = benchmark.load_ood(args.dout or benchmark.ood_sets, args.drp, args.ood_resize)
     test = benchmark.load_split(args.drp, False)
     train = benchmark.load_long_tailed(args.drp, known["rho"])
@@ -158,7 +158,7 @@ def main(argv=None):
                 class_names=benchmark.class_names(args.drp),
             )
         else:
-            print("no detector is written from test images")
+            print("no detector is written when test images were used for calibration")
     finish()
 
 
@@ -166,18 +166,18 @@ RANGES = {"rho": flags.imbalance_ratio, "val_fraction": flags.fraction}
 
 
 def identify(checkpoint, given):
-    """What a checkpoint is: by its own arguments, else by the flags, else by its weights and the paper's
+    """Identifies a checkpoint: from its own arguments, else the flags, else its weights and the paper's
     settings.
 
     Args:
         given: dict of flag name to value, None where the flag was not given.
 
     Returns:
-        (settings, notes): dict of ds, model, rho, normalization, val_fraction, depart; sentences about what
-        was assumed.
+        (settings, notes): dict of ds, model, rho, normalization, val_fraction, depart; sentences about the
+        assumptions made.
 
     Raises:
-        InputError: the checkpoint has no weights, or what it says is no run of train.py.
+        InputError: the checkpoint has no weights, or is not from train.py.
     """
     stored, weights = stored_arguments(checkpoint), network_weights(checkpoint)
     outputs = weights["linear.weight"].shape[:1] if "linear.weight" in weights else None
@@ -219,7 +219,7 @@ def parse_args(argv=None):
     parser.add_argument(
         "--normalization",
         choices=tuple(NORMALIZATIONS),
-        help="the mean and std that images are normalised with, as in training (PASCL's networks: none); "
+        help="the mean and std used to normalise images, as in training (PASCL's networks: none); "
         "default: the checkpoint's, else the data set's",
     )
     parser.add_argument(
@@ -231,13 +231,13 @@ def parse_args(argv=None):
         help="the data folder; default: the run's",
     )
     parser.add_argument(
-        "--dout", nargs="+", metavar="SET", help="OOD sets that have a list; default: the paper's six"
+        "--dout", nargs="+", metavar="SET", help="OOD sets, each with a list; default: the paper's six"
     )
     parser.add_argument(
         "--ood_resize",
         choices=RESIZE_MODES,
         default=RESIZE_MODES[0],
-        help="OOD images that are not 32 x 32: squash them to it, as published tables do, or resize the "
+        help="how to bring OOD images to 32 x 32: squash them, as published tables do, or resize the "
         "shorter side and crop the centre",
     )
     flags.add_evaluation_flags(parser, CALIBRATIONS, SCORE_NAMES)
@@ -245,7 +245,7 @@ def parse_args(argv=None):
         "--calibration_split",
         choices=("train", "test"),
         default="train",
-        help="test reproduces the leak of the authors' release, for auditing",
+        help="test: reproduces the test-label leak of the authors' release, for auditing only",
     )
     parser.add_argument(
         "--depart",
@@ -259,7 +259,7 @@ def parse_args(argv=None):
         "--num_ood_samples",
         type=flags.positive_int,
         default=300_000,
-        help="the first so many outliers calibrate",
+        help="how many outliers calibration uses: the first ones of the file",
     )
     return parser.parse_args(with_data_of_run(parser, sys.argv[1:] if argv is None else argv))
 

@@ -1,14 +1,14 @@
-"""Evaluates a checkpoint of train_imagenet.py on its ID and OOD test lists: every score, without and with
-calibration.
+"""Evaluates a checkpoint of train_imagenet.py on its ID and OOD test lists, with every score and calibration.
 
     python test_imagenet.py --gpu 0 --FC True --txtt LIST --txtv LIST --iidp DIR --iodp DIR --ckpt_path DIR
 
-ID test, OOD test and calibration images all get the same centre crop. Prints the table and writes
-results.json, results.csv, results.md, scores.png, roc.png and detector.pth into the run directory. Then
+ID test, OOD test and calibration images get the same centre crop. Prints the table and writes
+results.json, results.csv, results.md, scores.png, roc.png and detector.pth into the run
+directory. Afterwards,
 
     python test_imagenet.py --images PATH... --ckpt_path DIR
 
-uses the network on any images.
+applies the network to any images.
 """
 
 import argparse
@@ -77,7 +77,7 @@ def main(argv=None):
         for note in notes:
             say(f"warning: {note}", sys.stderr)
 
-    # Read every list first: what is missing shows before any work is done.
+    # Read every list first, so missing files are reported before any work is done.
     training = load_files(args.txtt, args.iidp)
     class_names, held_out = folder_names(training), None
     if known["val_fraction"]:
@@ -165,18 +165,18 @@ def main(argv=None):
 
 
 def identify(checkpoint, given):
-    """What a checkpoint is: by its own arguments, else by the flags, else by its weights and the paper's
+    """Identifies a checkpoint: from its own arguments, else the flags, else its weights and the paper's
     settings.
 
     Args:
         given: dict of flag name to value, None where the flag was not given.
 
     Returns:
-        (settings, notes): dict of ds, model, image_size, normalization, val_fraction; sentences about what
-        was assumed.
+        (settings, notes): dict of ds, model, image_size, normalization, val_fraction; sentences about the
+        assumptions made.
 
     Raises:
-        InputError: the checkpoint has no weights, or what it says is no run of train_imagenet.py.
+        InputError: the checkpoint has no weights, or is not from train_imagenet.py.
     """
     family, likely_model = network_of(network_weights(checkpoint)) or (None, None)
     defaults = {"ds": "imagenet", "model": likely_model if family == "imagenet" else "ResNet50"}
@@ -206,14 +206,14 @@ def parse_args(argv=None):
     parser.add_argument(
         "--normalization",
         choices=tuple(NORMALIZATIONS),
-        help="the mean and std that images are normalised with, as in training; default: the checkpoint's, "
+        help="the mean and std used to normalise images, as in training; default: the checkpoint's, "
         "else imagenet",
     )
     parser.add_argument(
         "--num_cal",
         type=flags.positive_int,
         default=30_000,
-        help="training images, class-balanced, and outliers that scores and calibrations are fitted on",
+        help="how many training images (class-balanced), and how many outliers, to fit on",
     )
     flags.add_evaluation_flags(parser, CALIBRATIONS, SCORE_NAMES)
     parser.set_defaults(tb=100)

@@ -1,13 +1,12 @@
 """Trains PATT on long-tailed CIFAR-10, CIFAR-100 or the embedded digits.
 
-python train.py --ds digits --gpu cpu --srp runs/digits    no download, about a minute
+python train.py --ds digits --gpu cpu --srp runs/digits    no download, a few minutes
 python train.py --gpu 0 --ds cifar10 --drp DATA --srp OUT
 python train.py --gpu 0,1 ...                              two GPUs in one process (DataParallel)
 torchrun --nproc_per_node=4 train.py ...                   one process per GPU (DistributedDataParallel)
 python train.py --srp OUT --resume                         resumes a stopped run with its own flags
 """
-# Reads from top to bottom as the method: the training step, the loop over epochs, the data and network, the
-# flags.
+# From top to bottom: the training step, the loop over epochs, the data and network, the flags.
 
 import argparse
 import math
@@ -30,8 +29,7 @@ from utils.run.meter import EpochMeter
 from utils.run.run import Trained, open_run, with_flags_of_run
 from utils.run.runlog import show_warnings_plainly
 
-# Where the authors' release trains otherwise than the paper describes; docs/departures.md has the whole
-# table.
+# Where training in the authors' release departs from the paper; the full table is in docs/departures.md.
 RELEASED_CHOICES = {
     "embeddings": "ISAC's embeddings are not normalised to the sphere",
     "statistics": "one running average of the class statistics over the whole run",
@@ -41,7 +39,7 @@ RELEASED_CHOICES = {
 
 
 def train_one_epoch(network, criterion, optimizer, guard, meter, batches, mixed_precision):
-    """One pass over ``batches``, pairs of (step number, Batch)."""
+    """Trains on ``batches``, pairs of (step number, Batch), once."""
     network.train()
     criterion.train()
     guard.remember()
@@ -58,7 +56,7 @@ def train_one_epoch(network, criterion, optimizer, guard, meter, batches, mixed_
 
 @torch.inference_mode()
 def accuracy(network, batches, class_counts, device, mixed_precision):
-    """Accuracies ``{all, many, medium, few}`` over batches of (images, labels)."""
+    """Returns accuracies ``{all, many, medium, few}`` over batches of (images, labels)."""
     network.eval()
     meter = EpochMeter(len(class_counts), device)
     for images, labels in batches:
@@ -69,7 +67,7 @@ def accuracy(network, batches, class_counts, device, mixed_precision):
 
 
 def train(args, compute, loader, model, class_counts, learning_rate, validation_batches=None):
-    """Trains ``model`` and keeps the run directory ``args.srp``.
+    """Trains ``model`` and writes the run directory ``args.srp``.
 
     Args:
         loader: gives ``epoch(epoch, start_step)``, an iterator of Batch, and its length in steps.
@@ -107,7 +105,7 @@ def train(args, compute, loader, model, class_counts, learning_rate, validation_
 
 
 def build_optimizer(model, args):
-    """The fused forms, which can skip a step on the device."""
+    """Builds the fused optimiser, which can skip a step without leaving the device."""
     shared = {"lr": args.lr, "weight_decay": args.wd, "fused": True}
     if args.opt == "adam":
         return torch.optim.Adam(model.parameters(), **shared)
@@ -115,7 +113,7 @@ def build_optimizer(model, args):
 
 
 def build_criterion(args, class_counts, embedding_dim):
-    """The loss that the flags describe."""
+    """Builds the loss that the flags describe."""
     return PATTLoss(
         class_counts,
         embedding_dim,
@@ -132,7 +130,7 @@ def build_criterion(args, class_counts, embedding_dim):
 
 
 def cosine(base, epochs):
-    """The cosine schedule from ``base`` to 0, per epoch."""
+    """Returns the cosine schedule from ``base`` to 0, updated per epoch."""
     return lambda epoch: base / 2 * (1 + math.cos(math.pi * epoch / epochs))
 
 
@@ -190,22 +188,20 @@ def add_method_flags(parser):
     add("--Lambda2", type=flags.weight, help="weight of the logit-adjustment term")
     add("--temperature", type=flags.positive, default=0.1, help="tau of the contrastive term")
     add("--tem_scale", type=flags.positive, help="T of the logit adjustment")
-    recipes = "released: depart from the paper as the authors' release does"
+    recipes = "released: depart from the paper wherever the authors' release does"
     add("--recipe", choices=("paper", "released"), default="paper", help=recipes)
-    points = "depart as the release does in these points alone: "
+    points = "depart from the paper, as the release does, only in these points: "
     points += "; ".join(f"{point}: {what}" for point, what in RELEASED_CHOICES.items())
     add("--depart", nargs="+", choices=tuple(RELEASED_CHOICES), default=[], metavar="POINT", help=points)
+    flags.add_boolean(group, "--isac", default=True, help="the contrastive term; without it --Lambda2 is 1")
     flags.add_boolean(
-        group, "--isac", default=True, help="the contrastive term; without it --Lambda2 counts as 1"
+        group, "--tla", default=True, help="the logit adjustment; without it, plain cross-entropy"
     )
-    flags.add_boolean(
-        group, "--tla", default=True, help="the logit adjustment; without it plain cross-entropy"
-    )
-    flags.add_boolean(group, "--oe", default=True, help="outlier exposure; without it no outliers are read")
+    flags.add_boolean(group, "--oe", default=True, help="outlier exposure; without it, no outliers are read")
 
 
 def parse_args(argv=None):
-    """The flags; defaults are the paper's run on the data set of ``--ds``."""
+    """Parses the flags; defaults are the paper's run on the data set of ``--ds``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=flags.HelpFormatter)
     add = parser.add_argument_group("data and network").add_argument
     name = flags.dataset_in_memory
@@ -224,7 +220,7 @@ def parse_args(argv=None):
     add("--model", "--md", choices=tuple(FAMILIES["cifar"]), help="the network")
     smallest = "smallest class / largest class"
     add("--imbalance_ratio", "--rho", dest="rho", type=flags.imbalance_ratio, help=smallest)
-    mean_and_std = "the mean and std that images are normalised with"
+    mean_and_std = "the mean and std used to normalise images"
     add("--normalization", choices=tuple(NORMALIZATIONS), help=mean_and_std)
     add_method_flags(parser)
     flags.add_training_flags(parser)
@@ -235,12 +231,10 @@ def parse_args(argv=None):
 
 
 def resolve(args, points=tuple(RELEASED_CHOICES)):
-    """Fills in what follows from other flags: ``--recipe released`` is every departure of ``points``
-    together.
+    """Fills in what follows from other flags: ``--recipe released`` means every departure in ``points``.
 
     Raises:
-        InputError: ``--depart`` names a point outside ``points``, those that make a difference on the data
-            set.
+        InputError: ``--depart`` names a point outside ``points``, so it makes no difference on the data set.
     """
     pointless = set(args.depart) - set(points)
     if pointless:

@@ -1,10 +1,9 @@
-"""Trains PATT on ImageNet-LT, or on any long-tailed list of image files. The step and the run are train.py's.
+"""Trains PATT on ImageNet-LT, or on any long-tailed list of image files. Step and run are train.py's.
 
-    python train_imagenet.py --gpu 0,1,2,3 --ds imagenet --md ResNet50 --lr 0.1 --Lambda1 0.02 --Lambda2 0.5
-    \\
-        --txtt LIST --txtv LIST --iidp DIR --iodp DIR --srp OUT
+    python train_imagenet.py --gpu 0,1,2,3 --ds imagenet --md ResNet50 --lr 0.1 --Lambda1 0.02 \\
+        --Lambda2 0.5 --txtt LIST --txtv LIST --iidp DIR --iodp DIR --srp OUT
     torchrun --nproc_per_node=4 train_imagenet.py ...                    one process per GPU
-    python train_imagenet.py --gpu cpu --md ResNet18 --image_size 64 ...  to try it on small images
+    python train_imagenet.py --gpu cpu --md ResNet18 --image_size 64 ...  a quick try on small images
 """
 
 import argparse
@@ -42,7 +41,7 @@ DEFAULTS = dict(
 
 
 def step_decay(base, decay_epochs):
-    """The learning rate times 0.1 from each of the epochs on."""
+    """Returns the schedule that multiplies the learning rate by 0.1 at each of ``decay_epochs``."""
     return lambda epoch: base * 0.1 ** sum(epoch >= e for e in decay_epochs)
 
 
@@ -80,14 +79,14 @@ def main(argv=None):
         return EvalImages(validation, batch_size=args.tb, **shared)
 
     model = build_model(args.model, len(class_counts), family="imagenet")
-    model.embeds = args.isac  # the head is for the contrastive term alone
+    model.embeds = args.isac  # only the contrastive term uses the head
     schedule = step_decay(args.lr, args.decay_epochs)
     train(args, compute, loader, model, class_counts, schedule, validation_batches if validation else None)
     finish()
 
 
 def parse_args(argv=None):
-    """The flags; defaults are the paper's run."""
+    """Parses the flags; defaults are the paper's run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=flags.HelpFormatter)
     group = parser.add_argument_group("data and network")
     add = group.add_argument
@@ -98,13 +97,13 @@ def parse_args(argv=None):
     add("--randaug_n", type=flags.count, default=2, help="RandAugment: operations per image")
     magnitude = flags.number(float, low=0, high=10)
     add("--randaug_m", type=magnitude, default=10, help="RandAugment: magnitude")
-    decay = "epochs from which the learning rate is multiplied by 0.1 once more"
+    decay = "epochs at which the learning rate is multiplied by 0.1"
     add("--decay_epochs", "--de", type=flags.count, nargs="+", default=[60, 80], help=decay)
     add_method_flags(parser)
     flags.add_training_flags(parser)
     parser.set_defaults(**DEFAULTS)
     argv = with_flags_of_run(parser, sys.argv[1:] if argv is None else argv)
-    # Every stream has ImageNet's normalisation already, and view 1's crop is not the padded one of CIFAR.
+    # All images have ImageNet's normalisation already, and view 1's crop is not CIFAR's padded one.
     return resolve(parser.parse_args(argv), points=("embeddings", "statistics"))
 
 

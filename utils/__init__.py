@@ -1,7 +1,7 @@
-"""What is computed from network outputs, and what the scripts share.
+"""Everything computed from network outputs, and everything the scripts share.
 
 losses, vmf: the training objective and its directional statistics
-calibration, evaluation, metrics, report, plots: from features to scores, tables and pictures
+calibration, evaluation, metrics, report, plots: from features to scores, tables and plots
 flags, errors, distributed: the command line, messages to the user, devices and processes
-run/: what makes a run survive kills, full disks and bad steps
+run/: makes runs survive kills, full disks and bad steps
 """

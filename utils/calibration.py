@@ -1,7 +1,7 @@
 """Calibrations: how a trained network's features become class logits.
 
-``none`` is the network as it is, ``fc`` is PATT's feature calibration, an attention vector over feature
-dimensions, and ``probe`` is a linear head fitted after training (:mod:`utils.probe`).
+``none`` is the unchanged network; ``fc`` is PATT's feature calibration, an attention vector over feature
+dimensions; ``probe`` is a linear head fitted after training, see :mod:`utils.probe`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,7 +12,7 @@ import torch
 from utils.errors import InputError
 
 CALIBRATIONS = ("none", "fc", "probe")
-CHUNK = 4096  # rows of features that are computed on at once
+CHUNK = 4096  # rows of features per computation
 
 
 class Classifier(NamedTuple):
@@ -23,23 +23,23 @@ class Classifier(NamedTuple):
 
     @classmethod
     def of(cls, model: torch.nn.Module, tnorm: bool = False) -> "Classifier":
-        """The last layer of a network of this project, on its device; ``tnorm``: unit rows and no bias
-        (tau-normalisation, Kang et al. 2020, tau = 1)."""
+        """Returns the last layer of a network of this project, on its device. With ``tnorm``: unit rows and
+        no bias (tau-normalisation, Kang et al. 2020, tau = 1)."""
         weight, bias = model.linear.weight.detach().double(), model.linear.bias.detach().double()
         if tnorm:
             return cls(weight / weight.norm(dim=1, keepdim=True), torch.zeros_like(bias))
         return cls(weight, bias)
 
     def logits(self, features: torch.Tensor) -> torch.Tensor:
-        """z = W f + b, float64 (N, C)."""
+        """Returns z = W f + b, float64 (N, C)."""
         return features.double() @ self.weight.T + self.bias
 
 
 class Outputs(NamedTuple):
-    """What predictions and scores are made of, for N images under one calibration; float64.
+    """What predictions and scores are computed from: N images under one calibration, float64.
 
-    ``features`` (N, D): f, under FC f * A. ``logits`` (N, C): of the classes. ``probe_logits`` (N, C + 1): of
-    the probe, whose last class is the surrogate outliers, or None without a probe.
+    ``features`` (N, D): f, or f * A under FC. ``logits`` (N, C): of the classes. ``probe_logits`` (N, C + 1):
+    of the probe, whose last class is the surrogate outliers; None without a probe.
     """
 
     features: torch.Tensor
@@ -48,7 +48,7 @@ class Outputs(NamedTuple):
 
 
 class Calibration(NamedTuple):
-    """One way from features to class logits.
+    """One mapping from features to class logits.
 
     ``classifier``: of the C classes. ``attention``: A (D,), which multiplies the features, or None.
     ``probe``: a :class:`Classifier` of C + 1 classes, or None. All are on one device.
@@ -59,17 +59,17 @@ class Calibration(NamedTuple):
     probe: Classifier | None = None
 
     def outputs(self, features: torch.Tensor) -> Iterator[Outputs]:
-        """The :class:`Outputs` of features (N, D), which may be on another device, in order and CHUNK rows at
-        a time."""
+        """Yields the :class:`Outputs` of features (N, D) in order, CHUNK rows at a time. The features may be
+        on another device."""
         for rows in features.split(CHUNK):
             rows = rows.to(self.classifier.weight.device).double()
             calibrated = rows if self.attention is None else rows * self.attention
-            # The probe standardises features, which undoes A: it is one and the same under every calibration.
+            # The probe standardises features, which undoes A, so it is the same under every calibration.
             probe_logits = None if self.probe is None else self.probe.logits(rows)
             yield Outputs(calibrated, self.classifier.logits(calibrated), probe_logits)
 
     def state(self) -> dict:
-        """Tensors and None, from which :meth:`restore` makes the same calibration."""
+        """Returns tensors and None, from which :meth:`restore` rebuilds the calibration."""
         return {
             "classifier": self.classifier._asdict(),
             "attention": self.attention,
@@ -88,10 +88,10 @@ def calibrate(
     outlier_features: torch.Tensor,
     class_counts: Sequence[int],
 ) -> torch.Tensor:
-    """The attention vector A (D,) of PATT, on the classifier's device.
+    """Returns PATT's attention vector A (D,), on the classifier's device.
 
     Args:
-        classifier: whose own predictions label the outliers.
+        classifier: its predictions label the outliers.
         training: features (N, D) and labels (N,) of training images. outlier_features: (M, D).
         class_counts: (C,) training-set sizes.
 
@@ -112,7 +112,7 @@ def build_calibration(
     probe: Classifier | None = None,
     strength: float = 1.0,
 ) -> Calibration:
-    """The calibration ``name``, one of :data:`CALIBRATIONS`.
+    """Builds the calibration ``name``, one of :data:`CALIBRATIONS`.
 
     Args:
         classifier: the network's. attention: A, which "fc" needs. probe: of C + 1 classes, for "probe".
@@ -124,16 +124,14 @@ def build_calibration(
 
 
 def attention_weight(features, labels, outlier_features, outlier_labels, classifier_weight, prior):
-    """The attention vector A of PATT's feature calibration, from training images and surrogate outliers
-    alone.
+    """Returns the attention vector A (D,) of PATT's feature calibration.
 
     S = (1/C) sum_c (1/pi_c) mean_{i: y_i = c}(f_i) * w_c,  O = (1/M) sum_j (1/pi_{yhat_j}) f_j * w_{yhat_j},
     E = S - O,  A = 2 (E - min E) / (max E - min E);  * is elementwise.
 
     Args:
         features: (N, D), training images; labels: int64 (N,).
-        outlier_features: (M, D); outlier_labels: int64 (M,), the classes that the network predicts for the
-            outliers.
+        outlier_features: (M, D); outlier_labels: int64 (M,), the classes predicted for the outliers.
         classifier_weight: (C, D).
         prior: (C,), class frequencies of the training set.
 
@@ -151,7 +149,7 @@ def attention_weight(features, labels, outlier_features, outlier_labels, classif
         raise InputError(f"calibration needs images of every class; class {int(counts.argmin())} has none")
     per_class = weight / prior[:, None]
     signal = (sums / counts[:, None] * per_class).mean(dim=0)
-    # The outliers' terms share w and pi within a predicted class, so that class sums are enough.
+    # Outliers of one predicted class share w and pi, so sums per class are enough.
     outlier_sums, _ = _sum_by_class(outlier_features, outlier_labels, len(weight))
     outlier = (outlier_sums * per_class).sum(dim=0) / len(outlier_features)
     evidence = signal - outlier
@@ -164,7 +162,7 @@ def attention_weight(features, labels, outlier_features, outlier_labels, classif
 
 
 def _sum_by_class(features, labels, num_classes):
-    """Sums (C, D) and counts (C,), float64."""
+    """Returns sums (C, D) and counts (C,) per class, float64."""
     sums = torch.zeros(num_classes, features.shape[1], dtype=torch.float64, device=features.device)
     for rows, of_rows in zip(features.split(CHUNK), labels.split(CHUNK), strict=True):
         sums.index_add_(0, of_rows, rows.double())

@@ -1,12 +1,11 @@
-"""A trained network in use: classes, OOD scores and decisions for any images.
+"""A trained network, ready to use: classes, OOD scores and decisions for any images.
 
     detector = Detector.load("runs/demo/patt", "cpu")
     detector(pictures)[0].ood
 
-test.py and test_imagenet.py write ``detector.pth`` into the run directory: one file with all that is needed,
-the network's weights included, so that it can be deployed alone. It holds tensors and plain values. For
-ResNet18 on CIFAR10-LT it has 0.1 GB, for ResNet50 on ImageNet-LT under 1 GB, most of it the training features
-of the knn score.
+test.py and test_imagenet.py write ``detector.pth`` into the run directory: one self-contained file of tensors
+and plain values, network weights included. It takes 0.1 GB for ResNet18 on CIFAR10-LT and under 1 GB for
+ResNet50 on ImageNet-LT, mostly for the training features of the knn score.
 """
 
 import math
@@ -33,15 +32,15 @@ from utils.run.weights import load_weights
 from utils.scores import FittedScores
 
 FILE = "detector.pth"
-KEPT = 0.95  # of ID images, by the threshold
-BATCH = 100  # images at once
+KEPT = 0.95  # share of ID images that the threshold keeps
+BATCH = 100  # images per forward pass
 
 
 class Detection(NamedTuple):
-    """What a detector says about an image.
+    """What a detector says about one image.
 
-    ``label``: the predicted class, 0 .. C - 1; ``name``: of that class, None if unknown; ``probability``: of
-    that class among the C. ``score``: higher = more OOD; ``ood``: whether it is above the threshold.
+    ``label``: the predicted class, 0 .. C - 1; ``name``: its name, None if unknown; ``probability``: its
+    probability among the C classes. ``score``: higher = more OOD; ``ood``: whether it exceeds the threshold.
     """
 
     label: int
@@ -55,13 +54,14 @@ class Detector:
     """A network with one calibration, one score and its threshold; made by :meth:`load`.
 
     Attributes:
-        calibration, score: their names. threshold: the score above which an image is OOD.
-        held_out: whether the threshold keeps 95 % of images that were held out of training; else, of training
-            images. class_names: C names, or None.
+        calibration, score: their names. threshold: images with a higher score are OOD.
+        held_out: whether the threshold keeps 95 % of held-out images, or else of training images.
+        class_names: C names, or None.
     """
 
     def __init__(self, state: dict, device: torch.device, calibration: str | None, score: str | None):
-        """``state``: as :func:`write_detector` made it; the rest as for :meth:`load`."""
+        """Builds the detector from ``state``, as :func:`write_detector` made it; the rest as for
+        :meth:`load`."""
         ways = state["calibrations"]
         self.calibration = _choose("calibration", calibration or state["default"][0], list(ways))
         way = ways[self.calibration]
@@ -91,18 +91,18 @@ class Detector:
         calibration: str | None = None,
         score: str | None = None,
     ) -> "Detector":
-        """Loads the detector of a run; code in the file is never run.
+        """Loads the detector of a run without running code from the file.
 
-        Warns where no images were held out of training, which the threshold should have been taken from.
+        Warns if no images were held out of training to take the threshold from.
 
         Args:
-            run: a run directory that test.py or test_imagenet.py has evaluated, or its ``detector.pth``.
-            calibration, score: names of the evaluation's; default: what --calibration auto chose and the
-                score that it judged by; without it the network as it is, and ``combined``.
+            run: a run directory evaluated by test.py or test_imagenet.py, or its ``detector.pth``.
+            calibration, score: names from the evaluation. Default: the choice of --calibration auto and the
+                score it was judged by; without auto, the unchanged network and ``combined``.
 
         Raises:
-            InputError: there is no detector, the file is damaged or not one, it lacks the calibration or
-                score, or there is no such device.
+            InputError: the file is missing, damaged or not a detector, lacks the calibration or score, or the
+                device cannot be used.
         """
         path = Path(run) / FILE if Path(run).is_dir() else Path(run)
         if not path.is_file():
@@ -121,7 +121,7 @@ class Detector:
             detector.of_prepared(torch.zeros(1, 3, size, size, dtype=torch.uint8))  # whether all shapes fit
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
-        except Exception as error:  # whatever a stranger's tensors and values lead to
+        except Exception as error:  # an untrusted file can cause any error
             raise InputError(f"{path} is no detector that test.py wrote: {first_line(error)}") from error
         if not detector.held_out:
             warnings.warn(
@@ -132,15 +132,15 @@ class Detector:
         return detector
 
     def __call__(self, images: Image.Image | Tensor | Sequence[Image.Image | Tensor]) -> list[Detection]:
-        """One :class:`Detection` for each image.
+        """Returns one :class:`Detection` per image.
 
         Args:
             images: a PIL image, a tensor (3, H, W) or (N, 3, H, W), or a list of PIL images and tensors
-                (3, H, W). Tensors are uint8, or floating-point in [0, 1], not normalised, and are treated as
-                image files are: brought to size, and rounded to 8 bits.
+                (3, H, W). Tensors are uint8, or floating-point in [0, 1], and not normalised. Like image
+                files, they are resized and rounded to 8 bits.
 
         Raises:
-            InputError: anything else; the message says which image.
+            InputError: an image is anything else; the message says which.
         """
         if isinstance(images, Tensor):
             images = images.cpu()  # once, not for each image
@@ -201,14 +201,13 @@ def write_detector(
     precision: str,
     class_names: list[str] | None,
 ) -> None:
-    """Writes ``detector.pth``, as a whole or not at all, and says so.
+    """Writes ``detector.pth``, whole or not at all, and says so.
 
     Args:
-        calibrations: what was evaluated, see :func:`utils.fitting.fit_calibrations`.
-        held_out: of ID images that were held out of training; None: there are none, and ``training`` images
-            are taken in their place.
-        auto: what --calibration auto chose, the detector's default, in the facts that come with
-            ``calibrations``; None: it was not asked.
+        calibrations: those evaluated, see :func:`utils.fitting.fit_calibrations`.
+        held_out: features of held-out ID images; None if there are none: ``training`` is used instead.
+        auto: the choice of --calibration auto, which becomes the detector's default; None without auto. See
+            the facts of :func:`utils.fitting.fit_calibrations`.
         name, family: of the network, in ``models.FAMILIES``.
         precision: of the network's evaluation, without "auto".
 
@@ -246,16 +245,16 @@ def write_detector(
 
 
 def keeping_threshold(scores: Tensor, share: float = KEPT) -> float:
-    """The threshold that at least ``share`` of the scores (N,) are not above: between two of them, so that
-    rounding does not decide; the largest of under 20."""
+    """Returns the threshold that at least ``share`` of the scores (N,) do not exceed. It lies between two
+    scores, so rounding does not decide; for under 20 scores it is the largest."""
     ordered = scores.double().sort().values
     kept = math.ceil(share * len(ordered))
     return float((ordered[kept - 1] + ordered[min(kept, len(ordered) - 1)]) / 2)
 
 
 def _check(state):
-    """Raises ValueError where plain values in a stranger's file are not those of a detector; the rest shows
-    when they are used."""
+    """Raises ValueError if plain values in an untrusted file are not a detector's; other defects show on
+    use."""
     if not isinstance(state, dict) or "calibrations" not in state:
         raise ValueError("it holds something else")
     size, resize, names = state["image_size"], state["resize"], state["class_names"]
@@ -280,14 +279,14 @@ def _choose(what, name, there):
 
 
 def _on(device, value):
-    """Nested dicts with their tensors on a device."""
+    """Moves the tensors of nested dicts to a device."""
     if isinstance(value, Tensor):
         return value.detach().to(device)
     return {key: _on(device, item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
 def _shared(value, seen=None):
-    """Nested dicts in which equal tensors are one, which torch.save stores once: calibrations share much."""
+    """Replaces equal tensors in nested dicts by one tensor, which torch.save stores once."""
     seen = [] if seen is None else seen
     if isinstance(value, dict):
         return {key: _shared(item, seen) for key, item in value.items()}

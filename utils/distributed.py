@@ -13,8 +13,7 @@ from utils.errors import InputError, first_line
 
 
 class Compute(NamedTuple):
-    """``device``: of this process; ``gpus``: the CUDA indices one process uses; ``rank`` and ``world_size``
-    of the group."""
+    """This process's ``device``, CUDA indices ``gpus`` and ``rank``, and the ``world_size``."""
 
     device: torch.device
     gpus: tuple[int, ...] = ()
@@ -23,20 +22,20 @@ class Compute(NamedTuple):
 
     @property
     def is_main(self):
-        """Whether this process writes files and prints."""
+        """Tells whether this process writes files and prints."""
         return self.rank == 0
 
 
 def start(gpu):
-    """Chooses the device(s), and joins the process group where torchrun started this process.
+    """Chooses the device(s), and joins the process group if torchrun started this process.
 
     Args:
         gpu: the flag: "0", "0,1" (DataParallel) or "cpu". Under torchrun every process uses the GPU of its
-            local rank, or the CPU (gloo) where the flag is "cpu" or there is no CUDA.
+            local rank, or the CPU (gloo) if the flag is "cpu" or there is no CUDA.
 
     Raises:
-        InputError: a GPU that is not there, a value that is not a list of indices, or processes that cannot
-            find each other.
+        InputError: a GPU does not exist, the value is no list of indices, or the processes cannot find each
+            other.
     """
     wants_cuda = gpu != "cpu"
     indices = _gpu_indices(gpu) if wants_cuda else ()
@@ -58,7 +57,7 @@ def start(gpu):
                 f"the processes cannot meet at {meeting} (MASTER_ADDR:MASTER_PORT): {first_line(error)}; if "
                 "the port is in use, choose another with torchrun --master_port"
             ) from None
-        atexit.register(finish)  # also where an error ends the process: a group left to destructors may hang
+        atexit.register(finish)  # even if an error ends the process: a group left to destructors may hang
         device = torch.device("cuda", local_rank) if wants_cuda else torch.device("cpu")
         return Compute(device, (), dist.get_rank(), dist.get_world_size())
     if not wants_cuda:
@@ -69,17 +68,17 @@ def start(gpu):
 
 
 def seed_everything(seed: int, deterministic: bool) -> None:
-    """Seeds initialisation (data order and views have their own seeds); optionally admits deterministic
-    kernels only."""
+    """Seeds initialisation (data order and views have their own seeds); with ``deterministic``, admits
+    deterministic kernels only."""
     torch.manual_seed(seed)
     if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs for it
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS needs this
         torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = not deterministic
 
 
 def _is_under_torchrun():
-    """Whether torchrun started this process.
+    """Tells whether torchrun started this process.
 
     Raises:
         InputError: some of its variables are missing.
@@ -126,7 +125,7 @@ def _check_indices(indices):
 
 
 def resolved_precision(device, precision):
-    """``--precision`` without "auto", which is bf16 where the GPU computes in it, else fp32.
+    """Returns ``--precision`` with "auto" resolved: bf16 if the GPU supports it, else fp32.
 
     GPUs before Ampere emulate bf16, slowly.
     """
@@ -137,13 +136,13 @@ def resolved_precision(device, precision):
 
 
 def autocast(device, precision):
-    """The autocast context of ``--precision``."""
+    """Returns the autocast context of ``--precision``."""
     bf16 = resolved_precision(device, precision) == "bf16"
     return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
 
 
 def interleaved(size, shares):
-    """The order, int64 (size,), that gives contiguous share i the items i, i + shares, i + 2 shares, ...
+    """Returns the order, int64 (size,), in which contiguous share i is items i, i + shares, i + 2 shares ...
 
     With fewer items than shares, the last shares are empty.
     """
@@ -151,8 +150,7 @@ def interleaved(size, shares):
 
 
 class InPrecision(nn.Module):
-    """A network under autocast of its own: autocast is a thread's setting, and DataParallel's threads know
-    only float16."""
+    """A network with its own autocast, which is set per thread: DataParallel's threads know only float16."""
 
     def __init__(self, module, precision):
         super().__init__()
@@ -164,11 +162,9 @@ class InPrecision(nn.Module):
 
 
 class InterleavedDataParallel(nn.DataParallel):
-    """DataParallel whose replicas take every k-th image, so that each sees the same mix of views and
-    outliers.
+    """DataParallel in which replicas take every k-th image, so each sees the same mix of views and outliers.
 
-    A batch is ordered by view; contiguous shares would give one replica outliers alone, and its BatchNorm
-    their statistics.
+    A batch is ordered by view: contiguous shares would give one replica, and its BatchNorm, outliers alone.
     """
 
     def forward(self, images):
@@ -179,14 +175,13 @@ class InterleavedDataParallel(nn.DataParallel):
 
 
 def parallelize(model, compute, precision="auto", sync_bn=False, all_parameters_used=True):
-    """The network as the training step calls it; ``model`` itself stays what checkpoints are made of.
+    """Returns the network for the training step; checkpoints are still made from ``model`` itself.
 
     Args:
         precision: the flag, for the threads of DataParallel.
         sync_bn: BatchNorm takes the statistics of the global batch (in place; the parameters stay the same
             objects).
-        all_parameters_used: False where the loss leaves out a part of the network, such as the embedding
-            head.
+        all_parameters_used: False if the loss leaves out a part of the network, such as the embedding head.
     """
     if compute.world_size > 1:
         if sync_bn:
@@ -199,22 +194,21 @@ def parallelize(model, compute, precision="auto", sync_bn=False, all_parameters_
 
 
 def over_gpus(model, compute, precision):
-    """The network on all GPUs of this process; as it is where there is one device."""
+    """Returns the network on all GPUs of this process; unchanged if there is only one device."""
     if len(compute.gpus) > 1:
         return InterleavedDataParallel(InPrecision(model, precision), device_ids=list(compute.gpus))
     return model
 
 
 def share_buffers(model):
-    """Gives every process rank 0's buffers (BatchNorm's running statistics), before an evaluation that is
-    shared out."""
+    """Gives every process rank 0's buffers (BatchNorm's running statistics), before a shared evaluation."""
     if in_process_group():
         for buffer in model.buffers():
             dist.broadcast(buffer, 0)
 
 
 def from_main(value):
-    """Rank 0's plain value, in every process."""
+    """Returns rank 0's plain value in every process."""
     if not in_process_group():
         return value
     box = [value]
@@ -223,11 +217,10 @@ def from_main(value):
 
 
 def in_main(compute, function):
-    """``function()``, called in the main process only, None in the others; where it is refused, every process
-    ends.
+    """Calls ``function`` in the main process; the others get None. On an InputError, every process ends.
 
     Raises:
-        InputError: the refusal, in the main process, which alone says it. SystemExit: in the others.
+        InputError: in the main process, which alone reports it. SystemExit: in the others.
     """
     result, refusal = None, None
     if compute.is_main:
@@ -241,12 +234,12 @@ def in_main(compute, function):
 
 
 def in_process_group():
-    """Whether several processes (or one, under torchrun) compute together."""
+    """Tells whether several processes (or one, under torchrun) compute together."""
     return dist.is_available() and dist.is_initialized()
 
 
 def sum_over_processes(tensor):
-    """The tensor, summed in place over the processes of the group; itself where there is none."""
+    """Sums the tensor in place over the processes of the group, if there is one, and returns it."""
     if in_process_group():
         dist.all_reduce(tensor)
     return tensor

@@ -1,5 +1,4 @@
-"""One kind of exception for everything that is the user's to mend, so that the scripts can print it as a
-sentence."""
+"""The exception for everything the user can fix, which the scripts print as one sentence."""
 
 import contextlib
 import os
@@ -8,20 +7,20 @@ from collections.abc import Callable
 
 
 class InputError(ValueError):
-    """A flag, file or value that cannot be used; its message is one sentence that names it."""
+    """A flag, file or value cannot be used; the message is one sentence that names it."""
 
 
 def first_line(error: Exception) -> str:
-    """The first line of what another library says, or the kind of error where it says nothing."""
+    """Returns the first line of another library's message, or the kind of error if it has none."""
     return str(error).strip().partition("\n")[0][:200] or type(error).__name__
 
 
 def exit_cleanly(main: Callable[[], None]) -> None:
-    """Runs a script's main without a traceback for what is the user's to mend or to stop.
+    """Runs a script's main, without a traceback for errors the user can fix or for Ctrl-C.
 
     An :class:`InputError` becomes ``error: ...`` on stderr and exit status 2, Ctrl-C one line and status 130.
     """
-    sys.stdout.reconfigure(errors="backslashreplace")  # a folder's name need not be text in every terminal
+    sys.stdout.reconfigure(errors="backslashreplace")  # not every terminal can show every folder name
     try:
         main()
     except InputError as error:
@@ -35,5 +34,5 @@ def exit_cleanly(main: Callable[[], None]) -> None:
     finally:
         try:
             sys.stdout.flush()
-        except OSError:  # else the interpreter tries again at its end, and changes the exit status
+        except OSError:  # else the interpreter retries on exit and changes the status
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,6 +1,6 @@
 """From a network to rows of a results table: features once per set, then scores and metrics in many ways.
 
-What is fitted in between is in :mod:`utils.fitting`.
+The fitting in between is in :mod:`utils.fitting`.
 """
 
 import sys
@@ -25,8 +25,7 @@ class Features(NamedTuple):
 
 
 def prepare_network(model, checkpoint, compute, precision):
-    """Loads the checkpoint's weights, says which of its keys were left over, and returns the network on its
-    device(s).
+    """Loads the checkpoint's weights, reports unused keys, and returns the network on its device(s).
 
     Raises:
         InputError: see :func:`utils.run.weights.load_weights`.
@@ -43,16 +42,15 @@ def prepare_network(model, checkpoint, compute, precision):
 
 @torch.inference_mode()
 def extract_features(network, batches, size, compute, mixed_precision, title=""):
-    """The features of a whole set, every image once and in order.
+    """Returns the features of a whole set, every image once and in order.
 
     Args:
-        batches: (normalised images, labels) of this process's share of the set, rows rank, rank + world_size,
-            ...
+        batches: (normalised images, labels) of this process's share: rows rank, rank + world_size, ...
         size: the number of images in the whole set.
-        title: of the bar, and of the line that stands for it where there is no terminal; "" for neither.
+        title: of the progress bar, or of the line printed instead without a terminal; "" for neither.
 
     Raises:
-        RuntimeError: another number of images came through.
+        RuntimeError: the number of images is not ``size``.
     """
     features, labels = [], []
     shown, terminal = compute.is_main and title != "", sys.stderr.isatty()
@@ -91,7 +89,7 @@ class Evaluated(NamedTuple):
 
 
 def predict(calibration, fitted, features):
-    """Predicted classes and scores of a whole set, in bounded memory.
+    """Returns predicted classes and scores of a whole set, in bounded memory.
 
     Args:
         calibration: :class:`utils.calibration.Calibration`. fitted: its
@@ -106,7 +104,7 @@ def predict(calibration, fitted, features):
 
 
 def evaluate(calibrations, test, ood_sets, class_counts):
-    """Scores and metrics under every calibration.
+    """Returns scores and metrics under every calibration.
 
     Args:
         calibrations: dict of name to (:class:`utils.calibration.Calibration`,

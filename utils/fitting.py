@@ -1,6 +1,6 @@
-"""Everything that is fitted after training: calibrations and scores, on training images and outliers.
+"""Everything fitted after training, on training images and outliers: calibrations and scores.
 
-Nothing here is given a test image or an OOD set.
+No function here receives a test image or an OOD set, except for auditing (``--calibration_split test``).
 """
 
 import warnings
@@ -14,19 +14,19 @@ from utils.metrics import class_accuracies, class_tally, ood_metrics
 from utils.probe import fit_probe
 from utils.scores import Training, fit_scores
 
-STRENGTHS = (0.1, 0.25, 0.5, 1.0)  # of FC, that "auto" tries
+STRENGTHS = (0.1, 0.25, 0.5, 1.0)  # of FC, tried by "auto"
 HELD_OUT_OUTLIERS = 10  # every tenth
 
 
 def trained_statistics(checkpoint, num_classes, dim):
-    """The classes' von Mises-Fisher distributions that training kept, where they are of unit features.
+    """Returns the classes' von Mises-Fisher distributions from training, if they describe unit features.
 
     Args:
-        checkpoint: of train.py or a published one. num_classes: C. dim: the width D of the features.
+        checkpoint: from train.py, or a third-party one. num_classes: C. dim: the width D of the features.
 
     Returns:
-        (mu, kappa), float64 (C, D) and (C,); None where the checkpoint has none, has not seen every class, or
-        trained without the contrast or without normalising embeddings.
+        (mu, kappa), float64 (C, D) and (C,); None if the checkpoint has none, has not seen every class, or
+        was trained without the contrastive term or normalised embeddings.
     """
     if not isinstance(checkpoint, dict):
         return None
@@ -58,19 +58,18 @@ def fit_calibrations(
     held_out=None,
     score="energy",
 ):
-    """The calibrations to evaluate, each with its scores; prints how the probe's fit ended and what "auto"
-    chose.
+    """Returns the calibrations to evaluate, each with its scores; prints how the probe and "auto" ended.
 
     Args:
-        names: some of :data:`utils.calibration.CALIBRATIONS`, or "auto" alone: none, and what
-            :func:`try_calibrations` finds best.
+        names: some of :data:`utils.calibration.CALIBRATIONS`, or only "auto": none, and the best of
+            :func:`try_calibrations`.
         classifier: the network's; everything is computed on its device.
         training: :class:`Features` of training images.
-        outlier_features: (M, D) of surrogate outliers; None, where "none" alone is asked for, leaves out the
-            scores that need them.
+        outlier_features: (M, D) of surrogate outliers; None, possible with "none" only, leaves out the scores
+            that need them.
         class_counts: (C,) training-set sizes.
         strength: of "fc", see :func:`utils.calibration.build_calibration`.
-        attending: the :class:`Features` that the attention is taken from; default: ``training``.
+        attending: the :class:`Features` that the attention is computed from; default: ``training``.
         statistics: see :func:`trained_statistics`.
         held_out, score: what "auto" chooses on, see :func:`try_calibrations`.
 
@@ -110,7 +109,7 @@ def fit_calibrations(
 def try_calibrations(
     classifier, training, outlier_features, class_counts, held_out, score="energy", statistics=None
 ):
-    """How well none, FC at several strengths and the probe do on held-out training images and outliers.
+    """Measures none, FC at several strengths and the probe on held-out training images and outliers.
 
     Attention, probe and score are fitted on ``training`` and nine tenths of the outliers; AUROC is of the
     other tenth against the held-out images. (The network itself was trained with all of the outliers.)
@@ -142,12 +141,12 @@ def try_calibrations(
 
 
 def quality(trial):
-    """What "auto" takes the largest of, and of equals the first."""
+    """Returns what "auto" maximises; the first wins a tie."""
     return trial["auroc"] + trial["accuracy"]
 
 
 def describe_trials(trials, chosen, num_images, score):
-    """What "auto" tried and chose, as text."""
+    """Describes what "auto" tried and chose."""
     lines = [f"--calibration auto, on {num_images:,} held-out images: AUROC ({score}) + mean class accuracy"]
     for trial in trials:
         name = trial["calibration"] + ("" if trial["fc_strength"] is None else f" {trial['fc_strength']}")

@@ -1,4 +1,4 @@
-"""Types of command-line values, so that an impossible one is refused before any work starts."""
+"""Types of command-line values; an impossible value is refused before any work starts."""
 
 import argparse
 from pathlib import Path
@@ -8,7 +8,7 @@ from utils.errors import InputError
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """Keeps the description's lines, and gives every flag's default that is a value."""
+    """Keeps the lines of the description, and shows the default of every flag that has one."""
 
     def _get_help_string(self, action):
         if action.default in (None, []) or "default" in action.help:
@@ -17,7 +17,7 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefau
 
 
 def boolean(text):
-    """True / False, yes / no, 1 / 0, in any case."""
+    """Parses True / False, yes / no or 1 / 0, in any case."""
     values = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
     if text.lower() not in values:
         raise argparse.ArgumentTypeError(f"expected True or False, not {text!r}")
@@ -25,7 +25,7 @@ def boolean(text):
 
 
 def dataset_in_memory(text: str) -> str:
-    """A name of ``--ds`` for train.py and test.py; ImageNet-LT has scripts of its own."""
+    """Parses ``--ds`` for train.py and test.py; ImageNet-LT has its own scripts."""
     if text == "imagenet":
         raise argparse.ArgumentTypeError("ImageNet-LT is for train_imagenet.py and test_imagenet.py")
     return text
@@ -37,7 +37,7 @@ def add_boolean(group, *names, **settings):
 
 
 def number(kind, low=None, high=None, above=None):
-    """A type for argparse: ``kind`` (int or float) within [low, high], or strictly above a bound."""
+    """Returns a type for argparse: ``kind`` (int or float) within [low, high], or strictly above a bound."""
 
     def parse(text):
         try:
@@ -58,7 +58,7 @@ def number(kind, low=None, high=None, above=None):
 
 
 def path(text):
-    """A path; a leading ``~`` is the home directory, also where the shell leaves it (``--drp=~/data``)."""
+    """Parses a path; a leading ``~`` is the home directory, even where the shell keeps it."""
     try:
         return Path(text).expanduser()
     except RuntimeError as error:
@@ -75,7 +75,7 @@ imbalance_ratio = number(float, above=0, high=1)
 fraction = number(float, low=0, high=0.9)
 unit = number(float, low=0, high=1)
 FIGURES = ("png", "pdf", "svg")
-PRECISION = "auto: bf16 on GPUs that compute in it (Ampere and later), else fp32"
+PRECISION = "auto: bf16 on GPUs that support it (Ampere and later), else fp32"
 
 
 def add_training_flags(parser):
@@ -84,14 +84,14 @@ def add_training_flags(parser):
     add = group.add_argument
     add("--seed", type=seed, default=3407, help="seeds initialisation, data order and views")
     replay = (
-        "use deterministic kernels only, so a run on the same GPU can be replayed (on a CPU it always can)"
+        "use deterministic kernels only, so a run can be replayed on the same GPU (on a CPU it always can)"
     )
     add_boolean(group, "--replay", "--deterministic", dest="deterministic", default=False, help=replay)
     add("--gpu", default="0", help="CUDA indices such as 0 or 0,1 (DataParallel), or cpu")
-    add("--num_workers", "--cpus", type=count, default=4, help="processes that read ImageNet's files")
+    add("--num_workers", "--cpus", type=count, default=4, help="processes that read ImageNet files")
     where = "the run directory; default runs/DATASET_MODEL_SEED"
     add("--save_root_path", "--srp", dest="srp", type=path, help=where)
-    resume = "resume the run in --srp, with its own flags, or one in another directory or checkpoint file"
+    resume = "resume the run in --srp with its own flags; or the run of another directory or checkpoint file"
     add(
         "--resume",
         type=lambda text: text and str(path(text)),
@@ -100,46 +100,49 @@ def add_training_flags(parser):
         metavar="PATH",
         help=resume,
     )
-    minutes = "also save within epochs; 0: at their ends only"
+    minutes = "also save within epochs; 0: only at the end of each epoch"
     add("--checkpoint_every_minutes", type=weight, default=0, help=minutes)
-    bad = "non-finite steps in a row that end the run"
+    bad = "end the run after this many non-finite steps in a row"
     add("--max_bad_steps", type=positive_int, default=3, help=bad)
-    precision = f"{PRECISION}; fp32 on CUDA has TF32 convolutions"
+    precision = f"{PRECISION}; fp32 on CUDA uses TF32 in convolutions"
     add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help=precision)
     add("--compile", action=argparse.BooleanOptionalAction, default=False, help="torch.compile the network")
     sync = (
         "BatchNorm statistics of the global batch (CUDA, torchrun); the host waits once per BatchNorm layer"
     )
     add_boolean(group, "--sync_bn", default=False, help=sync)
-    add("--figures", choices=FIGURES, default="png", help="format of the pictures")
+    add("--figures", choices=FIGURES, default="png", help="format of the plots")
 
     add = parser.add_argument_group("optimisation").add_argument
     add(
-        "--val_fraction", type=fraction, default=0, help="share of each class held out of training to monitor"
+        "--val_fraction",
+        type=fraction,
+        default=0,
+        help="share of each class held out for validation",
     )
     add("--epochs", "-e", type=positive_int, help="passes over the training images")
-    size = "ID images per step, each in three views; of the global batch"
+    size = "ID images per step over all processes, each in three views"
     add("--batch_size", "-b", type=positive_int, help=size)
     add(
         "--ood_batch_size",
         "--ob",
         dest="ob",
         type=positive_int,
-        help="outliers per step; of the global batch",
+        help="outliers per step over all processes",
     )
-    size = "validation images at once"
+    size = "validation images per batch"
     add("--test_batch_size", "--tb", dest="tb", type=positive_int, default=1000, help=size)
     add("--opt", choices=("adam", "sgd"), help="the optimiser")
     add("--lr", type=positive, help="the first epoch's learning rate")
     add("--wd", type=weight, help="weight decay")
     add("--momentum", "-m", type=unit, default=0.9, help="of SGD (Nesterov)")
-    add("--num_ood_samples", type=positive_int, help="how many outliers to use: the first ones of the file")
+    add("--num_ood_samples", type=positive_int, help="how many outliers to use: the first ones in the file")
 
 
 def check(args: argparse.Namespace, compute: Compute, num_images: int, num_outliers: int | None) -> None:
-    """Refuses batch sizes that the sets or the processes cannot give, and flags that do not fit the devices.
+    """Refuses batch sizes that the sets or processes cannot provide, and flags that do not fit the devices.
 
-    ``num_outliers`` is None where none are used.
+    ``num_outliers`` is None if no outliers are used.
     """
     if args.sync_bn and (compute.world_size == 1 or compute.device.type != "cuda"):
         raise InputError("--sync_bn is for several processes (torchrun) on CUDA")
@@ -158,7 +161,7 @@ def check(args: argparse.Namespace, compute: Compute, num_images: int, num_outli
 
 
 def plain(args):
-    """The namespace as plain values, for JSON and checkpoints."""
+    """Returns the namespace as plain values, for JSON and checkpoints."""
 
     def of(value):
         if isinstance(value, list):
@@ -169,27 +172,27 @@ def plain(args):
 
 
 def add_evaluation_flags(parser, calibrations, scores):
-    """The flags that both test scripts have; ``calibrations`` and ``scores`` are the choices of
+    """Adds the flags of both test scripts; ``calibrations`` and ``scores`` are the choices of
     ``--calibration`` and ``--score``."""
     parser.add_argument(
-        "--seed", type=seed, default=3407, help="chooses the images that calibrate on ImageNet-LT"
+        "--seed", type=seed, default=3407, help="selects the images used to calibrate on ImageNet-LT"
     )
     parser.add_argument("--gpu", default="0", help="CUDA indices such as 0 or 0,1, or cpu")
     parser.add_argument(
-        "--num_workers", "--cpus", type=count, default=4, help="processes that read ImageNet's files"
+        "--num_workers", "--cpus", type=count, default=4, help="processes that read ImageNet files"
     )
     ways = parser.add_mutually_exclusive_group()
     ways.add_argument(
         "--calibration",
         nargs="+",
         choices=(*calibrations, "auto"),
-        help="evaluate the network as it is (none), with feature calibration (fc), with a linear head "
-        "re-fitted on training features and outliers (probe); auto: none, and what does best on the images "
-        "that --val_fraction held out of training; default: none fc probe",
+        help="none: the unchanged network; fc: feature calibration; probe: a linear head re-fitted on "
+        "training features and outliers; auto: none, and the best one on the images held out by "
+        "--val_fraction; default: none fc probe",
     )
     add_boolean(ways, "--FC", help="True: --calibration none fc; False: --calibration none")
     parser.add_argument(
-        "--fc_strength", type=unit, default=1.0, help="S of feature calibration with 1 + S (A - 1)"
+        "--fc_strength", type=unit, default=1.0, help="S, which weakens FC's attention A to 1 + S (A - 1)"
     )
     add_boolean(
         parser, "--tnorm", default=False, help="normalise the rows of the classifier and drop its bias"
@@ -197,20 +200,20 @@ def add_evaluation_flags(parser, calibrations, scores):
     parser.add_argument(
         "--score",
         choices=scores,
-        help=f"which score the table shows, default {scores[0]} (the files hold all); with --images, which "
-        "one decides, default: the detector's",
+        help=f"the score that the tables show, default {scores[0]} (result files hold all); with --images, "
+        "the score that decides, default: the detector's",
     )
     parser.add_argument(
         "--images",
         type=path,
         nargs="+",
         metavar="PATH",
-        help="instead of evaluating the run, apply the detector that its evaluation has written to image "
-        "files, or to all files in folders: prints classes, scores and decisions and writes "
-        "predictions.csv; no data set is needed; --calibration and --score choose",
+        help="instead of evaluating the run, apply its detector to image files, or to all files in folders: "
+        "prints classes, scores and decisions and writes predictions.csv; needs no data set; --calibration "
+        "and --score override the detector's",
     )
     parser.add_argument(
-        "--test_batch_size", "--tb", dest="tb", type=positive_int, default=1000, help="images at once"
+        "--test_batch_size", "--tb", dest="tb", type=positive_int, default=1000, help="images per batch"
     )
     parser.add_argument(
         "--precision",
@@ -221,17 +224,17 @@ def add_evaluation_flags(parser, calibrations, scores):
     parser.add_argument(
         "--srp", type=path, metavar="DIR", help="where results go; default: the run directory"
     )
-    parser.add_argument("--figures", choices=FIGURES, default="png", help="format of the pictures")
+    parser.add_argument("--figures", choices=FIGURES, default="png", help="format of the plots")
 
 
 def chosen_calibrations(args, has_held_out):
-    """The names that ``--calibration`` or ``--FC`` asks for.
+    """Returns the names that ``--calibration`` or ``--FC`` asks for.
 
     Args:
-        has_held_out: whether the checkpoint's run held training images out.
+        has_held_out: whether the checkpoint's run held out training images.
 
     Raises:
-        InputError: flags that do not go together, or "auto" without images to choose on.
+        InputError: flags that contradict each other, or "auto" without held-out images.
     """
     names = args.calibration
     if not names:
@@ -251,7 +254,7 @@ def chosen_calibrations(args, has_held_out):
 
 
 def one_calibration(args):
-    """The name that ``--calibration`` gives with ``--images``; None: the detector's own.
+    """Returns the name that ``--calibration`` gives with ``--images``; None means the detector's own.
 
     Raises:
         InputError: several names, or ``--FC``.
@@ -263,7 +266,7 @@ def one_calibration(args):
 
 
 def add_image_lists(parser):
-    """The lists and folders of ImageNet-LT, which both of its scripts take."""
+    """Adds the lists and folders of ImageNet-LT, which both of its scripts take."""
     dataset = Path("dataset")
     parser.add_argument(
         "--txtt", type=path, default=dataset / "ImageNet_LT_train.txt", help="training list: path label"
@@ -286,5 +289,5 @@ def add_image_lists(parser):
         nargs="+",
         default=[ood],
         metavar="LIST",
-        help=f"lists of OOD test images, each a set named after its file; default: {ood}",
+        help=f"lists of OOD test images; each is a set named after its file; default: {ood}",
     )

@@ -27,7 +27,7 @@ OOD_METRICS = tuple(OOD_COLUMNS)
 
 
 def ood_metrics(id_scores, ood_scores):
-    """How well a score ranks OOD above ID.
+    """Measures how well a score ranks OOD above ID.
 
     Args:
         id_scores: (N,) array; ood_scores: (M,) array; higher = more OOD.
@@ -35,9 +35,9 @@ def ood_metrics(id_scores, ood_scores):
     Returns:
         Fractions. ``auroc`` (higher is better); ``aupr_out`` (higher): average precision, OOD positive;
         ``aupr_in`` (higher): average precision of ID on the negated score; ``fpr95`` (lower): share of ID
-        images whose score passes the threshold that catches 95 % of OOD, at the threshold whose recall is
-        nearest 0.95; ``fpr95_id`` (lower): share of OOD images accepted at the threshold that keeps 95 % of
-        ID, the opposite direction, as COCL and AdaptOD report it.
+        images flagged at the threshold that catches 95 % of OOD (the one whose recall is nearest to 0.95);
+        ``fpr95_id`` (lower): share of OOD images accepted at the threshold that keeps 95 % of ID, the
+        opposite direction, as COCL and AdaptOD report it.
 
     Raises:
         ValueError: an empty set. InputError: a score that is not finite.
@@ -61,14 +61,13 @@ def ood_metrics(id_scores, ood_scores):
 
 
 def _fpr_at_recall(is_positive, scores, recall):
-    """The false-positive rate at the threshold whose recall is nearest; of equally near ones, the highest
-    threshold."""
+    """Returns the false-positive rate at the nearest recall; in a tie, at the highest threshold."""
     fpr, tpr, _ = roc_curve(is_positive, scores, drop_intermediate=False)
     return float(fpr[np.argmin(np.abs(tpr - recall))])
 
 
 def shot_groups(class_counts):
-    """Which classes are many-, medium- and few-shot.
+    """Splits the classes into many-, medium- and few-shot.
 
     With at most 100 classes: many means n_c > n[int(0.34 C)], few means n_c < n[int(0.67 C)], n sorted
     largest first. With more (ImageNet-LT): many n_c > 100, few n_c < 20.
@@ -89,7 +88,7 @@ def shot_groups(class_counts):
 
 
 def class_accuracies(correct, total):
-    """Accuracy of each class, C fractions; None for a class without images.
+    """Returns the accuracy of each class, C fractions; None for a class without images.
 
     Args:
         correct, total: (C,) counts.
@@ -98,10 +97,10 @@ def class_accuracies(correct, total):
 
 
 def group_accuracies(correct, total, class_counts):
-    """Accuracies from counts per class: ``{all, many, medium, few}``.
+    """Returns accuracies from counts per class: ``{all, many, medium, few}``.
 
-    ``all`` is the share of correct images; the groups are means of per-class accuracies over the classes that
-    have images. None where there are no images.
+    ``all`` is the share of correct images; a group's value is the mean of the per-class accuracies over its
+    classes that have images. None if there are no images.
 
     Args:
         correct, total: (C,) counts. class_counts: (C,) training-set sizes.
@@ -115,26 +114,24 @@ def group_accuracies(correct, total, class_counts):
 
 
 def accuracy_by_shot(predictions, labels, class_counts):
-    """Accuracy overall and of many / medium / few-shot classes, and the macro-averaged F1 score. Fractions,
-    higher is better.
+    """Returns accuracy overall and for many-, medium- and few-shot classes, and macro-averaged F1.
 
     Args:
         predictions, labels: int (N,). class_counts: (C,) training-set sizes.
 
     Returns:
-        ``{all, many, medium, few, macro_f1}``; see :func:`group_accuracies`.
+        ``{all, many, medium, few, macro_f1}``, fractions, higher is better; see :func:`group_accuracies`.
     """
     predictions, labels = np.asarray(predictions), np.asarray(labels)
     correct, total = class_tally(predictions, labels, len(class_counts))
     macro_f1 = None
-    if len(labels):  # a class that is neither there nor predicted has no F1
+    if len(labels):  # a class neither present nor predicted has no F1
         classes = np.arange(len(class_counts))
         macro_f1 = float(f1_score(labels, predictions, labels=classes, average="macro", zero_division=np.nan))
     return group_accuracies(correct, total, class_counts) | {"macro_f1": macro_f1}
 
 
 def class_tally(predictions, labels, num_classes):
-    """(correct, total): how many images of each class were predicted rightly, and how many there are; int
-    arrays (C,)."""
+    """Returns (correct, total): correctly predicted images and all images per class; int arrays (C,)."""
     total = np.bincount(labels, minlength=num_classes)
     return np.bincount(labels[predictions == labels], minlength=num_classes), total

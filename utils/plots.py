@@ -1,7 +1,7 @@
-"""Pictures of a run and of its evaluation. They can be told apart in black and white.
+"""Plots of a run and of its evaluation, legible in black and white.
 
-The suffix of the file decides the format: png, pdf or svg. Figures are drawn without pyplot, so no window and
-no backend is involved.
+The file's suffix decides the format: png, pdf or svg. Figures are drawn without pyplot, so no window or
+backend is involved.
 """
 
 import os
@@ -14,7 +14,7 @@ from sklearn.metrics import roc_auc_score, roc_curve
 
 from utils.losses import TERMS
 
-# A notebook names its backend here, and matplotlib cannot be imported where that one is not installed.
+# Notebooks name their backend here, and importing matplotlib fails if it is not installed.
 os.environ.pop("MPLBACKEND", None)
 from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
@@ -23,7 +23,7 @@ from matplotlib.ticker import MaxNLocator  # noqa: E402
 LINES = ("-", "--", ":", "-.", (0, (8, 2, 1, 2, 1, 2)), (0, (2, 4)))
 SHADES = ("#08306b", "#cb6015", "#2a7f4f", "#777777", "#6a3d9a", "#000000")
 MARKERS = "os^vxD"
-EVERY_CLASS = 20  # up to so many classes each has a tick
+EVERY_CLASS = 20  # with at most this many classes, each has a tick
 
 Curves = dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]
 
@@ -32,7 +32,7 @@ Curves = dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]
 def figure(
     path: str | Path, columns: int = 1, width: float = 4.6, height: float = 3.4, title: str = ""
 ) -> Iterator[Sequence[Axes]]:
-    """A row of axes, saved to ``path`` as a whole file at the end."""
+    """Yields a row of axes, saved to ``path`` as a whole file at the end."""
     path = Path(path)
     temporary = path.with_name(path.name + ".tmp")
     fig = Figure(figsize=(width * columns, height), layout="constrained")
@@ -47,12 +47,12 @@ def figure(
 
 
 def style(index: int) -> dict:
-    """A colour and a dash pattern; the dashes alone tell the lines apart."""
+    """Returns a colour and a dash pattern; the dashes alone tell the lines apart."""
     return {"color": SHADES[index % len(SHADES)], "linestyle": LINES[index % len(LINES)]}
 
 
 def plot_class_counts(class_counts: Sequence[int], path: str | Path) -> None:
-    """The long tail: training images per class."""
+    """Plots the long tail: training images per class."""
     classes = len(class_counts)
     with figure(path) as (ax,):
         ax.bar(range(classes), class_counts, color=SHADES[0], width=1.0 if classes > 50 else 0.8)
@@ -64,14 +64,13 @@ def plot_class_counts(class_counts: Sequence[int], path: str | Path) -> None:
 
 
 def plot_history(history: Sequence[dict], path: str | Path) -> None:
-    """Loss terms and accuracies per epoch, from ``log.jsonl``'s records; terms that are always 0 are left
-    out."""
+    """Plots loss terms and accuracies per epoch, from records of ``log.jsonl``; omits terms that stay 0."""
     if not history:
         return
     epochs = [record["epoch"] for record in history]
     kind = "val_accuracy" if "val_accuracy" in history[-1] else "train_accuracy"
 
-    def line(index, label):  # one epoch alone is a point
+    def line(index, label):  # a single epoch is a point
         return {"label": label, "marker": MARKERS[index] if len(epochs) == 1 else None} | style(index)
 
     with figure(path, columns=2) as (losses, accuracies):
@@ -92,23 +91,23 @@ def plot_history(history: Sequence[dict], path: str | Path) -> None:
 
 
 def mean_auroc(sets: dict[str, tuple[np.ndarray, np.ndarray]]) -> float:
-    """The unweighted mean over OOD sets, in percent."""
+    """Returns the unweighted mean over OOD sets, in percent."""
     return float(np.mean([100 * roc_auc_score(*_truth_and_scores(*pair)) for pair in sets.values()]))
 
 
 def _truth_and_scores(id_scores, ood_scores):
-    """(is OOD, score) of all images of a set."""
+    """Returns (is OOD, score) of all images of a set."""
     truth = np.concatenate([np.zeros(len(id_scores)), np.ones(len(ood_scores))])
     return truth, np.concatenate([id_scores, ood_scores])
 
 
 def plot_score_histograms(curves: Curves, path: str | Path, title: str = "") -> None:
-    """Score histograms of the ID test set and of all OOD sets together, one panel per way of scoring, with
-    the threshold that catches 95 % of the OOD images.
+    """Plots score histograms of the ID test set and of all OOD sets together, one panel per scoring method,
+    with the threshold that catches 95 % of the OOD images.
 
     Args:
-        curves: dict of a panel's title to a dict of OOD set name to (id_scores, ood_scores).
-        title: of the whole picture, such as data set, network and epoch.
+        curves: panel title -> OOD set name -> (id_scores, ood_scores).
+        title: of the whole figure, such as data set, network and epoch.
     """
     with figure(path, columns=len(curves), title=title) as axes:
         for ax, (name, sets) in zip(axes, curves.items(), strict=True):
@@ -129,8 +128,7 @@ def plot_score_histograms(curves: Curves, path: str | Path, title: str = "") -> 
 
 
 def plot_roc(curves: Curves, path: str | Path, title: str = "") -> None:
-    """ROC curves, OOD positive, one panel per way of scoring; arguments as for
-    :func:`plot_score_histograms`."""
+    """Plots ROC curves, OOD positive, one panel per scoring method; see :func:`plot_score_histograms`."""
     with figure(path, columns=len(curves), width=4.4, height=4.6, title=title) as axes:
         for ax, (name, sets) in zip(axes, curves.items(), strict=True):
             for i, (set_name, pair) in enumerate(sets.items()):
@@ -145,8 +143,7 @@ def plot_roc(curves: Curves, path: str | Path, title: str = "") -> None:
 
 
 def plot_attention(attention: np.ndarray, path: str | Path) -> None:
-    """The attention vector of feature calibration, sorted: how many dimensions it dampens (below 1) and
-    stresses (above)."""
+    """Plots the sorted attention vector: the dimensions it amplifies (above 1) and suppresses (below 1)."""
     with figure(path) as (ax,):
         ax.plot(np.sort(np.asarray(attention))[::-1], color=SHADES[0])
         ax.axhline(1, color="black", linewidth=0.8, linestyle=":")
@@ -155,11 +152,10 @@ def plot_attention(attention: np.ndarray, path: str | Path) -> None:
 
 
 def plot_feature_map(points: np.ndarray, kinds: dict[str, np.ndarray], path: str | Path) -> None:
-    """A 2-D map of features.
+    """Plots a 2-D map of features.
 
     Args:
-        points: (N, 2). kinds: dict of name (such as "head classes") to a boolean array (N,); at most four,
-            drawn in order.
+        points: (N, 2). kinds: name, such as "head classes" -> boolean array (N,); at most four.
     """
     with figure(path, width=5.6, height=4.8) as (ax,):
         looks = (("o", "#9ecae1"), ("^", SHADES[0]), ("x", SHADES[1]), ("s", "#777777"))
@@ -173,11 +169,11 @@ def plot_feature_map(points: np.ndarray, kinds: dict[str, np.ndarray], path: str
 def plot_class_accuracy(
     accuracies: dict[str, Sequence[float | None]], class_counts: Sequence[int], path: str | Path
 ) -> None:
-    """Accuracy per class, from head to tail.
+    """Plots accuracy per class, from head to tail.
 
     Args:
-        accuracies: dict of name to per-class accuracies (C,), fractions, None or NaN for a class without
-            images, which leaves a gap. class_counts: (C,) training images.
+        accuracies: name -> per-class accuracies (C,), fractions; None or NaN (no images) leaves a gap.
+        class_counts: (C,) training images.
     """
     order = np.argsort(-np.asarray(class_counts), kind="stable")
     with figure(path, width=7.2, height=3.8) as (ax,):
@@ -192,10 +188,10 @@ def plot_class_accuracy(
 
 
 def plot_aurocs(aurocs: dict[str, dict[str, Sequence[float]]], path: str | Path) -> None:
-    """AUROC per score, mean and range over seeds.
+    """Plots AUROC per score, mean and range over seeds.
 
     Args:
-        aurocs: dict of a row's name to a dict of a score's name to its AUROC of every seed, fractions.
+        aurocs: row -> score -> its AUROC for every seed, fractions.
     """
     names = list(next(iter(aurocs.values())))
     with figure(path, width=7.2, height=3.8) as (ax,):

@@ -22,17 +22,15 @@ def predict_files(
     calibration: str | None,
     score: str | None,
 ) -> None:
-    """Prints one line per image and writes ``predictions.csv``; files that cannot be read are named on
-    stderr, and the rest is scored.
+    """Prints one line per image and writes ``predictions.csv``; warns about files it cannot read.
 
     Args:
-        paths: image files, and folders, whose files are all taken.
+        paths: image files, and folders, of which every file is used.
         run: a run directory or a detector file. out: the folder of the table; None: the run's.
         calibration, score: see :meth:`utils.detector.Detector.load`.
 
     Raises:
-        InputError: there is no detector, the table is already there, a folder is empty, or none of the files
-            can be read.
+        InputError: there is no detector, the table already exists, a folder is empty, or no file can be read.
     """
     detector = Detector.load(run, device, calibration, score)
     table = writable_folder(out or (run if run.is_dir() else run.parent)) / FILE
@@ -72,7 +70,7 @@ def predict_files(
 
 
 def _files(paths: Sequence[Path]) -> Iterator[Path]:
-    """The paths that are no folders, and all files in those that are."""
+    """Yields the paths that are not folders, and all files in those that are."""
     for path in paths:
         if not path.is_dir():
             yield path
@@ -84,6 +82,6 @@ def _files(paths: Sequence[Path]) -> Iterator[Path]:
 
 
 def _text(value: object) -> str:
-    """As text that can be printed, whatever bytes a file's name has."""
+    """Returns printable text, whatever bytes a file name has."""
     text = str(value).encode("utf-8", "backslashreplace").decode()
     return text if text.isprintable() else repr(text)

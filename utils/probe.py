@@ -1,8 +1,8 @@
 """The probe: a linear head fitted after training on frozen features, with the surrogate outliers as one more
 class.
 
-Classifier re-training (cRT, Kang et al., ICLR 2020) by multinomial logistic regression over C + 1 classes. No
-test image is used.
+This is classifier re-training (cRT, Kang et al., ICLR 2020) by multinomial logistic regression over C + 1
+classes. No test image is used.
 """
 
 from typing import NamedTuple
@@ -13,16 +13,15 @@ from utils.calibration import CHUNK, Classifier
 from utils.errors import InputError
 
 INVERSE_REGULARISATION = 0.1  # scikit-learn's C
-TOLERANCE = 1e-6  # the largest entry of the gradient of the mean loss at which a fit has converged
-FINEST = 1e-8  # where it ends, if the loss is not so small or flat that rounding ends it before
+TOLERANCE = 1e-6  # converged: no entry of the gradient of the mean loss is larger
+FINEST = 1e-8  # where the fit stops, unless rounding stops it earlier
 MAX_ITERATIONS = 2000
-HISTORY, HISTORY_BYTES = 100, 2**30  # steps that L-BFGS remembers: so many, or what takes so much memory
+HISTORY, HISTORY_BYTES = 100, 2**30  # of L-BFGS: steps remembered, at most this much memory
 
 
 class ProbeFit(NamedTuple):
-    """``probe``: a :class:`Classifier` of C + 1 classes, the outliers last, float64, on features as the
-    network gives them. ``gradient``: the largest entry of the gradient where the fit ended, after
-    ``iterations``."""
+    """``probe``: a float64 :class:`Classifier` of C + 1 classes, the outliers last, on unstandardised
+    features. ``gradient``: its largest entry where the fit ended, after ``iterations``."""
 
     probe: Classifier
     iterations: int
@@ -43,13 +42,13 @@ def fit_probe(
     """Minimises scikit-learn's objective for ``LogisticRegression(C=0.1)``, (1/2) ||W||^2 + C sum_i w_i CE_i,
     by L-BFGS.
 
-    Features are standardised by mean and deviation over the training images. Every class has the same total
-    weight and the outliers half of all; the mean weight is 1, as scikit-learn balances classes.
+    Features are standardised by mean and deviation over the training images. All classes have the same total
+    weight, and the outliers have half of the total; the mean weight is 1, as in scikit-learn.
 
     Args:
         features: (N, D) of training images; labels: int64 (N,), 0 .. C - 1.
         outlier_features: (M, D).
-        num_classes: C. device: where it is computed.
+        num_classes: C. device: where to compute.
 
     Raises:
         InputError: a class without an image, no outlier, or features that are not finite.
@@ -77,7 +76,8 @@ def fit_probe(
         return Classifier(weight, parameters[:, -1] - weight @ mean)
 
     def loss_and_gradient():
-        """The objective divided by C sum_i w_i, so its size does not depend on the number of images."""
+        """Returns the objective divided by C sum_i w_i, so its size does not depend on the number of
+        images."""
         classifier = unstandardised()
         loss = 0.5 * shrinkage * parameters[:, :-1].square().sum()
         weight_gradient, bias_gradient = (torch.zeros_like(part) for part in classifier)
@@ -111,7 +111,7 @@ def fit_probe(
 
 
 def _standard(features):
-    """Mean and deviation (D,) float64 over the rows; 1 for the deviation of a feature that does not vary."""
+    """Returns mean and deviation (D,) float64 over the rows; the deviation of a constant feature is 1."""
     mean = sum(rows.double().sum(dim=0) for rows in features.split(CHUNK)) / len(features)
     variance = sum((rows.double() - mean).square().sum(dim=0) for rows in features.split(CHUNK)) / len(
         features
@@ -120,7 +120,7 @@ def _standard(features):
 
 
 def _outlier_class(features, label, total_weight):
-    """Outlier features with their label and weights."""
+    """Returns outlier features with their labels and weights."""
     shape = {"size": (len(features),), "device": features.device}
     weights = torch.full(**shape, fill_value=total_weight / len(features), dtype=torch.float64)
     return features, torch.full(**shape, fill_value=label), weights

@@ -8,12 +8,11 @@ from utils.metrics import ACCURACY_COLUMNS, OOD_COLUMNS, OOD_METRICS
 from utils.plots import plot_roc, plot_score_histograms
 from utils.run.runlog import csv_text, write_text
 
-BRIEF = ("auroc", "fpr95")  # of the table that has every score
+BRIEF = ("auroc", "fpr95")  # columns of the table of every score
 
 
 def markdown_tables(results, score):
-    """One score's OOD table, the mean rows of every score, and the accuracy table, in percent with two
-    decimals."""
+    """Formats one score's OOD table, the means of every score, and the accuracy table, in percent."""
     head = ["OOD set", "calibration", "ID / OOD images", *OOD_COLUMNS.values()]
     lines = []
     for mean in (m for m in results["mean"] if m["score"] == score):
@@ -46,7 +45,7 @@ def markdown_tables(results, score):
 
 
 def summary(results, score):
-    """What was evaluated and what a reader has to know about it, as Markdown: a line, and a list of notes."""
+    """Describes what was evaluated, and what readers must know about it, as a line and a list in Markdown."""
     about = [results["dataset"], results["network"]]
     for name in ("rho", "normalization", "seed"):
         if results.get(name) is not None:
@@ -60,7 +59,7 @@ def summary(results, score):
 
 
 def results_csv(results):
-    """CSV text with a row for each OOD set, calibration and score; metrics are fractions, ``fc_strength`` is
+    """Formats a CSV row for each OOD set, calibration and score; metrics are fractions, ``fc_strength`` is
     empty without FC."""
     about = {"dataset": results["dataset"]}
     strength = {True: results.get("fc_strength"), False: None}
@@ -72,11 +71,11 @@ def report(results, scores, score, folder, figures="png"):
     ``roc.png`` into the folder.
 
     Args:
-        results: what :func:`utils.evaluation.evaluate` returned, with what was evaluated: ``dataset``,
+        results: from :func:`utils.evaluation.evaluate`, with a description of the evaluation: ``dataset``,
             ``network``, ``normalization``, ``seed``, ``epoch``, ``epochs``, ``tnorm``, ``notes``,
-            ``checkpoint``, ``environment`` and, where there is one, ``rho``.
-        scores: its scores. score: which one the table and the pictures show.
-        figures: the pictures' format, png, pdf or svg.
+            ``checkpoint``, ``environment`` and, if there is one, ``rho``.
+        scores: its scores. score: the one that table and plots show.
+        figures: format of the plots, png, pdf or svg.
     """
     folder = Path(folder)
     print(summary(results, score))

@@ -1,7 +1,7 @@
 """Scores: how far out of distribution an image looks, from its features and logits. Higher = more OOD.
 
-To add a score, add a subclass of :class:`Score` here; every table and results file then has it. ``u`` is the
-feature vector on the unit sphere, f / |f|.
+To add a score, add a subclass of :class:`Score` here; every table and results file will then contain it.
+``u`` is the feature vector on the unit sphere, f / |f|.
 """
 
 from collections.abc import Iterable, Iterator
@@ -15,18 +15,18 @@ from utils.calibration import CHUNK, Calibration, Outputs
 from utils.errors import InputError
 from utils.vmf import estimate_vmf, log_normalizer
 
-NEIGHBOURS = 5  # k of knn; 50 fails where classes have fewer images
+NEIGHBOURS = 5  # k of knn; tail classes have few images
 RIDGE = 0.1  # of mahalanobis, as a share of the mean variance
-ROUNDING = 1e-24  # a variance of unit vectors that is no larger is rounding
+ROUNDING = 1e-24  # variances of unit vectors up to this are rounding errors
 COMBINED = ("energy", "mahalanobis", "probe")
 
 
 class Training(NamedTuple):
-    """What scores are fitted on; nothing of it comes from test images or OOD sets.
+    """What scores are fitted on; nothing here comes from test images or OOD sets.
 
-    ``features`` (N, D) of training images, as the network gives them, and ``labels`` int64 (N,).
-    ``statistics``: mu (C, D) and kappa (C,) of the classes' von Mises-Fisher distributions on the unit sphere
-    of features, where training kept them, else None.
+    ``features`` (N, D) of training images, uncalibrated, and ``labels`` int64 (N,). ``statistics``: mu (C, D)
+    and kappa (C,) of the classes' von Mises-Fisher distributions on the unit sphere of features, if training
+    kept them, else None.
     """
 
     calibration: Calibration
@@ -41,7 +41,7 @@ class Training(NamedTuple):
             yield F.normalize(rows.features, dim=1), labels.to(rows.features.device)
 
     def class_means(self) -> torch.Tensor:
-        """The mean u of every class, float64 (C, D).
+        """Returns the mean u of every class, float64 (C, D).
 
         Raises:
             InputError: a class without an image.
@@ -58,7 +58,8 @@ class Training(NamedTuple):
 
 
 class Score:
-    """A fitted score. Its fields are tensors: ``state`` gives them, and the class makes the score from them.
+    """A fitted score. Its fields are tensors; ``state`` returns them, and the class rebuilds the score from
+    them.
 
     Subclasses are registered under ``name``, in :data:`SCORES`.
     """
@@ -71,11 +72,11 @@ class Score:
 
     @classmethod
     def fit(cls, training: Training) -> "Score | None":
-        """The score for one calibration, or None where the calibration lacks what it needs."""
+        """Fits the score for one calibration; None if the calibration lacks what it needs."""
         return cls()
 
     def __call__(self, outputs: Outputs) -> torch.Tensor:
-        """(N,) float64, from the outputs of N images under the calibration that it was fitted for."""
+        """Scores N images, (N,) float64, from their outputs under the calibration it was fitted for."""
         raise NotImplementedError
 
     def state(self) -> dict[str, torch.Tensor]:
@@ -108,7 +109,7 @@ class MaxLogit(Score, name="maxlogit"):
 
 @dataclass(frozen=True, eq=False)
 class KNN(Score, name="knn"):
-    """1 - cosine to the k-th nearest training feature, k = 5 (Sun et al., ICML 2022); to the farthest where
+    """1 - cosine to the k-th nearest training feature, k = 5 (Sun et al., ICML 2022); to the farthest if
     there are fewer.
 
     ``bank``: u of the training images, float32 (N, D).
@@ -134,8 +135,8 @@ class VMF(Score, name="vmf"):
     """-max_c [log C_p(kappa_c) + kappa_c mu_c.u]: the negative log-likelihood of the likeliest class's von
     Mises-Fisher distribution.
 
-    ``mu`` float64 (C, D) and ``kappa`` float64 (C,): those that training kept, or estimated from training
-    features; under FC always estimated, from f * A.
+    ``mu`` float64 (C, D) and ``kappa`` float64 (C,): from training, or estimated from training features;
+    under FC always estimated, from f * A.
     """
 
     mu: torch.Tensor
@@ -193,8 +194,8 @@ class Mahalanobis(Score, name="mahalanobis"):
 
 
 class Probe(Score, name="probe"):
-    """The log-probability of the outlier class of the probe, see :mod:`utils.probe`; the same under every
-    calibration. There is none without a probe."""
+    """The log-probability of the probe's outlier class, see :mod:`utils.probe`; the same under every
+    calibration. Left out without a probe."""
 
     @classmethod
     def fit(cls, training):
@@ -210,15 +211,15 @@ SCORE_NAMES = (*SCORES, "combined")
 class FittedScores(NamedTuple):
     """The scores of one calibration, and their sum ``combined``.
 
-    ``scores``: dict of name to :class:`Score`. ``standards``: dict of the members of ``combined`` to their
-    (mean, deviation) over the training images; empty where ``combined`` was not asked for.
+    ``scores``: name -> :class:`Score`. ``standards``: the (mean, deviation) over the training images of each
+    member of ``combined``; empty if ``combined`` was not asked for.
     """
 
     scores: dict[str, Score]
     standards: dict[str, tuple[float, float]]
 
     def __call__(self, outputs: Outputs) -> dict[str, torch.Tensor]:
-        """Name to (N,) float64, for the outputs of N images under the calibration."""
+        """Returns name -> (N,) float64, for the outputs of N images under the calibration."""
         values = {name: score(outputs) for name, score in self.scores.items()}
         if self.standards:
             values["combined"] = sum(
@@ -227,7 +228,7 @@ class FittedScores(NamedTuple):
         return values
 
     def state(self) -> dict:
-        """Tensors and plain values, from which :meth:`restore` makes the same scores."""
+        """Returns tensors and plain values, from which :meth:`restore` rebuilds the scores."""
         scores = {name: score.state() for name, score in self.scores.items()}
         return {"scores": scores, "standards": {name: list(pair) for name, pair in self.standards.items()}}
 
@@ -240,8 +241,8 @@ class FittedScores(NamedTuple):
 def fit_scores(training: Training, names: Iterable[str] = SCORE_NAMES) -> FittedScores:
     """Fits scores, all by default, on training images alone.
 
-    ``combined`` is the sum of energy, mahalanobis and probe (without a probe, of the other two), each less
-    its mean and divided by its deviation over the training images.
+    ``combined`` is the sum of energy, mahalanobis and probe (without a probe, of the other two), each
+    standardised by its mean and deviation over the training images.
 
     Raises:
         InputError: features that do not vary or are not finite, or a class without an image.
@@ -255,6 +256,6 @@ def fit_scores(training: Training, names: Iterable[str] = SCORE_NAMES) -> Fitted
     outputs = training.calibration.outputs(training.features)
     values = torch.cat([torch.stack([score(rows) for score in members.values()]) for rows in outputs], dim=1)
     deviations, means = torch.std_mean(values, dim=1, correction=0)
-    deviations = deviations.where(deviations > 0, 1)  # a score that does not vary adds its constant
+    deviations = deviations.where(deviations > 0, 1)  # a constant score adds a constant
     standards = zip(means.tolist(), deviations.tolist(), strict=True)
     return FittedScores(scores, dict(zip(members, standards, strict=True)))
