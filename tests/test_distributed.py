@@ -1,6 +1,8 @@
 import os
 import socket
 import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,8 +16,11 @@ from utils.distributed import Compute, InterleavedDataParallel, autocast, interl
 from utils.errors import InputError
 from utils.evaluation import extract_features
 from utils.losses import PATTLoss
+from utils.run import checkpoint
 from utils.run.guard import StepGuard
 from utils.run.meter import EpochMeter
+from utils.run.run import Trained, open_run
+from utils.run.signals import EXIT_STOPPED
 
 BATCH, OUTLIERS, STEPS = 8, 6, 3
 COUNTS = [20, 9, 4]
@@ -87,7 +92,8 @@ def train(compute):
     return result
 
 
-def worker(rank, port, folder):
+def join(rank, port):
+    """Process ``rank`` of two."""
     os.environ |= {
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
@@ -97,7 +103,17 @@ def worker(rank, port, folder):
     }
     torch.set_num_threads(1)
     sys.stderr = open(os.devnull, "w")
-    torch.save(train(start("cpu")), f"{folder}/{rank}.pt")
+    return start("cpu")
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def worker(rank, port, folder):
+    torch.save(train(join(rank, port)), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -105,10 +121,7 @@ def worker(rank, port, folder):
 def results(tmp_path_factory):
     """(of one process, [of two processes])."""
     folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    mp.spawn(worker, (port, str(folder)), nprocs=2)
+    mp.spawn(worker, (free_port(), str(folder)), nprocs=2)
     return train(Compute(torch.device("cpu"))), [torch.load(folder / f"{r}.pt") for r in (0, 1)]
 
 
@@ -127,6 +140,47 @@ def test_two_processes_give_what_one_gives_on_the_global_batch(results, what):
 def test_a_bad_step_of_one_process_is_skipped_and_counted_by_all(results):
     for result in (results[0], *results[1]):
         assert not result["bad step applied"] and int(result["bad in row"]) == 1
+
+
+class NoData:
+    """Stands for a loader where no batch is asked for."""
+
+    batch_size, num_outliers = 1, 0
+    where, report = staticmethod(str), staticmethod(list)
+
+    def __len__(self):
+        return 1
+
+
+def stopped_worker(rank, port, folder):
+    """Saves and stops; the write lasts until process 1 has ended, or so long that it would have."""
+    compute, left, write = join(rank, port), Path(folder) / "left", checkpoint.save_checkpoint
+
+    def slow(state, out):
+        patience = time.monotonic() + 2
+        while not left.exists() and time.monotonic() < patience:
+            time.sleep(0.01)
+        write(state, out)
+
+    checkpoint.save_checkpoint = slow
+    model = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    settings = {"srp": f"{folder}/out", "epochs": 1, "resume": None, "checkpoint_every_minutes": 0}
+    trained = Trained(model, torch.nn.Module(), optimizer, StepGuard(optimizer, [model], 3))
+    with (
+        pytest.raises(SystemExit) as end,
+        open_run(settings | {"figures": "png"}, compute, NoData(), [1], trained) as run,
+    ):
+        run.save()
+    assert end.value.code == EXIT_STOPPED
+    if rank == 1:
+        left.write_text(str((Path(folder) / "out" / checkpoint.LATEST).exists()))
+
+
+def test_no_process_of_a_stopped_run_ends_before_its_checkpoint_is_written(tmp_path):
+    """A launcher ends the others once one has ended."""
+    mp.spawn(stopped_worker, (free_port(), str(tmp_path)), nprocs=2)
+    assert (tmp_path / "left").read_text() == "True"
 
 
 @pytest.mark.parametrize(

@@ -227,6 +227,7 @@ class Run:
                     f"--resume continues from {where}",
                     sys.stderr,
                 )
+        from_main(None)  # a launcher ends the main process, still writing, once another has ended
         return self.epoch == self.num_epochs
 
 
