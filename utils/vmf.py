@@ -60,39 +60,72 @@ def _debye_coefficients(order):
     return total
 
 
-def _log_iv_debye(order, x):
-    """log I_order(x) for order >= SMALLEST_ORDER by DLMF 10.41.3."""
-    z = x / order
-    root = torch.sqrt(1 + z * z)
-    p = root.reciprocal()
-    coefficients = _debye_coefficients(order)
-    series = torch.full_like(p, coefficients[-1])
-    for value in reversed(coefficients[:-1]):
-        series.mul_(p).add_(value)
-    eta = root + torch.log(z / (1 + root))
-    return order * eta - 0.5 * torch.log(root) + (torch.log(series) - 0.5 * math.log(2 * math.pi * order))
+@lru_cache(maxsize=64)
+def _debye_table(order):
+    """The coefficients of S(p) = sum_k U_k(p) / order^k and D(p) = p S'(p) + S(p) / 2, float64 (J, 2, 2, 2).
+
+    Entry [j, i, h, l] belongs to the power 4 j + 2 h + l of S (i = 0) or D (i = 1).
+    """
+    of_sum = _debye_coefficients(order)
+    of_sum = of_sum + [0.0] * (-len(of_sum) % 4)
+    of_slope = [(power + 0.5) * value for power, value in enumerate(of_sum)]
+    return (
+        torch.tensor([of_sum, of_slope], dtype=torch.float64).view(2, -1, 2, 2).transpose(0, 1).contiguous()
+    )
 
 
-def _log_iv_and_ratio(order, x):
+def _debye(order, a, table):
+    """Debye's expansion (DLMF 10.41.3) of f(x) = log I_order(x) - order log(x / order), for order >= 15.
+
+    S and D are evaluated at once, four powers of p a step: on a GPU the number of operations is what counts.
+
+    Args:
+        a: 1 + (x / order)^2, float64. table: :func:`_debye_table` of the order, on the same device.
+
+    Returns:
+        (f(x) + log(2 pi order) / 2, order / x f'(x)); the second is (order / x) I_{order+1}(x) / I_order(x).
+    """
+    p = a.rsqrt()
+    square = p * p
+    fourth = square * square
+    table = table.view(*table.shape, *[1] * a.dim())
+    series = torch.addcmul(table[-2], table[-1], fourth)
+    for row in range(len(table) - 3, -1, -1):
+        torch.addcmul(table[row], series, fourth, out=series)
+    pairs = torch.addcmul(series[:, :, 0], series[:, :, 1], p)
+    of_sum, of_slope = torch.addcmul(pairs[:, 0], pairs[:, 1], square).unbind()
+    root = a * p
+    more = root + 1
+    value = of_sum.log().add_(root.sub_(more.log()), alpha=order).add_(p.log_(), alpha=0.5)
+    return value, more.reciprocal_().addcdiv_(square.mul_(of_slope), of_sum, value=-1 / order)
+
+
+def _log_iv_and_ratio(order, x, table):
     """(log I_order(x), I_{order+1}(x) / I_order(x)); orders below SMALLEST_ORDER by downward recurrence, DLMF
-    10.29.1."""
-    steps = max(0, math.ceil(SMALLEST_ORDER - order))
-    top = order + steps
-    log_i = _log_iv_debye(top, x)
-    ratio = torch.exp(_log_iv_debye(top + 1, x) - log_i)
-    for v in (top - i for i in range(steps)):
+    10.29.1. ``table`` is that of :func:`_debye_order`."""
+    top = _debye_order(order)
+    z = x / top
+    log_i, ratio = _debye(top, 1 + z * z, table)
+    log_i = log_i + (top * torch.log(z) - 0.5 * math.log(2 * math.pi * top))
+    ratio = ratio * z
+    for i in range(round(top - order)):
         # I_{v-1} = I_v (2 v / x + I_{v+1} / I_v)
-        step = 2 * v / x + ratio
+        step = 2 * (top - i) / x + ratio
         log_i = log_i + torch.log(step)
         ratio = step.reciprocal()
     return log_i, ratio
+
+
+def _debye_order(order):
+    """The order from which recurrence goes down to ``order``: itself where Debye's expansion is good."""
+    return order + max(0, math.ceil(SMALLEST_ORDER - order))
 
 
 class _LogIv(torch.autograd.Function):
     @staticmethod
     def forward(ctx, order, x):
         ctx.order = order
-        value, ratio = _log_iv_and_ratio(order, x)
+        value, ratio = _log_iv_and_ratio(order, x, _debye_table(_debye_order(order)).to(x.device))
         ctx.save_for_backward(x, ratio)
         return value
 
@@ -126,24 +159,43 @@ def log_iv(order, x):
 def bessel_ratio(order, x):
     """I_{order+1}(x) / I_order(x), in (0, 1); shapes and range as :func:`log_iv`. It is d/dx [log I_order(x)
     - order log x]."""
-    return _log_iv_and_ratio(float(order), torch.as_tensor(x).double())[1]
+    order, x = float(order), torch.as_tensor(x).double()
+    return _log_iv_and_ratio(order, x, _debye_table(_debye_order(order)).to(x.device))[1]
 
 
-class _MinusLogNormalizer(torch.autograd.Function):
-    """log I_order(k) - order log k from k^2: minus log C_p(k) up to a constant; its derivative in k is the
-    Bessel ratio."""
+class _LogMGF(torch.autograd.Function):
+    """:meth:`ClassVMF.log_mgf` from cosines: the rest is one pass of a Bessel function and its derivative."""
 
     @staticmethod
-    def forward(ctx, order, k_squared):
-        k = k_squared.sqrt()
-        value, ratio = _log_iv_and_ratio(order, k)
-        ctx.save_for_backward(ratio.div_(2 * k))
-        return value.sub_(order * torch.log(k))
+    def forward(ctx, cosine, squared_norm, kappa, temperature, order, table):
+        # a = 1 + (k / n)^2 for the k of every embedding and class, and of the class alone; n is the order, or
+        # the one to start a recurrence from. No N x C x p tensor is made.
+        top = _debye_order(order)
+        scaled = kappa / top
+        alone = scaled.square().add_(1)
+        a = alone + squared_norm / (temperature * top) ** 2
+        a = torch.addcmul(a, scaled, cosine, value=2 / (temperature * top))
+        a = torch.cat([a, alone[None]])
+        if top == order:
+            values, slopes = _debye(order, a, table)
+        else:
+            k = (a - 1).clamp_(min=(KAPPA_MIN / top) ** 2).sqrt_().mul_(top)  # rounding where the two cancel
+            values, ratio = _log_iv_and_ratio(order, k, table)
+            values, slopes = values - order * torch.log(k), top * ratio / k
+        ctx.temperature, ctx.top = temperature, top
+        ctx.save_for_backward(slopes[:-1], scaled)
+        return values[:-1] - values[-1]
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
-        return None, grad * ctx.saved_tensors[0]
+        # d values / d a = top / 2 slopes; the normaliser of the class alone carries no gradient.
+        slopes, scaled = ctx.saved_tensors
+        by_value = grad * slopes
+        of_norm = None
+        if ctx.needs_input_grad[1]:
+            of_norm = by_value.sum(dim=1, keepdim=True) / (2 * ctx.temperature**2 * ctx.top)
+        return (by_value * scaled).div_(ctx.temperature), of_norm, None, None, None, None
 
 
 def log_normalizer(dim: int, kappa: torch.Tensor) -> torch.Tensor:
@@ -168,10 +220,11 @@ def estimate_vmf(means: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         (mu, kappa): directions m / |m| (n, p), and concentrations kappa = p R / (1 - R^2) with R = |m| (n,),
         kept in [1e-3, 1e5] (Banerjee et al. 2005, leading term).
     """
-    resultant = means.norm(dim=1)
+    dim, resultant = means.shape[1], means.norm(dim=1)
     # R >= 1 happens for embeddings that are not on the sphere: no spread, the largest concentration.
-    kappa = means.shape[1] * resultant / (1 - resultant**2).clamp(min=1e-12)
-    return means / resultant.clamp(min=1e-12)[:, None], kappa.clamp(KAPPA_MIN, KAPPA_MAX)
+    spread = torch.rsub(resultant.square(), 1 / dim, alpha=1 / dim).clamp_(min=1e-12 / dim)
+    kappa = (resultant / spread).clamp_(KAPPA_MIN, KAPPA_MAX)
+    return means / resultant.clamp_(min=1e-12)[:, None], kappa
 
 
 class ClassVMF(nn.Module):
@@ -209,14 +262,20 @@ class ClassVMF(nn.Module):
         self.register_buffer("mean_direction", direction)
         self.register_buffer("kappa", kappa)
         self.register_buffer("has_previous", torch.zeros(num_classes, dtype=torch.bool))
+        self.register_buffer("table", _debye_table(_debye_order(dim / 2 - 1)), persistent=False)
 
     @torch.no_grad()
     def _serve(self, classes, chosen):
         """Lets what is collected serve those of ``classes`` (n indices, or a slice) that are ``chosen`` (n,),
         no others."""
-        direction, kappa = estimate_vmf(self.sums[classes] / self.counts[classes].clamp(min=1)[:, None])
-        self.mean_direction[classes] = torch.where(chosen[:, None], direction, self.mean_direction[classes])
-        self.kappa[classes] = torch.where(chosen, kappa, self.kappa[classes])
+        # A class without images has 0 / 0 here, and is not chosen.
+        found = estimate_vmf(self.sums[classes] / self.counts[classes][:, None])
+        for buffer, new in zip((self.mean_direction, self.kappa), found, strict=True):
+            which = chosen.view(-1, *[1] * (new.dim() - 1))
+            if isinstance(classes, slice):
+                torch.where(which, new, buffer, out=buffer)
+            else:
+                buffer[classes] = torch.where(which, new, buffer[classes])
 
     def start_epoch(self):
         """Under "epoch", the average just collected begins to serve and a new one is begun; "running" goes
@@ -231,7 +290,8 @@ class ClassVMF(nn.Module):
     @torch.no_grad()
     def update(self, embeddings, labels):
         """Adds a batch: ``embeddings`` (B, p), ``labels`` int64 (B,)."""
-        values, ones = embeddings.detach().double(), torch.ones_like(labels, dtype=torch.float64)
+        values = embeddings.detach().double()
+        ones = values.new_ones(len(labels))
         changed = slice(None)
         if in_process_group():
             sums = torch.zeros_like(self.sums).index_add_(0, labels, values)
@@ -243,9 +303,9 @@ class ClassVMF(nn.Module):
             self.counts.index_add_(0, labels, ones)
             if len(labels) < len(self.counts):  # many classes: nothing of size C x p is made
                 changed = labels
-        self._serve(changed, (self.counts[changed] > 0) & ~self.has_previous[changed])
+        self._serve(changed, (self.counts[changed] > 0) > self.has_previous[changed])
 
-    def log_mgf(self, embeddings, temperature):
+    def log_mgf(self, embeddings, temperature, unit=False):
         """Log moment generating function of every class's distribution at e / tau, differentiable in the
         embeddings.
 
@@ -255,16 +315,12 @@ class ClassVMF(nn.Module):
         Args:
             embeddings: (B, p). The products with mu are taken in this dtype, what follows in float64.
             temperature: tau > 0.
+            unit: the embeddings have length 1. The gradient then has no part along them, which normalising
+                would remove.
 
         Returns:
             float64 (B, C).
         """
-        cosine = (embeddings @ self.mean_direction.to(embeddings.dtype).T).double()
-        norm = embeddings.double().square().sum(dim=1, keepdim=True)
-        # The norm of kappa mu + e / tau without the N x C x p tensor; the clamp is for rounding where the two
-        # cancel.
-        kappa_squared = self.kappa.square()
-        k_squared = torch.addcmul(kappa_squared + norm / temperature**2, 2 / temperature * self.kappa, cosine)
-        both = torch.cat([k_squared.clamp(min=KAPPA_MIN**2), kappa_squared[None]])  # one pass over both
-        values = _MinusLogNormalizer.apply(self.dim / 2 - 1, both)
-        return values[:-1] - values[-1]
+        cosine = embeddings @ self.mean_direction.to(embeddings.dtype).T
+        squared_norm = 1.0 if unit else embeddings.double().square().sum(dim=1, keepdim=True)
+        return _LogMGF.apply(cosine, squared_norm, self.kappa, temperature, self.dim / 2 - 1, self.table)
