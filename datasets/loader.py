@@ -10,13 +10,14 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from datasets.augment.ops import to_device
 from datasets.augment.stages import Views
 from datasets.normalization import Normalization
 from datasets.randomness import epoch_indices, step_generator
 
 DEVICE_MEMORY_SHARE = 0.5  # a set moves to the GPU if it needs at most this share of the free memory
 # Augmenting several steps at once amortises kernel launches on CUDA; on a CPU it only costs cache.
-STEPS_AT_ONCE = {"cuda": 16, "cpu": 1}
+STEPS_AT_ONCE = {"cuda": 32, "cpu": 1}
 
 Argument, Result = TypeVar("Argument"), TypeVar("Result")
 
@@ -29,6 +30,14 @@ class Batch(NamedTuple):
     images: Tensor
     labels: Tensor
     indices: Tensor
+
+
+class Part(NamedTuple):
+    """Some steps' images (steps, B) and outliers (steps, M) by number, and the source of their views."""
+
+    rows: Tensor
+    outlier_rows: Tensor | None
+    generator: torch.Generator
 
 
 def place(images: Tensor, device: torch.device, share: float = DEVICE_MEMORY_SHARE) -> Tensor:
@@ -76,6 +85,7 @@ class TrainLoader:
         self.normalization, self.outlier_normalization = normalization, outlier_normalization
         self.contrastive = contrastive
         self.seed, self.device, self.rank, self.world_size = seed, device, rank, world_size
+        self.begun = {}  # chunks of the next epoch, by its (epoch, first step)
 
     def __len__(self) -> int:
         """Returns the number of steps per epoch."""
@@ -98,33 +108,45 @@ class TrainLoader:
         return []
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
-        """Yields the batches of an epoch from ``start_step`` to its end."""
-        steps, at_once = len(self), STEPS_AT_ONCE[self.device.type]
-        order = self._share(
-            epoch_indices(len(self.labels), steps * self.batch_size, self.seed, epoch, "images"), steps
-        )
-        outlier_order = None
-        if self.outliers is not None:
-            needed = steps * self.outlier_batch_size
-            drawn = epoch_indices(len(self.outliers), needed, self.seed, epoch, "outliers")
-            outlier_order = self._share(drawn, steps)
+        """Yields the batches of an epoch from ``start_step`` to its end.
 
-        def chunk(first: int) -> list[Batch]:
-            """Returns the batches of steps first, first + 1, ..., made together."""
-            rows = order[first : first + at_once]
-            outlier_rows = None if outlier_order is None else outlier_order[first : first + at_once]
-            return self._make(rows, outlier_rows, step_generator(self.seed, epoch, first, self.rank))
+        On CUDA a thread makes the next chunk while the current one is in use: at an epoch's end the first
+        one of the next epoch.
+        """
+        at_once = STEPS_AT_ONCE[self.device.type]
+        start = start_step // at_once * at_once
+        chunks = self.begun.pop((epoch, start), None)
+        if chunks is None:
+            ahead = one_ahead if self.device.type == "cuda" else map
+            chunks = ahead(self._make, self._parts(epoch, start, at_once))
+        for first in range(start, len(self), at_once):
+            yield from next(chunks)[max(0, start_step - first) :]
+        self.begun = {(epoch + 1, 0): chunks}
 
-        firsts = range(start_step // at_once * at_once, steps, at_once)
-        make = map(chunk, firsts) if self.device.type == "cpu" else one_ahead(chunk, firsts)
-        for first, batches in zip(firsts, make, strict=True):
-            yield from batches[max(0, start_step - first) :]
+    def _parts(self, epoch: int, first: int, at_once: int) -> Iterator[Part]:
+        """Yields what is drawn for ``at_once`` steps, from step ``first`` of an epoch on, without end."""
+        steps = len(self)
+        while True:
+            needed = steps * self.batch_size
+            order = self._share(epoch_indices(len(self.labels), needed, self.seed, epoch, "images"), steps)
+            outlier_order = None
+            if self.outliers is not None:
+                needed = steps * self.outlier_batch_size
+                drawn = epoch_indices(len(self.outliers), needed, self.seed, epoch, "outliers")
+                outlier_order = self._share(drawn, steps)
+            for step in range(first, steps, at_once):
+                rows = slice(step, step + at_once)
+                outlier_rows = None if outlier_order is None else outlier_order[rows]
+                yield Part(order[rows], outlier_rows, step_generator(self.seed, epoch, step, self.rank))
+            epoch, first = epoch + 1, 0
 
     def _share(self, indices: Tensor, steps: int) -> Tensor:
         """Returns this process's columns of ``indices`` as (steps, global batch)."""
         return indices.view(steps, -1)[:, self.rank :: self.world_size]
 
-    def _make(self, rows: Tensor, outlier_rows: Tensor | None, generator: torch.Generator) -> list[Batch]:
+    def _make(self, part: Part) -> list[Batch]:
+        """Returns the batches of the part's steps, made together."""
+        rows, outlier_rows, generator = part
         steps = len(rows)
         images = self._take(self.images, rows.flatten())
         parts = [self.normalization(self.views.strong(images, generator))]
@@ -133,7 +155,7 @@ class TrainLoader:
         if outlier_rows is not None:
             outliers = self._take(self.outliers, outlier_rows.flatten())
             parts.append(self.outlier_normalization(self.views.outlier(outliers, generator)))
-        labels = self.labels[rows].to(self.device, non_blocking=True)
+        labels = to_device(self.labels[rows], self.device)
         by_step = zip(*(part.chunk(steps) for part in parts), strict=True)
         return [
             Batch(torch.cat(step).contiguous(memory_format=torch.channels_last), labels[i], rows[i])
@@ -142,8 +164,8 @@ class TrainLoader:
 
     def _take(self, images: Tensor, indices: Tensor) -> Tensor:
         if images.device.type == self.device.type:
-            return images[indices.to(self.device, non_blocking=True)]
-        return images[indices].pin_memory().to(self.device, non_blocking=True)
+            return images[to_device(indices, self.device)]
+        return to_device(images[indices], self.device)
 
 
 def one_ahead(function: Callable[[Argument], Result], arguments: Iterable[Argument]) -> Iterator[Result]:

@@ -45,9 +45,10 @@ MAY_WAIT = {
     "EpochMeter.running_loss": "every 2 or 30 seconds",
     "StepGuard.check": "every 32 steps",
     "EvalImages.__iter__": "in evaluation",
+    "evaluation_batches": "in evaluation",
     "utils/run/checkpoint.py": "once per checkpoint",
     "utils/run/weights.py": "once per run",
-    "_LogIv.forward": "in evaluation",
+    "log_iv": "in evaluation",
     "utils/evaluation.py": "in evaluation",
     "utils/calibration.py": "in evaluation",
     "utils/detector.py": "in evaluation",
@@ -93,7 +94,7 @@ class FakeCuda(FakeTensorMode):
     def __init__(self):
         super().__init__(allow_non_fake_inputs=True)
         self.generator = torch.Generator().manual_seed(0)
-        self.depth, self.launches, self.waits = 0, Counter(), Counter()
+        self.depth, self.pinned, self.launches, self.waits = 0, {}, Counter(), Counter()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -104,7 +105,9 @@ class FakeCuda(FakeTensorMode):
             with self:
                 return func.decompose(*args, **kwargs)
         if func is aten._pin_memory.default:
-            return args[0].clone()
+            pinned = args[0].clone()
+            self.pinned[pinned.untyped_storage().data_ptr()] = pinned  # kept, so its address stays its own
+            return pinned
         if target != "cuda" and not any(isinstance(x, FakeTensor) for x in tensors):
             return func(*args, **kwargs)
         if self.depth == 0:
@@ -138,8 +141,10 @@ class FakeCuda(FakeTensorMode):
         on_host = [x for x in tensors if x.device.type == "cpu"]
         on_cuda = {x.device for x in tensors if x.device.type == "cuda"}
         if name == "_to_copy":
-            if target == "cuda" and on_host and not kwargs.get("non_blocking"):
-                self._wait("a blocking copy to the device")
+            if target == "cuda" and on_host:
+                pinned = args[0].untyped_storage().data_ptr() in self.pinned
+                if not (pinned and kwargs.get("non_blocking")):
+                    self._wait("a blocking copy to the device")
             if target == "cpu" and on_cuda:
                 self._wait("a copy to the host")
         elif name == "copy_":

@@ -1,9 +1,12 @@
+import itertools
+import threading
+
 import pytest
 import torch
 
 from datasets.augment.stages import Views
 from datasets.digits import digits_views
-from datasets.loader import STEPS_AT_ONCE, TrainLoader, evaluation_batches
+from datasets.loader import STEPS_AT_ONCE, TrainLoader, evaluation_batches, one_ahead
 from datasets.normalization import CIFAR_NORMALIZATION, IMAGENET_NORMALIZATION, Normalization
 from datasets.randomness import epoch_indices, mixed_seed
 
@@ -125,6 +128,24 @@ def test_bulk_augmentation_keeps_the_tail_too(monkeypatch):
     for start in range(4):
         tail = list(loader(views).epoch(2, start))
         assert len(tail) == 3 - start and all(same(a, b) for a, b in zip(whole[start:], tail, strict=True))
+
+
+def test_epochs_from_one_loader_are_those_of_fresh_ones(monkeypatch):
+    """What is made of the next epoch in advance is used only if that epoch follows from its start."""
+    monkeypatch.setitem(STEPS_AT_ONCE, "cpu", 2)
+    views = Views(noisy, noisy, noisy)
+    one = loader(views)
+    for epoch, start, taken in ((0, 0, 3), (1, 0, 1), (1, 1, 2), (2, 0, 3), (2, 0, 3), (4, 2, 1)):
+        batches = itertools.islice(one.epoch(epoch, start), taken)
+        fresh = itertools.islice(loader(views).epoch(epoch, start), taken)
+        assert all(same(a, b) for a, b in zip(batches, fresh, strict=True))
+
+
+def test_the_next_result_is_made_while_one_is_in_use():
+    made = [threading.Event() for _ in range(4)]
+    results = one_ahead(lambda number: made[number].set() or number, itertools.count())
+    for number in range(3):
+        assert next(results) == number and made[number + 1].wait(60)
 
 
 @pytest.mark.parametrize("world_size", [2])

@@ -141,12 +141,12 @@ def autocast(device, precision):
     return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
 
 
-def interleaved(size, shares):
+def interleaved(size, shares, device=None):
     """Returns the order, int64 (size,), in which contiguous share i is items i, i + shares, i + 2 shares ...
 
     With fewer items than shares, the last shares are empty.
     """
-    return torch.cat([torch.arange(size)[i::shares] for i in range(shares)])
+    return torch.cat([torch.arange(size, device=device)[i::shares] for i in range(shares)])
 
 
 class InPrecision(nn.Module):
@@ -168,7 +168,7 @@ class InterleavedDataParallel(nn.DataParallel):
     """
 
     def forward(self, images):
-        order = interleaved(len(images), len(self.device_ids)).to(images.device, non_blocking=True)
+        order = interleaved(len(images), len(self.device_ids), images.device)
         output = super().forward(images[order])
         back = torch.argsort(order)
         return type(output)(*(t[back] for t in output))

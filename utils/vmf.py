@@ -123,9 +123,9 @@ def _debye_order(order):
 
 class _LogIv(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, order, x):
+    def forward(ctx, order, x, table):
         ctx.order = order
-        value, ratio = _log_iv_and_ratio(order, x, _debye_table(_debye_order(order)).to(x.device))
+        value, ratio = _log_iv_and_ratio(order, x, table)
         ctx.save_for_backward(x, ratio)
         return value
 
@@ -133,7 +133,7 @@ class _LogIv(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
         x, ratio = ctx.saved_tensors
-        return None, grad * (ratio + ctx.order / x)
+        return None, grad * (ratio + ctx.order / x), None
 
 
 def log_iv(order, x):
@@ -153,7 +153,8 @@ def log_iv(order, x):
     """
     if order < 0:
         raise ValueError(f"the order must be at least 0, not {order}")
-    return _LogIv.apply(float(order), torch.as_tensor(x).double())
+    order, x = float(order), torch.as_tensor(x).double()
+    return _LogIv.apply(order, x, _debye_table(_debye_order(order)).to(x.device))
 
 
 def bessel_ratio(order, x):

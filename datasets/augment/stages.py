@@ -119,15 +119,16 @@ def apply_by_kind(images: Tensor, kind: Tensor, functions: dict[int, Operation],
 
     ``kind`` and ``values`` are host tensors (N,). Each function runs once, on all its images.
     """
-    kinds = set(kind.tolist())
+    kinds, sizes = (found.tolist() for found in kind.unique(return_counts=True))
     if len(kinds) == 1:
-        function = functions.get(kinds.pop())
+        function = functions.get(kinds[0])
         return images if function is None else function(images, values)
+    order = kind.argsort(stable=True)  # images of one kind side by side: one copy to the device for all
+    parts = zip(kinds, order.split(sizes), ops.to_device(order, images.device).split(sizes), strict=True)
     changed = images.clone()
-    for number in sorted(kinds & functions.keys()):
-        members = torch.nonzero(kind == number).squeeze(1)
-        index = ops.to_device(members, images.device)
-        changed.index_copy_(0, index, functions[number](images.index_select(0, index), values[members]))
+    for number, members, index in parts:
+        if number in functions:
+            changed.index_copy_(0, index, functions[number](images.index_select(0, index), values[members]))
     return changed
 
 

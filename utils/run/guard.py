@@ -5,7 +5,7 @@ import sys
 
 import torch
 
-from utils.distributed import sum_over_processes
+from utils.distributed import in_process_group, sum_over_processes
 from utils.errors import InputError
 from utils.run.runlog import say
 
@@ -64,13 +64,14 @@ class StepGuard:
             InputError: ``max_bad_steps`` bad steps in a row, naming the term.
         """
         gradients = [p.grad for p in self.parameters if p.grad is not None]
-        norm = torch.stack(torch._foreach_norm(gradients)).norm()
+        values = {name: value.detach() for name, value in terms.items() if name != "loss"}
+        values["gradient"] = torch.stack(torch._foreach_norm(gradients)).norm()
         buffers = [torch.cat([b.flatten() for b in group]) for group in self.buffers]
-        largest = sum(torch.linalg.vector_norm(b, float("inf")) for b in buffers)
-        values = {name: value for name, value in terms.items() if name != "loss"}
-        values |= {"gradient": norm, "running statistics": largest}
-        wrong = ~torch.isfinite(torch.stack([v.detach().double() for v in values.values()]))
-        flags = sum_over_processes(wrong.float()) > 0  # all processes skip, count and stop alike
+        largest = [torch.linalg.vector_norm(b, float("inf")).float() for b in buffers]
+        names = [*values, *["running statistics"] * len(largest)]
+        flags = torch.stack([*values.values(), *largest]).mul_(0) != 0  # 0 times a finite number alone is 0
+        if in_process_group():  # all processes skip, count and stop alike
+            flags = sum_over_processes(flags.float()) > 0
         bad = flags.any()
         self.optimizer.found_inf = bad.float()
         self.optimizer.step()
@@ -79,8 +80,8 @@ class StepGuard:
             sizes = [b.numel() for b in group]
             restored = [part.view_as(b) for part, b in zip(self.good[index].split(sizes), group, strict=True)]
             torch._foreach_copy_(group, restored)
-        self.pending.append((flags, list(values), step, indices))
-        if len(self.pending) >= CHECK_EVERY[norm.device.type]:
+        self.pending.append((flags, names, step, indices))
+        if len(self.pending) >= CHECK_EVERY[flags.device.type]:
             self.check()
         return ~bad
 
@@ -92,7 +93,7 @@ class StepGuard:
         for flags, (_, names, step, indices) in zip(
             torch.stack([p[0] for p in pending]).tolist(), pending, strict=True
         ):
-            wrong = [name for name, flag in zip(names, flags, strict=True) if flag]
+            wrong = list(dict.fromkeys(name for name, flag in zip(names, flags, strict=True) if flag))
             self.bad_in_row = self.bad_in_row + 1 if wrong else 0
             if not wrong:
                 continue

@@ -20,7 +20,7 @@ class EpochMeter:
     def add(self, terms, logits, labels, applied=True):
         """Adds one step: the criterion's terms, and ``logits`` (B, C) for ``labels`` (B,); ``applied`` may
         live on the device."""
-        values = torch.stack([terms[name].detach().double() for name in TERMS])
+        values = torch.stack([terms[name].detach() for name in TERMS])
         applied = torch.as_tensor(applied, device=values.device)
         self.sums += torch.where(applied, values, 0.0)
         self.steps += applied
