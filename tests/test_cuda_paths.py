@@ -198,7 +198,7 @@ def test_a_step_launches_few_kernels():
     with fake_cuda.fake_cuda() as mode:
         at_once = STEPS_AT_ONCE["cuda"]
         step = Step(steps=at_once, views=cifar_views())
-        batch = count("data", lambda: next(step.loader._chunks(0, 0)), at_once)[0]
+        batch = count("data", lambda: step.loader._make(next(step.loader._parts(0, 0, at_once))), at_once)[0]
         criterion = losses.PATTLoss(COUNTS, 512, oe_weight=0.1, tla_weight=0.5).to(CUDA)
         step.guard.remember()
         for p in step.network.parameters():
