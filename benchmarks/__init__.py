@@ -1,9 +1,9 @@
-"""What a reader repeats: tables, pictures, the demo; each is one command, ``python -m benchmarks.NAME``.
+"""Results that readers can reproduce, with one command each: ``python -m benchmarks.NAME``.
 
-rows: which rows a results table has, and with which flags each was trained
-reproduce, table: trains the rows of a table; turns result files, or any run directories, into a table
-figures: the documents' pictures
-demo: PATT beside plain cross-entropy on the embedded digits; what ``make demo`` runs
-gpu: everything that needs CUDA, in one go
-speed/: what is fast, measured
+rows: the rows of the results tables and the flags each was trained with
+reproduce, table: train the rows of a table; turn result files, or any run directories, into a table
+figures: the figures in the documents
+demo: PATT beside plain cross-entropy on the embedded digits; run by ``make demo``
+gpu: everything that needs CUDA, at once
+speed/: speed and memory measurements
 """

@@ -1,7 +1,7 @@
-"""What the method is for, in two minutes on a CPU: PATT beside plain cross-entropy on the embedded digits.
+"""The method at a glance: PATT beside plain cross-entropy on the embedded digits, a few minutes on a CPU.
 
-python -m benchmarks.demo              trains both (or resumes) in runs/demo, and prints what came out
-python -m benchmarks.demo --publish    measures it anew and writes benchmarks/results/demo-cpu.json
+python -m benchmarks.demo              trains or resumes both in runs/demo, and prints the results
+python -m benchmarks.demo --publish    measures it again and writes benchmarks/results/demo-cpu.json
 """
 
 import argparse
@@ -32,7 +32,7 @@ HEAD = ["", "ACC ↑", "many ↑", "medium ↑", "few ↑", "AUROC ↑, energy",
 
 
 def commands(row: str, folder: Path) -> list[list[str]]:
-    """The command lines of one method: its training and its evaluation."""
+    """Returns the command lines of one method: its training and its evaluation."""
     training = ["train.py", "--ds", "digits", "--gpu", "cpu", "--seed", str(SEED), *ROWS[row].flags.split()]
     return [
         [*training, "--srp", str(folder), "--resume"],
@@ -41,15 +41,15 @@ def commands(row: str, folder: Path) -> list[list[str]]:
 
 
 def run(line: list[str], log: Path) -> None:
-    """Runs one command; what it prints goes into ``log``, its progress and errors to the terminal."""
+    """Runs one command; its output goes to ``log``, its progress and errors to the terminal."""
     command = shlex.join(["python", *line])
     print(f"$ {command}", flush=True)
-    # One thread, as in the results tables: the number of threads changes the order of sums.
+    # One thread, as for the results tables: the number of threads changes the order of summation.
     one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
     with open(log, "a") as output:
         status = subprocess.run([sys.executable, *line], cwd=ROOT, stdout=output, env=one_thread).returncode
     if status:
-        raise InputError(f"status {status} from {command}; what it printed is in {log}")
+        raise InputError(f"status {status} from {command}; its output is in {log}")
 
 
 def percent(value: float | None) -> str:
@@ -57,7 +57,7 @@ def percent(value: float | None) -> str:
 
 
 def summary(results: dict[str, dict]) -> Table:
-    """The methods, without and with FC, and what FC did, from method to results.json."""
+    """Tabulates the methods with and without FC, and says what FC did, from each method's results.json."""
     rows, found = [], {}
     for way in LINES:
         for method in METHODS:
@@ -100,8 +100,8 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def demonstrate(folder: Path) -> tuple[Table, dict[str, float]]:
-    """Trains and evaluates what is missing in ``folder``, draws ``classes.png``; returns the table, and the
-    seconds of each command that ran."""
+    """Trains and evaluates what is missing in ``folder`` and draws ``classes.png``. Returns the table, and
+    the seconds of each command that ran."""
     results, seconds = {}, {}
     for method in METHODS:
         run_folder = folder / method
@@ -131,7 +131,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--publish",
         action="store_true",
-        help="in a fresh folder, timed; replaces the results file of the claim",
+        help="run in a fresh folder, timed; replaces the results file",
     )
     return parser.parse_args(argv)
 

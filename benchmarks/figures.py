@@ -1,7 +1,7 @@
-"""The documents' pictures, from a run directory and from result files.
+"""The figures in the documents, from a run directory and from result files.
 
 python -m benchmarks.figures run runs/demo/patt --prefix digits
-    a 2-D map of features, the attention weight, and the pictures that test.py drew
+    a 2-D map of features, the attention weights, and copies of test.py's plots
 python -m benchmarks.figures classes digits_default patt no_isac no_tla ce --prefix digits
     accuracy per class, with and without PATT's parts
 python -m benchmarks.figures aurocs digits_default patt oe ce --prefix digits
@@ -38,8 +38,7 @@ POINTS_PER_KIND = 300  # of the 2-D map
 
 
 def draw_run(run: Path, drp: Path | None, ood_set: str, prefix: str, out: Path) -> None:
-    """Draws the feature map and the attention of a run of train.py, and copies the pictures that test.py
-    drew."""
+    """Draws the feature map and the attention of a run of train.py, and copies test.py's plots."""
     checkpoint = load_run(run)
     ds, compute = checkpoint["args"]["ds"], Compute(torch.device("cpu"))
     benchmark = BENCHMARKS[ds]
@@ -87,7 +86,7 @@ def draw_run(run: Path, drp: Path | None, ood_set: str, prefix: str, out: Path) 
 
 
 def rows_of(results: Path, group: str, rows: list[str]) -> dict[str, list[dict]]:
-    """Row to its records, by seed."""
+    """Returns row -> its records, by seed."""
     records = load_records(results, group)
     missing = [row for row in rows if row not in records]
     if missing:
@@ -96,7 +95,7 @@ def rows_of(results: Path, group: str, rows: list[str]) -> dict[str, list[dict]]
 
 
 def draw_classes(records: dict[str, list[dict]], path: Path) -> None:
-    """Draws mean accuracies per class of rows of a protocol, without FC, and of the first row with FC."""
+    """Draws mean accuracies per class for rows of a protocol, without FC, and for the first row with FC."""
 
     def mean_by_class(row, calibration):
         every = (a for r in records[row] for a in r["results"]["accuracy"])
@@ -110,7 +109,7 @@ def draw_classes(records: dict[str, list[dict]], path: Path) -> None:
 
 
 def draw_aurocs(records: dict[str, list[dict]], path: Path) -> None:
-    """Draws the mean AUROC of every score of rows of a protocol, and of the paper's score with FC."""
+    """Draws the mean AUROC of every score for rows of a protocol, and of the paper's score with FC."""
     ways = {}
     for mean in next(iter(records.values()))[0]["results"]["mean"]:
         way = Way(calibration_of(mean), mean["score"])
@@ -144,7 +143,7 @@ def main(argv: list[str] | None = None) -> None:
             of_kind.add_argument("group", help="a folder of --results")
             of_kind.add_argument("rows", nargs="+", choices=tuple(ROWS), metavar="ROW")
             of_kind.add_argument("--results", type=flags.path, default=RESULTS)
-        of_kind.add_argument("--prefix", required=True, help="of the files' names")
+        of_kind.add_argument("--prefix", required=True, help="of the file names")
         of_kind.add_argument("--out", type=flags.path, default=ROOT / "docs" / "figures")
     args = parser.parse_args(argv)
     out = writable_folder(args.out)

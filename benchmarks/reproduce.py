@@ -1,4 +1,4 @@
-"""The executable definition of every results table: which runs a table is made of, and with which flags.
+"""The executable definition of every results table: its runs, and the flags of each.
 
     python -m benchmarks.reproduce digits   minutes on a CPU, no download
     python -m benchmarks.reproduce ablation --ds digits --seeds 0 1 2
@@ -7,7 +7,7 @@
     python -m benchmarks.reproduce imagenet --protocol imagenet --extra --txtt LIST ...   ImageNet-LT
 
 Prints its plan, skips finished runs, resumes interrupted ones, and writes one small JSON file per run for
-``python -m benchmarks.table``. Several runs at a time: one per GPU, or ``--jobs`` on a CPU.
+``python -m benchmarks.table``. Runs are parallel: one per GPU, or ``--jobs`` on a CPU.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from utils.run.runlog import write_text
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "runs"
 
-# Where things are on a machine; no part of a result.
+# Where things are on this machine; not part of a result.
 LOCAL_FLAGS = {"drp", "srp", "resume", "gpu", "figures"}
 LOCAL_FLAGS |= {"txtt", "txtv", "iidp", "iodp", "txt_ood_train", "txt_ood_test"}
 
@@ -51,7 +51,7 @@ class Run(NamedTuple):
 
 
 def commands(run: Run, args: argparse.Namespace, device: str) -> list[list[str]]:
-    """The command lines of a run: training, evaluation, and the further evaluations of the table."""
+    """Returns the command lines of a run: training, evaluation, and further evaluations of the table."""
     script = "_imagenet" if args.ds == "imagenet" else ""
     data = [] if args.drp is None or args.ds == "imagenet" else ["--drp", str(args.drp)]
     where = ["--gpu", device, "--seed", str(run.seed), "--srp", str(run.folder)]
@@ -71,7 +71,7 @@ def commands(run: Run, args: argparse.Namespace, device: str) -> list[list[str]]
 
 
 def portable_commands(run: Run, args: argparse.Namespace) -> list[str]:
-    """The command lines as text, without this machine's folders and device."""
+    """Returns the command lines as text, without this machine's folders and device."""
     shown = argparse.Namespace(**vars(args) | {"drp": None})
     data = [] if args.drp is None else ["--drp", "DATA"]
     return [
@@ -81,8 +81,7 @@ def portable_commands(run: Run, args: argparse.Namespace) -> list[str]:
 
 
 def execute(run: Run, args: argparse.Namespace, device: str) -> tuple[bool, str]:
-    """Runs what is missing of one run, with its output in ``log.txt`` of the run directory, and collects its
-    results.
+    """Runs the missing parts of one run, logs to its ``log.txt``, and collects its results.
 
     Returns:
         (whether it succeeded, a line about it).
@@ -95,7 +94,7 @@ def execute(run: Run, args: argparse.Namespace, device: str) -> tuple[bool, str]
         known = []
     if known[:2] != shown[:2]:
         advice = "choose another --srp or --protocol"
-        return False, f"{run.name}: {run.folder} holds a run that other commands made; {advice}"
+        return False, f"{run.name}: {run.folder} holds a run made by other commands; {advice}"
     run.folder.mkdir(parents=True, exist_ok=True)
     every = [*known, *(line for line in shown if line not in known)]
     write_text(record, json.dumps(every, indent=1) + "\n")
@@ -117,7 +116,7 @@ def execute(run: Run, args: argparse.Namespace, device: str) -> tuple[bool, str]
 
 
 def collect(run: Run, target: Path) -> None:
-    """Writes one small JSON file with what the tables need, and one for each further evaluation."""
+    """Writes a small JSON file with everything the tables need, and one for each further evaluation."""
     commands = json.loads((run.folder / "commands.json").read_text())
     further = [(f"-{name}", run.folder / name) for name in EVALUATIONS]
     for suffix, evaluation in [("", run.folder), *further]:
@@ -132,13 +131,13 @@ def collect(run: Run, target: Path) -> None:
 
 
 def read_run(folder: Path, evaluation: Path | None = None) -> dict:
-    """What the tables need of a run directory: name, seed, date, seconds of training, arguments, results.
+    """Returns what tables need of a run directory: name, seed, date, training seconds, arguments, results.
 
     Args:
-        evaluation: the folder of results.json where it is another.
+        evaluation: the folder of results.json, if it is another one.
 
     Raises:
-        InputError: it is no run that has been evaluated.
+        InputError: it is not an evaluated run.
     """
     evaluation = evaluation or folder
     if not (evaluation / "results.json").exists():
@@ -162,8 +161,7 @@ def read_run(folder: Path, evaluation: Path | None = None) -> dict:
 
 
 def expected_seconds(runs: list[Run], args: argparse.Namespace) -> float | None:
-    """What the unfinished runs will take, by the epochs of the same protocol already logged; None without
-    any."""
+    """Estimates the time of the unfinished runs from logged epochs of the same protocol; None without any."""
     logs = [r.folder / "log.jsonl" for r in runs if (r.folder / "log.jsonl").exists()]
     epochs = [json.loads(line) for log in logs for line in log.read_text().splitlines()]
     if not epochs or args.epochs is None and not (logs[0].parent / "args.json").exists():
@@ -188,7 +186,10 @@ def main(argv: list[str] | None = None) -> None:
     where = ", ".join(sorted(set(devices)))
     print(f"{args.table}: {len(runs)} runs, {len(done)} finished; {len(devices)} at a time on {where}")
     known = seconds is not None
-    print("expected:", f"{seconds / len(devices) / 60:.0f} minutes" if known else "not known before an epoch")
+    print(
+        "expected:",
+        f"{seconds / len(devices) / 60:.0f} minutes" if known else "unknown before an epoch",
+    )
     for run in runs:
         print(f"  {run.name}: python {' '.join(commands(run, args, devices[0])[0])}", flush=True)
     if args.plan:
@@ -225,7 +226,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--ds",
         choices=(*BENCHMARKS, "imagenet"),
-        help="of the tables that are not named after a data set; default cifar10",
+        help="the data set, for tables not named after one; default cifar10",
     )
     parser.add_argument("--rows", nargs="+", metavar="ROW", help="only these rows of the table")
     parser.add_argument("--seeds", type=flags.count, nargs="+", default=[0, 1, 2])

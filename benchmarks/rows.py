@@ -1,10 +1,10 @@
-"""The rows of the results tables: benchmarks.reproduce makes their runs, benchmarks.table shows them."""
+"""The rows of the results tables: benchmarks.reproduce runs them, benchmarks.table shows them."""
 
 from typing import NamedTuple
 
 
 class Row(NamedTuple):
-    """What a row is called, and the flags of its training (or evaluation) on top of the defaults."""
+    """A row's label, and the flags of its training (or evaluation) on top of the defaults."""
 
     label: str
     flags: str

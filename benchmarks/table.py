@@ -1,7 +1,7 @@
-"""Turns result files into tables: those of README.md and docs/, and any other on the terminal.
+"""Turns result files into tables: those of README.md and docs/, and any others on the terminal.
 
-    python -m benchmarks.table                     rewrites the tables of the documents
-    python -m benchmarks.table --check             fails where a document and the result files differ
+    python -m benchmarks.table                     rewrites the tables in the documents
+    python -m benchmarks.table --check             fails if a document and the result files differ
     python -m benchmarks.table --show ablation digits_default --format latex
     python -m benchmarks.table --runs runs/a runs/b --score energy probe/combined --columns AUROC ACC few
 
@@ -9,7 +9,7 @@ A document's table is between ``<!-- table: NAME ARGUMENT [--rows ...] [--score 
 ``<!-- end -->``. NAME is a table of benchmarks/rows.py with a protocol (a folder of
 benchmarks/results/runs), ``scores`` (AUROC of every score) or ``sets`` (AUROC on each OOD set) with a
 protocol, ``published`` with a data set, or ``claim`` with a file of benchmarks/results. Runs
-that differ in nothing but the seed share a row: mean and standard deviation.
+that differ only in the seed share a row: mean and standard deviation.
 """
 
 import argparse
@@ -43,20 +43,19 @@ IMAGENET_LT_IMAGES = 115_846
 METRICS = {header.split()[0]: key for key, header in (OOD_COLUMNS | ACCURACY_COLUMNS).items()}
 COLUMNS = ("calibration", "score", "n", *METRICS, "minutes")
 FULL = ("calibration", "n", *METRICS, "minutes")
-# Whose a way of scoring PATT's networks is, where a table has several: this project's if not the paper's or a
-# baseline's.
+# Whose scoring method it is, if a table has several for PATT: this project's unless listed.
 OWNERS = {"energy": " (the paper's)", "msp": "", "maxlogit": ""}
 
 
 class Way(NamedTuple):
-    """One way to use a network: how its features are calibrated, and which score tells OOD."""
+    """One way to use a network: its calibration, and the score that detects OOD."""
 
     calibration: str
     score: str
 
     @classmethod
     def parse(cls, text: str) -> "Way":
-        """From ``SCORE`` (no calibration) or ``CALIBRATION/SCORE``."""
+        """Parses ``SCORE`` (no calibration) or ``CALIBRATION/SCORE``."""
         calibration, _, score = text.rpartition("/")
         return cls(calibration or "none", score)
 
@@ -75,7 +74,7 @@ class MarkerParser(argparse.ArgumentParser):
 
 
 def add_selection(parser: argparse.ArgumentParser) -> None:
-    """What a table shows; the flags are those of a marker and of the command line."""
+    """Adds the flags that select what a table shows, both for markers and for the command line."""
     parser.add_argument("--rows", nargs="+", choices=tuple(ROWS), metavar="ROW", help="only these rows")
     parser.add_argument(
         "--score",
@@ -91,7 +90,7 @@ def add_selection(parser: argparse.ArgumentParser) -> None:
 
 
 def load_records(results: Path, group: str) -> dict[str, list[dict]]:
-    """The run files of a protocol: row to records, by seed."""
+    """Loads the run files of a protocol: row -> records, by seed."""
     files = sorted((results / group).glob("*-seed*.json"))
     if not files:
         raise InputError(f"there are no result files in {results / group}")
@@ -103,7 +102,7 @@ def load_records(results: Path, group: str) -> dict[str, list[dict]]:
 
 
 def evaluation(record: dict, way: Way) -> dict:
-    """The metrics of one way, means over the OOD sets, with the accuracies: key to fraction, or None.
+    """Returns the metrics of one way, means over the OOD sets, and the accuracies: key -> fraction, or None.
 
     Raises:
         InputError: the record does not have it.
@@ -117,12 +116,12 @@ def evaluation(record: dict, way: Way) -> dict:
 
 
 def calibration_of(entry: dict) -> str:
-    """The calibration's name; older files only say whether it is FC."""
+    """Returns the calibration's name; older files only say whether it is FC."""
     return entry.get("calibration", "fc" if entry["fc"] else "none")
 
 
 def spread(values: list[float | None]) -> str:
-    """Mean ± standard deviation over the seeds, of fractions, in percent."""
+    """Formats mean ± standard deviation over seeds, in percent, from fractions."""
     if any(v is None for v in values):
         return "-"
     values = [100 * v for v in values]
@@ -130,22 +129,22 @@ def spread(values: list[float | None]) -> str:
 
 
 def cores(environment: dict) -> str:
-    """How many cores a result was made on, as text."""
+    """Says how many cores a result was measured on."""
     return f"{environment['cpu_cores']} core{'' if environment['cpu_cores'] == 1 else 's'}"
 
 
 def protocol_table(results: Path, table: str, group: str, selection: argparse.Namespace) -> Table:
-    """A table of benchmarks/rows.py over one protocol's result files.
+    """Builds a table of benchmarks/rows.py from one protocol's result files.
 
-    It takes the seeds that all of its rows have: seeds differ by more than methods do. The note names the
-    others.
+    It uses the seeds that all of its rows have, since seeds differ more than methods; the note names the
+    rest.
     """
     shown, dropped = comparable(results, group, table, selection)
     return tabulate(shown, selection, dropped, f"`benchmarks/results/runs/{group}/`")
 
 
 def scores_table(results: Path, group: str, selection: argparse.Namespace) -> Table:
-    """AUROC, a mean over the OOD sets, of every score under the calibrations that ``--score`` names."""
+    """Tabulates the mean AUROC of every score, under the calibrations that ``--score`` names."""
     shown, dropped = comparable(results, group, "ablation", selection)
     calibrations = dict.fromkeys(way.calibration for way in selection.score)
     names = [m["score"] for m in next(iter(shown.values()))[0]["results"]["mean"]]
@@ -163,7 +162,7 @@ def scores_table(results: Path, group: str, selection: argparse.Namespace) -> Ta
 
 
 def sets_table(results: Path, group: str, selection: argparse.Namespace) -> Table:
-    """AUROC on each OOD set, a column for each way of ``--score``."""
+    """Tabulates AUROC on each OOD set, with a column for each way of ``--score``."""
     shown, dropped = comparable(results, group, "ablation", selection)
     lines = []
     for row, records in shown.items():
@@ -190,7 +189,7 @@ def sets_table(results: Path, group: str, selection: argparse.Namespace) -> Tabl
 def comparable(
     results: Path, group: str, table: str, selection: argparse.Namespace
 ) -> tuple[dict[str, list[dict]], set[int]]:
-    """The records of a table's rows with the seeds that all of them have, and the seeds that not all have."""
+    """Returns the records of a table's rows with the seeds common to all, and the seeds that are not."""
     records = load_records(results, group)
     rows = [row for row in selection.rows or TABLES[table] if row in records]
     missing = [row for row in selection.rows or () if row not in records]
@@ -207,7 +206,7 @@ def comparable(
 
 
 def runs_table(folders: list[Path], selection: argparse.Namespace) -> Table:
-    """A table of any run directories; those that differ in nothing but the seed share a row."""
+    """Tabulates any run directories; those that differ only in the seed share a row."""
     alike = {}
     for folder in folders:
         record = read_run(folder)
@@ -220,7 +219,7 @@ def runs_table(folders: list[Path], selection: argparse.Namespace) -> Table:
 
 
 def common_name(names: list[str]) -> str:
-    """What the names of several seeds' folders begin with: p/patt of p/patt/seed0 and p/patt/seed1."""
+    """Returns the common beginning of several seeds' folders: p/patt for p/patt/seed0 and p/patt/seed1."""
     if len(names) == 1:
         return names[0]
     return os.path.commonprefix(names).rstrip("0123456789").removesuffix("seed").rstrip("-_/") or names[0]
@@ -229,7 +228,7 @@ def common_name(names: list[str]) -> str:
 def tabulate(
     rows: dict[str, list[dict]], selection: argparse.Namespace, dropped_seeds: set[int], where: str
 ) -> Table:
-    """A line for each row and each way of ``selection``."""
+    """Builds a line for each row and each way of ``selection``."""
     headers = {name: (OOD_COLUMNS | ACCURACY_COLUMNS)[key] for name, key in METRICS.items()}
     headers["minutes"] = "training, minutes"
     head = ["", *(headers.get(name, name) for name in selection.columns)]
@@ -254,7 +253,7 @@ def calibration_label(way: Way) -> str:
 
 
 def line_label(row: str, way: Way, selection: argparse.Namespace) -> str:
-    """The row's name, and the way where several are shown and no column tells them apart."""
+    """Returns the row's label, with the way if several are shown and no column tells them apart."""
     name, _, further = row.partition("-")
     if name not in ROWS or further and further not in EVALUATIONS:
         name, further = row, ""
@@ -274,7 +273,7 @@ def line_label(row: str, way: Way, selection: argparse.Namespace) -> str:
 
 
 def notes(records: list[dict], selection: argparse.Namespace, dropped_seeds: set[int], where: str) -> str:
-    """What a reader has to know about the rows: protocol, data, seeds, device, commit, files."""
+    """Describes what readers must know about the rows: protocol, data, seeds, device, commit, files."""
     settings = records[0]["args"]
     ds, model = settings["ds"], settings["model"]
     images = sum(settings["class_counts"])
@@ -314,7 +313,7 @@ def notes(records: list[dict], selection: argparse.Namespace, dropped_seeds: set
 
 
 def published_table(ds: str) -> Table:
-    """The published averages."""
+    """Tabulates the published averages."""
     data = json.loads((ROOT / "benchmarks" / "published.json").read_text())
     rows = [
         [r["method"], *(f"{v:.2f}" for v in r[ds]), "ID?" if r["id_positive"] else "OOD"]
@@ -326,7 +325,7 @@ def published_table(ds: str) -> Table:
 
 
 def claim_table(name: str) -> Table:
-    """The table of a benchmark's results file, which holds it beside the numbers."""
+    """Returns the table stored in a benchmark's results file."""
     file = ROOT / "benchmarks" / "results" / f"{name}.json"
     if not file.exists():
         raise InputError(f"there is no results file {file}")
@@ -338,7 +337,7 @@ def claim_table(name: str) -> Table:
 
 
 def build(kind: str, argument: str, selection: argparse.Namespace, results: Path) -> Table:
-    """The table called ``kind`` of a protocol, a data set or a claim."""
+    """Builds the table ``kind`` of a protocol, data set or claim."""
     if kind == "published":
         return published_table(argument)
     if kind == "claim":
@@ -372,7 +371,7 @@ def latex(table: Table) -> str:
 
 
 def text(table: Table) -> str:
-    """Aligned columns for a terminal."""
+    """Formats aligned columns for a terminal."""
     lines = [table.head, *table.rows]
     widths = [max(len(line[i]) for line in lines) for i in range(len(table.head))]
     rows = (
@@ -388,7 +387,7 @@ FORMATS = {"text": text, "markdown": markdown, "latex": latex}
 
 
 def regenerate(document: str, results: Path = RESULTS) -> str:
-    """A document with every table between markers made anew."""
+    """Returns a document with every table between markers rebuilt."""
     parser = MarkerParser(prog="", add_help=False)
     parser.add_argument("kind")
     parser.add_argument("argument")
@@ -428,16 +427,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     what = parser.add_mutually_exclusive_group()
-    what.add_argument(
-        "--check", action="store_true", help="only compare; fail where documents and files differ"
-    )
+    what.add_argument("--check", action="store_true", help="only compare; fail if documents and files differ")
     what.add_argument(
         "--show", nargs=2, metavar=("NAME", "ARGUMENT"), help="print a table, named as in a marker"
     )
     what.add_argument(
         "--runs", nargs="+", type=flags.path, metavar="DIR", help="print a table of run directories"
     )
-    parser.add_argument("--format", choices=tuple(FORMATS), default="text", help="of a table that is printed")
+    parser.add_argument("--format", choices=tuple(FORMATS), default="text", help="of the printed table")
     parser.add_argument("--results", type=flags.path, default=RESULTS, help="the folder of the result files")
     add_selection(parser)
     return parser.parse_args(argv)

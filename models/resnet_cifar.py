@@ -1,8 +1,7 @@
-"""Residual networks for small images: ResNet18/34 with a 3x3 stem, and ResNet20/32 of He et al. 2016, section
-4.2.
+"""Residual networks for small images: ResNet18/34 with a 3x3 stem, and ResNet20/32 (He et al. 2016, 4.2).
 
-The parameter names (conv1, bn1, layerN.M.conv1, ..., layerN.M.shortcut.0/1, linear) are those of the
-checkpoints published in this field, so those checkpoints load. The embedding is the feature vector itself.
+The parameter names (conv1, bn1, layerN.M.conv1, ..., layerN.M.shortcut.0/1, linear) are those of published
+checkpoints in this field, so these load. The embedding is the feature vector itself.
 """
 
 from collections.abc import Sequence
@@ -36,7 +35,7 @@ class BasicBlock(nn.Module):
 
 
 class SmallImageResNet(nn.Module):
-    """A 3x3 stem and stages of basic blocks; each stage after the first halves the image's sides.
+    """A 3x3 stem and stages of basic blocks; each stage after the first halves height and width.
 
     Args:
         num_classes: C.

@@ -1,8 +1,6 @@
-"""Residual networks for photographs: torchvision's ResNet18/34/50 with a linear classifier and an embedding
-head.
+"""Networks for photographs: torchvision's ResNet18/34/50 with a linear classifier and an embedding head.
 
-The pooled features are the input of the classifier and the calibration; the head's embedding is that of the
-contrastive loss.
+The pooled features feed the classifier and the calibration; the head's embedding feeds the contrastive loss.
 """
 
 from collections.abc import Sequence
@@ -15,8 +13,7 @@ from models.output import Output
 
 
 class PhotographResNet(ResNet):
-    """torchvision's ResNet with random weights, features of width D (512 or 2048) and an embedding of width
-    1024.
+    """torchvision's ResNet with random weights, features of width D (512 or 2048) and an embedding of 1024.
 
     Args:
         num_classes: C.
@@ -25,7 +22,7 @@ class PhotographResNet(ResNet):
     """
 
     embedding_dim = 1024
-    embeds = True  # False skips the head, where there is no contrastive loss
+    embeds = True  # False skips the head, when there is no contrastive loss
 
     def __init__(
         self, num_classes: int, block: type[BasicBlock] | type[Bottleneck], layers: Sequence[int]

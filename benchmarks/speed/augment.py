@@ -1,8 +1,8 @@
-"""Images a second of each random view of CIFAR: python -m benchmarks.speed.augment
+"""Images per second of each random view of CIFAR: python -m benchmarks.speed.augment
 
-Batched tensors against torchvision's transforms on one PIL image at a time, on the same cores; and a whole
-training step's 640 images (128 strong, 256 contrastive, 256 outliers). On CUDA ours runs there, many steps at
-once, as the loader does it.
+Compares batched tensors with torchvision's transforms on one PIL image at a time, on the same cores, also for
+a whole training step's 640 images (128 strong, 256 contrastive, 256 outliers). With CUDA, ours runs there,
+many steps at once, as in the loader.
 """
 
 import argparse
@@ -19,7 +19,7 @@ VIEWS = {"strong": 128, "contrastive": 256, "outlier": 256}
 
 
 def plain_chunk(view, images, seed):
-    """One worker's part: the images one at a time."""
+    """Transforms one worker's share of the images, one at a time."""
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     transform = plain_views()[list(VIEWS).index(view)]
@@ -33,7 +33,7 @@ def main():
     args = parser.parse_args()
     workers, at_once = torch.get_num_threads(), STEPS_AT_ONCE[args.device.type]
     generator = torch.Generator().manual_seed(0)
-    # Smooth colours, for which equalising and the like have something to do.
+    # Smooth colours, so operations such as equalising have an effect.
     coarse = torch.rand(256, 3, 4, 4, generator=generator)
     images = torch.nn.functional.interpolate(coarse, 32, mode="bilinear").mul(255).byte()
     views, rows, measured, total = cifar_views(), [], [], {"plain": 0.0, "ours": 0.0}

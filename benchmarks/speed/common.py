@@ -1,4 +1,4 @@
-"""What every benchmark shares: repeated timing, and the table and results file of a claim."""
+"""Shared by all benchmarks: repeated timing, and the table and results file of a claim."""
 
 import argparse
 import json
@@ -17,7 +17,7 @@ RESULTS = Path(__file__).resolve().parent.parent / "results"
 
 
 class Timing(NamedTuple):
-    """Seconds of one call over the repeats: the median, and the smallest and largest as the spread."""
+    """Seconds per call over the repeats: the median, and the smallest and largest as the spread."""
 
     median: float
     low: float
@@ -25,9 +25,9 @@ class Timing(NamedTuple):
 
 
 def chosen_device(text: str) -> torch.device:
-    """The type of ``--device``: "cpu", "cuda" or "cuda:1".
+    """Parses ``--device``: "cpu", "cuda" or "cuda:1".
 
-    A GPU becomes the current one, whose work and memory are measured.
+    A GPU becomes the current one; its work and memory are measured.
     """
     try:
         chosen = torch.device(text)
@@ -42,8 +42,7 @@ def chosen_device(text: str) -> torch.device:
 
 
 def timed(fn, repeats, warmup=1):
-    """Seconds that ``fn()`` takes, over ``repeats`` calls after ``warmup`` untimed ones; waits for the
-    current GPU's work."""
+    """Times ``fn()`` over ``repeats`` calls, after ``warmup`` untimed ones; waits for the current GPU."""
     synchronise = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     for _ in range(warmup):
         fn()
@@ -58,7 +57,7 @@ def timed(fn, repeats, warmup=1):
 
 
 def milliseconds(timing):
-    """``median (lowest to highest)`` as text, of four digits; one value where there was one repeat."""
+    """Formats ``median (lowest to highest)`` with four digits; a single value for a single repeat."""
     median, low, high = (
         f"{t:,.0f}" if t >= 1000 else f"{t:.4g}" for t in (1e3 * seconds for seconds in timing)
     )
@@ -66,14 +65,13 @@ def milliseconds(timing):
 
 
 def publish(claim, device, head, rows, **measurements):
-    """Prints a table and writes it to ``benchmarks/results/<claim>-<device>.json``, with what it was made
-    from.
+    """Prints a table and writes it, with its data, to ``benchmarks/results/<claim>-<device>.json``.
 
     Args:
-        claim: the benchmark's name. device: where it ran; in the file's name "cpu" or the GPU's name in small
-            letters.
+        claim: the benchmark's name. device: where it ran; the file name has "cpu" or the GPU's name in lower
+            case.
         head, rows: the table's cells, as text.
-        measurements: plain values that the table was made from.
+        measurements: the plain values behind the table.
     """
     where = environment(device)
     name = "cpu" if device.type == "cpu" else re.sub(r"[^a-z0-9]+", "-", where["device"].lower())

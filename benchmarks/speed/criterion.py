@@ -1,7 +1,7 @@
-"""The cost of ISAC, forward and backward, statistics included: python -m benchmarks.speed.criterion
+"""The cost of ISAC, forward and backward, including statistics: python -m benchmarks.speed.criterion
 
-Against the plain transcription (benchmarks/speed/plain.py) at three sizes, after checking that the two agree;
-and the growth of time and of peak memory with the number of classes.
+Compares it with the plain transcription (benchmarks/speed/plain.py) at three sizes, after checking that the
+two agree, and measures how time and peak memory grow with the number of classes.
 """
 
 import argparse
@@ -25,11 +25,9 @@ EXACT_MEMORY = {
 
 
 def batch(n, classes, dim, device):
-    """Embeddings that lean to a class direction; 16 earlier ones of every class, for the statistics;
-    long-tailed counts.
+    """Returns embeddings near their class directions, 16 earlier ones per class, labels and class counts.
 
-    With so many, no kappa comes near the order from which the plain recurrence starts, above which it is
-    wrong.
+    With so many, no kappa comes near the order at which the plain recurrence starts, above which it is wrong.
     """
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(classes, (n,), generator=generator)
@@ -41,7 +39,7 @@ def batch(n, classes, dim, device):
 
 
 def ours(n, classes, dim, device):
-    """A function that does one step of our criterion's contrastive term."""
+    """Returns a function that computes our contrastive term once, forward and backward."""
     embeddings, labels, earlier, counts = batch(n, classes, dim, device)
     loss = PATTLoss(counts, dim, oe_weight=0, tla_weight=0, schedule="running", tla=False, oe=False).to(
         device
@@ -62,7 +60,7 @@ def plain(n, classes, dim, device):
 
 
 def step(loss, embeddings, labels):
-    """(loss, gradient) of one forward and backward pass."""
+    """Returns (loss, gradient) of one forward and backward pass."""
     embeddings.grad = None
     value = loss(embeddings, labels)
     value.backward()
@@ -70,8 +68,8 @@ def step(loss, embeddings, labels):
 
 
 def peak_memory(classes, n, dim, device):
-    """The peak of the memory that one step adds to the class statistics, in MB; of the CPU's in a process of
-    its own."""
+    """Returns the peak memory, in MB, that a step adds to the class statistics; for the CPU, in a new
+    process."""
     if device.type == "cuda":
         do = ours(n, classes, dim, device)
         torch.cuda.reset_peak_memory_stats()
@@ -89,19 +87,18 @@ def peak_memory(classes, n, dim, device):
 
 
 def own_peak_memory(classes, n, dim, queue):
-    """Puts this process's peak in the queue; from Linux's VmHWM, for getrusage's peak begins with that of the
-    parent."""
+    """Puts this process's peak in the queue, from Linux's VmHWM: getrusage's peak includes the parent's."""
     torch.set_num_threads(1)
     ours(n, 10, dim, "cpu")()
     do = ours(n, classes, dim, "cpu")
     before = resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     do()
     queue.put(resident("VmHWM") - before)
 
 
 def resident(field):
-    """A field of /proc/self/status, in MB."""
+    """Returns a field of /proc/self/status, in MB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
 

@@ -1,9 +1,9 @@
-"""The ImageNet loader against the plain way: python -m benchmarks.speed.imagenet_loader
+"""The ImageNet loader against a plain one: python -m benchmarks.speed.imagenet_loader
 
-Both read the same 500 x 375 JPEG files, made here from scikit-learn's two photographs, and give each image's
-three views at 224 x 224, normalised float32. Ours is datasets/imagenet.py; plain is one image at a time with
-Pillow, a decoding for each view and torchvision's transforms, in PyTorch's DataLoader. On k cores both run
-with k worker processes (one core: in the main process), bound to those cores.
+Both read the same 500 x 375 JPEG files, made here from scikit-learn's two photographs, and return each
+image's three views at 224 x 224, normalised float32. Ours is datasets/imagenet.py; the plain one uses Pillow,
+decodes each image once per view, and applies torchvision's transforms in PyTorch's DataLoader. On k cores
+both run with k worker processes (on one core, in the main process), bound to those cores.
 """
 
 import argparse
@@ -27,7 +27,7 @@ SIZE, BATCH = 224, 32
 
 
 def make_files(root, count, seed=0):
-    """JPEG files of quality 90: random crops of the photographs, some magnified, some mirrored."""
+    """Writes JPEG files of quality 90: random crops of the photographs, some magnified, some mirrored."""
     rng = np.random.default_rng(seed)
     photographs = [Image.fromarray(image) for image in load_sample_images().images]
     names = []
@@ -50,8 +50,7 @@ def make_files(root, count, seed=0):
 
 
 class PlainViews(Dataset):
-    """Three views of an image, each from its own decoding; RandAugment applies each of two operations with
-    probability 1/2."""
+    """Three views of an image, each decoded separately; two RandAugment operations of probability 1/2."""
 
     def __init__(self, files):
         self.paths = [files.root / path for path in files.paths]
@@ -99,8 +98,7 @@ def plain(files, num_workers):
 
 
 def measure(files, cores, repeats):
-    """Images a second of both ways on ``cores`` cores: median, lowest and highest of the repeats, and their
-    ratio."""
+    """Measures images per second of both loaders on ``cores`` cores, over the repeats, and their ratio."""
     images = len(files.paths) // BATCH * BATCH
     row = {"cores": cores, "workers": 0 if cores == 1 else cores}
     for name, way in (("plain", plain), ("ours", ours)):

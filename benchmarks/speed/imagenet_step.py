@@ -1,7 +1,7 @@
 """Does reading keep up with the GPU? python -m benchmarks.speed.imagenet_step
 
-Seconds of an ImageNet-LT training step (ResNet50, 1000 classes, 224 x 224, 32 x 3 + 64 images) with its data
-ready, and with the full loader reading JPEG files that are made here. The goal is at most 1.1 times as long.
+Compares an ImageNet-LT training step (ResNet50, 1000 classes, 224 x 224, 32 x 3 + 64 images) on ready data
+with one whose loader reads JPEG files, made here. The goal is a ratio of at most 1.1.
 """
 
 import argparse
@@ -68,8 +68,7 @@ def main():
         )
         ready = next(iter(loader.epoch(0)))
         bare = timed(lambda: train_on([ready]), min(args.steps, 30), warmup=3)
-        # Steps overlap with reading, so that the epoch is timed as a whole, after its first batch has
-        # arrived.
+        # Steps overlap with reading, so the epoch is timed as a whole, after its first batch.
         batches = iter(loader.epoch(1))
         train_on([next(batches)])
         if args.device.type == "cuda":
@@ -79,7 +78,7 @@ def main():
         if args.device.type == "cuda":
             torch.cuda.synchronize()
         seconds = (time.perf_counter() - begun) / (args.steps - 1)
-    head = [f"{args.md}, 32 x 3 + 64 images of {args.image_size}", "ms a step", "ratio"]
+    head = [f"{args.md}, 32 x 3 + 64 images of {args.image_size}", "ms per step", "ratio"]
     rows = [["data ready", f"{1e3 * bare.median:.4g}", ""]]
     rows.append(["full loader", f"{1e3 * seconds:.4g}", f"{seconds / bare.median:.2f} (goal at most 1.10)"])
     publish(

@@ -1,7 +1,6 @@
 """Memory over a long run: python -m benchmarks.speed.memory
 
-Trains the embedded digits for 300 short epochs and compares the resident memory after 50 epochs with that at
-the end.
+Trains the embedded digits for 300 short epochs and compares resident memory after 50 epochs and at the end.
 """
 
 import argparse
@@ -23,7 +22,7 @@ PAGE_MB = 4096 / 1e6
 
 
 def memory_by_epoch(epochs: int, folder: Path) -> dict[int, float]:
-    """Resident memory in MB (Linux) of a training, as its log grows: finished epochs to the first reading."""
+    """Returns the resident memory (MB, Linux) of a training by number of finished epochs, first readings."""
     line = [sys.executable, "train.py", *SMALL.split(), "--epochs", str(epochs), "--srp", str(folder)]
     process = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.DEVNULL)
     log, memory = folder / "log.jsonl", {}

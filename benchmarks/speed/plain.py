@@ -1,9 +1,8 @@
-"""The plain pipeline, which the benchmarks measure against: views of one PIL image at a time, and ISAC
-transcribed.
+"""The plain pipeline, the benchmarks' baseline: views of one PIL image at a time, and ISAC transcribed.
 
 The transcription follows the published recipe to the letter: an N x C x D broadcast for the concentrations,
-and log I by Miller's downward recurrence over orders from 2 nu, a Python loop in float64. It is for measuring
-and checking only.
+and log I by Miller's downward recurrence over orders from 2 nu, a Python loop in float64. It is only for
+measuring and checking.
 """
 
 import torch
@@ -31,7 +30,7 @@ class Cutout:
 
 
 def plain_views(size=32):
-    """(strong, contrastive, outlier): torchvision transforms of one PIL image to a normalised tensor."""
+    """Returns (strong, contrastive, outlier): transforms of one PIL image to a normalised tensor."""
     jitter = transforms.RandomApply([transforms.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8)
     end = [transforms.ToTensor(), transforms.Normalize(*CIFAR_NORMALIZATION)]
     crop, flip, grey = (
@@ -48,12 +47,12 @@ def plain_views(size=32):
 
 
 def as_pil(images):
-    """uint8 (N, 3, H, W) as a list of PIL images."""
+    """Converts uint8 (N, 3, H, W) to a list of PIL images."""
     return [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
 
 
 class PlainTrainingSet(Dataset):
-    """(view 1, view 2, view 3, label) of one PIL image after the other."""
+    """(view 1, view 2, view 3, label), one PIL image at a time."""
 
     def __init__(self, images, labels):
         self.images, self.labels = as_pil(images), labels
@@ -68,7 +67,7 @@ class PlainTrainingSet(Dataset):
 
 
 class PlainOutliers(Dataset):
-    """The outlier view of one PIL image after the other."""
+    """The outlier view, one PIL image at a time."""
 
     def __init__(self, images):
         self.images, self.view = as_pil(images), plain_views()[2]
@@ -81,7 +80,7 @@ class PlainOutliers(Dataset):
 
 
 def miller_log_iv(order, x):
-    """log I_order(x) for an integer order: downward recurrence from 2 order, normalised by I_0."""
+    """Returns log I_order(x) for an integer order: downward recurrence from 2 order, normalised by I_0."""
     above, here = torch.zeros_like(x), torch.ones_like(x)
     log_scale, found = torch.zeros_like(x), None
     for v in range(2 * order, 0, -1):
@@ -109,8 +108,7 @@ class MillerLogIv(torch.autograd.Function):
 
 
 class PlainISAC(nn.Module):
-    """ISAC with one running average a class, as :class:`utils.losses.PATTLoss` computes it under schedule
-    "running"."""
+    """ISAC with one running average per class, like :class:`utils.losses.PATTLoss` under "running"."""
 
     def __init__(self, class_counts, dim, temperature=0.1):
         super().__init__()

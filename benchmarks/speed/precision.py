@@ -1,9 +1,10 @@
-"""Do the fast ways give the plain fp32 numbers? python -m benchmarks.speed.precision --drp DATA
+"""Do bf16 and --compile give fp32's results? python -m benchmarks.speed.precision --drp DATA
 
-Trains PATT on CIFAR10-LT with a small network for a few epochs, in fp32 and in bf16 (--compiled: and in bf16
-compiled), each with the same seeds, and compares accuracy and AUROC; and evaluates the fp32 networks in bf16.
-A difference counts as within the spread where it is at most the range of the fp32 seeds. Finished runs in
---srp are kept; it has the layout of benchmarks.reproduce, whose runs of the row "patt" count.
+Trains PATT on CIFAR10-LT with a small network for a few epochs, in fp32 and in bf16 (with --compiled also in
+compiled bf16), with the same seeds, and evaluates the fp32 networks in bf16 as well. Compares accuracy and
+AUROC: a difference counts as within the spread if it does not exceed the max-min range of the fp32 seeds.
+Finished runs in --srp are kept; its layout is that of benchmarks.reproduce, and runs of its row "patt" are
+reused.
 """
 
 import argparse
@@ -31,7 +32,7 @@ EVALUATED = "fp32, evaluated in bf16"
 
 
 def commands(way, seed, args):
-    """[(command line, the file that shows it is done)] of one run: its training, and its evaluations."""
+    """Returns [(command line, the file that shows it is done)] of one run: training and evaluations."""
     name = f"cifar10_{args.md}_e{args.epochs}_{way.replace(' ', '_')}"
     folder = args.srp / name / "patt" / f"seed{seed}"
     shared = ["--gpu", args.gpu, "--drp", str(args.drp)]
@@ -59,7 +60,7 @@ def commands(way, seed, args):
 
 
 def execute(run):
-    """Runs what is missing of ``run``, a list from :func:`commands`; returns the evaluations' results."""
+    """Runs the missing parts of ``run``, a list from :func:`commands`; returns the evaluations' results."""
     for line, done in run:
         if not done.exists():
             print(f"$ python {' '.join(line)}", flush=True)
@@ -70,7 +71,7 @@ def execute(run):
 
 
 def numbers(results):
-    """The compared values of one evaluation, fractions, with and without feature calibration."""
+    """Returns the compared values of one evaluation, as fractions, with and without feature calibration."""
     values = {}
     for fc, name in ((False, ""), (True, ", FC")):
         values[f"accuracy{name}"] = next(a["all"] for a in results["accuracy"] if a["fc"] == fc)
@@ -80,8 +81,8 @@ def numbers(results):
 
 
 def compare(measured):
-    """Table rows from ``measured``: way -> one :func:`numbers` a seed; the first way is what the others are
-    held against."""
+    """Builds table rows from ``measured``: way -> :func:`numbers` per seed; the first way is the
+    reference."""
     plain, *others = measured
     rows = []
     for name in measured[plain][0]:
@@ -134,8 +135,8 @@ def benchmark_args(argv):
     parser.add_argument(
         "--dout", nargs="+", default=["cifar100", "tin", "texture", "scenes", "mnist"], help="OOD sets"
     )
-    parser.add_argument("--compiled", action="store_true", help="train in bf16 with torch.compile, too")
-    parser.add_argument("--jobs", type=flags.positive_int, default=1, help="runs beside each other")
+    parser.add_argument("--compiled", action="store_true", help="also train in bf16 with torch.compile")
+    parser.add_argument("--jobs", type=flags.positive_int, default=1, help="parallel runs")
     return parser.parse_args(argv)
 
 

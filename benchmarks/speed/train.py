@@ -1,10 +1,10 @@
 """Where a training step's time goes: python -m benchmarks.speed.train
 
-The step of train.py on CIFAR10-LT's sizes (128 x 3 + 256 images of 32 x 32), whole and taken apart: data,
-criterion, optimiser with its guard and meter; and the evaluation. Against (a) the bare forward and backward
-of the same network on ready tensors, and (b) the plain pipeline: worker processes with PIL images, fp32, the
-transcribed criterion. The images are random; time does not depend on them. On a GPU whole epochs are timed,
-so that work which runs beside other work counts once.
+Breaks down the step of train.py at CIFAR10-LT's sizes (128 x 3 + 256 images of 32 x 32) into data, criterion,
+and optimiser with guard and meter, and times the evaluation. Compares it with (a) the bare forward and
+backward pass of the same network on ready tensors, and (b) the plain pipeline: worker processes with PIL
+images, fp32, the transcribed criterion. The images are random, which does not affect time. On a GPU whole
+epochs are timed, so overlapping work counts once.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from utils.run.guard import StepGuard
 from utils.run.meter import EpochMeter
 
 STEPS_AN_EPOCH = 96  # CIFAR10-LT: 12,406 images in batches of 128
-GFLOP_AN_IMAGE = {"ResNet18": 3.35}  # forward and backward of a 32 x 32 image, multiply and add counted apart
+GFLOP_AN_IMAGE = {"ResNet18": 3.35}  # forward and backward of a 32 x 32 image, a multiply-add counts as 2
 CARD_TFLOPS = 790  # bf16 matrix products of one H200
 
 
@@ -43,7 +43,7 @@ def main(argv=None):
     data = random_data()
 
     def a_step(block):
-        """The time of one step, from a block of steps after a first, untimed block."""
+        """Times one step, from a block of steps after a first, untimed block."""
         return Timing(*(seconds / args.steps for seconds in timed(lambda: block(args.steps), args.repeats)))
 
     parts = our_parts(settings, data, args.device, args.compile)
@@ -90,13 +90,12 @@ def main(argv=None):
 
 
 def repeated(function):
-    """A function that calls ``function`` n times."""
+    """Returns a function that calls ``function`` n times."""
     return lambda n: [function() for _ in range(n)]
 
 
 def our_parts(settings, data, device, compile_network):
-    """Functions that do n steps' bare forward and backward, data, criterion, update, and n steps as train.py
-    does them."""
+    """Returns functions that do n times: bare forward and backward, data, criterion, update, whole step."""
     images, labels, outliers, counts = data
     loader = TrainLoader(
         images,
@@ -156,8 +155,7 @@ def our_parts(settings, data, device, compile_network):
 
 
 def plain_step(settings, data, device):
-    """A function that does one step of the plain pipeline, whose workers prepare further batches
-    meanwhile."""
+    """Returns a function that does one step of the plain pipeline, while workers prepare further batches."""
     images, labels, outliers, counts = data
     workers = min(os.cpu_count(), 16)
 
@@ -197,7 +195,7 @@ def plain_step(settings, data, device):
 
 
 def our_evaluation(name, test_images, device):
-    """A function that passes a test set through the network."""
+    """Returns a function that passes a test set through the network."""
     model = build_model(name, 10).to(device, memory_format=torch.channels_last).eval()
     images = torch.randint(0, 256, (test_images, 3, 32, 32), dtype=torch.uint8).to(device)
     labels = torch.zeros(test_images, dtype=torch.int64)
@@ -214,8 +212,7 @@ def our_evaluation(name, test_images, device):
 
 
 def random_data():
-    """(images, labels, outliers, class counts): as many images as CIFAR10-LT has, and outliers for an
-    epoch."""
+    """Returns (images, labels, outliers, class counts) of CIFAR10-LT's sizes; outliers for one epoch."""
     counts = long_tail_counts(5000, 10, 0.01)
     labels = torch.repeat_interleave(torch.arange(10), torch.tensor(counts))
     images, outliers = (
@@ -230,11 +227,11 @@ def benchmark_args(argv):
     parser.add_argument("--device", type=chosen_device, default="cpu")
     parser.add_argument("--compile", action="store_true", help="torch.compile the network")
     parser.add_argument(
-        "--steps", type=int, help="steps a timed block; default: 1 on a CPU, an epoch on a GPU"
+        "--steps", type=int, help="steps per timed block; default: 1 on a CPU, an epoch on a GPU"
     )
     parser.add_argument("--repeats", type=int, default=3, help="timed blocks")
     parser.add_argument(
-        "--batch_size", type=int, default=128, help="ID images a step; twice as many outliers"
+        "--batch_size", type=int, default=128, help="ID images per step; twice as many outliers"
     )
     parser.add_argument("--test_images", type=int, help="default: 1,000 on a CPU, 10,000 on a GPU")
     args = parser.parse_args(argv)

@@ -1,5 +1,4 @@
-"""Checkpoints that describe themselves, hold only tensors and plain values, and survive a crash while they
-are written."""
+"""Self-describing checkpoints of tensors and plain values, safe from crashes while being written."""
 
 import argparse
 import contextlib
@@ -22,27 +21,26 @@ from utils.run.pickles import Inspector, NotPlain, Refused, numpy_readers
 from utils.run.weights import CONTAINERS
 
 LATEST, PREVIOUS = "latest.pth", "previous.pth"
-BEFORE_TORCH_1_6 = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the first pickle, a number, of its files
+BEFORE_TORCH_1_6 = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how its files begin: a pickled number
 DOS_FOLDER = 0x10
 
 
 def save_checkpoint(state, folder):
-    """Writes ``folder/latest.pth``; what was there becomes ``previous.pth``. See :func:`save_whole`."""
+    """Writes ``folder/latest.pth``; the file it replaces becomes ``previous.pth``. See :func:`save_whole`."""
     save_whole(state, Path(folder) / LATEST, previous=Path(folder) / PREVIOUS)
 
 
 def save_whole(state: dict, path: Path, previous: Path | None = None) -> None:
-    """Writes a file for :func:`load_checkpoint`, which checks its checksums (a CRC-32 of every record).
+    """Writes a file for :func:`load_checkpoint`, with a checksum (CRC-32) for every record.
 
-    It is written under another name, flushed to the disk and renamed, so that a crash at any moment leaves a
-    whole file.
+    It is written under another name, flushed to disk and renamed: a crash always leaves a whole file.
 
     Args:
         state: nested dicts, lists, tensors and plain values.
-        previous: what a whole file that is already there becomes; None replaces it.
+        previous: the new name of a whole file at ``path``; None replaces that file.
 
     Raises:
-        OSError: nothing that was there is lost.
+        OSError: it cannot be written; existing files are kept.
     """
     temporary = path.with_name(path.name + ".tmp")
     try:
@@ -50,7 +48,7 @@ def save_whole(state: dict, path: Path, previous: Path | None = None) -> None:
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
-        if previous is not None and _is_whole(path):  # a damaged one must not take its place
+        if previous is not None and _is_whole(path):  # a damaged file must not become the previous one
             os.replace(path, previous)
         os.replace(temporary, path)
         _sync_folder(path.parent)
@@ -60,14 +58,13 @@ def save_whole(state: dict, path: Path, previous: Path | None = None) -> None:
 
 
 class CheckpointWriter:
-    """Writes checkpoints in a thread of its own, while training continues.
+    """Writes checkpoints in its own thread, while training continues.
 
-    The state is copied to the host before :meth:`save` returns. One checkpoint is written at a time: the next
-    one waits for it. So a crash loses at most the epoch under way and the one whose checkpoint is being
-    written.
+    The state is copied to the host before :meth:`save` returns. Only one checkpoint is written at a time; the
+    next waits. So a crash loses at most the current epoch and the one whose checkpoint is being written.
 
     Args:
-        folder: the run directory. attempt: :class:`utils.run.runlog.Attempts`, which reports what fails.
+        folder: the run directory. attempt: :class:`utils.run.runlog.Attempts`, which reports failures.
     """
 
     def __init__(self, folder, attempt):
@@ -76,23 +73,23 @@ class CheckpointWriter:
         self.pending = None
 
     def save(self, state: dict) -> None:
-        """Begins to write the state."""
+        """Starts writing the state."""
         copy = _on_host(state)
         self.wait()
         self.pending = self.thread.submit(self.attempt, "the checkpoint", save_checkpoint, copy, self.folder)
 
     def wait(self) -> None:
-        """Returns when what was begun is written, or has failed."""
+        """Returns when the pending write has finished or failed."""
         if self.pending is not None:
             self.pending.result()
 
     def close(self) -> None:
-        """Waits, and ends the thread."""
+        """Waits for the pending write and ends the thread."""
         self.thread.shutdown()
 
 
 def _on_host(value):
-    """A copy of nested dicts and lists whose tensors are on the CPU and shared with nobody."""
+    """Copies nested dicts and lists; their tensors are new ones on the CPU."""
     if isinstance(value, torch.Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):
@@ -101,8 +98,7 @@ def _on_host(value):
 
 
 def _sync_folder(folder):
-    """The renames reach the disk, too; where a file system cannot promise that, there is nothing to do about
-    it."""
+    """Flushes renames to the disk, where the file system supports it."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -112,7 +108,7 @@ def _sync_folder(folder):
 
 
 def _is_whole(path):
-    """Whether there is a checkpoint whose checksums hold."""
+    """Tells whether ``path`` is a checkpoint with correct checksums."""
     try:
         _check_archive(path)
     except InputError:
@@ -121,7 +117,7 @@ def _is_whole(path):
 
 
 def _check_archive(path):
-    """Returns the :class:`Inspector` of the pickle in a zip file, whose checksums it has verified.
+    """Verifies the checksums of a zip file, and returns the :class:`Inspector` of the pickle in it.
 
     Raises:
         InputError: missing or damaged.
@@ -130,8 +126,7 @@ def _check_archive(path):
         with zipfile.ZipFile(path) as archive:
             sizes = {record.filename: record.file_size for record in archive.infolist()}
             folders = {name.partition("/")[0] for name in sizes}
-            # Two readers might take different records of one name, and torch looks names up without regard to
-            # case.
+            # Two readers might pick different records of one name, and torch ignores case in names.
             if len(folders) != 1 or len({name.lower() for name in sizes}) < len(archive.infolist()):
                 raise ValueError("its records are not those that torch writes")
             if any(record.external_attr & DOS_FOLDER for record in archive.infolist()):
@@ -151,10 +146,10 @@ def _check_archive(path):
 
 
 def load_checkpoint(path):
-    """Reads one checkpoint file, without running code from it.
+    """Reads a checkpoint file without running code from it.
 
     Raises:
-        InputError: missing, damaged, or holding anything but tensors and plain values.
+        InputError: it is missing, damaged, or holds more than tensors and plain values.
     """
     path = Path(path)
     if not path.is_file():
@@ -162,7 +157,7 @@ def load_checkpoint(path):
     try:
         with open(path, "rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            if file.read(4) == b"PK\x03\x04":  # what torch.load goes by
+            if file.read(4) == b"PK\x03\x04":  # as torch.load decides
                 _check_archive(path).load()
             else:
                 file.seek(0)
@@ -175,9 +170,9 @@ def load_checkpoint(path):
                 return torch.load(path, map_location="cpu", weights_only=True)
     except InputError:
         raise
-    except Exception as error:  # whatever a stranger's bytes make an unpickler raise
+    except Exception as error:  # untrusted bytes can make an unpickler raise anything
         why = first_line(error)
-        if isinstance(error, pickle.UnpicklingError):  # torch's: pages of advice around the reason
+        if isinstance(error, pickle.UnpicklingError):  # torch surrounds the reason with pages of advice
             why = re.sub(r"(?s).*WeightsUnpickler error:\s*", "", str(error)).partition("\n")[0][:200]
         elif isinstance(error, NotPlain):
             why = f"{error}; if you trust its author, run in the folder of its code: {_conversion(path)}"
@@ -187,7 +182,7 @@ def load_checkpoint(path):
 
 
 def _conversion(path):
-    """A command that writes the weights alone of a file that holds more; it runs code from the file."""
+    """Returns a command that extracts the weights from a file that holds more; it runs code from the file."""
     source = path.resolve()
     target = source.with_name(f"{path.stem}-weights.pth")
     code = f'import torch; c = torch.load({json.dumps(str(source))}, "cpu", weights_only=False); '
@@ -198,8 +193,7 @@ def _conversion(path):
 
 
 def load_run(folder):
-    """The newest whole checkpoint of a run directory; a damaged latest one falls back to the previous, with a
-    warning.
+    """Loads the newest whole checkpoint of a run directory; warns if that is not the latest one.
 
     Raises:
         InputError: there is none.
@@ -221,7 +215,7 @@ def load_run(folder):
 
 
 def open_checkpoint(path):
-    """Reads a run directory's newest checkpoint or a checkpoint file.
+    """Reads a checkpoint file, or the newest checkpoint of a run directory.
 
     Raises:
         InputError: see :func:`load_run` and :func:`load_checkpoint`.
@@ -230,8 +224,8 @@ def open_checkpoint(path):
 
 
 def results_folder(path):
-    """Where a checkpoint's results go: into the run directory, also for the latest.pth in it; for any other
-    file into a folder of its own, ``FILE.results``, since one folder may hold many files."""
+    """Returns the folder for a checkpoint's results: the run directory, for it or its latest.pth; for any
+    other file ``FILE.results``, since one folder may hold many files."""
     path = Path(path)
     if path.is_dir():
         return path
@@ -239,25 +233,24 @@ def results_folder(path):
 
 
 def stored_arguments(checkpoint):
-    """The arguments of the run that wrote a checkpoint; empty where it does not say."""
+    """Returns the arguments of the run that wrote a checkpoint; empty if they are not stored."""
     stored = checkpoint.get("args") if isinstance(checkpoint, dict) else None
     return stored if isinstance(stored, dict) else {}
 
 
 def resolve_settings(given, stored, defaults, ranges):
-    """What a checkpoint is: from its own arguments, else from the flags, else from the defaults.
+    """Determines the settings of a checkpoint: from its own arguments, else the flags, else the defaults.
 
     Args:
         given: dict of flag name to value, None where the flag was not given. stored: the checkpoint's
             arguments.
-        defaults: dict of every name that is asked for. ranges: those that are numbers, with their types in
-            utils/flags.py.
+        defaults: dict of all wanted names. ranges: the numeric ones, with their types in utils/flags.py.
 
     Returns:
         (settings, assumed): dict with the names of ``defaults``, and the names that come from ``defaults``.
 
     Raises:
-        InputError: a flag that contradicts the checkpoint, or an argument in it that no run has.
+        InputError: a flag contradicts the checkpoint, or an argument in it is impossible.
     """
     for name in defaults.keys() & stored.keys():
         if not _is_argument(stored[name], defaults[name], ranges.get(name)):
@@ -276,8 +269,8 @@ def resolve_settings(given, stored, defaults, ranges):
 
 
 def progress_of(checkpoint):
-    """``{seed, epoch, epochs}`` of the run that wrote a checkpoint, ``epoch`` the finished ones; None where
-    it does not say."""
+    """Returns ``{seed, epoch, epochs}`` of the run that wrote a checkpoint, ``epoch`` counting finished ones;
+    None if not stored."""
     stored = stored_arguments(checkpoint)
     epoch = checkpoint.get("epoch") if isinstance(checkpoint, dict) else None
     values = {"seed": stored.get("seed"), "epoch": epoch, "epochs": stored.get("epochs")}
@@ -285,10 +278,10 @@ def progress_of(checkpoint):
 
 
 def caveats(checkpoint, settings, assumed):
-    """Sentences that a reader of the results has to know: what was assumed, and whether the run had ended.
+    """Returns sentences for readers of the results: what was assumed, and whether the run is unfinished.
 
     Args:
-        settings: see :func:`resolve_settings`. assumed: the names in it to speak of.
+        settings: see :func:`resolve_settings`. assumed: the names in it to mention.
     """
     sentences = []
     if assumed:
@@ -301,8 +294,7 @@ def caveats(checkpoint, settings, assumed):
 
 
 def _is_argument(value, default, number):
-    """Whether a stranger's value is of the kind of ``default``, and in the range of the type of flag
-    ``number``."""
+    """Tells whether an untrusted value has the kind of ``default``, or the range of flag type ``number``."""
     if number is not None:
         try:
             return type(value) in (int, float) and number(str(value)) == value
@@ -315,16 +307,15 @@ def _is_argument(value, default, number):
 
 
 def differs(stored, value):
-    """Whether a stranger's value is another than ours."""
+    """Tells whether an untrusted value differs from ours."""
     try:
         return bool(stored != value)
-    except Exception:  # tensors, for one, have no single answer
+    except Exception:  # comparing tensors, for example, has no single answer
         return True
 
 
 def require_class_counts(checkpoint, class_counts):
-    """Raises InputError where a checkpoint says how many training images each class had, and these are
-    others."""
+    """Raises InputError if the checkpoint stores other class counts than these."""
     stored = checkpoint.get("class_counts") if isinstance(checkpoint, dict) else None
     if stored is None or not differs(stored, class_counts):
         return
@@ -337,10 +328,10 @@ def require_class_counts(checkpoint, class_counts):
 
 
 def load_optimizer(optimizer, stored):
-    """Gives the optimiser the running averages of a checkpoint; its settings stay those of the flags.
+    """Loads the optimiser's running averages from a checkpoint; its settings stay those of the flags.
 
     Raises:
-        ValueError: they are not those of this kind of optimiser, or have other shapes than the parameters.
+        ValueError: they are from another kind of optimiser, or do not have the parameters' shapes.
     """
     optimizer.load_state_dict(
         {"state": stored["state"], "param_groups": optimizer.state_dict()["param_groups"]}

@@ -1,5 +1,5 @@
-"""Reads pickles of strangers. Forbidding code is not enough: a key may overflow the stack, and a size may go
-beyond the file."""
+"""Reads untrusted pickles, in which not only code is a danger: keys may overflow the stack, and sizes may
+exceed the file."""
 
 import pickle
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-# What a pickle of tensors and plain values names, beside storages, dtypes and numpy's numbers.
+# Names that occur in pickles of tensors and plain values, besides storages, dtypes and numpy's numbers.
 PLAIN = {
     "torch._utils._rebuild_tensor",  # dense tensors on the CPU
     "torch._utils._rebuild_tensor_v2",
@@ -24,15 +24,15 @@ NUMPY_SCALARS = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar"
 
 
 class Refused(Exception):
-    """A pickle asks for something that a reader of plain values does not give; the message says for what."""
+    """A pickle asks for something that plain values do not need; the message says what."""
 
 
 class NotPlain(Refused):
-    """It holds something that is neither a tensor nor a plain value, which may well be harmless."""
+    """It holds something that is neither a tensor nor a plain value, and may well be harmless."""
 
 
 class NumpyDtype:
-    """What ``numpy.dtype`` is read as, for the kinds of numbers alone; numpy's own takes objects and records.
+    """Replaces ``numpy.dtype``, for numbers only; numpy's own also takes objects and records.
 
     Args:
         code: such as "f8". align, copy: as numpy pickles them, False and True.
@@ -55,7 +55,7 @@ class NumpyDtype:
 
 
 def numpy_scalar(dtype: NumpyDtype, data: bytes) -> bool | int | float | complex:
-    """A number that numpy pickled, as Python's own.
+    """Returns a number that numpy pickled as a Python number.
 
     Raises:
         Refused: its bytes are not those of one number.
@@ -66,11 +66,11 @@ def numpy_scalar(dtype: NumpyDtype, data: bytes) -> bool | int | float | complex
 
 
 def numpy_readers() -> list[Callable]:
-    """The two above under the names that numpy's pickles have, for ``torch.serialization.safe_globals``."""
+    """Returns the two readers above under numpy's names, for ``torch.serialization.safe_globals``."""
 
     def named(reader, full_name):
         module, _, name = full_name.rpartition(".")
-        function = lambda *args: reader(*args)  # noqa: E731  (a function of its own for each name)
+        function = lambda *args: reader(*args)  # noqa: E731  (one function per name)
         function.__module__, function.__qualname__ = module, name
         return function
 
@@ -78,7 +78,7 @@ def numpy_readers() -> list[Callable]:
 
 
 def _encode(text, encoding):
-    """Bytes, as pickles before protocol 3 hold them."""
+    """Encodes bytes that pickles before protocol 3 hold as text."""
     if type(text) is not str or encoding != "latin1":
         raise Refused("bytes are not described as pickle does")
     return text.encode(encoding)
@@ -88,7 +88,7 @@ CALLS = {"numpy.dtype": NumpyDtype, "_codecs.encode": _encode} | dict.fromkeys(N
 
 
 class Instructions(dict):
-    """The unpickler's methods by instruction; those that are not among ``names`` are refused."""
+    """The unpickler's methods by instruction; any not in ``names`` are refused."""
 
     def __init__(self, names, checks):
         every = pickle._Unpickler.dispatch
@@ -115,7 +115,7 @@ KEY_CHECKS = {"SETITEM": _set_item, "SETITEMS": _set_items}
 
 
 def _check_keys(keys):
-    """The hash of nested tuples recurses in C, where nothing bounds it, and doubles with each level of shared
+    """Refuses tuples as keys: their hash recurses in C without bound, and doubles per level of shared
     ones."""
     for key in keys:
         if not isinstance(key, (str, bytes, int, float, type(None))):
@@ -123,17 +123,15 @@ def _check_keys(keys):
 
 
 class Inspector(pickle._Unpickler):
-    """Walks through the pickle in a checkpoint without making anything of it; a first look, before
-    ``torch.load``.
+    """Walks through the pickle in a checkpoint without building anything; a check before ``torch.load``.
 
     Args:
         file: where the pickle begins.
-        storage_bytes: key of a storage -> how many bytes there are of it, or None. Older versions of torch
-            believe the pickle and read beyond the end of the storage.
+        storage_bytes: key of a storage -> its size in the file, in bytes, or None. Older versions of torch
+            trust the pickle and read beyond the end of the storage.
 
     Raises:
-        Refused: from ``load``, for what holds more than tensors and plain values or has a size that is not
-            true.
+        Refused: from ``load``; it holds more than tensors and plain values, or states a wrong size.
     """
 
     dispatch = Instructions(
@@ -173,7 +171,7 @@ class Inspector(pickle._Unpickler):
 
 
 def _is_storage_or_dtype(module, name):
-    """Whether it is the class of a storage, such as torch.FloatStorage, or a dtype, such as torch.float32."""
+    """Tells whether it is a storage class, such as torch.FloatStorage, or a dtype, such as torch.float32."""
     if (module, name) == ("torch.storage", "UntypedStorage"):
         return True
     return module == "torch" and (
@@ -182,7 +180,7 @@ def _is_storage_or_dtype(module, name):
 
 
 def _storage_dtype(name):
-    """The dtype of a storage class of torch, None for another name."""
+    """Returns the dtype of torch's storage class ``name``; None for another name."""
     kind = getattr(torch, name, None) if name.endswith("Storage") else None
     return kind.dtype if isinstance(getattr(kind, "dtype", None), torch.dtype) else None
 
@@ -196,7 +194,7 @@ class _Named:
     def __call__(self, *args):
         if self.name in CALLS:
             return CALLS[self.name](*args)
-        # What fills a container from its arguments takes keys from there.
+        # Containers take keys from their arguments.
         if self.name.startswith("collections.") and any(type(a) is not dict for a in args):
             raise NotPlain(f"it calls {self.name} with arguments")
         return _Made()
@@ -205,7 +203,7 @@ class _Named:
         raise Refused(f"it changes {self.name}")
 
     def item_bytes(self):
-        """Bytes of one element of a storage class."""
+        """Returns the bytes of one element of a storage class."""
         if self.name == "torch.storage.UntypedStorage":
             return 1
         dtype = _storage_dtype(self.name.removeprefix("torch."))
@@ -215,7 +213,7 @@ class _Named:
 
 
 class _Made:
-    """Stands in for what a call returns."""
+    """Stands in for the result of a call."""
 
     def __setitem__(self, key, value):
         pass

@@ -1,4 +1,4 @@
-"""One training run in its directory: resuming, progress, checkpoints, the log, and stopping in good order."""
+"""One training run in its directory: resuming, progress, checkpoints, the log, and stopping cleanly."""
 
 import argparse
 import reprlib
@@ -32,17 +32,17 @@ from utils.run.runlog import Attempts, RunDirectory, describe, environment, say
 from utils.run.signals import EXIT_STOPPED, StopRequest
 from utils.run.weights import load_weights, network_weights
 
-VOTE_EVERY = 16  # steps between the votes of several processes on whether to stop or to save
-PROGRESS_SECONDS = {True: 2, False: 30}  # between updates, on a terminal or elsewhere
+VOTE_EVERY = 16  # steps between votes of several processes on stopping and saving
+PROGRESS_SECONDS = {True: 2, False: 30}  # between updates, on a terminal (True) or elsewhere
 
-# Flags that may differ when a run is resumed: how and where it runs, and where its data are (see `restore`).
+# Flags that may change when a run is resumed: how and where it runs, and where its data are (see `restore`).
 DATA_FLAGS = {"drp", "txtt", "txtv", "iidp", "iodp", "txt_ood_train", "txt_ood_test"}
 FREE_FLAGS = {"resume", "gpu", "num_workers", "srp", "tb", "checkpoint_every_minutes", "max_bad_steps"}
 FREE_FLAGS |= DATA_FLAGS | {"compile", "figures"}
 
 
 class Trained(NamedTuple):
-    """What training changes, and so what a checkpoint restores."""
+    """Everything that training changes and a checkpoint restores."""
 
     model: nn.Module
     criterion: nn.Module
@@ -51,11 +51,11 @@ class Trained(NamedTuple):
 
 
 class Run:
-    """Where a run is, and what it keeps; made by :func:`open_run`.
+    """The state of a run and its files; made by :func:`open_run`.
 
     Attributes:
-        epoch, step: what comes next, counted from 0; between epochs ``step`` is 0.
-        meter: :class:`EpochMeter` of the epoch under way.
+        epoch, step: the next ones, counted from 0; between epochs ``step`` is 0.
+        meter: :class:`EpochMeter` of the current epoch.
         history: one record per finished epoch, as in ``log.jsonl``.
     """
 
@@ -65,7 +65,7 @@ class Run:
         self.num_epochs, self.save_seconds = settings["epochs"], 60 * settings["checkpoint_every_minutes"]
         self.epoch, self.step, self.history = 0, 0, []
         self.meter = EpochMeter(len(class_counts), compute.device)
-        self.seconds = 0.0  # of the epoch under way, spent before this process began
+        self.seconds = 0.0  # of the current epoch, spent before this process started
         self.begun = time.monotonic()
         self.stopping = False
         self.attempt = Attempts()
@@ -74,15 +74,15 @@ class Run:
         self.steps_here = 0
 
     def epochs(self) -> Iterator[int]:
-        """The numbers of the epochs that are left; ends early after a request to stop."""
+        """Yields the numbers of the remaining epochs; ends early after a request to stop."""
         while self.epoch < self.num_epochs and not self.stopping:
             self.begun = time.monotonic() - self.seconds
             yield self.epoch
 
     def batches(self) -> Iterator[tuple]:
-        """Pairs (step, Batch) of what is left of the epoch; ends early after a request to stop.
+        """Yields pairs (step, Batch) for the rest of the epoch; ends early after a request to stop.
 
-        After each step it moves the bar, and saves a checkpoint where one is due.
+        After each step it updates the progress bar, and saves a checkpoint if one is due.
         """
         title, terminal = f"epoch {self.epoch + 1}/{self.num_epochs}", sys.stderr.isatty()
         quiet = not self.compute.is_main or not terminal
@@ -107,11 +107,11 @@ class Run:
 
     @property
     def epoch_is_whole(self) -> bool:
-        """Whether every step of the epoch has been made."""
+        """Tells whether every step of the epoch has been made."""
         return self.step == len(self.loader)
 
     def _vote(self):
-        """(whether to stop, whether a checkpoint is due): all processes decide alike."""
+        """Returns (whether to stop, whether a checkpoint is due), the same in all processes."""
         if self.compute.world_size > 1 and self.step % VOTE_EVERY and not self.epoch_is_whole:
             return False, False
         due = 0 < self.save_seconds < time.monotonic() - self.last_save
@@ -121,8 +121,7 @@ class Run:
         return (votes > 0).tolist()
 
     def _pace(self):
-        """The epoch's loss so far, training images per second, and the time that the whole run still
-        takes."""
+        """Describes the epoch's loss so far, training images per second, and the time left for the run."""
         rate = self.steps_here / (time.monotonic() - self.started)
         left = (self.num_epochs - self.epoch) * len(self.loader) - self.step
         images = rate * self.loader.batch_size
@@ -132,7 +131,7 @@ class Run:
         )
 
     def end_epoch(self, learning_rate: float, val_accuracy: dict | None = None) -> None:
-        """Records a whole epoch, saves it and says so."""
+        """Records a finished epoch, saves it and prints a line about it."""
         record = {"epoch": self.epoch + 1, "lr": learning_rate} | self.meter.losses()
         record["train_accuracy"] = self.meter.accuracies(self.class_counts)
         if val_accuracy is not None:
@@ -148,7 +147,7 @@ class Run:
                 say(line)
 
     def save(self) -> None:
-        """Copies the state and has it written in the background; every process has to call it."""
+        """Copies the state and has it written in the background; every process must call it."""
         meter = self.meter.state()  # summed over processes
         if self.compute.is_main:
             model, criterion, optimizer, guard = self.trained
@@ -181,8 +180,7 @@ class Run:
         self.attempt(picture, plot, values, self.out.folder / picture)
 
     def begin(self, state: dict | None) -> None:
-        """Takes up the run where ``state`` left it, or at its beginning, and describes it in the run
-        directory.
+        """Resumes the run from ``state``, or starts it, and describes it in the run directory.
 
         Raises:
             InputError: the processes found different checkpoints, or ``state`` does not fit.
@@ -199,7 +197,7 @@ class Run:
             self.history, self.epoch, self.step = state["history"], state["epoch"], state["step"]
             self.seconds = state.get("seconds", 0.0)
             self.begun = time.monotonic() - self.seconds
-            if self.compute.is_main:  # the sums in it are over all processes
+            if self.compute.is_main:  # its sums cover all processes
                 self.meter.load_state(state["meter"])
         if not self.compute.is_main:
             return
@@ -213,8 +211,8 @@ class Run:
         )
 
     def finished(self) -> bool:
-        """Waits for the last checkpoint, draws the history, says where things are; False after a request to
-        stop."""
+        """Waits for the last checkpoint, draws the history, says where the run is; False if it was
+        stopped."""
         if self.compute.is_main:
             self.writer.close()
             self._draw("training", plot_history, self.history)
@@ -235,9 +233,9 @@ class Run:
 def open_run(
     settings: dict, compute: Compute, loader, class_counts: list[int], trained: Trained
 ) -> Iterator[Run]:
-    """Takes the run directory, resumes what is in it where asked to, and yields the :class:`Run`.
+    """Takes the run directory, resumes its run if asked to, and yields the :class:`Run`.
 
-    A first SIGTERM or SIGINT ends the step under way and saves; the process then exits with status 75.
+    On the first SIGTERM or SIGINT the current step is finished and saved; the process exits with status 75.
 
     Args:
         settings: the flags as plain values, with ``srp``, ``epochs``, ``resume``,
@@ -247,7 +245,7 @@ def open_run(
 
     Raises:
         InputError: the directory is in use, cannot be written, or holds a run that is not the one to resume;
-            the checkpoint is damaged or of another run.
+            the checkpoint is damaged or from another run.
     """
     folder, resume = Path(settings["srp"]), settings["resume"]
     with run_directory(folder, resume, compute) as out, StopRequest() as stop:
@@ -272,7 +270,7 @@ def open_run(
 
 
 def resumes_in_place(folder: Path, resume: str | None) -> bool:
-    """Whether the run to resume is the one in ``folder``."""
+    """Tells whether the run to resume is the one in ``folder``."""
     if resume is None:
         return False
     source = Path(resume or folder).resolve()
@@ -281,8 +279,7 @@ def resumes_in_place(folder: Path, resume: str | None) -> bool:
 
 @contextmanager
 def run_directory(folder, resume, compute):
-    """The main process's :class:`RunDirectory`, None in the others; where it is refused, every process
-    ends."""
+    """Yields the main process's :class:`RunDirectory`, None in the others; if refused, all processes end."""
 
     def take():
         with ExitStack() as stack:
@@ -300,15 +297,15 @@ def run_directory(folder, resume, compute):
 
 
 def holds_run(folder: Path) -> bool:
-    """Whether there is a checkpoint; a crash between a save's two renames leaves the previous one alone."""
+    """Tells whether there is a checkpoint; a crash between a save's two renames leaves the previous one."""
     return (Path(folder) / LATEST).exists() or (Path(folder) / PREVIOUS).exists()
 
 
 def find_checkpoint(folder: Path, resume: str | None, settings: dict, compute: Compute) -> dict | None:
-    """The state to resume from, or None for a new run.
+    """Returns the state to resume from, or None for a new run.
 
     Raises:
-        InputError: it is no checkpoint of a run, or flags that change the run differ from ``settings``.
+        InputError: it is not a checkpoint of a run, or flags that change the run differ from ``settings``.
     """
     if resume is None:
         return None
@@ -336,10 +333,10 @@ def find_checkpoint(folder: Path, resume: str | None, settings: dict, compute: C
 
 
 def restore(state: dict, trained: Trained, class_counts: list[int], num_outliers: int, steps: int) -> None:
-    """Makes everything what it was when ``state`` was saved.
+    """Restores everything as it was when ``state`` was saved.
 
     Raises:
-        InputError: it is of other training images or outliers, or holds what a run cannot resume from.
+        InputError: it is from other training images or outliers, or a run cannot resume from it.
     """
     require_class_counts(state, class_counts)
     if differs(state.get("num_outliers"), num_outliers):
@@ -358,14 +355,14 @@ def restore(state: dict, trained: Trained, class_counts: list[int], num_outliers
             raise ValueError("its history or its position is not that of a run")
     except InputError:
         raise
-    except Exception as error:  # a stranger's values can raise anything
+    except Exception as error:  # untrusted values can raise anything
         raise InputError(f"the checkpoint cannot be resumed: {first_line(error)}") from error
 
 
 def with_flags_of_run(parser: argparse.ArgumentParser, argv: list[str]) -> list[str]:
-    """The words of a training's command line; with ``--resume``, after those of the run to resume.
+    """Returns a training's command line; with ``--resume``, preceded by the flags of the run to resume.
 
-    So a run is resumed with its own flags, and what the user types still counts.
+    So a run resumes with its own flags, and flags typed by the user still count.
 
     Raises:
         InputError: the checkpoint is damaged.
@@ -379,7 +376,7 @@ def with_flags_of_run(parser: argparse.ArgumentParser, argv: list[str]) -> list[
 
 
 def with_data_of_run(parser: argparse.ArgumentParser, argv: list[str]) -> list[str]:
-    """The words of an evaluation's command line, after those that say where the run's data are.
+    """Returns an evaluation's command line, preceded by the flags that say where the run's data are.
 
     Raises:
         InputError: the checkpoint of ``--ckpt_path`` is missing or damaged.
@@ -393,8 +390,7 @@ def with_data_of_run(parser: argparse.ArgumentParser, argv: list[str]) -> list[s
 
 
 def _as_words(parser, values, names):
-    """The command line that gives the flags ``names`` their ``values``; a stranger's are parsed like typed
-    ones."""
+    """Returns the command line for the flags ``names``, so untrusted values are parsed like typed ones."""
     words = []
     for action in parser._actions:
         value = values.get(action.dest) if action.dest in names else None

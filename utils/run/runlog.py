@@ -1,4 +1,4 @@
-"""A run's directory: who owns it, its arguments, its log."""
+"""A run's directory: its owner, its arguments, its log."""
 
 import contextlib
 import csv
@@ -30,7 +30,7 @@ LOCK = "run.lock"
 
 
 def environment(device):
-    """Versions, device, commit and date, for ``args.json`` and result files."""
+    """Returns versions, device, commit and date, for ``args.json`` and result files."""
     return {
         "python": platform.python_version(),
         "torch": str(torch.__version__),
@@ -44,7 +44,7 @@ def environment(device):
 
 
 def _processor_name():
-    """The CPU's name where the system tells it, else its architecture."""
+    """Returns the CPU's name if the system reveals it, else its architecture."""
     try:
         found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
     except OSError:
@@ -53,7 +53,7 @@ def _processor_name():
 
 
 def _commit():
-    """The commit of this code, with "-dirty" where files differ from it; None outside a git checkout."""
+    """Returns the commit of this code, with "-dirty" if files differ from it; None outside a git checkout."""
     here = Path(__file__).resolve().parent
     command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
@@ -62,11 +62,11 @@ def _commit():
         return None
 
 
-_locks = set()  # descriptors of the locks that this process holds
+_locks = set()  # descriptors of the locks held by this process
 
 
 def _leave_locks_to_the_parent():
-    """A forked reading process shares its run's lock, which would outlive a run that is killed by seconds."""
+    """Closes the run's locks in a forked reader, which may outlive a killed run by seconds."""
     for lock in _locks:
         os.close(lock)
     _locks.clear()
@@ -76,10 +76,10 @@ os.register_at_fork(after_in_child=_leave_locks_to_the_parent)
 
 
 class RunDirectory:
-    """A folder that one process at a time writes; a second one is refused.
+    """A folder that only one process at a time writes; a second one is refused.
 
-    The kernel drops the lock of a process that died. Where the file system has no locks, as some network file
-    systems, the run continues without one, with a warning.
+    The kernel releases the lock of a dead process. Without file locks, as on some network file systems, the
+    run continues unlocked, with a warning.
 
     Raises:
         InputError: the folder cannot be written, or another run is using it.
@@ -104,12 +104,12 @@ class RunDirectory:
             reason = error.strerror or error
             say(f"warning: {self.folder} cannot be locked ({reason}); start no second run there", sys.stderr)
         _locks.add(self._lock)
-        with contextlib.suppress(OSError):  # a full disk: the lock holds without a name in it
+        with contextlib.suppress(OSError):  # on a full disk the lock holds without the owner's name
             os.ftruncate(self._lock, 0)
             os.write(self._lock, f"{os.getpid()} on {platform.node()}\n".encode())
 
     def close(self):
-        """Lets another run have the folder."""
+        """Releases the folder for other runs."""
         _locks.discard(self._lock)
         os.close(self._lock)
 
@@ -117,14 +117,13 @@ class RunDirectory:
         write_text(self.folder / name, json.dumps(value, indent=2, default=str) + "\n")
 
     def write_log(self, history: list[dict]) -> None:
-        """``log.jsonl``, one JSON object per epoch, and ``log.csv``; whole, so a resumed run has no gap or
-        repeat."""
+        """Writes ``log.jsonl``, one JSON object per epoch, and ``log.csv``, whole: no gaps after resuming."""
         write_text(self.folder / "log.jsonl", "".join(json.dumps(record) + "\n" for record in history))
         write_text(self.folder / "log.csv", csv_text(history))
 
 
 def describe(record: dict, epochs: int) -> str:
-    """One line about an epoch."""
+    """Describes an epoch in one line."""
     kind = "val" if "val_accuracy" in record else "train"
     shots = {name: record[f"{kind}_accuracy"][name] for name in ("all", "many", "medium", "few")}
     known = [f"{name} {100 * value:.2f}" for name, value in shots.items() if value is not None]
@@ -135,8 +134,8 @@ def describe(record: dict, epochs: int) -> str:
 
 
 def csv_text(records: list[dict]) -> str:
-    """Records as CSV text, one row each: nested values become columns such as train_accuracy_few, lists
-    columns such as train_class_accuracy_0; what a record does not have is empty."""
+    """Formats records as CSV, one row each. Nested values become columns such as train_accuracy_few, lists
+    columns such as train_class_accuracy_0; missing values are empty."""
     rows = [_flat(record) for record in records]
     columns = dict.fromkeys(name for row in rows for name in row)
     text = io.StringIO()
@@ -147,7 +146,7 @@ def csv_text(records: list[dict]) -> str:
 
 
 def _flat(value, name=""):
-    """dict of column to a plain value."""
+    """Flattens a value: dict of column -> plain value."""
     if not isinstance(value, dict | list):
         return {name: value}
     items = value.items() if isinstance(value, dict) else enumerate(value)
@@ -156,7 +155,7 @@ def _flat(value, name=""):
 
 
 def writable_folder(folder):
-    """Makes the folder where it is not there, and returns it.
+    """Creates the folder if necessary, and returns it.
 
     Raises:
         InputError: it cannot be written.
@@ -173,7 +172,7 @@ def writable_folder(folder):
 
 
 def write_text(path, text):
-    """Replaces a text file as a whole, or leaves it as it was."""
+    """Replaces a text file as a whole, or leaves it unchanged."""
     path = Path(path)
     temporary = path.with_name(path.name + ".tmp")
     try:
@@ -185,10 +184,9 @@ def write_text(path, text):
 
 
 class Attempts:
-    """Tries to write what a run can go on without: warns once for each kind of file, and tries again next
-    time.
+    """Tries to write files that a run can do without: warns once per kind of file, and retries next time.
 
-    Any error is one of writing: torch and matplotlib have their own for a disk that is full.
+    Every error counts as a failed write: torch and matplotlib have their own for a full disk.
     """
 
     def __init__(self):
@@ -207,17 +205,16 @@ class Attempts:
             return False
 
     def failing(self, what):
-        """Whether the last attempt to write it failed."""
+        """Tells whether the last attempt to write it failed."""
         return what in self.warned
 
 
 def say(text, stream=None):
-    """Prints a line, to stdout by default; a full disk behind it, or a reader that is gone, does not stop a
-    run."""
+    """Prints a line, to stdout by default; a full disk or a closed pipe does not stop the run."""
     with contextlib.suppress(OSError):
         print(text, file=stream or sys.stdout, flush=True)
 
 
 def show_warnings_plainly():
-    """Warnings as one line on stderr, without the source line."""
+    """Shows warnings as one line on stderr, without the source line."""
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"

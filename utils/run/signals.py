@@ -1,4 +1,4 @@
-"""Ends a run in good order when the machine asks for it."""
+"""Ends a run cleanly when asked to."""
 
 import signal
 

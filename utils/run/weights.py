@@ -1,5 +1,4 @@
-"""The network's weights in a checkpoint of ours or of a stranger: where they are, whose they are, loading
-them."""
+"""Network weights in our own or third-party checkpoints: finding, identifying and loading them."""
 
 import re
 import reprlib
@@ -10,7 +9,7 @@ import torch
 from models import FAMILIES, build_model
 from utils.errors import InputError
 
-CONTAINERS = ("model", "state_dict", "net", "model_state_dict")  # where published checkpoints have weights
+CONTAINERS = ("model", "state_dict", "net", "model_state_dict")  # where third-party checkpoints keep weights
 WRAPPERS = re.compile(r"^((module|_orig_mod)\.)+")  # of DataParallel, DistributedDataParallel, torch.compile
 BACKBONE = re.compile(r"^(conv|bn|layer)\d|\b(shortcut|downsample)\b")
 WHICH = {
@@ -20,11 +19,11 @@ WHICH = {
 
 
 def network_weights(checkpoint):
-    """The network's weights in a checkpoint of ours or of a published form: bare or inside one of
+    """Returns the network's weights in our own or a third-party checkpoint: bare or inside one of
     ``CONTAINERS``, with any of ``WRAPPERS`` before the names.
 
     Raises:
-        InputError: there are no tensors to be found, or two of one name.
+        InputError: there are no tensors, or two of the same name.
     """
     named = [(WRAPPERS.sub("", key), value) for key, value in _named_tensors(checkpoint)]
     weights = dict(named)
@@ -39,7 +38,7 @@ def network_weights(checkpoint):
 
 
 def _named_tensors(holder, depth=3):
-    """[(key, tensor)] of the first container in a dict that holds tensors, else of the dict itself."""
+    """Returns [(key, tensor)] of the first container in a dict that has tensors, else of the dict."""
     if not isinstance(holder, dict) or depth == 0:
         return []
     for key in CONTAINERS:
@@ -53,7 +52,7 @@ def _named_tensors(holder, depth=3):
 
 
 def _some(names, number=9):
-    """The first of some names that a stranger chose, as text."""
+    """Formats the first of some untrusted names."""
     names = list(names)
     rest = f" and {len(names) - number} more" if len(names) > number else ""
     return ", ".join(map(reprlib.repr, names[:number])) + rest
@@ -63,8 +62,8 @@ def load_weights(model, weights):
     """Loads every key the network has, strictly; returns the sorted names of the checkpoint's other keys.
 
     Raises:
-        InputError: the checkpoint's backbone is not the network's, or a key is missing, has another shape, or
-            holds a value that is not finite.
+        InputError: the backbone is not the network's, or a key is missing, has another shape, or holds a
+            non-finite value.
     """
     wanted = model.state_dict()
     problem = _misfit(wanted, weights)
@@ -78,14 +77,14 @@ def load_weights(model, weights):
 
 
 def _misfit(wanted, weights):
-    """Why weights cannot be those of a network with the state ``wanted``; None where they can."""
+    """Explains why weights do not fit a network with the state ``wanted``; None if they do."""
     outputs = [state["linear.weight"].shape[:1] for state in (wanted, weights) if "linear.weight" in state]
     if len(outputs) == 2 and outputs[1] == (outputs[0][0] + 1,):
         return (
             f"it has {outputs[1][0]} outputs for {outputs[0][0]} classes; networks with an outlier class, "
             "such as COCL's, cannot be evaluated"
         )
-    # Counters of batches that BatchNorm saw are not weights; old checkpoints lack them.
+    # BatchNorm's batch counters are not weights; old checkpoints lack them.
     missing = [k for k in wanted if k not in weights and not k.endswith("num_batches_tracked")]
     surplus = [k for k in weights if k not in wanted]
     surplus_backbone = [k for k in surplus if k in _backbone(weights)]
@@ -107,15 +106,14 @@ def _misfit(wanted, weights):
 
 
 def network_of(weights):
-    """The network that has exactly this backbone, by names and shapes: (family, name) in
-    ``models.FAMILIES``, or None."""
+    """Returns the (family, name) in ``models.FAMILIES`` with this backbone, by names and shapes, or None."""
     backbone = _backbone(weights)
     return next((network for network, shapes in _backbones().items() if shapes == backbone), None)
 
 
 @cache
 def _backbones():
-    """The backbone of every network here, by (family, name)."""
+    """Returns the backbone of every network here, by (family, name)."""
     with torch.device("meta"):
         return {
             (family, name): _backbone(build_model(name, num_classes=2, family=family).state_dict())
@@ -125,7 +123,7 @@ def _backbones():
 
 
 def _backbone(state):
-    """The shapes of the weights before the classifier by name; what hangs on a backbone has other names."""
+    """Returns name -> shape of the weights before the classifier; added heads have other names."""
     return {
         key: tuple(value.shape)
         for key, value in state.items()
