@@ -115,6 +115,18 @@ def evaluation(record: dict, way: Way) -> dict:
     return accuracies[way.calibration] | means[way]
 
 
+def auroc_on(record: dict, way: Way, ood: str) -> float:
+    """The AUROC of one way on one OOD set, a fraction.
+
+    Raises:
+        InputError: the record does not have it.
+    """
+    for line in record["results"]["rows"]:
+        if line["ood"] == ood and Way(calibration_of(line), line["score"]) == way:
+            return line["auroc"]
+    raise InputError(f"{record['name']} has no result of {'/'.join(way)} on {ood}")
+
+
 def calibration_of(entry: dict) -> str:
     """Returns the calibration's name; older files only say whether it is FC."""
     return entry.get("calibration", "fc" if entry["fc"] else "none")
@@ -169,13 +181,7 @@ def sets_table(results: Path, group: str, selection: argparse.Namespace) -> Tabl
         for name in dict.fromkeys(line["ood"] for line in records[0]["results"]["rows"]):
             cells = []
             for way in selection.score:
-                found = [
-                    line["auroc"]
-                    for record in records
-                    for line in record["results"]["rows"]
-                    if line["ood"] == name and Way(calibration_of(line), line["score"]) == way
-                ]
-                cells.append(spread(found))
+                cells.append(spread([auroc_on(record, way, name) for record in records]))
             lines.append([ROWS[row].label, name, *cells])
     every = [record for records in shown.values() for record in records]
     note = notes(every, selection, dropped, f"`benchmarks/results/runs/{group}/`")
@@ -214,7 +220,11 @@ def runs_table(folders: list[Path], selection: argparse.Namespace) -> Table:
             k: v for k, v in record["args"].items() if k not in ("seed", "environment", "num_workers")
         }
         alike.setdefault(json.dumps(settings, sort_keys=True), []).append(record)
-    shown = {common_name([r["name"] for r in records]): records for records in alike.values()}
+    shown = {}
+    for records in alike.values():
+        names = [r["name"] for r in records]
+        label = common_name(names)
+        shown[label if label not in shown else ", ".join(names)] = records
     return tabulate(shown, selection, set(), "the run directories")
 
 

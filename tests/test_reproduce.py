@@ -334,6 +334,34 @@ def test_scores_and_sets_are_tables_of_their_own(tmp_path, capsys):
     assert rows == [["plain cross-entropy", "far", "80.00"], ["plain cross-entropy", "near", "40.00"]]
 
 
+def test_a_set_that_one_seed_lacks_is_no_mean_over_fewer_seeds(tmp_path):
+    for seed, ood in ((0, "far"), (1, "near")):
+        write_record(tmp_path, "patt", seed, 0.9)
+        file = tmp_path / "digits_default" / f"patt-seed{seed}.json"
+        record = json.loads(file.read_text())
+        record["results"]["rows"] = [{"fc": False, "score": "energy", "ood": ood, "auroc": 0.9}]
+        file.write_text(json.dumps(record))
+    words = ["--show", "sets", "digits_default", "--results", str(tmp_path), "--score"]
+    for way in ("energy", "fc/energy"):
+        with pytest.raises(InputError, match=f"patt-seed.* has no result of .*{way} on far"):
+            table.main([*words, way])
+
+
+def test_runs_whose_folders_begin_alike_keep_their_rows(tmp_path, capsys):
+    for seed, rate in enumerate((0.1, 0.1, 0.2, 0.2)):
+        write_record(tmp_path, "patt", seed, rate)
+        record = json.loads((tmp_path / "digits_default" / f"patt-seed{seed}.json").read_text())
+        run = tmp_path / str(seed)
+        run.mkdir()
+        (run / "args.json").write_text(json.dumps(record["args"] | {"lr": rate}))
+        (run / "log.jsonl").write_text('{"seconds": 60.0}\n')
+        (run / "results.json").write_text(json.dumps(record["results"]))
+    runs = [str(tmp_path / str(seed)) for seed in range(4)]
+    table.main(["--runs", *runs, "--score", "energy", "--columns", "AUROC", "--format", "markdown"])
+    rows = capsys.readouterr().out.splitlines()[2:4]
+    assert [row.split("|")[2].split()[0] for row in rows] == ["10.00", "20.00"]
+
+
 def test_strengths_of_fc_are_evaluated_beside_the_first_evaluation(tmp_path, capsys):
     args = reproduce.parse_args(["strength", "--ds", "digits", "--seeds", "0"])
     run = reproduce.Run("digits_default", "patt", 0, tmp_path / "run")

@@ -274,7 +274,7 @@ def resumes_in_place(folder: Path, resume: str | None) -> bool:
     if resume is None:
         return False
     source = Path(resume or folder).resolve()
-    return Path(folder).resolve() in (source, source.parent)
+    return Path(folder).resolve() == (source if source.is_dir() else source.parent)
 
 
 @contextmanager
@@ -372,7 +372,7 @@ def with_flags_of_run(parser: argparse.ArgumentParser, argv: list[str]) -> list[
     if known.resume is None or source is None or not (known.resume or holds_run(source)):
         return argv
     stored = stored_arguments(open_checkpoint(source))
-    return [*_as_words(parser, stored, {a.dest for a in parser._actions} - {"resume", "srp"}), *argv]
+    return [*_as_words(parser, stored, {a.dest for a in parser._actions} - {"resume", "srp", "help"}), *argv]
 
 
 def with_data_of_run(parser: argparse.ArgumentParser, argv: list[str]) -> list[str]:
@@ -398,6 +398,13 @@ def _as_words(parser, values, names):
             continue
         if isinstance(action, argparse.BooleanOptionalAction):
             words.append(action.option_strings[0 if value else -1])
+        elif isinstance(value, list):
+            if any(str(word).startswith("-") for word in value):  # it would be a flag of its own
+                raise InputError(
+                    f"the checkpoint says that its run had --{action.dest} {reprlib.repr(value)}, which no "
+                    "run has"
+                )
+            words += [action.option_strings[0], *map(str, value)]
         else:
-            words += [action.option_strings[0], *map(str, value if isinstance(value, list) else [value])]
+            words.append(f"{action.option_strings[0]}={value}")
     return words
