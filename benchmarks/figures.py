@@ -6,6 +6,8 @@ python -m benchmarks.figures classes digits_default patt no_isac no_tla ce --pre
     accuracy per class, with and without PATT's parts
 python -m benchmarks.figures aurocs digits_default patt oe ce --prefix digits
     mean AUROC of every score, with the spread over seeds
+python -m benchmarks.figures strengths digits_default patt --prefix digits
+    AUROC and accuracy against the strength of feature calibration
 """
 
 import argparse
@@ -17,7 +19,7 @@ import torch
 from sklearn.manifold import TSNE
 
 from benchmarks.reproduce import RESULTS, ROOT
-from benchmarks.rows import ROWS
+from benchmarks.rows import EVALUATED, ROWS
 from benchmarks.table import Way, calibration_of, evaluation, load_records
 from datasets.loader import evaluation_batches
 from datasets.normalization import NORMALIZATIONS
@@ -29,7 +31,7 @@ from utils.distributed import Compute, autocast
 from utils.errors import InputError, exit_cleanly
 from utils.evaluation import extract_features
 from utils.metrics import shot_groups
-from utils.plots import plot_attention, plot_aurocs, plot_class_accuracy, plot_feature_map
+from utils.plots import plot_attention, plot_aurocs, plot_class_accuracy, plot_feature_map, plot_strengths
 from utils.run.checkpoint import load_run
 from utils.run.runlog import writable_folder
 from utils.run.weights import load_weights
@@ -86,12 +88,13 @@ def draw_run(run: Path, drp: Path | None, ood_set: str, prefix: str, out: Path) 
 
 
 def rows_of(results: Path, group: str, rows: list[str]) -> dict[str, list[dict]]:
-    """Returns row -> its records, by seed."""
+    """Returns row -> its records, by seed; then those of the rows' further evaluations."""
     records = load_records(results, group)
     missing = [row for row in rows if row not in records]
     if missing:
         raise InputError(f"{group} has no row {missing[0]}; there are {', '.join(records)}")
-    return {row: records[row] for row in rows}
+    further = [name for name in records if name.partition("-")[0] in rows]
+    return {row: records[row] for row in [*rows, *sorted(set(further) - set(rows))]}
 
 
 def draw_classes(records: dict[str, list[dict]], path: Path) -> None:
@@ -104,7 +107,7 @@ def draw_classes(records: dict[str, list[dict]], path: Path) -> None:
 
     first = next(iter(records))
     accuracies = {f"{ROWS[first].label}, with FC": mean_by_class(first, "fc")}
-    accuracies |= {ROWS[row].label: mean_by_class(row, "none") for row in records}
+    accuracies |= {ROWS[row].label: mean_by_class(row, "none") for row in records if row in ROWS}
     plot_class_accuracy(accuracies, records[first][0]["args"]["class_counts"], path)
 
 
@@ -121,9 +124,28 @@ def draw_aurocs(records: dict[str, list[dict]], path: Path) -> None:
                 name: [evaluation(r, way)["auroc"] for r in found] for name, way in ways.items()
             }
             for row, found in records.items()
+            if row in ROWS
         },
         path,
     )
+
+
+def draw_strengths(records: dict[str, list[dict]], path: Path) -> None:
+    """Draws AUROC, accuracy and few-shot accuracy of the first row against the strength of FC."""
+    row, none = next(iter(records)), Way("none", "energy")
+    fc = none._replace(calibration="fc")
+    ways = {0.0: (row, none), 1.0: (row, fc)}
+    further = [name for name in EVALUATED["strength"] if f"{row}-{name}" in records]
+    ways |= {float(name.removeprefix("fc")): (f"{row}-{name}", fc) for name in further}
+    metrics = {"AUROC (energy)": "auroc", "accuracy": "all", "few-shot accuracy": "few"}
+    lines = {
+        f"{ROWS[row].label}: {label}": {
+            strength: [evaluation(record, way)[metric] for record in records[source]]
+            for strength, (source, way) in ways.items()
+        }
+        for label, metric in metrics.items()
+    }
+    plot_strengths(lines, path)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -135,7 +157,7 @@ def main(argv: list[str] | None = None) -> None:
     run.add_argument("run", type=flags.path, help="a run directory of train.py, evaluated by test.py")
     run.add_argument("--drp", type=flags.path, help="the data folder")
     run.add_argument("--ood_set", default="digits89", help="the OOD set on the map")
-    of_results = {"classes": draw_classes, "aurocs": draw_aurocs}
+    of_results = {"classes": draw_classes, "aurocs": draw_aurocs, "strengths": draw_strengths}
     for kind in of_results:
         kinds.add_parser(kind)
     for kind, of_kind in kinds.choices.items():

@@ -206,3 +206,21 @@ def plot_aurocs(aurocs: dict[str, dict[str, Sequence[float]]], path: str | Path)
         ax.set(ylabel="mean AUROC (%)")
         ax.grid(axis="y", linewidth=0.4)
         ax.legend(fontsize="small")
+
+
+def plot_strengths(values: dict[str, dict[float, Sequence[float]]], path: str | Path) -> None:
+    """Plots metrics against the strength S of feature calibration, mean and range over seeds.
+
+    Args:
+        values: name of a line -> S -> its value for every seed, fractions.
+    """
+    with figure(path, width=7.2, height=3.8) as (ax,):
+        for i, (name, by_strength) in enumerate(values.items()):
+            strengths = sorted(by_strength)
+            percent = [100 * np.asarray(by_strength[s]) for s in strengths]
+            middle = np.array([seeds.mean() for seeds in percent])
+            reach = [middle - [s.min() for s in percent], [s.max() for s in percent] - middle]
+            look = {"marker": MARKERS[i % len(MARKERS)], "markersize": 4, "capsize": 2}
+            ax.errorbar(strengths, middle, reach, label=name, **look, **style(i))
+        ax.set(xlabel="strength S of feature calibration (1 is the paper's)", ylabel="percent")
+        ax.legend(fontsize="small")
