@@ -9,6 +9,7 @@ from command_line import load_script
 import train
 from benchmarks import demo
 from utils.errors import InputError
+from utils.run.checkpoint import save_checkpoint
 
 AUROCS = {
     ("none", "energy"): 0.9,
@@ -68,6 +69,8 @@ def test_its_commands_are_valid(method, tmp_path):
     training, evaluation = demo.commands(method, tmp_path / method)
     args = train.parse_args(training[1:])
     assert (args.ds, args.srp, args.isac, args.resume) == ("digits", tmp_path / method, method == "patt", "")
+    (tmp_path / method).mkdir()
+    save_checkpoint({"args": {}}, tmp_path / method)  # test.py looks in it for the data
     assert load_script("test").parse_args(evaluation[1:]).ckpt_path == tmp_path / method
 
 
