@@ -245,7 +245,8 @@ def tabulate(
     lines = []
     for row, records in rows.items():
         for way in selection.score:
-            if row.partition("-")[2] in EVALUATIONS and way.calibration != "fc":
+            name, _, further = row.partition("-")
+            if name in ROWS and further in EVALUATIONS and way.calibration != "fc":
                 continue
             found = [evaluation(record, way) for record in records]
             cells = {"calibration": calibration_label(way), "score": way.score, "n": str(len(records))}
@@ -284,28 +285,32 @@ def line_label(row: str, way: Way, selection: argparse.Namespace) -> str:
 
 def notes(records: list[dict], selection: argparse.Namespace, dropped_seeds: set[int], where: str) -> str:
     """Describes what readers must know about the rows: protocol, data, seeds, device, commit, files."""
-    settings = records[0]["args"]
-    ds, model = settings["ds"], settings["model"]
-    images = sum(settings["class_counts"])
-    tail = f"rho {settings['rho']}, " if "rho" in settings else ""
     way = selection.score[0]
-    sets = [
-        row["ood"]
-        for row in records[0]["results"]["rows"]
-        if row["score"] == way.score and calibration_of(row) == way.calibration
-    ]
-    text = [f"{ds}, {model}, {settings['epochs']} epochs, {tail}{images:,} training images;"]
-    text.append(f"OOD sets: {', '.join(sets)}.")
-    if ds in PAPER_MODEL:
-        if (model, settings["epochs"]) != (PAPER_MODEL[ds], PAPER_EPOCHS):
-            text.append("**Reduced protocol: not comparable with published rows.**")
-        outliers = {r["args"]["num_outliers"] for r in records} - {0}
-        if ds == "imagenet":
-            authors = images == IMAGENET_LT_IMAGES
-        else:
-            authors = outliers == {PAPER_OUTLIERS} and set(sets) == set(BENCHMARKS[ds].ood_sets)
-        if not authors:
-            text.append("**Stand-in outliers and OOD sets, not the authors'.**")
+    protocols, sets, reduced, stand_in = {}, {}, False, False
+    for record in records:
+        settings, ds = record["args"], record["args"]["ds"]
+        images = sum(settings["class_counts"])
+        tail = f"rho {settings['rho']}, " if "rho" in settings else ""
+        size = f"{settings['epochs']} epochs, {tail}{images:,} training images"
+        protocols[f"{ds}, {settings['model']}, {size}"] = None
+        own_sets = {
+            row["ood"]: None
+            for row in record["results"]["rows"]
+            if row["score"] == way.score and calibration_of(row) == way.calibration
+        }
+        sets |= own_sets
+        if ds in PAPER_MODEL:
+            reduced |= (settings["model"], settings["epochs"]) != (PAPER_MODEL[ds], PAPER_EPOCHS)
+            if ds == "imagenet":
+                stand_in |= images != IMAGENET_LT_IMAGES
+            else:
+                stand_in |= settings["num_outliers"] not in (0, PAPER_OUTLIERS)
+                stand_in |= set(own_sets) != set(BENCHMARKS[ds].ood_sets)
+    text = [f"{'; '.join(protocols)}; OOD sets: {', '.join(sets)}."]
+    if reduced:
+        text.append("**Reduced protocol: not comparable with published rows.**")
+    if stand_in:
+        text.append("**Stand-in outliers and OOD sets, not the authors'.**")
     seeds = sorted({r["seed"] for r in records})
     mean_of = "seed" if len(seeds) == 1 else "mean ± standard deviation over seeds"
     text.append(f"Percent, {mean_of} {', '.join(map(str, seeds))}")

@@ -259,7 +259,8 @@ def test_auto_needs_images_that_were_held_out(digits_run, tmp_path, capsys):
     assert_one_sentence(
         capsys, run(evaluation.main, *argv, "--calibration", "auto"), "--calibration auto", "--val_fraction"
     )
-    for flags in (["--calibration", "auto", "none"], ["--fc_strength", 0.5, "--calibration", "probe"]):
+    leak = ["--calibration_split", "test", "--calibration", "none"]
+    for flags in (["--calibration", "auto", "none"], ["--fc_strength", 0.5, "--calibration", "probe"], leak):
         assert_one_sentence(capsys, run(evaluation.main, *argv, *flags), flags[0])
     assert not (tmp_path / "results.json").exists()
 

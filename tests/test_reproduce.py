@@ -374,3 +374,15 @@ def test_strengths_of_fc_are_evaluated_beside_the_first_evaluation(tmp_path, cap
     head, rows, _ = show(capsys, tmp_path, "strength", "digits_default")
     assert [line[0] for line in rows] == ["PATT", "PATT", "PATT, FC at strength 0.25"]
     assert rows[2][head.index("AUROC ↑")] == "75.00"  # the file's FC entry
+
+
+def test_a_note_speaks_of_every_protocol_in_the_table(tmp_path, capsys):
+    """One run of the paper's length does not make the others so."""
+    for seed, model, epochs in ((0, "ResNet18", 100), (1, "ResNet20", 4)):
+        write_record(tmp_path, "patt", seed, 0.9, "mixed")
+        file = tmp_path / "mixed" / f"patt-seed{seed}.json"
+        record = json.loads(file.read_text())
+        record["args"] |= {"ds": "cifar10", "model": model, "epochs": epochs}
+        file.write_text(json.dumps(record))
+    _, _, note = show(capsys, tmp_path, "cifar10", "mixed")
+    assert "ResNet18, 100 epochs" in note and "ResNet20, 4 epochs" in note and "Reduced protocol" in note

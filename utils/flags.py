@@ -250,6 +250,8 @@ def chosen_calibrations(args, has_held_out):
         raise InputError(
             f"--fc_strength {args.fc_strength} needs --calibration fc (auto chooses the strength)"
         )
+    if getattr(args, "calibration_split", "train") == "test" and "fc" not in names:
+        raise InputError("--calibration_split test is about feature calibration: add --calibration fc")
     return names
 
 

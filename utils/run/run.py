@@ -217,8 +217,13 @@ class Run:
             self.writer.close()
             self._draw("training", plot_history, self.history)
             say(f"run directory: {self.out.folder}")
+            saved = not self.attempt.failing("the checkpoint")
+            if self.epoch == self.num_epochs and not saved:
+                say(
+                    f"warning: the last checkpoint in {self.out.folder} is older than the run's end",
+                    sys.stderr,
+                )
             if self.epoch < self.num_epochs:
-                saved = not self.attempt.failing("the checkpoint")
                 where = "there" if saved else "the last checkpoint that could be written"
                 say(
                     f"stopped in epoch {self.epoch + 1} of {self.num_epochs}; "
