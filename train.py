@@ -85,14 +85,15 @@ def train(args, compute, loader, model, class_counts, learning_rate, validation_
         network = parallelize(
             model, compute, args.precision, sync_bn=args.sync_bn, all_parameters_used=args.isac
         )
+        objective = criterion
         if args.compile:
-            network = torch.compile(network)
+            network, objective = torch.compile(network), torch.compile(criterion)
         for epoch in run.epochs():
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(epoch)
             if run.step == 0:
                 criterion.start_epoch()
-            train_one_epoch(network, criterion, optimizer, guard, run.meter, run.batches(), mixed_precision)
+            train_one_epoch(network, objective, optimizer, guard, run.meter, run.batches(), mixed_precision)
             if not run.epoch_is_whole:
                 break
             held_out = None

@@ -106,7 +106,8 @@ def add_training_flags(parser):
     add("--max_bad_steps", type=positive_int, default=3, help=bad)
     precision = f"{PRECISION}; fp32 on CUDA uses TF32 in convolutions"
     add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help=precision)
-    add("--compile", action=argparse.BooleanOptionalAction, default=False, help="torch.compile the network")
+    both = "torch.compile the network and the criterion"
+    add("--compile", action=argparse.BooleanOptionalAction, default=False, help=both)
     sync = (
         "BatchNorm statistics of the global batch (CUDA, torchrun); the host waits once per BatchNorm layer"
     )

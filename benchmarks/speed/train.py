@@ -94,7 +94,7 @@ def repeated(function):
     return lambda n: [function() for _ in range(n)]
 
 
-def our_parts(settings, data, device, compile_network):
+def our_parts(settings, data, device, compiled):
     """Returns functions that do n times: bare forward and backward, data, criterion, update, whole step."""
     images, labels, outliers, counts = data
     loader = TrainLoader(
@@ -111,7 +111,6 @@ def our_parts(settings, data, device, compile_network):
         device=device,
     )
     model = build_model(settings.model, len(counts)).to(device, memory_format=torch.channels_last).train()
-    network = torch.compile(model) if compile_network else model
     criterion = build_criterion(settings, counts, model.embedding_dim).to(device)
     optimizer = build_optimizer(model, settings)
     guard, meter = (
@@ -119,6 +118,7 @@ def our_parts(settings, data, device, compile_network):
         EpochMeter(len(counts), device),
     )
     guard.remember()
+    network, objective = (torch.compile(m) if compiled else m for m in (model, criterion))
     mixed = autocast(device, "auto")
     batches = itertools.chain.from_iterable(loader.epoch(epoch) for epoch in itertools.count())
     ready = next(batches)
@@ -132,7 +132,7 @@ def our_parts(settings, data, device, compile_network):
         (output.logits.sum() + output.embedding.sum()).backward()
 
     def loss():
-        terms = criterion(logits.requires_grad_(), embeddings.requires_grad_(), ready.labels)
+        terms = objective(logits.requires_grad_(), embeddings.requires_grad_(), ready.labels)
         terms["loss"].backward()
         return terms
 
@@ -142,7 +142,7 @@ def our_parts(settings, data, device, compile_network):
 
     def whole(steps):
         some = enumerate(itertools.islice(batches, steps))
-        train_one_epoch(network, criterion, optimizer, guard, meter, some, mixed)
+        train_one_epoch(network, objective, optimizer, guard, meter, some, mixed)
 
     terms = loss()
     return {
@@ -225,7 +225,7 @@ def benchmark_args(argv):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--md", default="ResNet18")
     parser.add_argument("--device", type=chosen_device, default="cpu")
-    parser.add_argument("--compile", action="store_true", help="torch.compile the network")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the network and criterion")
     parser.add_argument(
         "--steps", type=int, help="steps per timed block; default: 1 on a CPU, an epoch on a GPU"
     )
