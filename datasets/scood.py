@@ -57,10 +57,11 @@ def load_ood_sets(
     if missing:
         folder = list_path(benchmark, "", root).parent
         there = sorted(path.stem.removeprefix("test_") for path in folder.glob("test_*.txt"))
+        advice = f"; to evaluate on those there: --dout {' '.join(there)}" if there else ""
         raise InputError(
             f"no list for the OOD sets {', '.join(map(shown, missing))} in {folder}; there are "
-            f"{', '.join(there) or 'none'} (`python -m datasets.prepare scood --drp {root}` says "
-            "what belongs there)"
+            f"{', '.join(there) or 'none'} (`python -m datasets.prepare scood --drp {root}` says what "
+            f"belongs there){advice}"
         )
     lists = {
         name: _check_list(list_path(benchmark, name, root), image_root(root), num_classes) for name in names
