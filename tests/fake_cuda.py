@@ -46,6 +46,7 @@ MAY_WAIT = {
     "StepGuard.check": "every 32 steps",
     "EvalImages.__iter__": "in evaluation",
     "evaluation_batches": "in evaluation",
+    "benchmarks/correctness.py": "to compare values",
     "utils/run/checkpoint.py": "once per checkpoint",
     "utils/run/weights.py": "once per run",
     "log_iv": "in evaluation",

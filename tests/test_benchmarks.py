@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from command_line import load_script
 
 import train as train_script
-from benchmarks import gpu, reproduce
+from benchmarks import correctness, gpu, reproduce
 from benchmarks.speed import common, memory, precision, train
 from benchmarks.speed.criterion import batch, ours, peak_memory, plain
 from benchmarks.speed.plain import MillerLogIv, PlainISAC
+from utils import losses
 from utils.errors import InputError
 from utils.losses import PATTLoss
 
@@ -121,7 +122,11 @@ def test_the_gpu_of_device_is_the_one_that_is_measured(monkeypatch, capsys):
 def test_the_gpu_plan_names_modules_that_exist_and_valid_flags(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "set_device", lambda index: None)
-    lines = gpu.plan(tmp_path, tmp_path / "out", ["tin"])
+    parts = gpu.plan(tmp_path, tmp_path / "out", ["tin"])
+    names = ["correctness", "train", "train", "reproduce", "imagenet_step", "criterion"]
+    assert [line[1].rpartition(".")[2] for line, _ in parts] == names
+    assert all(gpu.LEAST_SECONDS < seconds < gpu.LIMIT_SECONDS for _, seconds in parts)
+    lines = [line for line, _ in parts]
     for line in lines:
         assert (
             common.RESULTS.parent / f"{line[1].removeprefix('benchmarks.').replace('.', '/')}.py"
@@ -136,6 +141,37 @@ def test_the_gpu_plan_names_modules_that_exist_and_valid_flags(tmp_path, monkeyp
         ["tin"],
         None,
     )
+
+
+def test_each_gpu_part_has_its_limit_and_those_without_time_are_left_out(monkeypatch):
+    now, given = [0.0], []
+
+    def run_within(line, seconds):
+        given.append((line[0], seconds))
+        now[0] += min(seconds, {"a": 30, "b": 500, "c": 70}[line[0]])
+        return "out of time" if line[0] == "b" else None
+
+    monkeypatch.setattr(gpu, "run_within", run_within)
+    parts = [(["a"], 60), (["b"], 100), (["c"], 90), (["d"], 90)]
+    failed = gpu.run_all(parts, 200 + gpu.GRACE_SECONDS, clock=lambda: now[0])
+    assert given == [("a", 60), ("b", 100), ("c", 70)]
+    assert failed == ["python b (out of time)", "python d (no time left)"]
+
+
+def test_a_device_that_computes_something_else_is_reported(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(common, "RESULTS", tmp_path)
+    correctness.main(["--device", "cpu"])
+    found = common.json.loads((tmp_path / "correctness-cpu.json").read_text())["found"]
+    assert set(found.values()) == {0.0} and found.keys() == correctness.BOUNDS.keys() - {"DataParallel"}
+    normalise, calls = losses.on_sphere, []
+
+    def wrong_at_first(x):
+        calls.append(x)
+        return normalise(x) * (0.9 if len(calls) == 1 else 1)
+
+    monkeypatch.setattr(losses, "on_sphere", wrong_at_first)
+    with pytest.raises(InputError, match="do not agree in: losses, gradients, class statistics"):
+        correctness.main(["--device", "cpu"])
 
 
 def test_what_runs_out_of_time_ends_with_the_processes_it_started(tmp_path):

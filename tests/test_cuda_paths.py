@@ -11,6 +11,7 @@ from fake_cuda import CUDA, DeviceMistake, replaced
 from PIL import Image
 
 import train
+from benchmarks import correctness
 from datasets import delivery, imagenet
 from datasets.augment import ops
 from datasets.augment.stages import ToFloat, View, Views
@@ -120,6 +121,12 @@ def test_a_training_step(opt, schedule):
 
 def test_a_training_step_on_two_gpus():
     an_epoch(gpus=(0, 1))
+
+
+def test_the_comparison_with_the_cpu_runs_there(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with fake_cuda.fake_cuda():
+        assert correctness.differences(CUDA).keys() == correctness.BOUNDS.keys()
 
 
 def test_a_run_of_train_that_is_stopped_and_resumed(tmp_path, monkeypatch, capsys):
