@@ -17,6 +17,7 @@ from benchmarks.speed.plain import MillerLogIv, PlainISAC
 from utils import losses
 from utils.errors import InputError
 from utils.losses import PATTLoss
+from utils.run.checkpoint import save_checkpoint
 
 
 def test_millers_recurrence_is_right_where_it_is_used():
@@ -215,6 +216,8 @@ def test_the_precision_runs_are_valid_command_lines_and_reproduces_own(tmp_path)
             1,
             way == "bf16 compiled",
         )
+        mine.srp.mkdir(parents=True)
+        save_checkpoint({"args": {}}, mine.srp)  # test.py looks in it for the data
         tests = [load_script("test").parse_args(line[1:]) for line, _ in evaluations]
         assert [t.precision for t in tests] == (["fp32", "bf16"] if way == "fp32" else ["bf16"])
         assert mine.srp == done.parent and {t.ckpt_path for t in tests} == {mine.srp}
