@@ -29,7 +29,8 @@ from utils.run.run import Run
 from utils.run.signals import EXIT_STOPPED
 
 pytestmark = pytest.mark.skipif(
-    not fake_cuda.SUPPORTED, reason=f"the fake CUDA device is for torch 2.14, not {torch.__version__}"
+    not fake_cuda.SUPPORTED,
+    reason=f"the fake CUDA device is for torch 2.14 built with CUDA, not {torch.__version__}",
 )
 COUNTS = [9, 5, 3, 2]
 PLAIN = Views(*[View((ToFloat(),))] * 3)
