@@ -1,6 +1,7 @@
 """One training run in its directory: resuming, progress, checkpoints, the log, and stopping cleanly."""
 
 import argparse
+import os
 import reprlib
 import sys
 import time
@@ -256,7 +257,7 @@ def open_run(
     with run_directory(folder, resume, compute) as out, StopRequest() as stop:
         run = Run(out, settings, compute, loader, class_counts, trained, stop)
         try:
-            state = find_checkpoint(folder, resume, settings, compute)
+            state = find_checkpoint(folder, resume, settings)
             run.begin(state)
             if compute.is_main and run.epoch == run.num_epochs:
                 say(f"this run is already finished: {run.num_epochs} of {run.num_epochs} epochs")
@@ -306,7 +307,7 @@ def holds_run(folder: Path) -> bool:
     return (Path(folder) / LATEST).exists() or (Path(folder) / PREVIOUS).exists()
 
 
-def find_checkpoint(folder: Path, resume: str | None, settings: dict, compute: Compute) -> dict | None:
+def find_checkpoint(folder: Path, resume: str | None, settings: dict) -> dict | None:
     """Returns the state to resume from, or None for a new run.
 
     Raises:
@@ -316,8 +317,6 @@ def find_checkpoint(folder: Path, resume: str | None, settings: dict, compute: C
         return None
     source = Path(resume or folder)
     if not resume and not holds_run(source):
-        if compute.is_main:
-            say(f"no checkpoint in {source} yet: starting from the beginning")
         return None
     state = open_checkpoint(source)
     counts = isinstance(state, dict) and type(state.get("epoch")) is type(state.get("step")) is int
@@ -374,7 +373,11 @@ def with_flags_of_run(parser: argparse.ArgumentParser, argv: list[str]) -> list[
     """
     known = parser.parse_known_args([word for word in argv if word not in ("-h", "--help")])[0]
     source = known.resume or known.srp
-    if known.resume is None or source is None or not (known.resume or holds_run(source)):
+    if known.resume is None or source is None:
+        return argv
+    if not known.resume and not holds_run(source):
+        if int(os.environ.get("RANK", 0)) == 0:
+            say(f"no checkpoint in {source} yet: starting from the beginning")
         return argv
     stored = stored_arguments(open_checkpoint(source))
     return [*_as_words(parser, stored, {a.dest for a in parser._actions} - {"resume", "srp", "help"}), *argv]
