@@ -1,10 +1,12 @@
 """One training run in its directory: resuming, progress, checkpoints, the log, and stopping cleanly."""
 
 import argparse
+import contextlib
 import os
 import reprlib
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from pathlib import Path
@@ -384,17 +386,19 @@ def with_flags_of_run(parser: argparse.ArgumentParser, argv: list[str]) -> list[
 
 
 def with_data_of_run(parser: argparse.ArgumentParser, argv: list[str]) -> list[str]:
-    """Returns an evaluation's command line, preceded by the flags that say where the run's data are.
+    """Returns the words of an evaluation's command line, after those that say where the run's data are.
 
-    Raises:
-        InputError: the checkpoint of ``--ckpt_path`` is missing or damaged.
+    Where the checkpoint cannot be read it leaves the words alone: opening it again says why.
     """
     if {"-h", "--help"} & set(argv):
         return argv
     known = parser.parse_known_args(argv)[0]
     if known.images:  # these need no data
         return argv
-    return [*_as_words(parser, stored_arguments(open_checkpoint(known.ckpt_path)), DATA_FLAGS), *argv]
+    with warnings.catch_warnings(), contextlib.suppress(InputError):
+        warnings.simplefilter("ignore")  # of a damaged checkpoint; opening it again warns
+        return [*_as_words(parser, stored_arguments(open_checkpoint(known.ckpt_path)), DATA_FLAGS), *argv]
+    return argv
 
 
 def _as_words(parser, values, names):
