@@ -263,7 +263,7 @@ def test_central_crop_is_torchvisions(tmp_path, height, width):
     # Older versions of torch round a resized uint8 image by its memory layout: one level of 255.
     expected = reference(decode_image(open_image(tmp_path / "a.jpg")))
     assert ((images[0] - expected).abs() * STD.view(3, 1, 1) <= 1.01 / 255).all()
-    # Pillow rounds between the two passes of its resize, so that single levels of 255 may differ.
+    # Pillow rounds between the two passes of its resize, so results may differ by one level of 255.
     by_pillow = reference(v2.functional.pil_to_tensor(v2.Resize(32)(Image.open(tmp_path / "a.jpg"))))
     assert ((images[0] - by_pillow) * STD * 255).abs().max() < 1.5
 

@@ -189,8 +189,8 @@ def test_statistics_over_several_epochs_against_a_plain_loop(schedule):
     model = ClassVMF(classes, dim, schedule)
     served = UNSEEN_RESULTANT * model.mean_direction.clone()
     done, has_previous = [], torch.zeros(classes, dtype=torch.bool)
-    # Class 3 is unseen in the first epoch; class 0 is missed by the second one, and its last average goes on
-    # serving it.
+    # Class 3 is unseen in the first epoch; class 0 is missing from the second one, which keeps using
+    # its last average.
     for epoch, shown in enumerate([(0, 3), (1, 4), (0, 4)]):
         model.start_epoch()
         if schedule == "epoch":

@@ -240,11 +240,11 @@ class ClassVMF(nn.Module):
     Args:
         num_classes: C.
         dim: p, the width of the embeddings.
-        schedule: "epoch": the previous epoch's average serves while the current one is collected (a class
-            without one is served by the average collected so far); "running": one average over the whole run.
+        schedule: "epoch": the previous epoch's average is used while the current one is collected (for a
+            class without one, the average collected so far); "running": one average over the whole run.
 
     Attributes:
-        mean_direction: mu, float64 (C, p), unit rows. kappa: float64 (C,). What serves now.
+        mean_direction: mu, float64 (C, p), unit rows. kappa: float64 (C,). The statistics in use.
     """
 
     SCHEDULES = ("epoch", "running")
@@ -266,9 +266,8 @@ class ClassVMF(nn.Module):
         self.register_buffer("table", _debye_table(_debye_order(dim / 2 - 1)), persistent=False)
 
     @torch.no_grad()
-    def _serve(self, classes, chosen):
-        """Lets what is collected serve those of ``classes`` (n indices, or a slice) that are ``chosen`` (n,),
-        no others."""
+    def _use_collected(self, classes, chosen):
+        """Uses the collected averages for the ``chosen`` (n,) among ``classes`` (n indices, or a slice)."""
         # A class without images has 0 / 0 here, and is not chosen.
         found = estimate_vmf(self.sums[classes] / self.counts[classes][:, None])
         for buffer, new in zip((self.mean_direction, self.kappa), found, strict=True):
@@ -279,11 +278,11 @@ class ClassVMF(nn.Module):
                 buffer[classes] = torch.where(which, new, buffer[classes])
 
     def start_epoch(self):
-        """Under "epoch", the average just collected begins to serve and a new one is begun; "running" goes
-        on."""
+        """Under "epoch", puts the average just collected to use and begins a new one; "running" changes
+        nothing."""
         if self.schedule == "epoch":
             collected = self.counts > 0
-            self._serve(slice(None), collected)
+            self._use_collected(slice(None), collected)
             self.has_previous.logical_or_(collected)
             self.sums.zero_()
             self.counts.zero_()
@@ -304,7 +303,7 @@ class ClassVMF(nn.Module):
             self.counts.index_add_(0, labels, ones)
             if len(labels) < len(self.counts):  # many classes: nothing of size C x p is made
                 changed = labels
-        self._serve(changed, (self.counts[changed] > 0) > self.has_previous[changed])
+        self._use_collected(changed, (self.counts[changed] > 0) > self.has_previous[changed])
 
     def log_mgf(self, embeddings, temperature, unit=False):
         """Log moment generating function of every class's distribution at e / tau, differentiable in the

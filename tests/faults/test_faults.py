@@ -226,7 +226,7 @@ def test_the_same_seed_gives_the_same_run(driver, unbroken, tmp_path):
 
 
 def test_two_processes_evaluate_every_image_as_one_does(unbroken, tmp_path):
-    """In batches of 7, so that the processes have different numbers of them."""
+    """Batches of 7 give the two processes different numbers of batches."""
     results = []
     for processes in (1, 2):
         out = tmp_path / str(processes)

@@ -1,6 +1,6 @@
 """Thousands of hostile or broken inputs: each is read or refused with a sentence; nothing else happens.
 
-Everything runs in this process, so that a hang or a crash of the interpreter would end the test run.
+Everything runs in this process, so a hang or a crash of the interpreter would end the test run.
 """
 
 import io
