@@ -12,7 +12,7 @@ demo: $(VENV)/.run-time
 test: $(VENV)/.development
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n 2
 
 $(VENV)/.run-time: requirements.txt
 	$(PYTHON) -m venv $(VENV)

@@ -5,8 +5,6 @@ from collections import Counter
 import pytest
 import torch
 
-COUNTS = Counter()
-
 
 @pytest.fixture(autouse=True)
 def one_thread():
@@ -18,15 +16,21 @@ def one_thread():
 
 
 @pytest.fixture
-def record_count():
+def record_count(request):
     """``record_count(what, number)`` adds to the counts that the summary prints."""
+    counts = Counter()
 
     def record(what, number=1):
-        COUNTS[what] += number
+        counts[what] += number
 
-    return record
+    yield record
+    request.node.user_properties += counts.items()  # travels with the report if tests run in processes
 
 
 def pytest_terminal_summary(terminalreporter):
-    for what, number in COUNTS.items():
+    counts = Counter()
+    for report in sum(terminalreporter.stats.values(), []):
+        if getattr(report, "when", None) == "teardown":
+            counts.update(dict(report.user_properties))
+    for what, number in counts.items():
         terminalreporter.write_line(f"{number:,} {what}")
