@@ -223,6 +223,9 @@ def runs_table(folders: list[Path], selection: argparse.Namespace) -> Table:
     shown = {}
     for records in alike.values():
         names = [r["name"] for r in records]
+        seeds = [r["seed"] for r in records]
+        if len(set(seeds)) < len(seeds):
+            raise InputError(f"{', '.join(names)}: some of these runs are the same, seed included; name one")
         label = common_name(names)
         shown[label if label not in shown else ", ".join(names)] = records
     return tabulate(shown, selection, set(), "the run directories")

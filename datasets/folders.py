@@ -75,6 +75,11 @@ def write_lists(
     report.append(f"{len(names):,} classes of {min(counts):,} to {max(counts):,} training pictures")
     if len(held) and (untested := len(names) - len(labels[held].unique())):
         report.append(f"{untested:,} classes have one picture, and none in test.txt")
+    if nested := sum(path.count("/") > 1 for path in paths):
+        report.append(
+            f"{nested:,} pictures are in folders within their class's folder; if those are the classes, "
+            "give the folder that holds them"
+        )
     if left_out:
         report.append(f"left out: {', '.join(f'{n:,} {what}' for what, n in left_out.most_common(8))}")
     return "\n".join([*report, "", *_commands(images, out, iodp, lists)])
@@ -218,7 +223,6 @@ def _commands(images: Path, out: Path, iodp: Path, names: Collection[str]) -> li
     commands = [f"python train_imagenet.py {train} --srp OUT"]
     if ood and "test" in names:
         return [*commands, f"python test_imagenet.py {test} --ckpt_path OUT"]
-    return [
-        *commands,
-        "test_imagenet.py needs test pictures of the classes (--test_share) and others (--ood)",
-    ]
+    missing = [] if "test" in names else ["test pictures of the classes (--test_share)"]
+    missing += [] if ood else ["a folder of OOD images (--ood)"]
+    return [*commands, f"test_imagenet.py also needs {' and '.join(missing)}"]

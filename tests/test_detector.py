@@ -436,6 +436,17 @@ def test_nothing_is_overwritten_by_predictions(digits, photos, tmp_path, capsys)
     assert (tmp_path / "out" / "predictions.csv").read_bytes() == before
 
 
+def test_the_results_of_a_checkpoint_file_are_found(digits, photos, tmp_path, capsys):
+    (tmp_path / "net.pth.results").mkdir()
+    shutil.copy(digits.folder / "latest.pth", tmp_path / "net.pth")
+    argv = ["--images", photos, "--ckpt_path", tmp_path / "net.pth", "--gpu", "cpu"]
+    assert run(evaluation.main, *argv) == 2
+    assert "no detector" in capsys.readouterr().err
+    shutil.copy(digits.folder / "detector.pth", tmp_path / "net.pth.results")
+    assert run(evaluation.main, *argv) == 0
+    assert (tmp_path / "net.pth.results" / "predictions.csv").exists()
+
+
 def test_images_that_cannot_be_scored(digits, photos, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     for flags, words in (

@@ -92,6 +92,15 @@ def test_what_is_left_out_is_said(photos):
     assert "1 classes have one picture, and none in test.txt" in report
 
 
+def test_folders_within_class_folders_are_said(tmp_path):
+    """A folder of splits gives the classes "train" and "val"."""
+    write_pictures(tmp_path / "photos", "train/cat/1.png", "train/lynx/1.png", "val/cat/2.png")
+    report = write_lists(tmp_path / "photos", tmp_path / "lists")
+    assert "3 pictures are in folders within their class's folder" in report
+    report = write_lists(tmp_path / "photos" / "train", tmp_path / "right")
+    assert "folders within" not in report and "2 classes" in report
+
+
 def test_links_are_followed_and_loops_end(photos):
     write_pictures(photos / "disk", "1.png", "2.png")
     images = photos / "photos"
@@ -201,7 +210,12 @@ def test_without_outliers_the_commands_say_so(photos):
     assert "train_imagenet.py" in train and "--oe False" in train and "txt_ood_train" not in report
     assert "test_imagenet.py" in test and "--calibration none" in test
     report = write_lists(photos / "photos", photos / "train only")
-    assert "needs test pictures" in report and "python test_imagenet.py" not in report
+    both = (
+        "test_imagenet.py also needs test pictures of the classes (--test_share) and a folder of OOD images"
+    )
+    assert both in report and "python test_imagenet.py" not in report
+    report = write_lists(photos / "photos", photos / "tested", test_share=0.4)
+    assert report.endswith("test_imagenet.py also needs a folder of OOD images (--ood)")
 
 
 def test_the_printed_commands_train_and_test(photos, monkeypatch, capsys):

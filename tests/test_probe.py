@@ -70,7 +70,8 @@ def test_a_class_counts_once_however_many_images_it_has_and_outliers_half_of_all
 
 def test_a_fit_that_ended_early_says_so(monkeypatch):
     monkeypatch.setattr(probe, "MAX_ITERATIONS", 3)
-    fit = fit_probe(*problem(0), C, CPU)
+    with pytest.warns(UserWarning, match="did not converge"):
+        fit = fit_probe(*problem(0), C, CPU)
     assert not fit.converged and fit.gradient > 1e-6
 
 

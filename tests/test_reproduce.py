@@ -360,6 +360,8 @@ def test_runs_whose_folders_begin_alike_keep_their_rows(tmp_path, capsys):
     table.main(["--runs", *runs, "--score", "energy", "--columns", "AUROC", "--format", "markdown"])
     rows = capsys.readouterr().out.splitlines()[2:4]
     assert [row.split("|")[2].split()[0] for row in rows] == ["10.00", "20.00"]
+    with pytest.raises(InputError, match="seed included"):  # three runs, but two seeds
+        table.main(["--runs", runs[0], runs[1], runs[0]])
 
 
 def test_strengths_of_fc_are_evaluated_beside_the_first_evaluation(tmp_path, capsys):

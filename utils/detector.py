@@ -27,13 +27,20 @@ from utils.calibration import Calibration
 from utils.distributed import Compute, autocast
 from utils.errors import InputError, first_line
 from utils.evaluation import Features, extract_features, predict
-from utils.run.checkpoint import load_checkpoint, save_whole
+from utils.run.checkpoint import load_checkpoint, results_folder, save_whole
 from utils.run.weights import load_weights
 from utils.scores import FittedScores
 
 FILE = "detector.pth"
 KEPT = 0.95  # share of ID images that the threshold keeps
 BATCH = 100  # images per forward pass
+
+
+def find_detector(run: Path | str) -> Path:
+    """Returns where the detector of a run directory or checkpoint file is; a detector file is its own."""
+    path = Path(run)
+    of_run = results_folder(path) / FILE
+    return of_run if path.is_dir() or of_run.exists() else path
 
 
 class Detection(NamedTuple):
@@ -96,7 +103,8 @@ class Detector:
         Warns if no images were held out of training to take the threshold from.
 
         Args:
-            run: a run directory evaluated by test.py or test_imagenet.py, or its ``detector.pth``.
+            run: a run directory or checkpoint file evaluated by test.py or test_imagenet.py, or the
+                ``detector.pth`` that they wrote.
             calibration, score: names from the evaluation. Default: the choice of --calibration auto and the
                 score it was judged by; without auto, the unchanged network and ``combined``.
 
@@ -104,7 +112,7 @@ class Detector:
             InputError: the file is missing, damaged or not a detector, lacks the calibration or score, or the
                 device cannot be used.
         """
-        path = Path(run) / FILE if Path(run).is_dir() else Path(run)
+        path = find_detector(run)
         if not path.is_file():
             raise InputError(
                 f"there is no detector {path}: run test.py, or test_imagenet.py, on the run first"

@@ -3,8 +3,6 @@
 No function here receives a test image or an OOD set, except for auditing (``--calibration_split test``).
 """
 
-import warnings
-
 import numpy as np
 import torch
 
@@ -94,11 +92,8 @@ def fit_calibrations(
         fit = fit_probe(*training, outlier_features, len(class_counts), classifier.weight.device)
         probe = fit.probe
         facts["probe"] = {"iterations": fit.iterations, "gradient": fit.gradient, "converged": fit.converged}
-        ended = f"after {fit.iterations} iterations, largest gradient {fit.gradient:.1e}"
         if fit.converged:
-            print(f"the probe converged {ended}", flush=True)
-        else:
-            warnings.warn(f"the probe did not converge; it ended {ended}", stacklevel=2)
+            print(f"the probe converged {fit.ended()}", flush=True)
     calibrations = {}
     for name in (n for n in CALIBRATIONS if n in names):
         way = build_calibration(name, classifier, attention, probe, strength)

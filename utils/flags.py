@@ -1,6 +1,7 @@
 """Types of command-line values; an impossible value is refused before any work starts."""
 
 import argparse
+import os
 from pathlib import Path
 
 from utils.distributed import Compute
@@ -74,6 +75,7 @@ weight = number(float, low=0, high=1e9)
 imbalance_ratio = number(float, above=0, high=1)
 fraction = number(float, low=0, high=0.9)
 unit = number(float, low=0, high=1)
+WORKERS = min(4, os.cpu_count() or 1)  # processes that read files
 FIGURES = ("png", "pdf", "svg")
 PRECISION = "auto: bf16 on GPUs that support it (Ampere and later), else fp32"
 
@@ -88,7 +90,7 @@ def add_training_flags(parser):
     )
     add_boolean(group, "--replay", "--deterministic", dest="deterministic", default=False, help=replay)
     add("--gpu", default="0", help="CUDA indices such as 0 or 0,1 (DataParallel), or cpu")
-    add("--num_workers", "--cpus", type=count, default=4, help="processes that read ImageNet files")
+    add("--num_workers", "--cpus", type=count, default=WORKERS, help="processes that read ImageNet files")
     where = "the run directory; default runs/DATASET_MODEL_SEED"
     add("--save_root_path", "--srp", dest="srp", type=path, help=where)
     resume = "resume the run in --srp with its own flags; or the run of another directory or checkpoint file"
@@ -180,7 +182,7 @@ def add_evaluation_flags(parser, calibrations, scores):
     )
     parser.add_argument("--gpu", default="0", help="CUDA indices such as 0 or 0,1, or cpu")
     parser.add_argument(
-        "--num_workers", "--cpus", type=count, default=4, help="processes that read ImageNet files"
+        "--num_workers", "--cpus", type=count, default=WORKERS, help="processes that read ImageNet files"
     )
     ways = parser.add_mutually_exclusive_group()
     ways.add_argument(

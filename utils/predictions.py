@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from utils.detector import BATCH, KEPT, Detector
+from utils.detector import BATCH, KEPT, Detector, find_detector
 from utils.errors import InputError
 from utils.run.runlog import csv_text, say, writable_folder, write_text
 
@@ -33,7 +33,8 @@ def predict_files(
         InputError: there is no detector, the table already exists, a folder is empty, or no file can be read.
     """
     detector = Detector.load(run, device, calibration, score)
-    table = writable_folder(out or (run if run.is_dir() else run.parent)) / FILE
+    files = list(dict.fromkeys(_files(paths)))
+    table = writable_folder(out or find_detector(run).parent) / FILE
     if table.exists():
         raise InputError(f"{table} is already there: move it, or choose another folder with --srp")
     kept = f"keeps {KEPT:.0%} of {'held-out' if detector.held_out else 'training'} images"
@@ -41,7 +42,6 @@ def predict_files(
         f"calibration {detector.calibration}, score {detector.score}; OOD above {detector.threshold:.4f}, "
         f"which {kept}"
     )
-    files = list(dict.fromkeys(_files(paths)))
     rows = []
     for start in range(0, len(files), BATCH):
         read = {}

@@ -5,6 +5,7 @@ This is classifier re-training (cRT, Kang et al., ICLR 2020) by multinomial logi
 classes. No test image is used.
 """
 
+import warnings
 from typing import NamedTuple
 
 import torch
@@ -31,6 +32,9 @@ class ProbeFit(NamedTuple):
     def converged(self) -> bool:
         return self.gradient <= TOLERANCE
 
+    def ended(self) -> str:
+        return f"after {self.iterations} iterations, largest gradient {self.gradient:.1e}"
+
 
 def fit_probe(
     features: torch.Tensor,
@@ -40,7 +44,7 @@ def fit_probe(
     device: torch.device,
 ) -> ProbeFit:
     """Minimises scikit-learn's objective for ``LogisticRegression(C=0.1)``, (1/2) ||W||^2 + C sum_i w_i CE_i,
-    by L-BFGS.
+    by L-BFGS. Warns if it did not converge.
 
     Features are standardised by mean and deviation over the training images. All classes have the same total
     weight, and the outliers have half of the total; the mean weight is 1, as in scikit-learn.
@@ -107,7 +111,10 @@ def fit_probe(
     optimizer.step(loss_and_gradient)
     loss_and_gradient()
     iterations = optimizer.state[parameters]["n_iter"]
-    return ProbeFit(unstandardised(), iterations, float(parameters.grad.abs().max()))
+    fit = ProbeFit(unstandardised(), iterations, float(parameters.grad.abs().max()))
+    if not fit.converged:
+        warnings.warn(f"the probe did not converge; it ended {fit.ended()}", stacklevel=2)
+    return fit
 
 
 def _standard(features):

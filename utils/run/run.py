@@ -214,17 +214,20 @@ class Run:
         )
 
     def finished(self) -> bool:
-        """Waits for the last checkpoint, draws the history, says where the run is; False if it was
-        stopped."""
+        """Waits for the last checkpoint, draws the history, says where the run is; False if it was stopped.
+
+        Raises:
+            InputError: the trained network could not be saved.
+        """
         if self.compute.is_main:
             self.writer.close()
             self._draw("training", plot_history, self.history)
             say(f"run directory: {self.out.folder}")
             saved = not self.attempt.failing("the checkpoint")
             if self.epoch == self.num_epochs and not saved:
-                say(
-                    f"warning: the last checkpoint in {self.out.folder} is older than the run's end",
-                    sys.stderr,
+                raise InputError(
+                    f"the last checkpoint in {self.out.folder} is older than the run's end: see the warning "
+                    "above, then repeat the missing part with --resume"
                 )
             if self.epoch < self.num_epochs:
                 where = "there" if saved else "the last checkpoint that could be written"
@@ -253,7 +256,7 @@ def open_run(
 
     Raises:
         InputError: the directory is in use, cannot be written, or holds a run that is not the one to resume;
-            the checkpoint is damaged or from another run.
+            the checkpoint is damaged or from another run; the trained network could not be saved.
     """
     folder, resume = Path(settings["srp"]), settings["resume"]
     with run_directory(folder, resume, compute) as out, StopRequest() as stop:
