@@ -112,7 +112,14 @@ def main(argv=None):
         [name, f"{value:.1e}", f"{BOUNDS[name]:.0e}", "NO" if name in wrong else "yes"]
         for name, value in found.items()
     ]
-    publish("correctness", device, ["device against CPU", "difference", "bound", "within"], rows, found=found)
+    publish(
+        __spec__.name,
+        "correctness",
+        device,
+        ["device against CPU", "difference", "bound", "within"],
+        rows,
+        found=found,
+    )
     if wrong:
         raise InputError(f"{device} and the CPU do not agree in: {', '.join(wrong)}")
 

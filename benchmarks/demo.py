@@ -91,7 +91,7 @@ def main(argv: list[str] | None = None) -> None:
             *table.rows,
             [f"{told}; together {sum(seconds.values()):.0f} s (goal {GOAL_SECONDS} s)"] + [""] * 6,
         ]
-        publish("demo", torch.device("cpu"), table.head, rows, seconds=seconds)
+        publish(__spec__.name, "demo", torch.device("cpu"), table.head, rows, seconds=seconds)
         return
     table, _ = demonstrate(args.srp)
     print(f"\n{text(table)}")

@@ -96,10 +96,16 @@ def test_memory_is_read_as_the_log_grows(tmp_path):
 def test_a_results_file_holds_the_table_and_where_it_was_made(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(common, "RESULTS", tmp_path / "results")
     common.publish(
-        "claim", torch.device("cpu"), ["what", "ms"], [["a", "1"]], numbers=common.timed(lambda: None, 3)
+        __spec__.name,
+        "claim",
+        torch.device("cpu"),
+        ["what", "ms"],
+        [["a", "1"]],
+        numbers=common.timed(lambda: None, 3),
     )
     record = common.json.loads((tmp_path / "results" / "claim-cpu.json").read_text())
     assert record["table"] == {"head": ["what", "ms"], "rows": [["a", "1"]]} and len(record["numbers"]) == 3
+    assert record["command"].startswith(f"python -m {__name__}")
     assert {"torch", "device", "cpu_cores", "commit", "date"} <= record["environment"].keys()
 
 

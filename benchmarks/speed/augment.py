@@ -66,7 +66,7 @@ def main():
     step = [f"{sum(VIEWS.values()) / total[way]:,.0f}" for way in total]
     rows.append(["a step, 640 images", *step, f"{total['plain'] / total['ours']:.1f}x (goal 5x)"])
     head = ["view", "one PIL image at a time, images/s", "batched, images/s", "faster"]
-    publish("augment", args.device, head, rows, views=measured, cores_used=workers)
+    publish(__spec__.name, "augment", args.device, head, rows, views=measured, cores_used=workers)
 
 
 if __name__ == "__main__":

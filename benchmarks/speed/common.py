@@ -64,12 +64,12 @@ def milliseconds(timing):
     return median if low == median == high else f"{median} ({low} to {high})"
 
 
-def publish(claim, device, head, rows, **measurements):
+def publish(module, claim, device, head, rows, **measurements):
     """Prints a table and writes it, with its data, to ``benchmarks/results/<claim>-<device>.json``.
 
     Args:
-        claim: the benchmark's name. device: where it ran; the file name has "cpu" or the GPU's name in lower
-            case.
+        module: the caller's ``__spec__.name``. claim: the benchmark's name.
+        device: where it ran; the file name has "cpu" or the GPU's name in lower case.
         head, rows: the table's cells, as text.
         measurements: the plain values behind the table.
     """
@@ -78,7 +78,7 @@ def publish(claim, device, head, rows, **measurements):
     words = [
         Path(word).name if word.startswith("/") else word for word in sys.argv[1:]
     ]  # no folders of this machine
-    command = " ".join(["python -m", sys.modules["__main__"].__spec__.name, *words])
+    command = " ".join(["python -m", module, *words])
     for row in [head, *rows]:
         print("  ".join(str(cell).ljust(24) for cell in row), flush=True)
     RESULTS.mkdir(exist_ok=True)

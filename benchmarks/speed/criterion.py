@@ -130,7 +130,7 @@ def main():
         memory = f"peak memory +{added:.1f} MB, statistics {statistics:.1f} MB"
         rows.append([f"N 128, C {classes:,}, D 512", "", milliseconds(timing), "", memory])
     head = ["ISAC, forward + backward", "plain, ms", "ours, ms", "faster", "largest difference"]
-    publish("criterion", args.device, head, rows, sizes=sizes, growth=growth)
+    publish(__spec__.name, "criterion", args.device, head, rows, sizes=sizes, growth=growth)
 
 
 if __name__ == "__main__":

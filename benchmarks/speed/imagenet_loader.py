@@ -138,7 +138,9 @@ def main():
         for r in rows
     ]
     about = {"image_size": SIZE, "file": "JPEG 500 x 375, quality 90"}
-    publish("imagenet_loader", torch.device("cpu"), head, table, images_per_second=rows, **about)
+    publish(
+        __spec__.name, "imagenet_loader", torch.device("cpu"), head, table, images_per_second=rows, **about
+    )
 
 
 if __name__ == "__main__":

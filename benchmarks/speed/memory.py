@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> None:
     rows = [[f"after {epoch} epochs", f"{megabytes:.1f}"] for epoch, megabytes in after.items()]
     rows.append([f"growth from {FIRST} to {LAST}", f"{after[LAST] - after[FIRST]:+.1f}"])
     head = ["a run of short epochs", "resident memory, MB"]
-    publish("memory", torch.device("cpu"), head, rows, by_epoch=list(memory.values()))
+    publish(__spec__.name, "memory", torch.device("cpu"), head, rows, by_epoch=list(memory.values()))
 
 
 if __name__ == "__main__":

@@ -119,7 +119,7 @@ def main(argv=None):
         "difference",
         "within fp32's range",
     ]
-    publish("precision", device, head, compare(measured), measured=measured)
+    publish(__spec__.name, "precision", device, head, compare(measured), measured=measured)
 
 
 def benchmark_args(argv):

@@ -80,6 +80,7 @@ def main(argv=None):
     ]
     claim = f"train-{args.md}" + ("-compiled" if args.compile else "")
     publish(
+        __spec__.name,
         claim,
         args.device,
         head,

@@ -28,7 +28,7 @@ from utils.run.checkpoint import LATEST, PREVIOUS, load_checkpoint, load_run, sa
 from utils.run.runlog import Attempts, RunDirectory
 from utils.run.signals import EXIT_STOPPED
 
-KILLS = 20
+KILLS = 12
 # A checkpoint after every step, and a tenth of each class's images: five steps per epoch.
 TINY = "--ds digits --gpu cpu --rho 0.1 --val_fraction 0.9 -b 8 --ob 8 --num_ood_samples 32 -e 3".split()
 EVERY_STEP = ["--checkpoint_every_minutes", "0.00001"]
