@@ -72,7 +72,9 @@ def main(argv=None):
     held_out = None
     if known["val_fraction"]:
         parts = hold_out(train.labels, known["val_fraction"])
-        train, held_out = (ImageSet(train.images[part], train.labels[part]) for part in parts)
+        train, held_out = (
+            ImageSet(train.images[part], train.labels[part]) if len(part) else None for part in parts
+        )
     class_counts = torch.bincount(train.labels, minlength=benchmark.num_classes)
     require_class_counts(checkpoint, class_counts.tolist())
     calibration = train

@@ -82,7 +82,7 @@ def main(argv=None):
     class_names, held_out = folder_names(training), None
     if known["val_fraction"]:
         parts = hold_out(training.labels, known["val_fraction"])
-        training, held_out = (select(training, part) for part in parts)
+        training, held_out = (select(training, part) if len(part) else None for part in parts)
     class_counts = torch.bincount(training.labels).tolist()
     require_class_counts(checkpoint, class_counts)
     test = load_files(args.txtv, args.iidp, num_classes=len(class_counts))

@@ -1,3 +1,5 @@
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -195,6 +197,14 @@ def test_a_set_is_announced_where_there_is_no_terminal(capsys):
     assert capsys.readouterr().err == "svhn: 7 images\n"
     extract_features(Doubling(), [(images, labels)], 7, CPU._replace(rank=1), plain, "svhn")
     assert capsys.readouterr().err == ""
+
+
+def test_a_set_has_a_bar_on_a_terminal(capsys, monkeypatch):
+    images, labels = torch.arange(14.0).view(7, 2), torch.arange(7)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    extract_features(Doubling(), [(images, labels)], 7, CPU, torch.autocast("cpu", enabled=False), "svhn")
+    err = capsys.readouterr().err
+    assert "svhn:   0%" in err and "0/7" in err and "svhn: 7 images" not in err
 
 
 def test_ctrl_c_ends_a_script_with_one_line(capsys):

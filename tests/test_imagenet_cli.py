@@ -194,6 +194,20 @@ def test_kill_9_and_resume_gives_the_statistics_of_the_unbroken_run(data, tmp_pa
         assert all(torch.equal(a[part][key], b[part][key]) for key in a[part])
 
 
+def test_classes_of_one_image_leave_nothing_to_hold_out(data, tmp_path, capsys):
+    """Validation then has no images; training and evaluation end all the same."""
+    (tmp_path / "list.txt").write_text("".join(f"train/{c}/0.jpg {c}\n" for c in range(CLASSES)))
+    lists, out = [*data, "--txtt", tmp_path / "list.txt"], tmp_path / "out"
+    sizes = ["-b", "2", "--ob", "2", "--val_fraction", "0.1"]
+    assert run(train_imagenet.main, *TRAIN, *lists, *sizes, "--srp", out) == 0
+    assert json.loads((out / "log.jsonl").read_text())["val_accuracy"]["all"] is None
+    assert run(evaluation.main, *SMALL, *lists, "--ckpt_path", out) == 0
+    scores = {row["score"] for row in results_of(out)["rows"]}
+    assert scores == set(SCORE_NAMES) - {"mahalanobis"} and (out / "detector.pth").is_file()
+    auto = run(evaluation.main, *SMALL, *lists, "--ckpt_path", out, "--calibration", "auto")
+    assert auto == 2 and "this run held out none" in capsys.readouterr().err
+
+
 def test_both_command_lines_of_the_authors_parse(data):
     line = "--gpu 0,1,2,3 --ds imagenet --md ResNet50 --lr 0.1 --Lambda1 0.02 --Lambda2 0.5 --srp OUT"
     args = train_imagenet.parse_args([*line.split(), *data])

@@ -199,6 +199,14 @@ def test_a_score_is_added_by_one_class(monkeypatch):
     )
 
 
+def test_mahalanobis_needs_a_class_with_two_images():
+    training = make()
+    first = torch.stack([(training.labels == c).nonzero()[0, 0] for c in training.labels.unique()])
+    fitted = fit_scores(training._replace(features=training.features[first], labels=training.labels[first]))
+    assert "mahalanobis" not in fitted.scores and "mahalanobis" not in fitted.standards
+    assert fitted.standards.keys() >= {"energy"}
+
+
 def test_what_no_score_can_be_fitted_on_is_refused():
     training = make()
     with pytest.raises(InputError, match="class 1 has none"):

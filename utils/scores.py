@@ -162,6 +162,8 @@ class Mahalanobis(Score, name="mahalanobis"):
     Sigma = (1/N) sum_i (u_i - m_{y_i})(u_i - m_{y_i})^T is pooled over the classes, Sigma_r = Sigma +
     r (tr Sigma / D) I with r = 0.1, and L L^T = Sigma_r.
 
+    Left out where each class has a single image: nothing varies within a class.
+
     ``whitening``: L^-1, float64 (D, D). ``means``: L^-1 m_c, float64 (C, D).
     """
 
@@ -171,6 +173,8 @@ class Mahalanobis(Score, name="mahalanobis"):
     @classmethod
     def fit(cls, training):
         means = training.class_means()
+        if len(training.labels) == len(means):
+            return None
         identity = torch.eye(means.shape[1], dtype=means.dtype, device=means.device)
         covariance = torch.zeros_like(identity)
         for u, labels in training.unit_features():
@@ -241,7 +245,7 @@ class FittedScores(NamedTuple):
 def fit_scores(training: Training, names: Iterable[str] = SCORE_NAMES) -> FittedScores:
     """Fits scores, all by default, on training images alone.
 
-    ``combined`` is the sum of energy, mahalanobis and probe (without a probe, of the other two), each
+    ``combined`` is the sum of energy, mahalanobis and probe (of those that could be fitted), each
     standardised by its mean and deviation over the training images.
 
     Raises:
