@@ -265,6 +265,12 @@ def test_auto_needs_images_that_were_held_out(digits_run, tmp_path, capsys):
     assert not (tmp_path / "results.json").exists()
 
 
+def test_a_score_that_cannot_be_fitted_is_refused(digits_run, tmp_path, capsys):
+    argv = ["--gpu", "cpu", "--ckpt_path", digits_run, "--srp", tmp_path, "--dout", "noise"]
+    status = run(evaluation.main, *argv, "--calibration", "none", "--score", "probe")
+    assert status == 2 and "--score probe cannot be fitted here" in capsys.readouterr().err
+
+
 def test_fc_and_calibration_do_not_contradict_each_other(digits_run, capsys):
     argv = ["--ckpt_path", digits_run, "--FC", "True", "--calibration", "probe"]
     assert_refused_by_the_parser(capsys, run(evaluation.main, *argv), "--calibration", "--FC")

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from utils.calibration import CALIBRATIONS, build_calibration, calibrate
+from utils.errors import InputError
 from utils.evaluation import predict
 from utils.metrics import class_accuracies, class_tally, ood_metrics
 from utils.probe import fit_probe
@@ -74,6 +75,9 @@ def fit_calibrations(
     Returns:
         (calibrations, facts): dict of name to (:class:`utils.calibration.Calibration`,
         :class:`utils.scores.FittedScores`), and plain values for the results file.
+
+    Raises:
+        InputError: ``score`` cannot be fitted.
     """
     attention = probe = None
     facts = {"vmf": "training features" if statistics is None else "class statistics of the checkpoint"}
@@ -97,7 +101,13 @@ def fit_calibrations(
     calibrations = {}
     for name in (n for n in CALIBRATIONS if n in names):
         way = build_calibration(name, classifier, attention, probe, strength)
-        calibrations[name] = way, fit_scores(Training(way, *training, statistics))
+        fitted = fit_scores(Training(way, *training, statistics))
+        if score not in (*fitted.scores, "combined"):
+            raise InputError(
+                f"--score {score} cannot be fitted here: probe needs another calibration beside none, "
+                "mahalanobis a class with two training images"
+            )
+        calibrations[name] = way, fitted
     return calibrations, facts
 
 
