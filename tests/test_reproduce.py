@@ -11,6 +11,7 @@ import train
 import train_imagenet
 from benchmarks import reproduce, table
 from utils.errors import InputError
+from utils.metrics import OOD_COLUMNS, OOD_METRICS
 
 METRICS = ("auroc", "aupr_out", "aupr_in", "fpr95", "fpr95_id")
 NARROW = ["AUROC", "FPR95", "ACC", "many", "medium", "few"]
@@ -70,6 +71,8 @@ def test_a_table_gives_mean_and_deviation_over_seeds(tmp_path, capsys):
         write_record(tmp_path, "patt", seed, auroc)
     head, rows, note = show(capsys, tmp_path, "digits", "digits_default")
     without, with_fc = rows
+    evaluation = [OOD_COLUMNS[metric] for metric in OOD_METRICS]  # the columns of results.md, in its order
+    assert [cell for cell in head if cell in evaluation] == evaluation
     assert [line[head.index("calibration")] for line in rows] == ["none", "FC"]
     expected = f"{100 * mean(aurocs):.2f} ± {100 * stdev(aurocs):.2f}"
     assert without[head.index("AUROC ↑")] == expected
