@@ -152,6 +152,14 @@ class NoData:
         return 1
 
 
+def empty_run(compute, folder):
+    model = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    settings = {"srp": f"{folder}/out", "epochs": 1, "resume": None, "checkpoint_every_minutes": 0}
+    trained = Trained(model, torch.nn.Module(), optimizer, StepGuard(optimizer, [model], 3))
+    return open_run(settings | {"figures": "png"}, compute, NoData(), [1], trained)
+
+
 def stopped_worker(rank, port, folder):
     """Saves and stops; the write lasts until process 1 has ended, or so long that it would have."""
     compute, left, write = join(rank, port), Path(folder) / "left", checkpoint.save_checkpoint
@@ -163,14 +171,7 @@ def stopped_worker(rank, port, folder):
         write(state, out)
 
     checkpoint.save_checkpoint = slow
-    model = torch.nn.Linear(1, 1)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    settings = {"srp": f"{folder}/out", "epochs": 1, "resume": None, "checkpoint_every_minutes": 0}
-    trained = Trained(model, torch.nn.Module(), optimizer, StepGuard(optimizer, [model], 3))
-    with (
-        pytest.raises(SystemExit) as end,
-        open_run(settings | {"figures": "png"}, compute, NoData(), [1], trained) as run,
-    ):
+    with pytest.raises(SystemExit) as end, empty_run(compute, folder) as run:
         run.save()
     assert end.value.code == EXIT_STOPPED
     if rank == 1:
@@ -181,6 +182,23 @@ def test_no_process_of_a_stopped_run_ends_before_its_checkpoint_is_written(tmp_p
     """A launcher ends the others once one has ended."""
     mp.spawn(stopped_worker, (free_port(), str(tmp_path)), nprocs=2)
     assert (tmp_path / "left").read_text() == "True"
+
+
+def unsaved_worker(rank, port, folder):
+    def broken(*_):
+        raise OSError(28, "No space left on device")
+
+    compute, checkpoint.save_checkpoint = join(rank, port), broken
+    with pytest.raises(InputError if rank == 0 else SystemExit) as end, empty_run(compute, folder) as run:
+        run.epoch = 1
+        run.save()
+    assert rank == 0 or end.value.code == 2
+    (Path(folder) / str(rank)).touch()
+
+
+def test_every_process_of_a_run_that_could_not_be_saved_ends_with_an_error(tmp_path):
+    mp.spawn(unsaved_worker, (free_port(), str(tmp_path)), nprocs=2)
+    assert (tmp_path / "0").exists() and (tmp_path / "1").exists()
 
 
 @pytest.mark.parametrize(

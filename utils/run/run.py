@@ -219,25 +219,25 @@ class Run:
         Raises:
             InputError: the trained network could not be saved.
         """
-        if self.compute.is_main:
-            self.writer.close()
-            self._draw("training", plot_history, self.history)
-            say(f"run directory: {self.out.folder}")
-            saved = not self.attempt.failing("the checkpoint")
-            if self.epoch == self.num_epochs and not saved:
-                raise InputError(
-                    f"the last checkpoint in {self.out.folder} is older than the run's end: see the warning "
-                    "above, then repeat the missing part with --resume"
-                )
-            if self.epoch < self.num_epochs:
-                where = "there" if saved else "the last checkpoint that could be written"
-                say(
-                    f"stopped in epoch {self.epoch + 1} of {self.num_epochs}; "
-                    f"--resume continues from {where}",
-                    sys.stderr,
-                )
-        from_main(None)  # a launcher ends the main process, still writing, once another has ended
+        in_main(self.compute, self._finish)  # a launcher ends this process once another one has ended
         return self.epoch == self.num_epochs
+
+    def _finish(self):
+        self.writer.close()
+        self._draw("training", plot_history, self.history)
+        say(f"run directory: {self.out.folder}")
+        saved = not self.attempt.failing("the checkpoint")
+        if self.epoch == self.num_epochs and not saved:
+            raise InputError(
+                f"the last checkpoint in {self.out.folder} is older than the run's end: see the warning "
+                "above, then repeat the missing part with --resume"
+            )
+        if self.epoch < self.num_epochs:
+            where = "there" if saved else "the last checkpoint that could be written"
+            say(
+                f"stopped in epoch {self.epoch + 1} of {self.num_epochs}; --resume continues from {where}",
+                sys.stderr,
+            )
 
 
 @contextmanager
