@@ -19,7 +19,8 @@ import torch
 from benchmarks.reproduce import ROOT
 from benchmarks.rows import ROWS
 from benchmarks.speed.common import publish
-from benchmarks.table import Table, Way, evaluation, text
+from benchmarks.table import text
+from benchmarks.tabulate import Table, Way, evaluation
 from utils.errors import InputError, exit_cleanly
 from utils.plots import plot_class_accuracy
 

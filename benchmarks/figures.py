@@ -20,7 +20,7 @@ from sklearn.manifold import TSNE
 
 from benchmarks.reproduce import RESULTS, ROOT
 from benchmarks.rows import EVALUATED, ROWS
-from benchmarks.table import Way, calibration_of, evaluation, load_records
+from benchmarks.tabulate import Way, calibration_of, evaluation, load_records
 from datasets.loader import evaluation_batches
 from datasets.normalization import NORMALIZATIONS
 from datasets.registry import BENCHMARKS

@@ -24,6 +24,15 @@ ROWS = {
     "released_statistics": Row("PATT, running statistics", "--depart statistics"),
     "released_normalization": Row("PATT, outliers with ImageNet's mean and std", "--depart normalization"),
     "released_crop": Row("PATT, view 1's crop not padded", "--depart crop"),
+    "t0.7": Row("PATT, T 0.7", "--tem_scale 0.7"),
+    "t1.0": Row("PATT, T 1.0", "--tem_scale 1.0"),
+}
+# Settings whose defaults are compared on held-out training images, never on test images.
+COMPARED = ("patt", "lambda_commands", "released_embeddings", "released_statistics", "t0.7", "t1.0")
+HELD_OUT = "_held_out"
+ROWS |= {
+    row + HELD_OUT: Row(f"{ROWS[row].label}, a tenth held out", f"{ROWS[row].flags} --val_fraction 0.1")
+    for row in COMPARED
 }
 # Further evaluations of a row's runs: flags on top of the first one's. Results are named ROW-EVALUATION.
 EVALUATIONS = {
@@ -31,8 +40,13 @@ EVALUATIONS = {
     "fc0.1": Row("FC at strength 0.1", "--calibration fc --fc_strength 0.1"),
     "fc0.25": Row("FC at strength 0.25", "--calibration fc --fc_strength 0.25"),
     "fc0.5": Row("FC at strength 0.5", "--calibration fc --fc_strength 0.5"),
+    "auto": Row("the choice on held-out images", "--calibration auto"),
 }
-EVALUATED = {"calibration-leak": ("leak",), "strength": ("fc0.1", "fc0.25", "fc0.5")}
+EVALUATED = {
+    "calibration-leak": ("leak",),
+    "strength": ("fc0.1", "fc0.25", "fc0.5"),
+    "defaults": ("auto",),
+}
 
 BENCHMARK_ROWS = ("patt", "lambda_commands", "released", "ce", "oe", "la")
 TABLES = {
@@ -49,4 +63,5 @@ TABLES = {
     "lambda": ("patt", "lambda_commands"),
     "calibration-leak": ("patt",),
     "strength": ("patt", "ce"),
+    "defaults": tuple(row + HELD_OUT for row in COMPARED),
 }

@@ -391,3 +391,30 @@ def test_a_note_speaks_of_every_protocol_in_the_table(tmp_path, capsys):
         file.write_text(json.dumps(record))
     _, _, note = show(capsys, tmp_path, "cifar10", "mixed")
     assert "ResNet18, 100 epochs" in note and "ResNet20, 4 epochs" in note and "Reduced protocol" in note
+
+
+def test_the_choice_on_held_out_images_is_tabulated_without_test_data(tmp_path, capsys):
+    """AUROC 0.6 and 0.8 with accuracy 0.5: 70.00 ± 14.14, 50.00 ± 0.00 and their sum."""
+    for seed, auroc in ((0, 0.6), (1, 0.8)):
+        write_record(tmp_path, "patt_held_out", seed, 0.9)
+        write_record(tmp_path, "patt_held_out-auto", seed, 0.9)
+        file = tmp_path / "digits_default" / f"patt_held_out-auto-seed{seed}.json"
+        record = json.loads(file.read_text())
+        trials = [
+            {"calibration": "none", "fc_strength": None, "auroc": auroc, "accuracy": 0.5},
+            {"calibration": "fc", "fc_strength": 0.1, "auroc": 0.7, "accuracy": 0.5},
+            {"calibration": "fc", "fc_strength": 1.0, "auroc": 0.5, "accuracy": 0.5},
+        ]
+        best = max(trials, key=lambda trial: trial["auroc"])
+        record["results"]["auto"] = {"chosen": best, "trials": trials, "score": "energy"}
+        file.write_text(json.dumps(record))
+    head, rows, note = show(capsys, tmp_path, "defaults", "digits_default")
+    assert head[2:5] == ["AUROC ↑", "mean class accuracy ↑", "sum ↑"]
+    assert rows == [
+        ["PATT", "none", "70.00 ± 14.14", "50.00 ± 0.00", "120.00 ± 14.14", "1 of 2"],
+        ["PATT", "FC 0.1", "70.00 ± 0.00", "50.00 ± 0.00", "120.00 ± 0.00", "1 of 2"],
+        ["PATT", "FC 1.0", "50.00 ± 0.00", "50.00 ± 0.00", "100.00 ± 0.00", "0 of 2"],
+    ]
+    assert "no test image or OOD set" in note and "OOD sets:" not in note
+    narrow = show(capsys, tmp_path, "defaults", "digits_default", "--score", "energy")
+    assert [row[1] for row in narrow[1]] == ["none"]

@@ -19,7 +19,7 @@ import torch
 
 from benchmarks.reproduce import ROOT
 from benchmarks.speed.common import publish
-from benchmarks.table import spread
+from benchmarks.tabulate import spread
 from utils import flags
 from utils.errors import InputError, exit_cleanly
 
