@@ -65,16 +65,9 @@ def numpy_scalar(dtype: NumpyDtype, data: bytes) -> bool | int | float | complex
     return np.frombuffer(data, dtype.order + dtype.code).item()
 
 
-def numpy_readers() -> list[Callable]:
+def numpy_readers() -> list[type | tuple[Callable, str]]:
     """Returns the two readers above under numpy's names, for ``torch.serialization.safe_globals``."""
-
-    def named(reader, full_name):
-        module, _, name = full_name.rpartition(".")
-        function = lambda *args: reader(*args)  # noqa: E731  (one function per name)
-        function.__module__, function.__qualname__ = module, name
-        return function
-
-    return [NumpyDtype, named(NumpyDtype, "numpy.dtype"), *(named(numpy_scalar, n) for n in NUMPY_SCALARS)]
+    return [NumpyDtype, (NumpyDtype, "numpy.dtype"), *((numpy_scalar, name) for name in NUMPY_SCALARS)]
 
 
 def _encode(text, encoding):
