@@ -205,7 +205,7 @@ def plot_aurocs(aurocs: dict[str, dict[str, Sequence[float]]], path: str | Path)
         ax.set_xticks(range(len(names)), names, rotation=20)
         ax.set(ylabel="mean AUROC (%)")
         ax.grid(axis="y", linewidth=0.4)
-        ax.legend(fontsize="small")
+        ax.legend(fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3)  # hides no point
 
 
 def plot_strengths(values: dict[str, dict[float, Sequence[float]]], path: str | Path) -> None:
