@@ -29,11 +29,11 @@ ROWS = {
 }
 # Settings whose defaults are compared on held-out training images, never on test images.
 COMPARED = ("patt", "lambda_commands", "released_embeddings", "released_statistics", "t0.7", "t1.0")
-HELD_OUT = "_held_out"
-ROWS |= {
-    row + HELD_OUT: Row(f"{ROWS[row].label}, a tenth held out", f"{ROWS[row].flags} --val_fraction 0.1")
+HELD_OUT = {
+    f"{row}_held_out": Row(f"{ROWS[row].label}, a tenth held out", f"{ROWS[row].flags} --val_fraction 0.1")
     for row in COMPARED
 }
+ROWS |= HELD_OUT
 # Further evaluations of a row's runs: flags on top of the first one's. Results are named ROW-EVALUATION.
 EVALUATIONS = {
     "leak": Row("FC calibrated on test labels (leak)", "--calibration_split test"),
@@ -63,5 +63,5 @@ TABLES = {
     "lambda": ("patt", "lambda_commands"),
     "calibration-leak": ("patt",),
     "strength": ("patt", "ce"),
-    "defaults": tuple(row + HELD_OUT for row in COMPARED),
+    "defaults": tuple(HELD_OUT),
 }

@@ -8,7 +8,7 @@ from statistics import mean, stdev
 from typing import NamedTuple
 
 from benchmarks.reproduce import ROOT, read_run
-from benchmarks.rows import EVALUATED, EVALUATIONS, HELD_OUT, ROWS, TABLES
+from benchmarks.rows import EVALUATED, EVALUATIONS, ROWS, TABLES
 from datasets.registry import BENCHMARKS
 from utils.errors import InputError
 from utils.metrics import ACCURACY_COLUMNS, OOD_COLUMNS
@@ -124,8 +124,7 @@ def scores_table(results: Path, group: str, selection: argparse.Namespace) -> Ta
             ]
             label = calibration_label(Way(calibration, ""))
             lines.append([ROWS[row].label, label, *map(spread, found)])
-    every = [record for records in shown.values() for record in records]
-    note = notes(every, selection, dropped, f"`benchmarks/results/runs/{group}/`")
+    note = notes(shown, selection, dropped, f"`benchmarks/results/runs/{group}/`")
     return Table(["AUROC ↑", "calibration", *names], lines, note)
 
 
@@ -139,8 +138,7 @@ def sets_table(results: Path, group: str, selection: argparse.Namespace) -> Tabl
             for way in selection.score:
                 cells.append(spread([auroc_on(record, way, name) for record in records]))
             lines.append([ROWS[row].label, name, *cells])
-    every = [record for records in shown.values() for record in records]
-    note = notes(every, selection, dropped, f"`benchmarks/results/runs/{group}/`")
+    note = notes(shown, selection, dropped, f"`benchmarks/results/runs/{group}/`")
     ways = [
         way.score if way.calibration == "none" else f"{calibration_label(way)} / {way.score}"
         for way in selection.score
@@ -158,7 +156,7 @@ def choices_table(results: Path, group: str, selection: argparse.Namespace) -> T
     calibrations = {way.calibration for way in selection.score}
     lines = []
     for row, records in shown.items():
-        label = ROWS[row.removesuffix("-auto").removesuffix(HELD_OUT)].label
+        label = ROWS[row.removesuffix("-auto")].label
         for alike in zip(*(record["results"]["auto"]["trials"] for record in records), strict=True):
             name, strength = alike[0]["calibration"], alike[0]["fc_strength"]
             if name in calibrations:
@@ -167,8 +165,7 @@ def choices_table(results: Path, group: str, selection: argparse.Namespace) -> T
                 total = [sum(both) for both in zip(*found, strict=True)]
                 chosen = sum(r["results"]["auto"]["chosen"] in alike for r in records)
                 lines.append([label, way, *map(spread, (*found, total)), f"{chosen} of {len(records)}"])
-    every = [record for records in shown.values() for record in records]
-    note = notes(every, selection, dropped, f"`benchmarks/results/runs/{group}/`", on_test_data=False)
+    note = notes(shown, selection, dropped, f"`benchmarks/results/runs/{group}/`", on_test_data=False)
     head = [
         "on held-out images",
         "calibration",
@@ -246,8 +243,7 @@ def tabulate(
                 if name in METRICS:
                     cells[name] = spread([values.get(METRICS[name]) for values in found])
             lines.append([line_label(row, way, selection), *(cells[name] for name in selection.columns)])
-    shown = [record for records in rows.values() for record in records]
-    return Table(head, lines, notes(shown, selection, dropped_seeds, where))
+    return Table(head, lines, notes(rows, selection, dropped_seeds, where))
 
 
 def calibration_label(way: Way) -> str:
@@ -275,13 +271,14 @@ def line_label(row: str, way: Way, selection: argparse.Namespace) -> str:
 
 
 def notes(
-    records: list[dict],
+    rows: dict[str, list[dict]],
     selection: argparse.Namespace,
     dropped_seeds: set[int],
     where: str,
     on_test_data: bool = True,
 ) -> str:
     """Describes what readers must know about the rows: protocol, data, seeds, device, commit, files."""
+    records = [record for of_row in rows.values() for record in of_row]
     way = selection.score[0]
     protocols, sets, reduced, stand_in = {}, {}, False, False
     for record in records:

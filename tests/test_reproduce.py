@@ -411,9 +411,9 @@ def test_the_choice_on_held_out_images_is_tabulated_without_test_data(tmp_path, 
     head, rows, note = show(capsys, tmp_path, "defaults", "digits_default")
     assert head[2:5] == ["AUROC ↑", "mean class accuracy ↑", "sum ↑"]
     assert rows == [
-        ["PATT", "none", "70.00 ± 14.14", "50.00 ± 0.00", "120.00 ± 14.14", "1 of 2"],
-        ["PATT", "FC 0.1", "70.00 ± 0.00", "50.00 ± 0.00", "120.00 ± 0.00", "1 of 2"],
-        ["PATT", "FC 1.0", "50.00 ± 0.00", "50.00 ± 0.00", "100.00 ± 0.00", "0 of 2"],
+        ["PATT, a tenth held out", "none", "70.00 ± 14.14", "50.00 ± 0.00", "120.00 ± 14.14", "1 of 2"],
+        ["PATT, a tenth held out", "FC 0.1", "70.00 ± 0.00", "50.00 ± 0.00", "120.00 ± 0.00", "1 of 2"],
+        ["PATT, a tenth held out", "FC 1.0", "50.00 ± 0.00", "50.00 ± 0.00", "100.00 ± 0.00", "0 of 2"],
     ]
     assert "no test image or OOD set" in note and "OOD sets:" not in note
     narrow = show(capsys, tmp_path, "defaults", "digits_default", "--score", "energy")
