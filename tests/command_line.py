@@ -1,11 +1,17 @@
-"""Running the scripts in this process, as the command line would."""
+"""Running the scripts as the command line would, and what their last words must be."""
 
 import importlib.util
+import os
+import subprocess
+import sys
 from pathlib import Path
+
+import torch
 
 from utils.errors import exit_cleanly
 
 ROOT = Path(__file__).resolve().parent.parent
+DIGITS = "--ds digits --gpu cpu --rho 0.1 -b 128 --ob 32 -e 1".split()
 
 
 def load_script(name):
@@ -23,3 +29,53 @@ def run(main, *argv):
     except SystemExit as end:
         return end.code
     return 0
+
+
+def start_process(script, *argv, **settings):
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.Popen(
+        [sys.executable, ROOT / script, *map(str, argv)],
+        env=environment,
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        **settings,
+    )
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in Path(folder).iterdir() if path.is_file()}
+
+
+def assert_one_sentence(capsys, status, *words):
+    """Exit status 2, and one line `error: ...` that has the words."""
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert status == 2, lines
+    errors = [line for line in lines if not line.startswith("warning: ")]
+    assert len(errors) == 1 and errors[0].startswith("error: "), lines
+    for word in words:
+        assert str(word) in errors[0]
+
+
+def assert_refused_by_the_parser(capsys, status, *words):
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert status == 2 and "error: " in last
+    for word in words:
+        assert word in last
+
+
+def assert_same(a, b, where=""):
+    assert type(a) is type(b), where
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_same(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_same(x, y, f"{where}[{i}]")
+    else:
+        assert a == b, where

@@ -1,9 +1,13 @@
-"""What every test has: one thread, and a place to note how much was tried, which is printed at the end."""
+"""What every test has: one thread, a place to note how much was tried; what many share: data and a run."""
 
 from collections import Counter
 
 import pytest
 import torch
+from cifar_files import write_data
+from command_line import DIGITS, run
+
+import train
 
 
 @pytest.fixture(autouse=True)
@@ -25,6 +29,19 @@ def record_count(request):
 
     yield record
     request.node.user_properties += counts.items()  # travels with the report if tests run in processes
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    return write_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="session")
+def digits_run(tmp_path_factory):
+    """A digits run of one epoch."""
+    folder = tmp_path_factory.mktemp("runs") / "digits"
+    assert run(train.main, *DIGITS, "--srp", folder) == 0
+    return folder
 
 
 def pytest_terminal_summary(terminalreporter):

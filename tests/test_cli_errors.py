@@ -1,0 +1,267 @@
+"""Help, and what the command lines refuse."""
+
+import numpy as np
+import pytest
+import torch
+from cifar_files import write_batch, write_cifar10, write_ood_set, write_outliers
+from command_line import (
+    DIGITS,
+    assert_one_sentence,
+    assert_refused_by_the_parser,
+    load_script,
+    run,
+    start_process,
+)
+
+import train
+from models import build_model
+
+evaluation = load_script("test")
+
+
+@pytest.mark.parametrize(
+    "script,flags",
+    [
+        (
+            "train",
+            "--seed --replay --gpu --num_workers --cpus --data_root_path --drp --dataset --ds "
+            "--model --md --imbalance_ratio "
+            "--rho --batch_size -b --ood_batch_size --ob --test_batch_size --tb --epochs -e --lr "
+            "--wd --momentum -m --opt --Lambda1 "
+            "--Lambda2 --num_ood_samples --temperature --tem_scale --save_root_path --srp --resume "
+            "--recipe --isac --tla --oe",
+        ),
+        (
+            "test",
+            "--seed --gpu --num_workers --FC --tnorm --model --md --dataset --ds --data_root_path "
+            "--calibration --fc_strength "
+            "--drp --dout "
+            "--num_ood_samples --imbalance_ratio --rho --test_batch_size --tb --ckpt_path "
+            "--calibration_split --score",
+        ),
+    ],
+)
+def test_help_names_every_flag(script, flags, capsys):
+    assert run({"train": train.main, "test": evaluation.main}[script], "--help") == 0
+    words = capsys.readouterr().out.replace(",", " ").replace("[", " ").split()
+    assert [flag for flag in flags.split() if flag not in words] == []
+
+
+def test_a_script_in_a_process_of_its_own_ends_with_one_line_and_status_2(tmp_path):
+    process = start_process(
+        "train.py", "--gpu", 0, "--ds", "cifar10", "--drp", tmp_path, "--srp", tmp_path / "out"
+    )
+    out, err = process.communicate()
+    assert process.returncode == 2
+    assert err.count("\n") == 1 and err.startswith("error: ") and "cifar-10-batches-py" in err
+    assert "no CUDA device" in out and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "argv,words",
+    [
+        (["--rho", "0"], ["rho", "0"]),
+        (["--rho", "1.5"], ["rho", "1.5"]),
+        (["--rho", "nan"], ["rho"]),
+        (["-e", "0"], ["-e"]),
+        (["-b", "x"], ["-b", "whole number"]),
+        (["--ds", "mnist"], ["mnist"]),
+        (["--md", "ResNet19"], ["ResNet19"]),
+        (["--isac", "maybe"], ["maybe"]),
+        (["--lr", "-1"], ["--lr"]),
+        (["--nonsense"], ["--nonsense"]),
+        (["--temperature", "0"], ["--temperature"]),
+        (["--Lambda1", "inf"], ["--Lambda1"]),
+        (["--opt", "lion"], ["lion"]),
+        (["--num_workers", "-1"], ["num_workers"]),
+    ],
+)
+def test_impossible_flags_are_refused_before_anything_is_read(argv, words, capsys):
+    assert_refused_by_the_parser(capsys, run(train.main, *argv), *words)
+
+
+@pytest.mark.parametrize(
+    "argv,words",
+    [
+        (["-b", "5000"], ["--batch_size 5000"]),
+        (["--ob", "5000"], ["--ood_batch_size 5000"]),
+        (["--num_ood_samples", "8"], ["--ood_batch_size 32", "8 images"]),
+        (["--gpu", "first"], ["--gpu", "first"]),
+        (["--rho", "0.001"], ["rho"]),
+    ],
+)
+def test_what_the_digits_cannot_give_is_refused(argv, words, tmp_path, capsys):
+    assert_one_sentence(capsys, run(train.main, *DIGITS, *argv, "--srp", tmp_path / "out"), *words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_folder_that_cannot_be_written(digits_run, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    out = tmp_path / "file" / "out"
+    assert_one_sentence(capsys, run(train.main, *DIGITS, "--srp", out), out)
+    status = run(evaluation.main, "--gpu", "cpu", "--ckpt_path", digits_run, "--srp", out)
+    assert_one_sentence(capsys, status, out)
+
+
+def break_truncated(root):
+    path = root / "cifar-10-batches-py" / "data_batch_2"
+    path.write_bytes(path.read_bytes()[:1000])
+    return [path]
+
+
+def break_missing(root):
+    (root / "cifar-10-batches-py" / "data_batch_3").unlink()
+    return ["data_batch_3"]
+
+
+def break_label(root):
+    write_batch(root / "cifar-10-batches-py" / "data_batch_1", [0, 10], b"labels")
+    return ["data_batch_1", "0..9"]
+
+
+def break_tail(root):
+    write_cifar10(root, [100] * 4 + [0] + [100] * 5)
+    return ["class 4"]
+
+
+def break_short_class(root):
+    write_cifar10(root, [100] + [1] * 9)
+    return ["class 1 has 1 images"]
+
+
+def break_outlier_type(root):
+    write_outliers(root, np.zeros((9, 32, 32, 3), dtype=np.float32))
+    return ["300K_random_images.npy", "float32"]
+
+
+def break_outlier_shape(root):
+    write_outliers(root, np.zeros((9, 3, 32, 32), dtype=np.uint8))
+    return ["300K_random_images.npy", "shape"]
+
+
+def break_no_outliers(root):
+    (root / "Tiny_Images_Dataset" / "300K_random_images.npy").unlink()
+    return ["300K_random_images.npy", "datasets.prepare"]
+
+
+@pytest.mark.filterwarnings("ignore:the files in")
+@pytest.mark.parametrize(
+    "damage",
+    [
+        break_truncated,
+        break_missing,
+        break_label,
+        break_tail,
+        break_short_class,
+        break_outlier_type,
+        break_outlier_shape,
+        break_no_outliers,
+    ],
+)
+def test_damaged_data_are_named(damage, tmp_path, capsys):
+    write_cifar10(tmp_path)
+    write_outliers(tmp_path, np.zeros((300, 32, 32, 3), dtype=np.uint8))
+    words = damage(tmp_path)
+    status = run(train.main, "--ds", "cifar10", "--gpu", "cpu", "--drp", tmp_path, "--srp", tmp_path / "out")
+    assert_one_sentence(capsys, status, *words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_checkpoint_knows_what_it_is(digits_run, data, capsys):
+    common = ["--gpu", "cpu", "--ckpt_path", digits_run, "--drp", data]
+    for flag, value, name in (
+        ("--ds", "cifar10", "--ds"),
+        ("--md", "ResNet18", "--model"),
+        ("--rho", "0.5", "--rho"),
+    ):
+        status = run(evaluation.main, *common, flag, value)
+        assert_one_sentence(capsys, status, name, value, "contradicts the checkpoint")
+    assert (
+        run(evaluation.main, *common, "--ds", "digits", "--md", "ResNet20", "--rho", "0.1", "--FC", "False")
+        == 0
+    )
+
+
+@pytest.mark.parametrize(
+    "content,words",
+    [
+        (b"", ["bad.pth"]),
+        (b"not a checkpoint", ["bad.pth"]),
+        ({"epoch": 3}, ["no network weights"]),
+        ({"model": {"conv1.weight": torch.ones(3)}}, ["lacks", "keys"]),
+        (build_model("ResNet32", 8).state_dict(), ["more keys of a backbone", "--model ResNet32"]),
+        (build_model("ResNet18", 8, "imagenet").state_dict(), ["train_imagenet.py, --model ResNet18"]),
+        (build_model("ResNet20", 9).state_dict(), ["9 outputs for 8 classes"]),
+        (build_model("ResNet20", 10).state_dict(), ["linear.weight", "(10, 64)", "(8, 64)"]),
+        (
+            {"model": {k: v * float("nan") for k, v in build_model("ResNet20", 8).state_dict().items()}},
+            ["not finite"],
+        ),
+    ],
+)
+def test_checkpoints_that_do_not_fit_are_refused(content, words, tmp_path, capsys):
+    path = tmp_path / "bad.pth"
+    path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+    status = run(
+        evaluation.main,
+        "--gpu",
+        "cpu",
+        "--ds",
+        "digits",
+        "--md",
+        "ResNet20",
+        "--rho",
+        0.1,
+        "--ckpt_path",
+        path,
+    )
+    assert_one_sentence(capsys, status, *words)
+    assert not (tmp_path / "results.json").exists()
+
+
+def test_ood_sets_that_are_not_there_are_named_with_those_that_are(digits_run, data, tmp_path, capsys):
+    status = run(
+        evaluation.main,
+        "--gpu",
+        "cpu",
+        "--ckpt_path",
+        digits_run,
+        "--dout",
+        "noise",
+        "letters",
+        "--srp",
+        tmp_path,
+    )
+    assert_one_sentence(capsys, status, "letters", "digits89", "photo")
+    torch.save(build_model("ResNet20", 10).state_dict(), tmp_path / "weights.pth")
+    argv = [
+        "--gpu",
+        "cpu",
+        "--ds",
+        "cifar10",
+        "--md",
+        "ResNet20",
+        "--drp",
+        data,
+        "--ckpt_path",
+        tmp_path / "weights.pth",
+    ]
+    assert_one_sentence(capsys, run(evaluation.main, *argv, "--dout", "tin", "letters"), "letters", "svhn")
+
+
+def test_an_ood_set_without_an_ood_image_is_refused(tmp_path, capsys):
+    write_ood_set(tmp_path, "cifar10", "tin", [3, 4])
+    torch.save(build_model("ResNet20", 10).state_dict(), tmp_path / "weights.pth")
+    argv = [
+        "--gpu",
+        "cpu",
+        "--ds",
+        "cifar10",
+        "--md",
+        "ResNet20",
+        "--drp",
+        tmp_path,
+        "--ckpt_path",
+        tmp_path / "weights.pth",
+    ]
+    assert_one_sentence(capsys, run(evaluation.main, *argv, "--dout", "tin"), "tin", "out of distribution")

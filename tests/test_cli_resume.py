@@ -1,0 +1,136 @@
+"""Stopping, resuming, and whose folder it is, from the command line."""
+
+import os
+import signal
+import time
+from contextlib import closing
+
+import pytest
+import torch
+from command_line import DIGITS, assert_one_sentence, assert_same, contents, run
+
+import train
+from datasets.loader import TrainLoader
+from models import build_model
+from utils.run.runlog import RunDirectory
+from utils.run.signals import EXIT_STOPPED
+
+
+def final(folder):
+    state = torch.load(folder / "latest.pth", weights_only=True)
+    history = [{k: v for k, v in record.items() if k != "seconds"} for record in state["history"]]
+    return {"history": history} | {
+        k: state[k] for k in ("model", "criterion", "optimizer", "rng", "epoch", "step", "meter")
+    }
+
+
+LONGER = [*DIGITS[:-2], "-e", "3"]
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "unbroken"
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    assert run(train.main, *LONGER, "--srp", folder) == 0
+    torch.set_num_threads(threads)
+    return folder
+
+
+@pytest.mark.parametrize("epoch,step", [(1, 0), (1, 1), (1, None)])
+def test_sigterm_stops_after_the_step_and_resume_goes_on_there(
+    epoch, step, unbroken, tmp_path, monkeypatch, capsys
+):
+    """``step`` None is the last one of the epoch."""
+    whole = TrainLoader.epoch
+
+    def interrupted(self, number, start_step=0):
+        last = len(self) - 1 if step is None else step
+        for i, batch in enumerate(whole(self, number, start_step), start=start_step):
+            if (number, i) == (epoch, last):
+                signal.raise_signal(signal.SIGTERM)
+            yield batch
+
+    with monkeypatch.context() as patched:
+        patched.setattr(TrainLoader, "epoch", interrupted)
+        assert run(train.main, *LONGER, "--srp", tmp_path) == EXIT_STOPPED
+    assert "--resume" in capsys.readouterr().err
+    state = torch.load(tmp_path / "latest.pth", weights_only=True)
+    assert (state["epoch"], state["step"]) == ((epoch + 1, 0) if step is None else (epoch, step + 1))
+    assert run(train.main, *LONGER, "--resume", "--srp", tmp_path) == 0
+    assert_same(final(tmp_path), final(unbroken))
+
+
+def test_resume_of_a_folder_without_a_run_starts_one(tmp_path, capsys):
+    assert run(train.main, *DIGITS, "--resume", "--srp", tmp_path / "new") == 0
+    assert "starting from the beginning" in capsys.readouterr().out
+
+
+def test_resume_goes_on_from_the_previous_checkpoint_where_the_latest_is_missing(unbroken, tmp_path):
+    (tmp_path / "previous.pth").write_bytes((unbroken / "previous.pth").read_bytes())
+    assert run(train.main, *LONGER, "--resume", "--srp", tmp_path) == 0
+    assert_same(final(tmp_path), final(unbroken))
+
+
+def test_a_run_is_not_written_over_without_resume(digits_run, capsys):
+    before = contents(digits_run)
+    assert_one_sentence(capsys, run(train.main, *DIGITS, "--srp", digits_run), digits_run, "--resume")
+    before.pop("run.lock")
+    after = contents(digits_run)
+    assert all(after[name] == value for name, value in before.items())
+
+
+OTHER = [("--seed", 1), ("--epochs", 5), ("--Lambda1", 0.3), ("--md", "ResNet32"), ("--isac", "no")]
+
+
+@pytest.mark.parametrize("flag,value", OTHER)
+def test_resume_refuses_other_arguments(flag, value, digits_run, capsys):
+    before = contents(digits_run)
+    status = run(train.main, *DIGITS, flag, value, "--resume", "--srp", digits_run)
+    assert_one_sentence(capsys, status, {"--md": "model"}.get(flag, flag), "the run to resume has")
+    assert contents(digits_run) == before
+
+
+def test_resume_from_what_is_no_training_checkpoint(tmp_path, capsys):
+    torch.save(build_model("ResNet20", 8).state_dict(), tmp_path / "weights.pth")
+    status = run(train.main, *DIGITS, "--resume", tmp_path / "weights.pth", "--srp", tmp_path / "out")
+    assert_one_sentence(capsys, status, "weights.pth")
+    status = run(train.main, *DIGITS, "--resume", tmp_path / "nothing", "--srp", tmp_path / "out")
+    assert_one_sentence(capsys, status, "nothing")
+
+
+def test_another_runs_folder_is_not_written_over_by_resuming_elsewhere(digits_run, tmp_path, capsys):
+    assert run(train.main, *DIGITS, "--srp", tmp_path) == 0
+    before = (tmp_path / "latest.pth").read_bytes()
+    assert_one_sentence(
+        capsys, run(train.main, *DIGITS, "--resume", digits_run, "--srp", tmp_path), "already holds a run"
+    )
+    assert (tmp_path / "latest.pth").read_bytes() == before
+
+
+def test_a_forked_process_does_not_keep_its_runs_lock(tmp_path):
+    """As a reading process does for seconds after its run was killed."""
+    run_directory = RunDirectory(tmp_path)
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(write, b"x")
+        time.sleep(60)
+        os._exit(0)
+    os.read(read, 1)
+    run_directory.close()
+    try:
+        RunDirectory(tmp_path).close()
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(read)
+        os.close(write)
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path, capsys):
+    with closing(RunDirectory(tmp_path)):
+        assert_one_sentence(
+            capsys, run(train.main, *DIGITS, "--srp", tmp_path), f"process {os.getpid()}", tmp_path
+        )
+    assert not (tmp_path / "args.json").exists()
