@@ -233,7 +233,7 @@ def parse_args(argv=None):
         help="the data folder; default: the run's",
     )
     parser.add_argument(
-        "--dout", nargs="+", metavar="SET", help="OOD sets, each with a list; default: the paper's six"
+        "--dout", nargs="+", metavar="SET", help="OOD sets, each with a list; default: the benchmark's"
     )
     parser.add_argument(
         "--ood_resize",

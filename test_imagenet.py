@@ -35,7 +35,7 @@ from utils.calibration import CALIBRATIONS, Classifier
 from utils.detector import write_detector
 from utils.distributed import autocast, finish, in_main, resolved_precision, start
 from utils.errors import InputError, exit_cleanly
-from utils.evaluation import evaluate, extract_features, prepare_network
+from utils.evaluation import Features, evaluate, extract_features, prepare_network
 from utils.fitting import fit_calibrations
 from utils.predictions import predict_files
 from utils.report import report
@@ -114,9 +114,9 @@ def main(argv=None):
 
     test_features = features("test images", test)
     ood_features = {name: features(name, files) for name, files in ood.items()}
-    training = features(
-        "training images", select(training, balanced_sample(training.labels, args.num_cal, args.seed))
-    )
+    training = features("training images", training)
+    sample = balanced_sample(training.labels, args.num_cal, args.seed)
+    attending = Features(training.features[sample], training.labels[sample])
     surrogate = None
     if needs_outliers:
         size = min(args.num_cal, len(outliers.paths))
@@ -133,6 +133,7 @@ def main(argv=None):
             surrogate,
             class_counts,
             strength=args.fc_strength,
+            attending=attending,
             held_out=held_out,
             score=score,
         )
@@ -213,7 +214,8 @@ def parse_args(argv=None):
         "--num_cal",
         type=flags.positive_int,
         default=30_000,
-        help="how many training images (class-balanced), and how many outliers, to fit on",
+        help="how many training images (class-balanced) feature calibration is fitted on, and how many "
+        "outliers it and the probe are",
     )
     flags.add_evaluation_flags(parser, CALIBRATIONS, SCORE_NAMES)
     parser.set_defaults(tb=100)

@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import torch
 
-from benchmarks.rows import EVALUATED, EVALUATIONS, ROWS, TABLES
+from benchmarks.rows import EVALUATED, EVALUATIONS, NOT_ON_IMAGENET, ROWS, TABLES
 from datasets.registry import BENCHMARKS
 from utils import flags
 from utils.errors import InputError, exit_cleanly, first_line
@@ -274,12 +274,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         )
     if args.ds == "imagenet" and (args.drp or args.dout):
         raise InputError("--drp and --dout are not for ImageNet-LT; give its lists and folders with --extra")
-    unknown = set(args.rows or ()) - set(TABLES[args.table])
+    there = [row for row in TABLES[args.table] if args.ds != "imagenet" or row not in NOT_ON_IMAGENET]
+    unknown = set(args.rows or ()) - set(there)
     if unknown:
-        raise InputError(
-            f"the table {args.table} has no row {min(unknown)}; it has {', '.join(TABLES[args.table])}"
-        )
-    args.rows = args.rows or list(TABLES[args.table])
+        raise InputError(f"the table {args.table} has no row {min(unknown)}; it has {', '.join(there)}")
+    args.rows = args.rows or there
     return args
 
 

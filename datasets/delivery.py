@@ -107,7 +107,7 @@ class CpuDelivery:
         return "decoded there"
 
     def report(self) -> list[str]:
-        """Returns lines about failures of a decoder that were got over: none."""
+        """Returns lines about failures of a decoder that were recovered from: none."""
         return []
 
     def _slot(self, step: int) -> Tensor:

@@ -246,6 +246,8 @@ def test_the_released_recipe_trains(tmp_path):
             "noise",
             "--num_ood_samples",
             50,
+            "--depart",
+            "normalization",
         )
         == 0
     )

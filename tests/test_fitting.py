@@ -55,7 +55,7 @@ def test_auto_tries_on_held_out_images_and_on_outliers_that_nothing_was_fitted_o
             return original(*args)
 
         monkeypatch.setattr(fitting, name, record)
-    trials = try_calibrations(classifier, training, outliers, COUNTS, held_out)
+    trials = try_calibrations(classifier, training, training, outliers, COUNTS, held_out)
     kept = [outliers[i] for i in range(45) if i % 10]
     assert len(fitted_on) == 3  # outliers of the attention, images and outliers of the probe
     assert torch.equal(fitted_on[0], torch.stack(kept)) and torch.equal(fitted_on[2], torch.stack(kept))
@@ -79,7 +79,7 @@ def test_auto_tries_on_held_out_images_and_on_outliers_that_nothing_was_fitted_o
 )
 def test_auto_evaluates_none_and_what_did_best(best, names, strength, monkeypatch, capsys):
     classifier, training, outliers, held_out = problem()
-    trials = try_calibrations(classifier, training, outliers, COUNTS, held_out)
+    trials = try_calibrations(classifier, training, training, outliers, COUNTS, held_out)
     for i, trial in enumerate(trials):
         trial |= {"auroc": 0.9 if i == best else 0.5, "accuracy": 0.5}
     monkeypatch.setattr(fitting, "try_calibrations", lambda *args: trials)

@@ -98,6 +98,19 @@ def test_training_and_evaluation(trained, data, capsys):
     assert "txt_ood_test | fc" in capsys.readouterr().out
 
 
+def test_num_cal_is_about_feature_calibration_and_scores_see_every_training_image(trained, data, tmp_path):
+    attentions, banks = [], []
+    for number in ("6", "12"):
+        folder = tmp_path / number
+        argv = [*SMALL, *data, "--ckpt_path", trained, "--num_cal", number, "--srp", folder]
+        assert run(evaluation.main, *argv) == 0
+        ways = torch.load(folder / "detector.pth", weights_only=True)["calibrations"]
+        attentions.append(ways["fc"]["calibration"]["attention"])
+        banks.append(ways["none"]["scores"]["knn"]["bank"])
+    assert not torch.equal(*attentions)
+    assert len(banks[0]) == 12 and torch.equal(*banks)
+
+
 def test_a_bare_checkpoint_is_named_by_its_keys_and_what_is_assumed_is_said(trained, data, tmp_path, capsys):
     state = torch.load(trained / "latest.pth")["model"]
     torch.save(

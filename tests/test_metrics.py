@@ -168,6 +168,7 @@ def test_a_group_without_classes_or_images_is_none():
 
 def test_an_accuracy_over_no_images_is_none():
     empty = accuracy_by_shot(np.zeros(0, int), np.zeros(0, int), [9, 5, 2])
+    assert empty.pop("per_class") == [None] * 3
     assert empty == dict.fromkeys(("all", "many", "medium", "few", "macro_f1"))
     assert class_accuracies(np.array([1, 0, 0]), np.array([2, 1, 0])) == [0.5, 0.0, None]
     # Class 2 has neither images nor predictions; F1 is 0.8 for class 0 and 2/3 for class 1.

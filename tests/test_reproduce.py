@@ -215,11 +215,14 @@ def test_an_unknown_table_is_refused(tmp_path):
         table.main(["--show", "digits", "nowhere", "--results", str(tmp_path)])
 
 
-@pytest.mark.parametrize("name", reproduce.TABLES)
-def test_every_row_of_every_table_is_a_valid_command(name, tmp_path):
-    args = reproduce.parse_args([name, "--seeds", "5", "--srp", str(tmp_path)])
+ON_IMAGENET = [(name, "--ds", "imagenet") for name in ("ablation", "departures", "lambda", "defaults")]
+
+
+@pytest.mark.parametrize("table_flags", [*((name,) for name in reproduce.TABLES), *ON_IMAGENET])
+def test_every_row_of_every_table_is_a_valid_command(table_flags, tmp_path):
+    args = reproduce.parse_args([*table_flags, "--seeds", "5", "--srp", str(tmp_path)])
     parse = train_imagenet.parse_args if args.ds == "imagenet" else train.parse_args
-    for row in reproduce.TABLES[name]:
+    for row in args.rows:
         run = reproduce.Run("group", row, 5, tmp_path / row)
         line = reproduce.commands(run, args, "cpu")[0]
         parsed = parse(line[1:])

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from utils.distributed import over_gpus
-from utils.metrics import OOD_METRICS, accuracy_by_shot, class_accuracies, class_tally, ood_metrics
+from utils.metrics import OOD_METRICS, accuracy_by_shot, ood_metrics
 from utils.run.runlog import say
 from utils.run.weights import load_weights, network_weights
 
@@ -125,10 +125,7 @@ def evaluate(calibrations, test, ood_sets, class_counts):
     for name, (calibration, fitted) in calibrations.items():
         way = {"calibration": name, "fc": name == "fc"}
         of_test = predict(calibration, fitted, test.features)
-        predictions = of_test.predictions.numpy()
-        correct, total = class_tally(predictions, labels, len(class_counts))
-        per_class = {"per_class": class_accuracies(correct, total)}
-        accuracies.append(way | accuracy_by_shot(predictions, labels, class_counts) | per_class)
+        accuracies.append(way | accuracy_by_shot(of_test.predictions.numpy(), labels, class_counts))
         of_sets = {ood: predict(calibration, fitted, s.features).scores for ood, s in ood_sets.items()}
         scores[name] = {}
         for score, id_scores in of_test.scores.items():

@@ -80,17 +80,18 @@ def fit_calibrations(
         InputError: ``score`` cannot be fitted.
     """
     attention = probe = None
+    attending = attending or training
     facts = {"vmf": "training features" if statistics is None else "class statistics of the checkpoint"}
     if "auto" in names:
         trials = try_calibrations(
-            classifier, training, outlier_features, class_counts, held_out, score, statistics
+            classifier, training, attending, outlier_features, class_counts, held_out, score, statistics
         )
         chosen = max(trials, key=quality)
         print(describe_trials(trials, chosen, len(held_out.labels), score), flush=True)
         names, strength = ["none", chosen["calibration"]], chosen["fc_strength"]
         facts["auto"] = {"chosen": chosen, "trials": trials, "score": score}
     if "fc" in names:
-        attention = calibrate(classifier, attending or training, outlier_features, class_counts)
+        attention = calibrate(classifier, attending, outlier_features, class_counts)
         facts["fc_strength"] = strength
     if outlier_features is not None:
         fit = fit_probe(*training, outlier_features, len(class_counts), classifier.weight.device)
@@ -112,15 +113,24 @@ def fit_calibrations(
 
 
 def try_calibrations(
-    classifier, training, outlier_features, class_counts, held_out, score="energy", statistics=None
+    classifier,
+    training,
+    attending,
+    outlier_features,
+    class_counts,
+    held_out,
+    score="energy",
+    statistics=None,
 ):
     """Measures none, FC at several strengths and the probe on held-out training images and outliers.
 
-    Attention, probe and score are fitted on ``training`` and nine tenths of the outliers; AUROC is of the
-    other tenth against the held-out images. (The network itself was trained with all of the outliers.)
+    Attention is fitted on ``attending``, probe and score on ``training``, all with nine tenths of the
+    outliers; AUROC is of the other tenth against the held-out images. (The network itself was trained with
+    all of the outliers.)
 
     Args:
-        classifier, training, outlier_features, class_counts, statistics: as for :func:`fit_calibrations`.
+        classifier, training, attending, outlier_features, class_counts, statistics: as for
+            :func:`fit_calibrations`.
         held_out: :class:`utils.evaluation.Features` of ID images that were held out of training.
         score: whose AUROC it is.
 
@@ -130,7 +140,7 @@ def try_calibrations(
     """
     is_held_out = torch.arange(len(outlier_features)) % HELD_OUT_OUTLIERS == 0
     held_outliers, outliers = outlier_features[is_held_out], outlier_features[~is_held_out]
-    attention = calibrate(classifier, training, outliers, class_counts)
+    attention = calibrate(classifier, attending, outliers, class_counts)
     probe = fit_probe(*training, outliers, len(class_counts), classifier.weight.device).probe
     trials = []
     for name, strength in (("none", None), *(("fc", s) for s in STRENGTHS), ("probe", None)):

@@ -97,10 +97,10 @@ def class_accuracies(correct, total):
 
 
 def group_accuracies(correct, total, class_counts):
-    """Returns accuracies from counts per class: ``{all, many, medium, few}``.
+    """Returns accuracies from counts per class: ``{all, many, medium, few, per_class}``.
 
     ``all`` is the share of correct images; a group's value is the mean of the per-class accuracies over its
-    classes that have images. None if there are no images.
+    classes that have images. None if there are no images. ``per_class`` is a list of C.
 
     Args:
         correct, total: (C,) counts. class_counts: (C,) training-set sizes.
@@ -110,7 +110,7 @@ def group_accuracies(correct, total, class_counts):
     for name, members in shot_groups(class_counts).items():
         seen = [per_class[c] for c in np.flatnonzero(members) if total[c]]
         result[name] = float(np.mean(seen)) if seen else None
-    return result
+    return result | {"per_class": per_class}
 
 
 def accuracy_by_shot(predictions, labels, class_counts):
@@ -120,7 +120,8 @@ def accuracy_by_shot(predictions, labels, class_counts):
         predictions, labels: int (N,). class_counts: (C,) training-set sizes.
 
     Returns:
-        ``{all, many, medium, few, macro_f1}``, fractions, higher is better; see :func:`group_accuracies`.
+        ``{all, many, medium, few, per_class, macro_f1}``, fractions, higher is better; see
+        :func:`group_accuracies`.
     """
     predictions, labels = np.asarray(predictions), np.asarray(labels)
     correct, total = class_tally(predictions, labels, len(class_counts))

@@ -260,7 +260,8 @@ def resolve_settings(given, stored, defaults, ranges):
             )
     given = {name: value for name, value in given.items() if value is not None and name in defaults}
     for name in given.keys() & stored.keys():
-        if given[name] != stored[name]:
+        part_of_it = isinstance(given[name], list) and set(given[name]) <= set(stored[name])
+        if given[name] != stored[name] and not part_of_it:
             raise InputError(
                 f"--{name} {given[name]} contradicts the checkpoint, which was trained with {stored[name]}"
             )

@@ -4,7 +4,7 @@ import torch
 
 from utils.distributed import sum_over_processes
 from utils.losses import TERMS
-from utils.metrics import class_accuracies, group_accuracies
+from utils.metrics import group_accuracies
 
 
 class EpochMeter:
@@ -51,12 +51,6 @@ class EpochMeter:
         return (self.sums[0] / self.steps.clamp(min=1)).item()
 
     def accuracies(self, class_counts: list[int]) -> dict:
-        """``{all, many, medium, few, per_class}``, fractions; None where there was no image.
-
-        See :func:`utils.metrics.group_accuracies`; ``per_class`` is a list of C.
-        """
+        """See :func:`utils.metrics.group_accuracies`."""
         state = self.state()
-        correct, total = state["correct"].tolist(), state["total"].tolist()
-        return group_accuracies(correct, total, class_counts) | {
-            "per_class": class_accuracies(correct, total)
-        }
+        return group_accuracies(state["correct"].tolist(), state["total"].tolist(), class_counts)
