@@ -250,7 +250,8 @@ def resolve_settings(given, stored, defaults, ranges):
         (settings, assumed): dict with the names of ``defaults``, and the names that come from ``defaults``.
 
     Raises:
-        InputError: a flag contradicts the checkpoint, or an argument in it is impossible.
+        InputError: a flag contradicts the checkpoint (a list does not contradict one that contains it), or an
+            argument in it is impossible.
     """
     for name in defaults.keys() & stored.keys():
         if not _is_argument(stored[name], defaults[name], ranges.get(name)):
