@@ -214,8 +214,8 @@ def parse_args(argv=None):
         "--num_cal",
         type=flags.positive_int,
         default=30_000,
-        help="how many training images (class-balanced) feature calibration is fitted on, and how many "
-        "outliers it and the probe are",
+        help="how many training images (class-balanced) feature calibration uses, and how many outliers it "
+        "and the probe use",
     )
     flags.add_evaluation_flags(parser, CALIBRATIONS, SCORE_NAMES)
     parser.set_defaults(tb=100)

@@ -1,9 +1,6 @@
-"""Running the scripts as the command line would, and what their last words must be."""
+"""Running the scripts in this process, as the command line would, and what their last words must be."""
 
 import importlib.util
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
@@ -12,6 +9,8 @@ from utils.errors import exit_cleanly
 
 ROOT = Path(__file__).resolve().parent.parent
 DIGITS = "--ds digits --gpu cpu --rho 0.1 -b 128 --ob 32 -e 1".split()
+# For checkpoints that do not say what they are.
+DIGITS_NETWORK = "--gpu cpu --ds digits --md ResNet20 --rho 0.1".split()
 
 
 def load_script(name):
@@ -29,23 +28,6 @@ def run(main, *argv):
     except SystemExit as end:
         return end.code
     return 0
-
-
-def start_process(script, *argv, **settings):
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.Popen(
-        [sys.executable, ROOT / script, *map(str, argv)],
-        env=environment,
-        cwd=ROOT,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        **settings,
-    )
-
-
-def contents(folder):
-    return {path.name: path.read_bytes() for path in Path(folder).iterdir() if path.is_file()}
 
 
 def assert_one_sentence(capsys, status, *words):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from command_line import (
     DIGITS,
+    DIGITS_NETWORK,
     assert_one_sentence,
     assert_refused_by_the_parser,
     assert_same,
@@ -235,22 +236,8 @@ def test_the_released_recipe_trains(tmp_path):
     assert run(train.main, *DIGITS, "--recipe", "released", "--srp", tmp_path) == 0
     args = json.loads((tmp_path / "args.json").read_text())
     assert args["depart"] == ["crop", "embeddings", "normalization", "statistics"]
-    assert (
-        run(
-            evaluation.main,
-            "--gpu",
-            "cpu",
-            "--ckpt_path",
-            tmp_path,
-            "--dout",
-            "noise",
-            "--num_ood_samples",
-            50,
-            "--depart",
-            "normalization",
-        )
-        == 0
-    )
+    argv = ["--gpu", "cpu", "--ckpt_path", tmp_path, "--dout", "noise", "--num_ood_samples", 50]
+    assert run(evaluation.main, *argv, "--depart", "normalization") == 0
 
 
 def test_a_published_checkpoint_with_a_prefix_and_other_keys(tmp_path, capsys):
@@ -263,18 +250,7 @@ def test_a_published_checkpoint_with_a_prefix_and_other_keys(tmp_path, capsys):
         },
         tmp_path / "published.pth",
     )
-    argv = [
-        "--gpu",
-        "cpu",
-        "--ds",
-        "digits",
-        "--md",
-        "ResNet20",
-        "--rho",
-        0.1,
-        "--ckpt_path",
-        tmp_path / "published.pth",
-    ]
+    argv = [*DIGITS_NETWORK, "--ckpt_path", tmp_path / "published.pth"]
     argv += ["--dout", "digits89", "--num_ood_samples", 50]
     assert run(evaluation.main, *argv) == 0
     assert "'projection.0.weight'" in capsys.readouterr().out

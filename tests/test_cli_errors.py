@@ -1,22 +1,28 @@
 """Help, and what the command lines refuse."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
 from cifar_files import write_batch, write_cifar10, write_ood_set, write_outliers
 from command_line import (
     DIGITS,
+    DIGITS_NETWORK,
+    ROOT,
     assert_one_sentence,
     assert_refused_by_the_parser,
     load_script,
     run,
-    start_process,
 )
 
 import train
 from models import build_model
 
 evaluation = load_script("test")
+CIFAR10_NETWORK = "--gpu cpu --ds cifar10 --md ResNet20".split()
 
 
 @pytest.mark.parametrize(
@@ -48,11 +54,13 @@ def test_help_names_every_flag(script, flags, capsys):
 
 
 def test_a_script_in_a_process_of_its_own_ends_with_one_line_and_status_2(tmp_path):
-    process = start_process(
-        "train.py", "--gpu", 0, "--ds", "cifar10", "--drp", tmp_path, "--srp", tmp_path / "out"
+    command = [sys.executable, "train.py", "--gpu", "0", "--ds", "cifar10", "--drp", tmp_path]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    ended = subprocess.run(
+        [*command, "--srp", tmp_path / "out"], env=environment, cwd=ROOT, capture_output=True, text=True
     )
-    out, err = process.communicate()
-    assert process.returncode == 2
+    out, err = ended.stdout, ended.stderr
+    assert ended.returncode == 2
     assert err.count("\n") == 1 and err.startswith("error: ") and "cifar-10-batches-py" in err
     assert "no CUDA device" in out and not (tmp_path / "out").exists()
 
@@ -202,66 +210,22 @@ def test_a_checkpoint_knows_what_it_is(digits_run, data, capsys):
 def test_checkpoints_that_do_not_fit_are_refused(content, words, tmp_path, capsys):
     path = tmp_path / "bad.pth"
     path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
-    status = run(
-        evaluation.main,
-        "--gpu",
-        "cpu",
-        "--ds",
-        "digits",
-        "--md",
-        "ResNet20",
-        "--rho",
-        0.1,
-        "--ckpt_path",
-        path,
-    )
+    status = run(evaluation.main, *DIGITS_NETWORK, "--ckpt_path", path)
     assert_one_sentence(capsys, status, *words)
     assert not (tmp_path / "results.json").exists()
 
 
 def test_ood_sets_that_are_not_there_are_named_with_those_that_are(digits_run, data, tmp_path, capsys):
-    status = run(
-        evaluation.main,
-        "--gpu",
-        "cpu",
-        "--ckpt_path",
-        digits_run,
-        "--dout",
-        "noise",
-        "letters",
-        "--srp",
-        tmp_path,
-    )
+    argv = ["--gpu", "cpu", "--ckpt_path", digits_run, "--srp", tmp_path]
+    status = run(evaluation.main, *argv, "--dout", "noise", "letters")
     assert_one_sentence(capsys, status, "letters", "digits89", "photo")
     torch.save(build_model("ResNet20", 10).state_dict(), tmp_path / "weights.pth")
-    argv = [
-        "--gpu",
-        "cpu",
-        "--ds",
-        "cifar10",
-        "--md",
-        "ResNet20",
-        "--drp",
-        data,
-        "--ckpt_path",
-        tmp_path / "weights.pth",
-    ]
+    argv = [*CIFAR10_NETWORK, "--drp", data, "--ckpt_path", tmp_path / "weights.pth"]
     assert_one_sentence(capsys, run(evaluation.main, *argv, "--dout", "tin", "letters"), "letters", "svhn")
 
 
 def test_an_ood_set_without_an_ood_image_is_refused(tmp_path, capsys):
     write_ood_set(tmp_path, "cifar10", "tin", [3, 4])
     torch.save(build_model("ResNet20", 10).state_dict(), tmp_path / "weights.pth")
-    argv = [
-        "--gpu",
-        "cpu",
-        "--ds",
-        "cifar10",
-        "--md",
-        "ResNet20",
-        "--drp",
-        tmp_path,
-        "--ckpt_path",
-        tmp_path / "weights.pth",
-    ]
+    argv = [*CIFAR10_NETWORK, "--drp", tmp_path, "--ckpt_path", tmp_path / "weights.pth"]
     assert_one_sentence(capsys, run(evaluation.main, *argv, "--dout", "tin"), "tin", "out of distribution")

@@ -7,13 +7,17 @@ from contextlib import closing
 
 import pytest
 import torch
-from command_line import DIGITS, assert_one_sentence, assert_same, contents, run
+from command_line import DIGITS, assert_one_sentence, assert_same, run
 
 import train
 from datasets.loader import TrainLoader
 from models import build_model
 from utils.run.runlog import RunDirectory
 from utils.run.signals import EXIT_STOPPED
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
 def final(folder):

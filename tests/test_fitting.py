@@ -46,20 +46,22 @@ def test_the_strength_of_fc_lies_between_none_and_the_papers():
 
 def test_auto_tries_on_held_out_images_and_on_outliers_that_nothing_was_fitted_on(monkeypatch):
     classifier, training, outliers, held_out = problem()
+    attending = Features(*(part[::3] for part in training))
     fitted_on = []
     for name in ("calibrate", "fit_probe"):
         original = getattr(fitting, name)
 
         def record(*args, original=original):
+            fitted_on.extend(arg.features for arg in args if isinstance(arg, Features))
             fitted_on.extend(arg for arg in args if isinstance(arg, torch.Tensor) and arg.ndim == 2)
             return original(*args)
 
         monkeypatch.setattr(fitting, name, record)
-    trials = try_calibrations(classifier, training, training, outliers, COUNTS, held_out)
-    kept = [outliers[i] for i in range(45) if i % 10]
-    assert len(fitted_on) == 3  # outliers of the attention, images and outliers of the probe
-    assert torch.equal(fitted_on[0], torch.stack(kept)) and torch.equal(fitted_on[2], torch.stack(kept))
-    assert torch.equal(fitted_on[1], training.features)
+    trials = try_calibrations(classifier, training, attending, outliers, COUNTS, held_out)
+    kept = torch.stack([outliers[i] for i in range(45) if i % 10])
+    # Images and outliers, of the attention and then of the probe.
+    for found, expected in zip(fitted_on, [attending.features, kept, training.features, kept], strict=True):
+        assert torch.equal(found, expected)
     ways = [("none", None), ("fc", 0.1), ("fc", 0.25), ("fc", 0.5), ("fc", 1.0), ("probe", None)]
     assert [(t["calibration"], t["fc_strength"]) for t in trials] == ways
 

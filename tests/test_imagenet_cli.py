@@ -98,17 +98,24 @@ def test_training_and_evaluation(trained, data, capsys):
     assert "txt_ood_test | fc" in capsys.readouterr().out
 
 
-def test_num_cal_is_about_feature_calibration_and_scores_see_every_training_image(trained, data, tmp_path):
-    attentions, banks = [], []
-    for number in ("6", "12"):
-        folder = tmp_path / number
-        argv = [*SMALL, *data, "--ckpt_path", trained, "--num_cal", number, "--srp", folder]
-        assert run(evaluation.main, *argv) == 0
-        ways = torch.load(folder / "detector.pth", weights_only=True)["calibrations"]
-        attentions.append(ways["fc"]["calibration"]["attention"])
-        banks.append(ways["none"]["scores"]["knn"]["bank"])
-    assert not torch.equal(*attentions)
-    assert len(banks[0]) == 12 and torch.equal(*banks)
+def test_feature_calibration_sees_num_cal_images_and_scores_see_all(trained, data, tmp_path, monkeypatch):
+    """Of classes of 6, 4 and 2 images, a balanced sample of 6 has 2 each."""
+    fitted, original = {}, evaluation.fit_calibrations
+
+    def record(*args, **kwargs):
+        calibrations, facts = original(*args, **kwargs)
+        fitted.update(training=args[2], attending=kwargs["attending"], scores=calibrations["none"][1].scores)
+        return calibrations, facts
+
+    monkeypatch.setattr(evaluation, "fit_calibrations", record)
+    argv = [*SMALL, *data, "--ckpt_path", trained, "--num_cal", "6", "--srp", tmp_path]
+    assert run(evaluation.main, *argv) == 0
+    assert fitted["training"].labels.bincount().tolist() == [6, 4, 2]
+    assert len(fitted["scores"]["knn"].bank) == 12
+    assert fitted["attending"].labels.bincount().tolist() == [2, 2, 2]
+    for feature, label in zip(*fitted["attending"], strict=True):
+        of_class = fitted["training"].features[fitted["training"].labels == label]
+        assert (of_class == feature).all(dim=1).any()
 
 
 def test_a_bare_checkpoint_is_named_by_its_keys_and_what_is_assumed_is_said(trained, data, tmp_path, capsys):

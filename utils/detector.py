@@ -106,8 +106,8 @@ class Detector:
             run: a run directory or checkpoint file evaluated by test.py or test_imagenet.py, or the
                 ``detector.pth`` that they wrote.
             calibration, score: names from the evaluation. Default: the choice of --calibration auto and the
-                score it was judged by; without auto, the unchanged network
-                (if it was evaluated) and ``combined``.
+                score it was judged by; without auto, ``none`` (or the first calibration that was evaluated)
+                and ``combined``.
 
         Raises:
             InputError: the file is missing, damaged or not a detector, lacks the calibration or score, or the

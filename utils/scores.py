@@ -4,6 +4,7 @@ To add a score, add a subclass of :class:`Score` here; every table and results f
 ``u`` is the feature vector on the unit sphere, f / |f|.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
@@ -57,7 +58,7 @@ class Training(NamedTuple):
         return sums / counts[:, None]
 
 
-class Score:
+class Score(ABC):
     """A fitted score. Its fields are tensors; ``state`` returns them, and the class rebuilds the score from
     them.
 
@@ -75,9 +76,9 @@ class Score:
         """Fits the score for one calibration; None if the calibration lacks what it needs."""
         return cls()
 
+    @abstractmethod
     def __call__(self, outputs: Outputs) -> torch.Tensor:
         """Scores N images, (N,) float64, from their outputs under the calibration it was fitted for."""
-        raise NotImplementedError
 
     def state(self) -> dict[str, torch.Tensor]:
         return dict(vars(self))

@@ -250,7 +250,7 @@ def resolve_settings(given, stored, defaults, ranges):
         (settings, assumed): dict with the names of ``defaults``, and the names that come from ``defaults``.
 
     Raises:
-        InputError: a flag contradicts the checkpoint (a list does not contradict one that contains it), or an
+        InputError: a flag contradicts the checkpoint (a list agrees with one that contains it), or an
             argument in it is impossible.
     """
     for name in defaults.keys() & stored.keys():
@@ -261,8 +261,11 @@ def resolve_settings(given, stored, defaults, ranges):
             )
     given = {name: value for name, value in given.items() if value is not None and name in defaults}
     for name in given.keys() & stored.keys():
-        part_of_it = isinstance(given[name], list) and set(given[name]) <= set(stored[name])
-        if given[name] != stored[name] and not part_of_it:
+        if isinstance(given[name], list):
+            agrees = set(given[name]) <= set(stored[name])
+        else:
+            agrees = given[name] == stored[name]
+        if not agrees:
             raise InputError(
                 f"--{name} {given[name]} contradicts the checkpoint, which was trained with {stored[name]}"
             )
