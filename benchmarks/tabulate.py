@@ -326,9 +326,7 @@ def published_table(ds: str) -> Table:
     """Tabulates the published averages."""
     data = json.loads((ROOT / "benchmarks" / "published.json").read_text())
     rows = [
-        [r["method"], *(f"{v:.2f}" for v in r[ds]), "ID?" if r["id_positive"] else "OOD"]
-        for r in data["rows"]
-        if r[ds]
+        [r["method"], *(f"{v:.2f}" for v in r[ds]), r["positive"]] for r in data["rows"] if r[ds]
     ]
     head = ["published", "AUROC ↑", "AUPR ↑", "FPR95 ↓", "ACC ↑", "positive class of AUPR and FPR95"]
     return Table(head, rows, data["note"])

@@ -88,7 +88,7 @@ def add_training_flags(parser):
     replay = (
         "use deterministic kernels only, so a run can be replayed on the same GPU (on a CPU it always can)"
     )
-    add_boolean(group, "--replay", "--deterministic", dest="deterministic", default=False, help=replay)
+    add_boolean(group, "--deterministic", "--replay", default=False, help=replay)
     add("--gpu", default="0", help="CUDA indices such as 0 or 0,1 (DataParallel), or cpu")
     add("--num_workers", "--cpus", type=count, default=WORKERS, help="processes that read ImageNet files")
     where = "the run directory; default runs/DATASET_MODEL_SEED"
@@ -102,7 +102,7 @@ def add_training_flags(parser):
         metavar="PATH",
         help=resume,
     )
-    minutes = "also save within epochs; 0: only at the end of each epoch"
+    minutes = "also save within an epoch, every so many minutes; 0: only at its end"
     add("--checkpoint_every_minutes", type=weight, default=0, help=minutes)
     bad = "end the run after this many non-finite steps in a row"
     add("--max_bad_steps", type=positive_int, default=3, help=bad)
@@ -178,7 +178,7 @@ def add_evaluation_flags(parser, calibrations, scores):
     """Adds the flags of both test scripts; ``calibrations`` and ``scores`` are the choices of
     ``--calibration`` and ``--score``."""
     parser.add_argument(
-        "--seed", type=seed, default=3407, help="selects the images used to calibrate on ImageNet-LT"
+        "--seed", type=seed, default=3407, help="selects the images used to calibrate on ImageNet-LT; no effect on other data"
     )
     parser.add_argument("--gpu", default="0", help="CUDA indices such as 0 or 0,1, or cpu")
     parser.add_argument(
@@ -277,7 +277,7 @@ def add_image_lists(parser):
         "--txtt", type=path, default=dataset / "ImageNet_LT_train.txt", help="training list: path label"
     )
     parser.add_argument(
-        "--txtv", type=path, default=dataset / "ImageNet_LT_test.txt", help="test list; not for training"
+        "--txtv", type=path, default=dataset / "ImageNet_LT_test.txt", help="test list; training does not read it"
     )
     parser.add_argument("--iidp", type=path, default=Path("data/imagenet"), help="folder of the ID images")
     parser.add_argument(
