@@ -1,4 +1,4 @@
-"""The image files of a training step: read in order, and replaced if they cannot be read."""
+"""Image files, read in order; those that cannot be read are replaced and counted."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +15,9 @@ from datasets.randomness import step_generator
 from utils.errors import InputError
 
 CROP_RATIO = (3 / 4, 4 / 3)
+
+UNREADABLE_SHARE = 0.01  # above this a run stops ...
+UNREADABLE_FLOOR = 5  # ... unless it is about so few files that one folder's accident explains them
 
 Image = TypeVar("Image")
 Decode: TypeAlias = Callable[[EncodedImage, Tensor], Image]
@@ -101,6 +104,46 @@ class FileReader:
         )
         drawn = draw_crop_boxes(heights, widths, self.scale, CROP_RATIO, generator)
         return torch.stack(drawn, dim=1).view(len(images), self.views, 4)
+
+
+class ReplacedFiles:
+    """Counts the files that could not be read and were replaced.
+
+    Attributes:
+        times: how often each of them was met, by its full path.
+    """
+
+    def __init__(self) -> None:
+        self.times, self.read = Counter(), 0
+
+    def add(self, used: int, unreadable: Counter[Path]) -> None:
+        """Adds what was read at one go.
+
+        Raises:
+            InputError: more than 1 % of the files read so far could not be read.
+        """
+        self.times.update(unreadable)
+        self.read += used + unreadable.total()
+        if len(self.times) > UNREADABLE_FLOOR and self.times.total() > UNREADABLE_SHARE * self.read:
+            raise InputError(
+                f"{self.times.total():,} of the {self.read:,} files read so far cannot be read, more than "
+                f"{UNREADABLE_SHARE:.0%}; among them {', '.join(map(str, list(self.times)[:3]))}; "
+                f"{self._reason()}"
+            )
+
+    def report(self) -> list[str]:
+        """Returns a line about them, if there are any."""
+        if not self.times:
+            return []
+        names = ", ".join(f"{path} ({times}x)" for path, times in self.times.most_common(5))
+        more = f" and {len(self.times) - 5} more" if len(self.times) > 5 else ""
+        counted = f"{len(self.times)} files cannot be read and were replaced"
+        return [f"{counted}: {names}{more}; {self._reason()}"]
+
+    def _reason(self) -> str:
+        """Returns why the file that was met most often cannot be read."""
+        path = max(self.times, key=self.times.get)
+        return f"the reason for {path}: {read_again(path)}"
 
 
 class StepFiles(NamedTuple):

@@ -9,26 +9,24 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from datasets.augment.stages import Views
-from datasets.decoding import Unreadable, central_crop, decode_image, open_image, read_again
+from datasets.augment.stages import View, Views
+from datasets.decoding import Unreadable, central_crop, decode_image, open_image
 from datasets.delivery import CpuDelivery, CudaDelivery, StepViews
-from datasets.file_reader import FileReader, StepFiles, StepReader
+from datasets.file_reader import FileReader, ReplacedFiles, StepReader
 from datasets.files.checks import shown
 from datasets.image_list import MAX_LABEL, ImageFiles, find_missing, read_image_list
 from datasets.loader import Batch
 from datasets.normalization import IMAGENET_NORMALIZATION, Normalization
-from datasets.randomness import epoch_indices, mixed_seed
+from datasets.randomness import epoch_shares, mixed_seed
 from datasets.workers import ReadingPosition, from_workers, slots
 from utils.errors import InputError
 
 CROP_SCALE, OUTLIER_CROP_SCALE = (0.08, 1.0), (0.2, 1.0)
-
-UNREADABLE_SHARE = 0.01  # above this a run stops ...
-UNREADABLE_FLOOR = 5  # ... unless it is about so few files that one folder's accident explains them
 
 
 def load_files(
@@ -103,6 +101,20 @@ def balanced_sample(labels: Tensor, size: int, seed: int) -> Tensor:
     return by_class[torch.argsort(rank, stable=True)[:size]].sort().values
 
 
+class Source(NamedTuple):
+    """A list of files that batches draw from.
+
+    ``batch_size`` is that of the global batch; ``views`` are a file's; ``crop_scale`` is the share of the
+    image's area that a crop covers, from and to.
+    """
+
+    name: str
+    files: ImageFiles
+    batch_size: int
+    views: list[View]
+    crop_scale: tuple[float, float]
+
+
 class FileTrainLoader:
     """Training batches from image files; drops the last incomplete one.
 
@@ -116,7 +128,7 @@ class FileTrainLoader:
         num_workers: processes that read; 0 reads in this one.
 
     Attributes:
-        unreadable: how often each file that cannot be read was met (and replaced), by its full path.
+        replaced: :class:`datasets.file_reader.ReplacedFiles` so far.
     """
 
     def __init__(
@@ -135,36 +147,28 @@ class FileTrainLoader:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        self.files, self.outliers = files, outliers
-        self.batch_size, self.outlier_batch_size = batch_size, outlier_batch_size
-        self.num_workers, self.seed, self.rank, self.world_size = num_workers, seed, rank, world_size
-        self.unreadable, self.files_read = Counter(), 0
-        note = ReadingPosition([files, outliers], num_workers).note
+        self.batch_size, self.num_workers = batch_size, num_workers
+        self.seed, self.rank, self.world_size = seed, rank, world_size
+        self.replaced = ReplacedFiles()
+        of_images = [views.strong, *([views.contrastive] * 2 if contrastive else [])]
+        self.sources = [Source("images", files, batch_size, of_images, CROP_SCALE)]
+        if outliers is not None:
+            source = Source("outliers", outliers, outlier_batch_size, [views.outlier], OUTLIER_CROP_SCALE)
+            self.sources.append(source)
+        position = ReadingPosition([source.files for source in self.sources], num_workers)
         readers = [
             FileReader(
-                files,
-                by_class=True,
-                views=3 if contrastive else 1,
-                scale=CROP_SCALE,
-                on_reading=partial(note, 0),
+                source.files,
+                by_class=source.name == "images",
+                views=len(source.views),
+                scale=source.crop_scale,
+                on_reading=partial(position.note, i),
             )
+            for i, source in enumerate(self.sources)
         ]
-        chain = [views.strong, views.contrastive, views.contrastive][: readers[0].views]
-        if outliers is not None:
-            readers.append(
-                FileReader(
-                    outliers,
-                    by_class=False,
-                    views=1,
-                    scale=OUTLIER_CROP_SCALE,
-                    on_reading=partial(note, 1),
-                )
-            )
-            chain.append(views.outlier)
-        counts = [len(range(rank, size, world_size)) for size in (batch_size, outlier_batch_size)][
-            : len(readers)
-        ]
-        rows = [n for n, reader in zip(counts, readers, strict=True) for _ in range(reader.views)]
+        counts = [len(range(rank, source.batch_size, world_size)) for source in self.sources]
+        chain = [view for source in self.sources for view in source.views]
+        rows = [n for n, source in zip(counts, self.sources, strict=True) for _ in source.views]
         delivery = CudaDelivery if device.type == "cuda" else CpuDelivery
         self._delivery = delivery(
             StepReader(readers, counts, seed, rank),
@@ -176,31 +180,24 @@ class FileTrainLoader:
 
     def __len__(self) -> int:
         """Returns the number of steps per epoch."""
-        return len(self.files.labels) // self.batch_size
+        return len(self.sources[0].files.paths) // self.batch_size
 
     @property
     def num_outliers(self) -> int:
         """The number of surrogate outliers to draw from."""
-        return 0 if self.outliers is None else len(self.outliers.paths)
+        return sum(len(source.files.paths) for source in self.sources[1:])
 
     def where(self) -> str:
         """Returns one line for the log: where the files are, and who reads and decodes them."""
-        sets = {"images": self.files} | ({} if self.outliers is None else {"outliers": self.outliers})
-        listed = ", ".join(f"{len(s.paths):,} {name} under {s.root}" for name, s in sets.items())
+        listed = ", ".join(
+            f"{len(source.files.paths):,} {source.name} under {source.files.root}" for source in self.sources
+        )
         return f"{listed}, read by {self.num_workers} worker processes, {self._delivery.where()}"
 
     def report(self) -> list[str]:
         """Returns lines about the files that could not be read so far, and were replaced, and about those
         that a GPU's decoder refused."""
-        return [*self._unreadable(), *self._delivery.report()]
-
-    def _unreadable(self) -> list[str]:
-        if not self.unreadable:
-            return []
-        names = ", ".join(f"{path} ({times}x)" for path, times in self.unreadable.most_common(5))
-        more = f" and {len(self.unreadable) - 5} more" if len(self.unreadable) > 5 else ""
-        counted = f"{len(self.unreadable)} files cannot be read and were replaced"
-        return [f"warning: {counted}: {names}{more}; {_reason(self.unreadable)}"]
+        return [*(f"warning: {line}" for line in self.replaced.report()), *self._delivery.report()]
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """Yields the batches of an epoch from ``start_step`` to its end.
@@ -213,40 +210,18 @@ class FileTrainLoader:
         make = partial(self._delivery.make, epoch, self._orders(epoch))
         made = from_workers(make, range(start_step, len(self)), self.num_workers)
         for files, batch in self._delivery.deliver(epoch, made):
-            self._count(files)
+            self.replaced.add(sum(map(len, files.used)), files.unreadable)
             yield batch
 
     def _orders(self, epoch: int) -> list[Tensor]:
         """Returns the numbers of each list's files: int64 (steps, this process's share of the batch)."""
-        lists = [
-            (self.files, self.batch_size, "images"),
-            (self.outliers, self.outlier_batch_size, "outliers"),
-        ][: 1 if self.outliers is None else 2]
-        steps = len(self)
+        place = len(self), self.seed, epoch
         return [
-            epoch_indices(len(files.paths), steps * size, self.seed, epoch, stream).view(steps, size)[
-                :, self.rank :: self.world_size
-            ]
-            for files, size, stream in lists
-        ]
-
-    def _count(self, files: StepFiles) -> None:
-        self.unreadable.update(files.unreadable)
-        self.files_read += sum(map(len, files.used)) + files.unreadable.total()
-        allowed = UNREADABLE_SHARE * self.files_read
-        if len(self.unreadable) > UNREADABLE_FLOOR and self.unreadable.total() > allowed:
-            raise InputError(
-                f"{self.unreadable.total():,} of the {self.files_read:,} files read so far cannot "
-                "be read, more than "
-                f"{UNREADABLE_SHARE:.0%}; among them {', '.join(map(str, list(self.unreadable)[:3]))}; "
-                f"{_reason(self.unreadable)}"
+            epoch_shares(
+                len(source.files.paths), source.batch_size, *place, source.name, self.rank, self.world_size
             )
-
-
-def _reason(unreadable: Counter[Path]) -> str:
-    """Returns why the file that was met most often cannot be read."""
-    path = max(unreadable, key=unreadable.get)
-    return f"the reason for {path}: {read_again(path)}"
+            for source in self.sources
+        ]
 
 
 class EvalImages:
@@ -260,6 +235,11 @@ class EvalImages:
         files: the list.
         image_size: S in pixels.
         num_workers: processes that read; 0 reads in this one.
+        replace: whether the next file with the same label takes the place of one that cannot be read. Off for
+            test sets: results are about whole sets.
+
+    Attributes:
+        replaced: :class:`datasets.file_reader.ReplacedFiles` so far.
     """
 
     def __init__(
@@ -271,11 +251,13 @@ class EvalImages:
         num_workers: int,
         device: torch.device,
         normalization: Normalization = IMAGENET_NORMALIZATION,
+        replace: bool = False,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
         self.files, self.image_size, self.normalization = files, image_size, normalization
-        self.num_workers, self.device = num_workers, device
+        self.num_workers, self.device, self.replace = num_workers, device, replace
+        self.replaced = ReplacedFiles()
         self._position = ReadingPosition([files], num_workers)
         mine = torch.arange(len(files.paths))[rank::world_size]
         self.batches = mine.split(batch_size) if len(mine) else ()  # a small set may leave a process none
@@ -286,9 +268,11 @@ class EvalImages:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Raises InputError at a file that cannot be read: results are about whole sets."""
-        for batch in from_workers(self._read, range(len(self)), self.num_workers):
+        """Raises InputError at a file that cannot be read, or where more than 1 % cannot be, if they are
+        replaced."""
+        for batch, unreadable in from_workers(self._read, range(len(self)), self.num_workers):
             rows = self.batches[batch]
+            self.replaced.add(len(rows), unreadable)
             images = self._slot(batch).to(self.device).float().div_(255)  # a copy: the slot is used again
             images = self.normalization(images)
             yield (
@@ -299,14 +283,28 @@ class EvalImages:
     def _slot(self, batch: int) -> Tensor:
         return self.slots[batch % len(self.slots)][: len(self.batches[batch])]
 
-    def _read(self, batch: int) -> int:
-        """Puts the uint8 images of a batch into its slot, and returns its number."""
-        slot = self._slot(batch)
+    def _read(self, batch: int) -> tuple[int, Counter[Path]]:
+        """Puts the uint8 images of a batch into its slot; returns its number, and the files replaced."""
+        slot, unreadable = self._slot(batch), Counter()
         for place, number in enumerate(self.batches[batch].tolist()):
-            path = self.files.root / self.files.paths[number]
-            self._position.note(0, number)
+            slot[place] = self._image(number, unreadable)
+        return batch, unreadable
+
+    def _image(self, number: int, unreadable: Counter[Path]) -> Tensor:
+        """Returns an image of the list, or the one in its place."""
+        for candidate in self._candidates(number):
+            path = self.files.root / self.files.paths[candidate]
+            self._position.note(0, candidate)
             try:
-                slot[place] = central_crop(decode_image(open_image(path)), self.image_size)
+                return central_crop(decode_image(open_image(path)), self.image_size)
             except Unreadable as error:
-                raise InputError(f"{path} cannot be read: {error}") from error
-        return batch
+                if not self.replace:
+                    raise InputError(f"{path} cannot be read: {error}") from error
+                unreadable[path] += 1
+        raise InputError(f"no file in line for {self.files.root / self.files.paths[number]} can be read")
+
+    def _candidates(self, number: int) -> Iterator[int]:
+        """Yields the file's number, then those of the files that may replace it."""
+        yield number
+        alike = (self.files.labels == self.files.labels[number]).nonzero().flatten()
+        yield from torch.cat([alike[alike > number], alike[alike < number]]).tolist()

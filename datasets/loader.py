@@ -13,7 +13,7 @@ from torch import Tensor
 from datasets.augment.ops import to_device
 from datasets.augment.stages import Views
 from datasets.normalization import Normalization
-from datasets.randomness import epoch_indices, step_generator
+from datasets.randomness import epoch_shares, step_generator
 
 DEVICE_MEMORY_SHARE = 0.5  # a set moves to the GPU if it needs at most this share of the free memory
 # Augmenting several steps at once amortises kernel launches on CUDA; on a CPU it only costs cache.
@@ -125,24 +125,19 @@ class TrainLoader:
 
     def _parts(self, epoch: int, first: int, at_once: int) -> Iterator[Part]:
         """Yields what is drawn for ``at_once`` steps, from step ``first`` of an epoch on, without end."""
-        steps = len(self)
         while True:
-            needed = steps * self.batch_size
-            order = self._share(epoch_indices(len(self.labels), needed, self.seed, epoch, "images"), steps)
+            order = self._order(len(self.labels), self.batch_size, epoch, "images")
             outlier_order = None
             if self.outliers is not None:
-                needed = steps * self.outlier_batch_size
-                drawn = epoch_indices(len(self.outliers), needed, self.seed, epoch, "outliers")
-                outlier_order = self._share(drawn, steps)
-            for step in range(first, steps, at_once):
+                outlier_order = self._order(len(self.outliers), self.outlier_batch_size, epoch, "outliers")
+            for step in range(first, len(self), at_once):
                 rows = slice(step, step + at_once)
                 outlier_rows = None if outlier_order is None else outlier_order[rows]
                 yield Part(order[rows], outlier_rows, step_generator(self.seed, epoch, step, self.rank))
             epoch, first = epoch + 1, 0
 
-    def _share(self, indices: Tensor, steps: int) -> Tensor:
-        """Returns this process's columns of ``indices`` as (steps, global batch)."""
-        return indices.view(steps, -1)[:, self.rank :: self.world_size]
+    def _order(self, n: int, batch_size: int, epoch: int, stream: str) -> Tensor:
+        return epoch_shares(n, batch_size, len(self), self.seed, epoch, stream, self.rank, self.world_size)
 
     def _make(self, part: Part) -> list[Batch]:
         """Returns the batches of the part's steps, made together."""

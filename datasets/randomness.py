@@ -16,6 +16,15 @@ def step_generator(seed: int, epoch: int, step: int, rank: int) -> torch.Generat
     return torch.Generator().manual_seed(mixed_seed("views", seed, epoch, step, rank))
 
 
+def epoch_shares(
+    n: int, batch_size: int, steps: int, seed: int, epoch: int, stream: str, rank: int, world_size: int
+) -> torch.Tensor:
+    """Returns a process's share of an epoch's batches: indices below n, int64 (steps, batch_size /
+    world_size). See :func:`epoch_indices`."""
+    drawn = epoch_indices(n, steps * batch_size, seed, epoch, stream)
+    return drawn.view(steps, batch_size)[:, rank::world_size]
+
+
 def epoch_indices(n: int, needed: int, seed: int, epoch: int, stream: str) -> torch.Tensor:
     """Returns ``needed`` indices below n in random order, int64: a permutation, followed by further ones if n
     is smaller than ``needed``. ``stream`` names what they are drawn for."""

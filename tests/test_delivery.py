@@ -143,7 +143,7 @@ def test_a_file_that_the_gpu_refuses_is_decoded_by_the_cpu_and_told(files, log, 
     (line,) = loader.report()
     # An epoch has each file once, and as outlier twice.
     assert line.endswith(f"; the CPU decoded 3 images instead, such as {files.root}/7.jpg")
-    assert "(Failed to decode batch: 5)" in line and loader.unreadable == {}
+    assert "(Failed to decode batch: 5)" in line and loader.replaced.times == {}
 
 
 def test_a_file_that_neither_decodes_is_replaced_and_named(files, log, monkeypatch):
@@ -151,7 +151,7 @@ def test_a_file_that_neither_decodes_is_replaced_and_named(files, log, monkeypat
     loader = train_loader(files, batch_size=12, contrastive=False)
     (batch,) = loader.epoch(0)
     assert 7 not in batch.indices and (batch.indices == 9).sum() == 2  # 9 is the next of its class
-    assert loader.unreadable[files.root / "7.jpg"] > 0 and len(loader.report()) == 2
+    assert loader.replaced.times[files.root / "7.jpg"] > 0 and len(loader.report()) == 2
 
 
 def test_a_batch_that_the_decoder_refuses_but_whose_files_it_takes_is_counted(files, log, monkeypatch):

@@ -160,9 +160,9 @@ def test_an_unreadable_file_is_replaced_by_one_of_its_class_and_named(files, out
     used = Counter(batch.indices.tolist())
     assert 3 not in used and used[5] == 2  # 5 is the next of class 1
     assert batch.labels.bincount().tolist() == [7, 6]
-    assert loader.unreadable[files.root / "image3.jpg"] == 1
+    assert loader.replaced.times[files.root / "image3.jpg"] == 1
     list(loader.epoch(1))
-    assert loader.unreadable == {files.root / "image3.jpg": 2, outliers.root / "outlier2.jpg": 2}
+    assert loader.replaced.times == {files.root / "image3.jpg": 2, outliers.root / "outlier2.jpg": 2}
     (line,) = loader.report()
     assert "2 files" in line and "image3.jpg (2x)" in line
     assert line.endswith(f"the reason for {files.root}/image3.jpg: {read_again(files.root / 'image3.jpg')}")
@@ -173,7 +173,7 @@ def test_the_same_files_are_replaced_with_any_number_of_workers(files, outliers)
     truncate(outliers.root / "outlier2.jpg")
     alone, helped = train_loader(files, outliers), train_loader(files, outliers, num_workers=2)
     assert same(kept(alone.epoch(0)), kept(helped.epoch(0)))
-    assert alone.unreadable == helped.unreadable and alone.unreadable.total() > 0
+    assert alone.replaced.times == helped.replaced.times and alone.replaced.times.total() > 0
 
 
 def test_a_run_stops_when_more_than_one_percent_cannot_be_read(tmp_path):
@@ -189,7 +189,7 @@ def test_one_bad_file_in_a_small_set_never_stops_a_run(files):
     loader = train_loader(files, contrastive=False)
     for epoch in range(10):
         list(loader.epoch(epoch))
-    assert loader.unreadable.total() > 0.01 * loader.files_read
+    assert loader.replaced.times.total() > 0.01 * loader.replaced.read
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
@@ -301,3 +301,27 @@ def test_an_unreadable_test_image_is_named(files, num_workers):
     truncate(files.root / "image9.jpg")
     with pytest.raises(InputError, match=r"^\S+image9.jpg cannot be read: .*truncated"):
         list(EvalImages(files, image_size=SIZE, batch_size=4, num_workers=num_workers, device=CPU))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_an_unreadable_image_can_give_its_place_to_the_next_of_its_class(files, num_workers):
+    settings = dict(image_size=SIZE, batch_size=4, num_workers=num_workers, device=CPU)
+    intact = torch.cat([images for images, _ in EvalImages(files, **settings)])
+    for name in ("image9.jpg", "image12.jpg"):  # of 13, in two classes by turns
+        truncate(files.root / name)
+    batches = EvalImages(files, replace=True, **settings)
+    images, labels = map(torch.cat, zip(*batches, strict=True))
+    assert labels.tolist() == files.labels.tolist()
+    expected = [*range(9), 11, 10, 11, 0]
+    assert torch.equal(images, intact[expected])
+    assert batches.replaced.times == {files.root / "image9.jpg": 1, files.root / "image12.jpg": 1}
+    (line,) = batches.replaced.report()
+    assert line.startswith("2 files cannot be read and were replaced: ") and "image9.jpg (1x)" in line
+
+
+def test_a_class_of_which_no_image_can_be_read_is_an_error_in_evaluation_too(files):
+    for path in files.paths[1::2]:
+        truncate(files.root / path)
+    settings = dict(image_size=SIZE, batch_size=4, num_workers=0, device=CPU)
+    with pytest.raises(InputError, match=r"^no file in line for \S+image1.jpg can be read"):
+        list(EvalImages(files, replace=True, **settings))
