@@ -24,32 +24,30 @@ from datasets.registry import BENCHMARKS
 from datasets.scood import RESIZE_MODES
 from models import FAMILIES, build_model
 from utils import flags
-from utils.calibration import CALIBRATIONS, Classifier
-from utils.detector import write_detector
-from utils.distributed import autocast, finish, in_main, resolved_precision, start
+from utils.conclusion import Sets, conclude
+from utils.console import say, show_warnings_plainly
+from utils.distributed import autocast, finish, in_main, start
 from utils.errors import InputError, exit_cleanly
-from utils.evaluation import evaluate, extract_features, prepare_network
-from utils.fitting import fit_calibrations, trained_statistics
+from utils.evaluation import extract_features, prepare_network
+from utils.fitting import trained_statistics
 from utils.predictions import predict_files
-from utils.report import report
-from utils.run.checkpoint import (
+from utils.run.checkpoint import open_checkpoint, results_folder
+from utils.run.stored import (
     caveats,
-    open_checkpoint,
     progress_of,
     require_class_counts,
     resolve_settings,
-    results_folder,
     stored_arguments,
+    with_data_of_run,
 )
-from utils.run.run import with_data_of_run
-from utils.run.runlog import environment, say, show_warnings_plainly, writable_folder
 from utils.run.weights import network_of, network_weights
 from utils.scores import SCORE_NAMES
+from utils.text_files import writable_folder
 
 
 def main(argv=None):
-    args = parse_args(argv)
     show_warnings_plainly()
+    args = parse_args(argv)
     compute = start(args.gpu)
     if args.images:
         wanted = flags.one_calibration(args), args.score
@@ -57,8 +55,6 @@ def main(argv=None):
             compute, lambda: predict_files(args.images, args.ckpt_path, args.srp, compute.device, *wanted)
         )
         return finish()
-    score = args.score or SCORE_NAMES[0]
-    torch.manual_seed(args.seed)
     checkpoint = open_checkpoint(args.ckpt_path)
     known, notes = identify(checkpoint, vars(args))
     benchmark, normalization = BENCHMARKS[known["ds"]], NORMALIZATIONS[known["normalization"]]
@@ -68,99 +64,74 @@ def main(argv=None):
     # Read everything first, so missing files are reported before any work is done.
     ood_sets = benchmark.load_ood(args.dout or benchmark.ood_sets, args.drp, args.ood_resize)
     test = benchmark.load_split(args.drp, False)
-    train = benchmark.load_long_tailed(args.drp, known["rho"])
-    held_out = None
+    training, held_out = benchmark.load_long_tailed(args.drp, known["rho"]), None
     if known["val_fraction"]:
-        parts = hold_out(train.labels, known["val_fraction"])
-        train, held_out = (
-            ImageSet(train.images[part], train.labels[part]) if len(part) else None for part in parts
+        parts = hold_out(training.labels, known["val_fraction"])
+        training, held_out = (
+            ImageSet(training.images[part], training.labels[part]) if len(part) else None for part in parts
         )
-    class_counts = torch.bincount(train.labels, minlength=benchmark.num_classes)
-    require_class_counts(checkpoint, class_counts.tolist())
-    calibration = train
-    if args.calibration_split == "test":
-        counts = long_tail_counts(int(torch.bincount(test.labels).max()), benchmark.num_classes, known["rho"])
-        chosen = long_tail_indices(test.labels, counts)
-        calibration = test._replace(images=test.images[chosen], labels=test.labels[chosen])
+    class_counts = torch.bincount(training.labels, minlength=benchmark.num_classes).tolist()
+    require_class_counts(checkpoint, class_counts)
     names = flags.chosen_calibrations(args, held_out is not None)
-    leaks = "fc" in names and args.calibration_split == "test"
-    if leaks:
+    leaked = None
+    if "fc" in names and args.calibration_split == "test":
+        counts = long_tail_counts(int(torch.bincount(test.labels).max()), len(class_counts), known["rho"])
+        leaked = ImageSet(*(part[long_tail_indices(test.labels, counts)] for part in test))
         notes.append("feature calibration used labelled TEST images, a leak; for auditing only")
+    outliers = benchmark.load_outliers(args.drp, args.num_ood_samples) if set(names) != {"none"} else None
     if compute.is_main:
         for note in notes:
             say(f"warning: {note}", sys.stderr)
-    needs_outliers = set(names) != {"none"}
-    outliers = benchmark.load_outliers(args.drp, args.num_ood_samples) if needs_outliers else None
 
-    model = build_model(known["model"], benchmark.num_classes)
+    model = build_model(known["model"], len(class_counts))
     network = prepare_network(model, checkpoint, compute, args.precision)
-    mixed_precision = autocast(compute.device, args.precision)
 
     def features(title, images, labels, normalization=normalization):
         mine = slice(compute.rank, None, compute.world_size)
         batches = evaluation_batches(
             images[mine], labels[mine], batch_size=args.tb, normalization=normalization, device=compute.device
         )
+        mixed_precision = autocast(compute.device, args.precision)
         return extract_features(network, batches, len(labels), compute, mixed_precision, title)
 
-    test_features, training = features("test images", *test), features("training images", *train)
-    ood_features = {name: features(name, *images) for name, images in ood_sets.items()}
-    surrogate, attending = None, training
-    if needs_outliers:
-        outlier_normalization = (
-            IMAGENET_NORMALIZATION if "normalization" in known["depart"] else normalization
-        )
-        surrogate = features(
-            "outliers", outliers, torch.full((len(outliers),), -1), outlier_normalization
-        ).features
-    if leaks:
-        attending = features("calibration images", *calibration)
-    held_out = None if held_out is None else features("held-out images", *held_out)
-
+    of_training = features("training images", *training)
+    of_outliers = None
+    if outliers is not None:
+        no_labels = torch.full((len(outliers),), -1)
+        look = IMAGENET_NORMALIZATION if "normalization" in known["depart"] else normalization
+        of_outliers = features("outliers", outliers, no_labels, look)
+    sets = Sets(
+        test=features("test images", *test),
+        ood={name: features(name, *images) for name, images in ood_sets.items()},
+        training=of_training,
+        attending=of_training if leaked is None else features("calibration images", *leaked),
+        outliers=of_outliers,
+        held_out=None if held_out is None else features("held-out images", *held_out),
+    )
     if compute.is_main:
-        classifier = Classifier.of(model, args.tnorm)
-        statistics = trained_statistics(checkpoint, len(class_counts), training.features.shape[1])
-        calibrations, facts = fit_calibrations(
-            names,
-            classifier,
-            training,
-            surrogate,
-            class_counts,
-            strength=args.fc_strength,
-            attending=attending,
-            statistics=statistics,
-            held_out=held_out,
-            score=score,
-        )
-        results, scores = evaluate(calibrations, test_features, ood_features, class_counts.tolist())
         about = {"dataset": known["ds"], "network": known["model"], "checkpoint": str(args.ckpt_path)}
-        about["class_counts"] = class_counts.tolist()
-        about |= {"calibration_split": args.calibration_split if "fc" in calibrations else None} | facts
-        about |= {"tnorm": args.tnorm, "ood_resize": args.ood_resize, "score": score, "notes": notes}
-        about |= progress_of(checkpoint) | {name: known[name] for name in ("rho", "normalization")}
-        report(
-            about | results | {"environment": environment(compute.device)},
-            scores,
-            score,
+        about |= {"rho": known["rho"], "normalization": known["normalization"]}
+        about |= {"ood_resize": args.ood_resize, "notes": notes}
+        about |= {"calibration_split": args.calibration_split, "class_counts": class_counts}
+        detector = {"name": known["model"], "family": "cifar"}
+        detector["preprocessing"] = Preprocessing(test.images.shape[-1], args.ood_resize, normalization)
+        detector["class_names"] = benchmark.class_names(args.drp)
+        statistics = trained_statistics(checkpoint, len(class_counts), of_training.features.shape[1])
+        conclude(
+            model,
+            names,
+            sets,
+            about | progress_of(checkpoint),
+            detector,
             out,
-            args.figures,
+            score=args.score or SCORE_NAMES[0],
+            strength=args.fc_strength,
+            tnorm=args.tnorm,
+            precision=args.precision,
+            figures=args.figures,
+            device=compute.device,
+            statistics=statistics,
         )
-        if args.calibration_split == "train":
-            write_detector(
-                out,
-                model,
-                calibrations,
-                held_out,
-                training,
-                auto=facts.get("auto"),
-                name=known["model"],
-                family="cifar",
-                preprocessing=Preprocessing(test.images.shape[-1], args.ood_resize, normalization),
-                precision=resolved_precision(compute.device, args.precision),
-                class_names=benchmark.class_names(args.drp),
-            )
-        else:
-            print("no detector is written when test images were used for calibration")
     finish()
 
 
@@ -242,7 +213,7 @@ def parse_args(argv=None):
         help="how to bring OOD images to 32 x 32: squash them, as published tables do, or resize the "
         "shorter side and crop the centre",
     )
-    flags.add_evaluation_flags(parser, CALIBRATIONS, SCORE_NAMES)
+    flags.add_evaluation_flags(parser)
     parser.add_argument(
         "--calibration_split",
         choices=("train", "test"),

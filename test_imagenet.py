@@ -31,35 +31,32 @@ from datasets.randomness import epoch_indices
 from datasets.workers import naming_files_of_dead_workers
 from models import FAMILIES, build_model
 from utils import flags
-from utils.calibration import CALIBRATIONS, Classifier
-from utils.detector import write_detector
-from utils.distributed import autocast, finish, in_main, resolved_precision, start
+from utils.conclusion import Sets, conclude
+from utils.console import say, show_warnings_plainly
+from utils.distributed import autocast, finish, from_all, in_main, start
 from utils.errors import InputError, exit_cleanly
-from utils.evaluation import Features, evaluate, extract_features, prepare_network
-from utils.fitting import fit_calibrations
+from utils.evaluation import Features, extract_features, prepare_network
 from utils.predictions import predict_files
-from utils.report import report
-from utils.run.checkpoint import (
+from utils.run.checkpoint import open_checkpoint, results_folder
+from utils.run.stored import (
     caveats,
-    open_checkpoint,
     progress_of,
     require_class_counts,
     resolve_settings,
-    results_folder,
     stored_arguments,
+    with_data_of_run,
 )
-from utils.run.run import with_data_of_run
-from utils.run.runlog import environment, say, show_warnings_plainly, writable_folder
 from utils.run.weights import network_of, network_weights
 from utils.scores import SCORE_NAMES
+from utils.text_files import writable_folder
 
 RANGES = {"image_size": flags.image_size, "val_fraction": flags.fraction}
 
 
 @naming_files_of_dead_workers()
 def main(argv=None):
-    args = parse_args(argv)
     show_warnings_plainly()
+    args = parse_args(argv)
     compute = start(args.gpu)
     if args.images:
         wanted = flags.one_calibration(args), args.score
@@ -67,7 +64,6 @@ def main(argv=None):
             compute, lambda: predict_files(args.images, args.ckpt_path, args.srp, compute.device, *wanted)
         )
         return finish()
-    score = args.score or SCORE_NAMES[0]
     checkpoint = open_checkpoint(args.ckpt_path)
     known, notes = identify(checkpoint, vars(args))
     normalization = NORMALIZATIONS[known["normalization"]]
@@ -78,8 +74,8 @@ def main(argv=None):
             say(f"warning: {note}", sys.stderr)
 
     # Read every list first, so missing files are reported before any work is done.
-    training = load_files(args.txtt, args.iidp)
-    class_names, held_out = folder_names(training), None
+    training, held_out = load_files(args.txtt, args.iidp), None
+    class_names = folder_names(training)
     if known["val_fraction"]:
         parts = hold_out(training.labels, known["val_fraction"])
         training, held_out = (select(training, part) if len(part) else None for part in parts)
@@ -88,8 +84,12 @@ def main(argv=None):
     test = load_files(args.txtv, args.iidp, num_classes=len(class_counts))
     ood = load_ood_lists(args.txt_ood_test, args.iodp)
     names = flags.chosen_calibrations(args, held_out is not None)
-    needs_outliers = set(names) != {"none"}
-    outliers = load_files(args.txt_ood_train, args.iodp, labelled=False) if needs_outliers else None
+    outliers = None
+    if set(names) != {"none"}:
+        outliers = load_files(args.txt_ood_train, args.iodp, labelled=False)
+        size = min(args.num_cal, len(outliers.paths))
+        chosen = epoch_indices(len(outliers.paths), size, args.seed, 0, "calibration")
+        outliers = select(outliers, chosen)
     if args.num_cal < len(class_counts):
         raise InputError(
             f"--num_cal {args.num_cal} is less than one image for each of the {len(class_counts)} classes"
@@ -97,9 +97,8 @@ def main(argv=None):
 
     model = build_model(known["model"], len(class_counts), family="imagenet")
     network = prepare_network(model, checkpoint, compute, args.precision)
-    mixed_precision = autocast(compute.device, args.precision)
 
-    def features(title, files):
+    def features(title, files, replace=True):
         batches = EvalImages(
             files,
             image_size=known["image_size"],
@@ -107,60 +106,45 @@ def main(argv=None):
             batch_size=args.tb,
             num_workers=args.num_workers,
             device=compute.device,
+            replace=replace,
             rank=compute.rank,
             world_size=compute.world_size,
         )
-        return extract_features(network, batches, len(files.paths), compute, mixed_precision, title)
+        mixed_precision = autocast(compute.device, args.precision)
+        found = extract_features(network, batches, len(files.paths), compute, mixed_precision, title)
+        for lines in from_all(batches.replaced.report()):
+            notes.extend(f"{title}: {line}" for line in lines)
+        return found
 
-    test_features = features("test images", test)
-    ood_features = {name: features(name, files) for name, files in ood.items()}
-    training = features("training images", training)
+    of_training = features("training images", training)
     sample = balanced_sample(training.labels, args.num_cal, args.seed)
-    attending = Features(training.features[sample], training.labels[sample])
-    surrogate = None
-    if needs_outliers:
-        size = min(args.num_cal, len(outliers.paths))
-        chosen = select(outliers, epoch_indices(len(outliers.paths), size, args.seed, 0, "calibration"))
-        surrogate = features("outliers", chosen).features
-    held_out = None if held_out is None else features("held-out images", held_out)
-
+    sets = Sets(
+        test=features("test images", test, replace=False),
+        ood={name: features(name, files, replace=False) for name, files in ood.items()},
+        training=of_training,
+        attending=Features(*(part[sample] for part in of_training)),
+        outliers=None if outliers is None else features("outliers", outliers),
+        held_out=None if held_out is None else features("held-out images", held_out),
+    )
     if compute.is_main:
-        classifier = Classifier.of(model, args.tnorm)
-        calibrations, facts = fit_calibrations(
-            names,
-            classifier,
-            training,
-            surrogate,
-            class_counts,
-            strength=args.fc_strength,
-            attending=attending,
-            held_out=held_out,
-            score=score,
-        )
-        results, scores = evaluate(calibrations, test_features, ood_features, class_counts)
-        about = {"dataset": "imagenet", "checkpoint": str(args.ckpt_path), "class_counts": class_counts}
-        about |= {"calibration_split": "train" if "fc" in calibrations else None} | facts
-        about |= {"network": known["model"], "normalization": known["normalization"], "notes": notes}
-        about |= progress_of(checkpoint) | {"tnorm": args.tnorm, "score": score}
-        report(
-            about | results | {"environment": environment(compute.device)},
-            scores,
-            score,
-            out,
-            args.figures,
-        )
-        write_detector(
-            out,
+        about = {"dataset": "imagenet", "network": known["model"], "checkpoint": str(args.ckpt_path)}
+        about["normalization"] = known["normalization"]
+        about |= {"calibration_split": "train", "class_counts": class_counts, "notes": notes}
+        detector = {"name": known["model"], "family": "imagenet", "class_names": class_names}
+        detector["preprocessing"] = Preprocessing(known["image_size"], PHOTOGRAPH, normalization)
+        conclude(
             model,
-            calibrations,
-            held_out,
-            training,
-            auto=facts.get("auto"),
-            name=known["model"],
-            family="imagenet",
-            preprocessing=Preprocessing(known["image_size"], PHOTOGRAPH, normalization),
-            precision=resolved_precision(compute.device, args.precision),
-            class_names=class_names,
+            names,
+            sets,
+            about | progress_of(checkpoint),
+            detector,
+            out,
+            score=args.score or SCORE_NAMES[0],
+            strength=args.fc_strength,
+            tnorm=args.tnorm,
+            precision=args.precision,
+            figures=args.figures,
+            device=compute.device,
         )
     finish()
 
@@ -217,7 +201,7 @@ def parse_args(argv=None):
         help="how many training images (class-balanced) feature calibration uses, and how many outliers it "
         "and the probe use",
     )
-    flags.add_evaluation_flags(parser, CALIBRATIONS, SCORE_NAMES)
+    flags.add_evaluation_flags(parser)
     parser.set_defaults(tb=100)
     return parser.parse_args(with_data_of_run(parser, sys.argv[1:] if argv is None else argv))
 

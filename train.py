@@ -21,13 +21,14 @@ from datasets.normalization import IMAGENET_NORMALIZATION, NORMALIZATIONS
 from datasets.registry import BENCHMARKS
 from models import FAMILIES, build_model
 from utils import flags
+from utils.console import show_warnings_plainly
 from utils.distributed import autocast, finish, parallelize, seed_everything, share_buffers, start
 from utils.errors import InputError, exit_cleanly
 from utils.losses import PATTLoss
 from utils.run.guard import StepGuard
 from utils.run.meter import EpochMeter
-from utils.run.run import Trained, open_run, with_flags_of_run
-from utils.run.runlog import show_warnings_plainly
+from utils.run.run import Trained, open_run
+from utils.run.stored import with_flags_of_run
 
 # Where training in the authors' release departs from the paper; the full table is in docs/departures.md.
 RELEASED_CHOICES = {
@@ -56,7 +57,7 @@ def train_one_epoch(network, criterion, optimizer, guard, meter, batches, mixed_
 
 @torch.inference_mode()
 def accuracy(network, batches, class_counts, device, mixed_precision):
-    """Returns accuracies ``{all, many, medium, few}`` over batches of (images, labels)."""
+    """Returns accuracies over batches of (images, labels), see :func:`utils.metrics.group_accuracies`."""
     network.eval()
     meter = EpochMeter(len(class_counts), device)
     for images, labels in batches:
@@ -136,8 +137,8 @@ def cosine(base, epochs):
 
 
 def main(argv=None):
-    args = parse_args(argv)
     show_warnings_plainly()
+    args = parse_args(argv)
     compute = start(args.gpu)
     seed_everything(args.seed, args.deterministic)
 
@@ -189,7 +190,7 @@ def add_method_flags(parser):
     add("--Lambda2", type=flags.weight, help="weight of the logit-adjustment term")
     add("--temperature", type=flags.positive, default=0.1, help="tau of the contrastive term")
     add("--tem_scale", type=flags.positive, help="T of the logit adjustment")
-    recipes = "released: depart from the paper wherever the authors' release does"
+    recipes = "released: depart from the paper in every point of --depart that concerns the data set"
     add("--recipe", choices=("paper", "released"), default="paper", help=recipes)
     points = "depart from the paper, as the release does, only in these points: "
     points += "; ".join(f"{point}: {what}" for point, what in RELEASED_CHOICES.items())
@@ -225,10 +226,22 @@ def parse_args(argv=None):
     add("--normalization", choices=tuple(NORMALIZATIONS), help=mean_and_std)
     add_method_flags(parser)
     flags.add_training_flags(parser)
-    argv = with_flags_of_run(parser, sys.argv[1:] if argv is None else argv)
-    asked = [word for word in argv if word not in ("-h", "--help")]  # help shows this data set's defaults
-    parser.set_defaults(**BENCHMARKS[parser.parse_known_args(asked)[0].ds].training)
+    argv = sys.argv[1:] if argv is None else argv
+    set_defaults_of_data_set(parser, argv)  # the run's folder is named after the network
+    argv = with_flags_of_run(parser, argv, run_folder)
+    set_defaults_of_data_set(parser, argv)
     return resolve(parser.parse_args(argv))
+
+
+def set_defaults_of_data_set(parser, argv):
+    """Sets the defaults for the ``--ds`` in ``argv``; ``--help`` shows them."""
+    asked = [word for word in argv if word not in ("-h", "--help")]
+    parser.set_defaults(**BENCHMARKS[parser.parse_known_args(asked)[0].ds].training)
+
+
+def run_folder(args):
+    """Returns the run directory, by default one named after data set, network and seed."""
+    return args.srp or Path("runs") / f"{args.ds}_{args.model}_{args.seed}"
 
 
 def resolve(args, points=tuple(RELEASED_CHOICES)):
@@ -241,7 +254,7 @@ def resolve(args, points=tuple(RELEASED_CHOICES)):
     if pointless:
         raise InputError(f"--depart {min(pointless)} makes no difference on {args.ds}")
     args.depart = sorted(points if args.recipe == "released" else set(args.depart))
-    args.srp = args.srp or Path("runs") / f"{args.ds}_{args.model}_{args.seed}"
+    args.srp = run_folder(args)
     return args
 
 

@@ -16,12 +16,12 @@ from datasets.imagenet import EvalImages, FileTrainLoader, load_files, select
 from datasets.long_tail import hold_out
 from datasets.workers import naming_files_of_dead_workers
 from models import FAMILIES, build_model
-from train import add_method_flags, resolve, train
+from train import add_method_flags, resolve, run_folder, train
 from utils import flags
+from utils.console import say, show_warnings_plainly
 from utils.distributed import finish, seed_everything, start
 from utils.errors import exit_cleanly
-from utils.run.run import with_flags_of_run
-from utils.run.runlog import show_warnings_plainly
+from utils.run.stored import with_flags_of_run
 
 DEFAULTS = dict(
     model="ResNet50",
@@ -47,8 +47,8 @@ def step_decay(base, decay_epochs):
 
 @naming_files_of_dead_workers()
 def main(argv=None):
-    args = parse_args(argv)
     show_warnings_plainly()
+    args = parse_args(argv)
     compute = start(args.gpu)
     seed_everything(args.seed, args.deterministic)
 
@@ -76,7 +76,10 @@ def main(argv=None):
     )
 
     def validation_batches():
-        return EvalImages(validation, batch_size=args.tb, **shared)
+        batches = EvalImages(validation, batch_size=args.tb, replace=True, **shared)
+        yield from batches
+        for line in batches.replaced.report():
+            say(f"warning: held-out images: {line}", sys.stderr)
 
     model = build_model(args.model, len(class_counts), family="imagenet")
     model.embeds = args.isac  # only the contrastive term uses the head
@@ -102,7 +105,7 @@ def parse_args(argv=None):
     add_method_flags(parser)
     flags.add_training_flags(parser)
     parser.set_defaults(**DEFAULTS)
-    argv = with_flags_of_run(parser, sys.argv[1:] if argv is None else argv)
+    argv = with_flags_of_run(parser, sys.argv[1:] if argv is None else argv, run_folder)
     # All images have ImageNet's normalisation already, and view 1's crop is not CIFAR's padded one.
     return resolve(parser.parse_args(argv), points=("embeddings", "statistics"))
 

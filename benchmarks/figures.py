@@ -21,8 +21,10 @@ from sklearn.manifold import TSNE
 from benchmarks.reproduce import RESULTS, ROOT
 from benchmarks.rows import EVALUATED, ROWS
 from benchmarks.tabulate import Way, calibration_of, evaluation, load_records
+from datasets import ImageSet
 from datasets.loader import evaluation_batches
-from datasets.normalization import NORMALIZATIONS
+from datasets.long_tail import hold_out
+from datasets.normalization import IMAGENET_NORMALIZATION, NORMALIZATIONS
 from datasets.registry import BENCHMARKS
 from models import build_model
 from utils import flags
@@ -33,8 +35,8 @@ from utils.evaluation import extract_features
 from utils.metrics import shot_groups
 from utils.plots import plot_attention, plot_aurocs, plot_class_accuracy, plot_feature_map, plot_strengths
 from utils.run.checkpoint import load_run
-from utils.run.runlog import writable_folder
 from utils.run.weights import load_weights
+from utils.text_files import writable_folder
 
 POINTS_PER_KIND = 300  # of the 2-D map
 
@@ -42,27 +44,27 @@ POINTS_PER_KIND = 300  # of the 2-D map
 def draw_run(run: Path, drp: Path | None, ood_set: str, prefix: str, out: Path) -> None:
     """Draws the feature map and the attention of a run of train.py, and copies test.py's plots."""
     checkpoint = load_run(run)
-    ds, compute = checkpoint["args"]["ds"], Compute(torch.device("cpu"))
-    benchmark = BENCHMARKS[ds]
-    chosen = checkpoint["args"].get("normalization", benchmark.training["normalization"])
-    model = build_model(checkpoint["args"]["model"], benchmark.num_classes)
+    args, compute = checkpoint["args"], Compute(torch.device("cpu"))
+    benchmark, drp = BENCHMARKS[args["ds"]], drp or Path(args["drp"])
+    normalization = NORMALIZATIONS[args.get("normalization", benchmark.training["normalization"])]
+    model = build_model(args["model"], benchmark.num_classes)
     load_weights(model, checkpoint["model"])
     model.eval()
 
-    def features(images, labels):
+    def features(images, labels, normalization=normalization):
         batches = evaluation_batches(
-            images,
-            labels,
-            batch_size=500,
-            normalization=NORMALIZATIONS[chosen],
-            device=compute.device,
+            images, labels, batch_size=500, normalization=normalization, device=compute.device
         )
         return extract_features(model, batches, len(labels), compute, autocast(compute.device, "fp32"))
 
-    train = benchmark.load_long_tailed(drp, checkpoint["args"]["rho"])
+    train = benchmark.load_long_tailed(drp, args["rho"])
+    if args.get("val_fraction"):
+        kept, _ = hold_out(train.labels, args["val_fraction"])
+        train = ImageSet(train.images[kept], train.labels[kept])
     counts = torch.bincount(train.labels)
-    outliers = benchmark.load_outliers(drp, 20_000)
-    surrogate = features(outliers, torch.full((len(outliers),), -1)).features
+    outliers = benchmark.load_outliers(drp, args["num_ood_samples"])
+    look = IMAGENET_NORMALIZATION if "normalization" in args.get("depart", []) else normalization
+    surrogate = features(outliers, torch.full((len(outliers),), -1), look).features
     classifier, calibration = Classifier.of(model), features(*train)
     attention = calibrate(classifier, calibration, surrogate, counts)
     plot_attention(attention, out / f"{prefix}_attention.png")
@@ -155,7 +157,7 @@ def main(argv: list[str] | None = None) -> None:
     kinds = parser.add_subparsers(dest="kind", required=True)
     run = kinds.add_parser("run")
     run.add_argument("run", type=flags.path, help="a run directory of train.py, evaluated by test.py")
-    run.add_argument("--drp", type=flags.path, help="the data folder")
+    run.add_argument("--drp", type=flags.path, help="the data folder; default: the run's")
     run.add_argument("--ood_set", default="digits89", help="the OOD set on the map")
     of_results = {"classes": draw_classes, "aurocs": draw_aurocs, "strengths": draw_strengths}
     for kind in of_results:

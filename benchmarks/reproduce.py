@@ -27,7 +27,7 @@ from benchmarks.rows import EVALUATED, EVALUATIONS, NOT_ON_IMAGENET, ROWS, TABLE
 from datasets.registry import BENCHMARKS
 from utils import flags
 from utils.errors import InputError, exit_cleanly, first_line
-from utils.run.runlog import write_text
+from utils.text_files import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "runs"
@@ -72,12 +72,25 @@ def commands(run: Run, args: argparse.Namespace, device: str) -> list[list[str]]
 
 def portable_commands(run: Run, args: argparse.Namespace) -> list[str]:
     """Returns the command lines as text, without this machine's folders and device."""
-    shown = argparse.Namespace(**vars(args) | {"drp": None})
+    shown = argparse.Namespace(**vars(args) | {"drp": None, "extra": without_folders(args.extra)})
     data = [] if args.drp is None else ["--drp", "DATA"]
     return [
         " ".join(["python", *line, *data]).replace(str(run.folder), "OUT")
         for line in commands(run, shown, "GPU")
     ]
+
+
+def without_folders(words: list[str]) -> list[str]:
+    """Returns the words of a command line, with the name of a flag for a value that is of this machine."""
+    shown, local = [], False
+    for word in words:
+        if word.startswith("--"):
+            name = word.removeprefix("--").partition("=")[0]
+            local = name in LOCAL_FLAGS
+            shown += [f"--{name}", name.upper()] if local else [word]
+        elif not local:
+            shown.append(word)
+    return shown
 
 
 def execute(run: Run, args: argparse.Namespace, device: str) -> tuple[bool, str]:

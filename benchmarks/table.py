@@ -24,7 +24,7 @@ from benchmarks.rows import ROWS
 from benchmarks.tabulate import COLUMNS, FULL, Table, Way, build, runs_table
 from utils import flags
 from utils.errors import InputError, exit_cleanly
-from utils.run.runlog import write_text
+from utils.text_files import write_text
 
 DOCUMENTS = (
     "README.md",

@@ -313,21 +313,22 @@ def notes(
         text.append(f"(left out, as not every row has them: {', '.join(map(str, sorted(dropped_seeds)))})")
     scores = {way.score for way in selection.score}
     text[-1] += f"; score: {scores.pop()}." if len(scores) == 1 and "score" not in selection.columns else "."
-    environments = [r["args"]["environment"] for r in records]
-    devices = sorted({f"{e['device']} ({cores(e)})" for e in environments})
-    commits = sorted({str(e["commit"]) for e in environments})
+    trained, evaluated = ([r[part]["environment"] for r in records] for part in ("args", "results"))
+    devices = sorted({f"{e['device']} ({cores(e)})" for e in [*trained, *evaluated]})
+    commits, later = ({str(e["commit"]) for e in part} for part in (trained, evaluated))
+    commit = f"commit {', '.join(sorted(commits))}"
+    if later - commits:
+        commit += f", evaluated in part at {', '.join(sorted(later - commits))}"
     dates = sorted({r["date"] for r in records})
     span = dates[0] + (f" to {dates[-1]}" if len(dates) > 1 else "")
-    text.append(f"{', '.join(devices)}; {span}; commit {', '.join(commits)}; files: {where}.")
+    text.append(f"{', '.join(devices)}; {span}; {commit}; files: {where}.")
     return " ".join(text)
 
 
 def published_table(ds: str) -> Table:
     """Tabulates the published averages."""
     data = json.loads((ROOT / "benchmarks" / "published.json").read_text())
-    rows = [
-        [r["method"], *(f"{v:.2f}" for v in r[ds]), r["positive"]] for r in data["rows"] if r[ds]
-    ]
+    rows = [[r["method"], *(f"{v:.2f}" for v in r[ds]), r["positive"]] for r in data["rows"] if r[ds]]
     head = ["published", "AUROC ↑", "AUPR ↑", "FPR95 ↓", "ACC ↑", "positive class of AUPR and FPR95"]
     return Table(head, rows, data["note"])
 

@@ -1,8 +1,9 @@
 """Bytes to batches.
 
 registry: one record per data set that fits in memory; cifar, digits, scood, outliers, long_tail: which images
-imagenet, image_list, pixels, decoding, workers: the same for lists of image files
-loader, normalization, randomness: how batches are delivered
+imagenet, image_list, file_reader, decoding, pixels, workers, delivery: the same for lists of image files
+loader, normalization, randomness: how batches are made and ordered
+preprocessing, folders: any image for a trained network; lists from folders of photographs
 augment/, files/: random views; reading files from strangers
 prepare: fetches and checks data sets from the command line
 """

@@ -77,11 +77,11 @@ def open_image(path: Path) -> EncodedImage:
     if width * height > MAX_PIXELS or max(width, height) > MAX_ASPECT * min(width, height):
         raise Unreadable(f"{width} x {height} pixels are too many or too long a strip")
     orientation = exif_orientation(picture)
+    # With another transform the file holds RGB, which not every decoder respects.
     plain = (
         picture.format in ("JPEG", "MPO")
         and picture.mode == "RGB"
-        and picture.info.get("adobe_transform", 1)
-        == 1  # else the file holds RGB, which not every decoder respects
+        and picture.info.get("adobe_transform", 1) == 1
         and orientation == 1
     )
     if orientation >= 5:  # the four that exchange rows and columns

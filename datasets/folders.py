@@ -12,7 +12,7 @@ from datasets.files.checks import inner_path, os_reason, shown
 from datasets.image_list import MAX_LABEL, read_lines
 from datasets.long_tail import hold_out, long_tail_counts, long_tail_indices
 from utils.errors import InputError
-from utils.run.runlog import write_text
+from utils.text_files import write_text
 
 PICTURES = {".jpeg", ".jpg", ".png", ".bmp", ".gif", ".webp"}
 

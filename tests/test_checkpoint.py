@@ -18,11 +18,11 @@ from utils.run.checkpoint import (
     load_checkpoint,
     load_run,
     open_checkpoint,
-    require_class_counts,
     results_folder,
     save_checkpoint,
 )
 from utils.run.pickles import NUMPY_NUMBERS
+from utils.run.stored import require_class_counts
 from utils.run.weights import network_weights
 
 

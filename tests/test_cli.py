@@ -19,6 +19,7 @@ from command_line import (
 
 import train
 from models import build_model
+from utils import conclusion
 
 METRICS = {"auroc", "aupr_in", "aupr_out", "fpr95", "fpr95_id"}
 evaluation = load_script("test")
@@ -120,7 +121,7 @@ def test_fc_and_calibration_mean_what_they_say(flag, ways, digits_run, tmp_path)
 def test_no_test_image_changes_what_is_fitted(digits_run, tmp_path, monkeypatch):
     """Attention, probe and every score, whatever the test images and OOD sets are."""
     fitted, inverted = [], False
-    fit, digits = evaluation.fit_calibrations, evaluation.BENCHMARKS["digits"]
+    fit, digits = conclusion.fit_calibrations, evaluation.BENCHMARKS["digits"]
 
     def record(*args, **kwargs):
         calibrations, facts = fit(*args, **kwargs)
@@ -137,7 +138,7 @@ def test_no_test_image_changes_what_is_fitted(digits_run, tmp_path, monkeypatch)
     def read_ood(*args):
         return {name: changed(images) for name, images in digits.read_ood(*args).items()}
 
-    monkeypatch.setattr(evaluation, "fit_calibrations", record)
+    monkeypatch.setattr(conclusion, "fit_calibrations", record)
     replaced = dataclasses.replace(digits, load_split=load_split, read_ood=read_ood)
     monkeypatch.setitem(evaluation.BENCHMARKS, "digits", replaced)
     rows = []

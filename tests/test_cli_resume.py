@@ -1,6 +1,8 @@
 """Stopping, resuming, and whose folder it is, from the command line."""
 
+import json
 import os
+import shutil
 import signal
 import time
 from contextlib import closing
@@ -12,7 +14,8 @@ from command_line import DIGITS, assert_one_sentence, assert_same, run
 import train
 from datasets.loader import TrainLoader
 from models import build_model
-from utils.run.runlog import RunDirectory
+from utils.run import run as run_module
+from utils.run.directory import RunDirectory
 from utils.run.signals import EXIT_STOPPED
 
 
@@ -68,6 +71,24 @@ def test_sigterm_stops_after_the_step_and_resume_goes_on_there(
 def test_resume_of_a_folder_without_a_run_starts_one(tmp_path, capsys):
     assert run(train.main, *DIGITS, "--resume", "--srp", tmp_path / "new") == 0
     assert "starting from the beginning" in capsys.readouterr().out
+
+
+def test_resume_without_a_folder_finds_the_run_in_its_default_one(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run(train.main, *DIGITS, "--seed", "7") == 0
+    assert run(train.main, "--ds", "digits", "--gpu", "cpu", "--seed", "7", "--resume") == 0
+    assert "already finished: 1 of 1 epochs" in capsys.readouterr().out
+    assert [folder.name for folder in (tmp_path / "runs").iterdir()] == ["digits_ResNet20_7"]
+
+
+def test_a_finished_run_keeps_the_commit_that_trained_it(digits_run, tmp_path, monkeypatch):
+    shutil.copytree(digits_run, tmp_path / "run")
+    before = json.loads((digits_run / "args.json").read_text())["environment"]
+    monkeypatch.setattr(run_module, "environment", lambda device: before | {"commit": "another"})
+    for folder in (tmp_path / "run", tmp_path / "copy"):
+        source = ["--resume"] if folder.name == "run" else ["--resume", digits_run]
+        assert run(train.main, *DIGITS, *source, "--srp", folder) == 0
+        assert json.loads((folder / "args.json").read_text())["environment"] == before
 
 
 def test_resume_goes_on_from_the_previous_checkpoint_where_the_latest_is_missing(unbroken, tmp_path):

@@ -28,6 +28,7 @@ from datasets.normalization import NORMALIZATIONS
 from datasets.preprocessing import Preprocessing
 from datasets.registry import BENCHMARKS
 from models import build_model
+from utils import conclusion
 from utils.calibration import Classifier
 from utils.detector import Detection, Detector, keeping_threshold, write_detector
 from utils.errors import InputError
@@ -51,14 +52,14 @@ class Evaluated(NamedTuple):
 
 def evaluate(script, *argv):
     """Runs a test script and returns the scores that its report was given."""
-    given, report = [], script.report
+    given, report = [], conclusion.report
 
     def record(results, scores, *rest):
         given.append(scores)
         report(results, scores, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(script, "report", record)
+        patch.setattr(conclusion, "report", record)
         assert run(script.main, *argv) == 0
     return given[0]
 

@@ -7,6 +7,7 @@ from sklearn.metrics import roc_auc_score
 
 from utils import fitting
 from utils.calibration import Classifier, attention_weight, build_calibration
+from utils.errors import InputError
 from utils.evaluation import Features
 from utils.fitting import fit_calibrations, try_calibrations
 
@@ -94,6 +95,16 @@ def test_auto_evaluates_none_and_what_did_best(best, names, strength, monkeypatc
     assert lines[0].startswith("--calibration auto, on 30 held-out images") and "energy" in lines[0]
     chosen = [line for line in lines if "chosen" in line]
     assert len(chosen) == 1 and "90.00 +  50.00 = 140.00" in chosen[0]
+
+
+def test_auto_says_which_score_cannot_be_fitted():
+    classifier, training, outliers, held_out = problem()
+    first = torch.tensor([0, COUNTS[0], sum(COUNTS[:2])])
+    single = Features(*(part[first] for part in training))
+    with pytest.raises(InputError, match="--score mahalanobis cannot be fitted here"):
+        fit_calibrations(
+            ["auto"], classifier, single, outliers, [1, 1, 1], held_out=held_out, score="mahalanobis"
+        )
 
 
 def test_of_equals_auto_takes_the_simplest(monkeypatch):

@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 import torch
 from command_line import ROOT, load_script, run
+from image_files import truncate
 from PIL import Image
 
 import train_imagenet
 from datasets.imagenet import balanced_sample, load_files
+from utils import conclusion
 from utils.errors import InputError
 from utils.scores import SCORE_NAMES
 
@@ -100,14 +102,14 @@ def test_training_and_evaluation(trained, data, capsys):
 
 def test_feature_calibration_sees_num_cal_images_and_scores_see_all(trained, data, tmp_path, monkeypatch):
     """Of classes of 6, 4 and 2 images, a balanced sample of 6 has 2 each."""
-    fitted, original = {}, evaluation.fit_calibrations
+    fitted, original = {}, conclusion.fit_calibrations
 
     def record(*args, **kwargs):
         calibrations, facts = original(*args, **kwargs)
         fitted.update(training=args[2], attending=kwargs["attending"], scores=calibrations["none"][1].scores)
         return calibrations, facts
 
-    monkeypatch.setattr(evaluation, "fit_calibrations", record)
+    monkeypatch.setattr(conclusion, "fit_calibrations", record)
     argv = [*SMALL, *data, "--ckpt_path", trained, "--num_cal", "6", "--srp", tmp_path]
     assert run(evaluation.main, *argv) == 0
     assert fitted["training"].labels.bincount().tolist() == [6, 4, 2]
@@ -116,6 +118,33 @@ def test_feature_calibration_sees_num_cal_images_and_scores_see_all(trained, dat
     for feature, label in zip(*fitted["attending"], strict=True):
         of_class = fitted["training"].features[fitted["training"].labels == label]
         assert (of_class == feature).all(dim=1).any()
+
+
+def test_damaged_images_are_replaced_and_noted_but_not_in_test_sets(tmp_path, capsys):
+    """Class 0 has six images, of which two are held out."""
+    data, out = write_lists(tmp_path), tmp_path / "run"
+    damaged = {"training images": "train/0/0", "held-out images": "train/0/5", "outliers": "extra/5"}
+    for name in damaged.values():
+        truncate(tmp_path / f"{name}.jpg")
+    assert run(train_imagenet.main, *TRAIN, *data, "--srp", out, "--val_fraction", "0.3") == 0
+    assert "warning: held-out images: 1 files cannot be read" in capsys.readouterr().err
+    evaluate = [*SMALL, *data, "--ckpt_path", out, "--num_cal", "8"]
+    assert run(evaluation.main, *evaluate) == 0
+    notes = results_of(out)["notes"]
+    assert len(notes) == len(damaged)
+    for note, (title, name) in zip(sorted(notes), sorted(damaged.items()), strict=True):
+        assert note.startswith(f"{title}: 1 files cannot be read and were replaced") and name in note
+    truncate(tmp_path / "ood/3.jpg")
+    assert run(evaluation.main, *evaluate) == 2
+    assert "ood/3.jpg cannot be read" in capsys.readouterr().err
+
+
+def test_every_process_reports_the_files_it_could_not_read(tmp_path):
+    data = write_lists(tmp_path)
+    for i in range(5):  # of six
+        truncate(tmp_path / f"train/0/{i}.jpg")
+    ended = torchrun("train_imagenet.py", *TRAIN, *data, "--srp", tmp_path / "run")
+    assert ended.stdout.count("cannot be read and were replaced") == 2, ended.stdout + ended.stderr
 
 
 def test_a_bare_checkpoint_is_named_by_its_keys_and_what_is_assumed_is_said(trained, data, tmp_path, capsys):

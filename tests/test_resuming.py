@@ -8,7 +8,8 @@ import torch
 
 from utils import flags
 from utils.errors import InputError
-from utils.run.run import resumes_in_place, with_flags_of_run
+from utils.run.run import resumes_in_place
+from utils.run.stored import with_flags_of_run
 
 
 def parse(checkpoint, **stored):
@@ -19,7 +20,7 @@ def parse(checkpoint, **stored):
     parser.add_argument("--drp", type=flags.path)
     parser.add_argument("--depart", nargs="+")
     flags.add_boolean(parser, "--isac", default=True)
-    return parser.parse_args(with_flags_of_run(parser, ["--resume", str(checkpoint)]))
+    return parser.parse_args(with_flags_of_run(parser, ["--resume", str(checkpoint)], lambda args: args.srp))
 
 
 def test_a_value_of_the_run_that_begins_with_a_dash_is_a_value(tmp_path):

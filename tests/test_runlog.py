@@ -5,8 +5,9 @@ import io
 
 import torch
 
+from utils.run.directory import describe
 from utils.run.meter import EpochMeter
-from utils.run.runlog import csv_text, describe
+from utils.text_files import csv_text
 
 
 def test_a_history_becomes_flat_csv():

@@ -237,3 +237,14 @@ def test_the_choice_on_held_out_images_is_tabulated_without_test_data(tmp_path, 
     assert "no test image or OOD set" in note and "OOD sets:" not in note
     narrow = show(capsys, tmp_path, "defaults", "digits_default", "--score", "energy")
     assert [row[1] for row in narrow[1]] == ["none"]
+
+
+def test_a_note_names_the_commit_of_an_evaluation_that_is_not_the_trainings(tmp_path, capsys):
+    for seed, commit in ((0, "abc"), (1, "def")):
+        write_record(tmp_path, "patt", seed, 0.9)
+        file = tmp_path / "digits_default" / f"patt-seed{seed}.json"
+        record = json.loads(file.read_text())
+        record["results"]["environment"]["commit"] = commit
+        file.write_text(json.dumps(record))
+    *_, note = show(capsys, tmp_path, "ablation", "digits_default", "--rows", "patt")
+    assert "commit abc, evaluated in part at def; files" in note

@@ -1,7 +1,9 @@
 """Everything computed from network outputs, and everything the scripts share.
 
 losses, vmf: the training objective and its directional statistics
-calibration, evaluation, metrics, report, plots: from features to scores, tables and plots
-flags, errors, distributed: the command line, messages to the user, devices and processes
+calibration, probe, scores, fitting: what is fitted on the features of a trained network
+evaluation, metrics, report, plots, conclusion: from features to results
+detector, predictions: a trained network in use
+flags, errors, console, text_files, environment, distributed: what the scripts share
 run/: makes runs survive kills, full disks and bad steps
 """

@@ -162,7 +162,9 @@ class InPrecision(nn.Module):
 
 
 class InterleavedDataParallel(nn.DataParallel):
-    """DataParallel in which replicas take every k-th image, so each sees the same mix of views and outliers.
+    """DataParallel in which replica i takes images i, i + k, i + 2 k ..., up to rounding.
+
+    So each sees the same mix of views and outliers.
 
     A batch is ordered by view: contiguous shares would give one replica, and its BatchNorm, outliers alone.
     """
@@ -214,6 +216,15 @@ def from_main(value):
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def from_all(value):
+    """Returns the plain values of all processes, by rank, in every process."""
+    if not in_process_group():
+        return [value]
+    values = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
 def in_main(compute, function):

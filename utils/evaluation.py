@@ -8,13 +8,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from tqdm import tqdm
 
-from utils.distributed import over_gpus
+from utils.console import say
+from utils.distributed import from_all, over_gpus
 from utils.metrics import OOD_METRICS, accuracy_by_shot, ood_metrics
-from utils.run.runlog import say
-from utils.run.weights import load_weights, network_weights
+from utils.run.weights import load_weights, network_weights, some
 
 
 class Features(NamedTuple):
@@ -32,10 +31,7 @@ def prepare_network(model, checkpoint, compute, precision):
     """
     extra = load_weights(model, network_weights(checkpoint))
     if extra and compute.is_main:
-        names = ", ".join(repr(name[:80]) for name in extra[:9]) + (
-            f" and {len(extra) - 9} more" if len(extra) > 9 else ""
-        )
-        print(f"the checkpoint's keys that the network does not have were left out: {names}")
+        print(f"the checkpoint's keys that the network does not have were left out: {some(extra)}")
     model.to(compute.device, memory_format=torch.channels_last)
     return over_gpus(model.eval(), compute, precision)
 
@@ -67,9 +63,7 @@ def extract_features(network, batches, size, compute, mixed_precision, title="")
     # A small set may leave a process without an image.
     mine = Features(torch.cat(features), torch.cat(labels)) if features else None
     if compute.world_size > 1:
-        shares = [None] * compute.world_size
-        dist.all_gather_object(shares, mine)
-        shares = {rank: share for rank, share in enumerate(shares) if share is not None}
+        shares = {rank: share for rank, share in enumerate(from_all(mine)) if share is not None}
         whole = Features(*(torch.empty(size, *part.shape[1:], dtype=part.dtype) for part in shares[0]))
         for rank, share in shares.items():
             for target, part in zip(whole, share, strict=True):

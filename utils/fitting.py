@@ -11,7 +11,7 @@ from utils.errors import InputError
 from utils.evaluation import predict
 from utils.metrics import class_accuracies, class_tally, ood_metrics
 from utils.probe import fit_probe
-from utils.scores import Training, fit_scores
+from utils.scores import SCORE_NAMES, Training, fit_scores
 
 STRENGTHS = (0.1, 0.25, 0.5, 1.0)  # of FC, tried by "auto"
 HELD_OUT_OUTLIERS = 10  # every tenth
@@ -102,14 +102,23 @@ def fit_calibrations(
     calibrations = {}
     for name in (n for n in CALIBRATIONS if n in names):
         way = build_calibration(name, classifier, attention, probe, strength)
-        fitted = fit_scores(Training(way, *training, statistics))
-        if score not in (*fitted.scores, "combined"):
-            raise InputError(
-                f"--score {score} cannot be fitted here: probe needs another calibration beside none, "
-                "mahalanobis a class with two training images"
-            )
-        calibrations[name] = way, fitted
+        calibrations[name] = way, fit_with(score, Training(way, *training, statistics))
     return calibrations, facts
+
+
+def fit_with(score, training, names=SCORE_NAMES):
+    """Returns :func:`utils.scores.fit_scores`, which has to include ``score``.
+
+    Raises:
+        InputError: ``score`` cannot be fitted.
+    """
+    fitted = fit_scores(training, names)
+    if score not in (*fitted.scores, "combined"):
+        raise InputError(
+            f"--score {score} cannot be fitted here: probe needs another calibration beside none, "
+            "mahalanobis a class with two training images"
+        )
+    return fitted
 
 
 def try_calibrations(
@@ -145,7 +154,7 @@ def try_calibrations(
     trials = []
     for name, strength in (("none", None), *(("fc", s) for s in STRENGTHS), ("probe", None)):
         way = build_calibration(name, classifier, attention, probe, strength)
-        fitted = fit_scores(Training(way, *training, statistics), [score])
+        fitted = fit_with(score, Training(way, *training, statistics), [score])
         of_images = predict(way, fitted, held_out.features)
         of_outliers = predict(way, fitted, held_outliers)
         auroc = ood_metrics(of_images.scores[score].numpy(), of_outliers.scores[score].numpy())["auroc"]

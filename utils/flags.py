@@ -4,8 +4,10 @@ import argparse
 import os
 from pathlib import Path
 
+from utils.calibration import CALIBRATIONS
 from utils.distributed import Compute
 from utils.errors import InputError
+from utils.scores import SCORE_NAMES
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
@@ -174,11 +176,13 @@ def plain(args):
     return {name: of(value) for name, value in vars(args).items()}
 
 
-def add_evaluation_flags(parser, calibrations, scores):
-    """Adds the flags of both test scripts; ``calibrations`` and ``scores`` are the choices of
-    ``--calibration`` and ``--score``."""
+def add_evaluation_flags(parser):
+    """Adds the flags of both test scripts."""
     parser.add_argument(
-        "--seed", type=seed, default=3407, help="selects the images used to calibrate on ImageNet-LT; no effect on other data"
+        "--seed",
+        type=seed,
+        default=3407,
+        help="selects the images used to calibrate on ImageNet-LT; no effect on other data",
     )
     parser.add_argument("--gpu", default="0", help="CUDA indices such as 0 or 0,1, or cpu")
     parser.add_argument(
@@ -188,7 +192,7 @@ def add_evaluation_flags(parser, calibrations, scores):
     ways.add_argument(
         "--calibration",
         nargs="+",
-        choices=(*calibrations, "auto"),
+        choices=(*CALIBRATIONS, "auto"),
         help="none: the unchanged network; fc: feature calibration; probe: a linear head re-fitted on "
         "training features and outliers; auto: none, and the best one on the images held out by "
         "--val_fraction; default: none fc probe",
@@ -202,9 +206,9 @@ def add_evaluation_flags(parser, calibrations, scores):
     )
     parser.add_argument(
         "--score",
-        choices=scores,
-        help=f"the score that the tables show, default {scores[0]} (result files hold all); with --images, "
-        "the score that decides, default: the detector's",
+        choices=SCORE_NAMES,
+        help=f"the score that the tables show, default {SCORE_NAMES[0]} (result files hold all); with "
+        "--images, the score that decides, default: the detector's",
     )
     parser.add_argument(
         "--images",
@@ -277,7 +281,10 @@ def add_image_lists(parser):
         "--txtt", type=path, default=dataset / "ImageNet_LT_train.txt", help="training list: path label"
     )
     parser.add_argument(
-        "--txtv", type=path, default=dataset / "ImageNet_LT_test.txt", help="test list; training does not read it"
+        "--txtv",
+        type=path,
+        default=dataset / "ImageNet_LT_test.txt",
+        help="test list; training does not read it",
     )
     parser.add_argument("--iidp", type=path, default=Path("data/imagenet"), help="folder of the ID images")
     parser.add_argument(

@@ -77,15 +77,15 @@ class PATTLoss(nn.Module):
     def forward(self, logits, embeddings, labels):
         """The loss of one batch, ordered [view 1 (B), view 2 (B), view 3 (B), outliers (M)].
 
-        Without ISAC there are no views 2 and 3, without OE no outliers.
+        Without ISAC there are no views 2 and 3, without OE no outliers. In training mode the class statistics
+        take in the batch before they are used.
 
         Args:
             logits: (N, C). embeddings: (N, p). labels: int64 (B,), of view 1, and so of views 2 and 3.
 
         Returns:
             ``{loss, isac, tla, oe}``: scalars; a removed term is 0. ``tla`` is the classifier's term,
-                adjusted or plain. In
-            training mode the statistics take in the batch before they are used.
+            adjusted or plain.
         """
         batch = len(labels)
         first_outlier = 3 * batch if self.isac else batch

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import torch
 
+from utils.console import say
 from utils.detector import BATCH, KEPT, Detector, find_detector
 from utils.errors import InputError
-from utils.run.runlog import csv_text, say, writable_folder, write_text
+from utils.text_files import csv_text, writable_folder, write_text
 
 FILE = "predictions.csv"
 COLUMNS = ("class", "class_name", "probability", "score", "ood")  # of a Detection

@@ -6,7 +6,7 @@ from pathlib import Path
 from utils.errors import InputError
 from utils.metrics import ACCURACY_COLUMNS, OOD_COLUMNS, OOD_METRICS
 from utils.plots import plot_roc, plot_score_histograms
-from utils.run.runlog import csv_text, write_text
+from utils.text_files import csv_text, write_text
 
 BRIEF = ("auroc", "fpr95")  # columns of the table of every score
 

@@ -81,6 +81,7 @@ class Score(ABC):
         """Scores N images, (N,) float64, from their outputs under the calibration it was fitted for."""
 
     def state(self) -> dict[str, torch.Tensor]:
+        """Returns what was fitted; the class called with it is the score again."""
         return dict(vars(self))
 
 

@@ -6,6 +6,7 @@ tensor; orders below 15 take a recurrence of at most 15 steps.
 """
 
 import math
+from collections import defaultdict
 from fractions import Fraction
 from functools import cache, lru_cache
 
@@ -16,7 +17,7 @@ from torch import nn
 
 from utils.distributed import in_process_group, sum_over_processes
 
-TERMS = 8  # of Debye's expansion; with them and orders >= 15 the error of log I stays near 1e-11
+DEBYE_TERMS = 8  # of Debye's expansion; with them and orders >= 15 the error of log I stays near 1e-11
 SMALLEST_ORDER = 15.0
 ROUNDING = 2.0**-53
 KAPPA_MIN, KAPPA_MAX = 1e-3, 1e5
@@ -25,20 +26,14 @@ UNSEEN_RESULTANT = 0.9  # the mean resultant length R of a class that no batch h
 
 @cache
 def _debye_polynomials():
-    """U_1 .. U_TERMS of DLMF 10.41.9, each a dict of the power of p to its exact coefficient."""
+    """U_1 .. U_DEBYE_TERMS of DLMF 10.41.9, each a dict of the power of p to its exact coefficient."""
     polynomials, u = [], {0: Fraction(1)}
-    for _ in range(TERMS):
-        following = {}
-
-        def add(power, value, into=following):
-            into[power] = into.get(power, Fraction(0)) + value
-
+    for _ in range(DEBYE_TERMS):
+        following = defaultdict(Fraction)
         for power, a in u.items():
             # U' p^2 (1 - p^2) / 2  and  1/8 of the integral of (1 - 5 t^2) U from 0 to p
-            add(power + 1, a * power / 2)
-            add(power + 3, -a * power / 2)
-            add(power + 1, a / (8 * (power + 1)))
-            add(power + 3, -5 * a / (8 * (power + 3)))
+            following[power + 1] += a * power / 2 + a / (8 * (power + 1))
+            following[power + 3] -= a * power / 2 + 5 * a / (8 * (power + 3))
         u = {power: value for power, value in following.items() if value}
         polynomials.append(u)
     return polynomials
@@ -213,9 +208,8 @@ class ClassVMF(nn.Module):
 
     Class c's mean embedding m_c gives mu_c = m_c / |m_c|, R = |m_c| and kappa_c = p R / (1 - R^2) (Banerjee
     et al. 2005, leading term), kept in [1e-3, 1e5]. A class that no batch has shown yet has a random
-    direction and R = 0.9. The statistics are
-    buffers: they carry no gradient and belong in the checkpoint. In a process group they are those of the
-        global batch.
+    direction and R = 0.9. The statistics are buffers: they carry no gradient and belong in the checkpoint. In
+    a process group they are those of the global batch.
 
     Args:
         num_classes: C.

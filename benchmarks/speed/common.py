@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import torch
 
-from utils.run.runlog import environment, write_text
+from utils.environment import environment
+from utils.text_files import write_text
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 

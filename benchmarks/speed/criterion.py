@@ -19,9 +19,8 @@ from utils.losses import PATTLoss
 SIZES = ((128, 10, 512), (128, 100, 512), (32, 1000, 1024))
 GOALS = (15, 25, 60)
 GROWTH = (10, 100, 1000, 10_000)
-EXACT_MEMORY = {
-    "MALLOC_MMAP_THRESHOLD_": "65536"
-}  # freed tensors leave the process at once instead of being kept for reuse
+# Freed tensors leave the process at once instead of being kept for reuse.
+EXACT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 
 
 def batch(n, classes, dim, device):

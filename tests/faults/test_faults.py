@@ -25,7 +25,7 @@ from PIL import Image
 from utils.errors import InputError
 from utils.run import checkpoint as checkpoint_module
 from utils.run.checkpoint import LATEST, PREVIOUS, load_checkpoint, load_run, save_checkpoint
-from utils.run.runlog import Attempts, RunDirectory
+from utils.run.directory import Attempts, RunDirectory
 from utils.run.signals import EXIT_STOPPED
 
 KILLS = 12
@@ -125,8 +125,8 @@ def test_a_second_signal_ends_at_once():
 
 def test_two_runs_at_once_and_the_lock_of_a_dead_one(driver, unbroken, tmp_path):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    holder = "import sys, time\nfrom utils.run.runlog import RunDirectory\nkept = RunDirectory(sys.argv[1])\n"
-    holder += "print('locked', flush=True)\ntime.sleep(600)\n"
+    holder = "import sys, time\nfrom utils.run.directory import RunDirectory\n"
+    holder += "kept = RunDirectory(sys.argv[1])\nprint('locked', flush=True)\ntime.sleep(600)\n"
     process = subprocess.Popen(
         [sys.executable, "-c", holder, str(tmp_path)],
         cwd=ROOT,

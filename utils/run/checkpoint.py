@@ -1,13 +1,11 @@
 """Self-describing checkpoints of tensors and plain values, safe from crashes while being written."""
 
-import argparse
 import contextlib
 import io
 import json
 import os
 import pickle
 import re
-import reprlib
 import shlex
 import warnings
 import zipfile
@@ -64,7 +62,7 @@ class CheckpointWriter:
     next waits. So a crash loses at most the current epoch and the one whose checkpoint is being written.
 
     Args:
-        folder: the run directory. attempt: :class:`utils.run.runlog.Attempts`, which reports failures.
+        folder: the run directory. attempt: :class:`utils.run.directory.Attempts`, which reports failures.
     """
 
     def __init__(self, folder, attempt):
@@ -129,10 +127,9 @@ def _check_archive(path):
             # Two readers might pick different records of one name, and torch ignores case in names.
             if len(folders) != 1 or len({name.lower() for name in sizes}) < len(archive.infolist()):
                 raise ValueError("its records are not those that torch writes")
+            # torch takes such a record for one without content.
             if any(record.external_attr & DOS_FOLDER for record in archive.infolist()):
-                raise ValueError(
-                    "a record of it is marked as a folder"
-                )  # which torch takes for one without content
+                raise ValueError("a record of it is marked as a folder")
             if any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist()):
                 raise ValueError("its records are compressed, which torch never writes")
             damaged = archive.testzip()
@@ -223,6 +220,11 @@ def open_checkpoint(path):
     return load_run(path) if Path(path).is_dir() else load_checkpoint(path)
 
 
+def holds_run(folder: Path) -> bool:
+    """Tells whether there is a checkpoint; a crash between a save's two renames leaves the previous one."""
+    return (Path(folder) / LATEST).exists() or (Path(folder) / PREVIOUS).exists()
+
+
 def results_folder(path):
     """Returns the folder for a checkpoint's results: the run directory, for it or its latest.pth; for any
     other file ``FILE.results``, since one folder may hold many files."""
@@ -230,124 +232,3 @@ def results_folder(path):
     if path.is_dir():
         return path
     return path.parent if path.name == LATEST else path.with_name(f"{path.name}.results")
-
-
-def stored_arguments(checkpoint):
-    """Returns the arguments of the run that wrote a checkpoint; empty if they are not stored."""
-    stored = checkpoint.get("args") if isinstance(checkpoint, dict) else None
-    return stored if isinstance(stored, dict) else {}
-
-
-def resolve_settings(given, stored, defaults, ranges):
-    """Determines the settings of a checkpoint: from its own arguments, else the flags, else the defaults.
-
-    Args:
-        given: dict of flag name to value, None where the flag was not given. stored: the checkpoint's
-            arguments.
-        defaults: dict of all wanted names. ranges: the numeric ones, with their types in utils/flags.py.
-
-    Returns:
-        (settings, assumed): dict with the names of ``defaults``, and the names that come from ``defaults``.
-
-    Raises:
-        InputError: a flag contradicts the checkpoint (a list agrees with one that contains it), or an
-            argument in it is impossible.
-    """
-    for name in defaults.keys() & stored.keys():
-        if not _is_argument(stored[name], defaults[name], ranges.get(name)):
-            raise InputError(
-                f"the checkpoint says that its run had --{name} {reprlib.repr(stored[name])}, which "
-                "no run has"
-            )
-    given = {name: value for name, value in given.items() if value is not None and name in defaults}
-    for name in given.keys() & stored.keys():
-        if isinstance(given[name], list):
-            agrees = set(given[name]) <= set(stored[name])
-        else:
-            agrees = given[name] == stored[name]
-        if not agrees:
-            raise InputError(
-                f"--{name} {given[name]} contradicts the checkpoint, which was trained with {stored[name]}"
-            )
-    settings = {name: stored.get(name, given.get(name, default)) for name, default in defaults.items()}
-    return settings, [name for name in defaults if name not in stored and name not in given]
-
-
-def progress_of(checkpoint):
-    """Returns ``{seed, epoch, epochs}`` of the run that wrote a checkpoint, ``epoch`` counting finished ones;
-    None if not stored."""
-    stored = stored_arguments(checkpoint)
-    epoch = checkpoint.get("epoch") if isinstance(checkpoint, dict) else None
-    values = {"seed": stored.get("seed"), "epoch": epoch, "epochs": stored.get("epochs")}
-    return {name: value if type(value) is int else None for name, value in values.items()}
-
-
-def caveats(checkpoint, settings, assumed):
-    """Returns sentences for readers of the results: what was assumed, and whether the run is unfinished.
-
-    Args:
-        settings: see :func:`resolve_settings`. assumed: the names in it to mention.
-    """
-    sentences = []
-    if assumed:
-        words = " ".join(f"--{name} {settings[name]}" for name in assumed)
-        sentences.append(f"assumed {words}, since neither the checkpoint nor a flag says so")
-    progress = progress_of(checkpoint)
-    if None not in progress.values() and progress["epoch"] < progress["epochs"]:
-        sentences.append(f"the run is unfinished: epoch {progress['epoch']} of {progress['epochs']}")
-    return sentences
-
-
-def _is_argument(value, default, number):
-    """Tells whether an untrusted value has the kind of ``default``, or the range of flag type ``number``."""
-    if number is not None:
-        try:
-            return type(value) in (int, float) and number(str(value)) == value
-        except argparse.ArgumentTypeError:
-            return False
-    words = value if isinstance(default, list) else [value]
-    return isinstance(words, list) and all(
-        isinstance(w, str) and len(w) <= 100 and w.isprintable() for w in words
-    )
-
-
-def differs(stored, value):
-    """Tells whether an untrusted value differs from ours."""
-    try:
-        return bool(stored != value)
-    except Exception:  # comparing tensors, for example, has no single answer
-        return True
-
-
-def require_class_counts(checkpoint, class_counts):
-    """Raises InputError if the checkpoint stores other class counts than these."""
-    stored = checkpoint.get("class_counts") if isinstance(checkpoint, dict) else None
-    if stored is None or not differs(stored, class_counts):
-        return
-    if not isinstance(stored, list) or len(stored) != len(class_counts):
-        where = f"there are {len(class_counts)} classes, not those of its run"
-    else:
-        c = next(c for c, size in enumerate(class_counts) if differs(stored[c], size))
-        where = f"class {c} has {class_counts[c]:,} images, in its run {reprlib.repr(stored[c])}"
-    raise InputError(f"the training images are not those of the checkpoint: {where}")
-
-
-def load_optimizer(optimizer, stored):
-    """Loads the optimiser's running averages from a checkpoint; its settings stay those of the flags.
-
-    Raises:
-        ValueError: they are from another kind of optimiser, or do not have the parameters' shapes.
-    """
-    optimizer.load_state_dict(
-        {"state": stored["state"], "param_groups": optimizer.state_dict()["param_groups"]}
-    )
-    names = (
-        {"step", "exp_avg", "exp_avg_sq"} if isinstance(optimizer, torch.optim.Adam) else {"momentum_buffer"}
-    )
-    for parameter, averages in optimizer.state.items():
-        if not isinstance(averages, dict) or averages and averages.keys() != names:
-            raise ValueError("its optimiser is of another kind")
-        if any(
-            value.shape != (() if name == "step" else parameter.shape) for name, value in averages.items()
-        ):
-            raise ValueError("its optimiser is of other parameters")

@@ -5,9 +5,9 @@ import sys
 
 import torch
 
+from utils.console import say
 from utils.distributed import in_process_group, sum_over_processes
 from utils.errors import InputError
-from utils.run.runlog import say
 
 CHECK_EVERY = {"cuda": 32, "cpu": 1}  # steps between looks at the flags: a look is a synchronisation
 
@@ -34,9 +34,8 @@ class StepGuard:
         self.bad_in_row = 0
         self.pending = []  # (flags on the device, their names, step, batch indices), not yet looked at
         optimizer.grad_scale = None
-        for group in (
-            optimizer.param_groups
-        ):  # fused SGD leaves its buffers uninitialised where the first step is skipped
+        # Fused SGD leaves its buffers uninitialised where the first step is skipped.
+        for group in optimizer.param_groups:
             if group.get("momentum"):
                 for p in group["params"]:
                     optimizer.state[p].setdefault("momentum_buffer", torch.zeros_like(p))

@@ -37,6 +37,7 @@ class EpochMeter:
         return {name: sum_over_processes(value.clone()) for name, value in vars(self).items()}
 
     def load_state(self, state):
+        """Takes the sums that :meth:`state` returned."""
         for name, value in state.items():
             getattr(self, name).copy_(value)
 

@@ -1,12 +1,8 @@
 """One training run in its directory: resuming, progress, checkpoints, the log, and stopping cleanly."""
 
-import argparse
-import contextlib
-import os
 import reprlib
 import sys
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from pathlib import Path
@@ -16,30 +12,23 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from utils.console import say
 from utils.distributed import Compute, finish, from_main, in_main, sum_over_processes
+from utils.environment import environment
 from utils.errors import InputError, first_line
 from utils.plots import plot_class_counts, plot_history
-from utils.run.checkpoint import (
-    LATEST,
-    PREVIOUS,
-    CheckpointWriter,
-    differs,
-    load_optimizer,
-    open_checkpoint,
-    require_class_counts,
-    stored_arguments,
-)
+from utils.run.checkpoint import CheckpointWriter, holds_run, open_checkpoint
+from utils.run.directory import Attempts, RunDirectory, describe
 from utils.run.guard import StepGuard
 from utils.run.meter import EpochMeter
-from utils.run.runlog import Attempts, RunDirectory, describe, environment, say
 from utils.run.signals import EXIT_STOPPED, StopRequest
+from utils.run.stored import DATA_FLAGS, differs, require_class_counts
 from utils.run.weights import load_weights, network_weights
 
 VOTE_EVERY = 16  # steps between votes of several processes on stopping and saving
 PROGRESS_SECONDS = {True: 2, False: 30}  # between updates, on a terminal (True) or elsewhere
 
 # Flags that may change when a run is resumed: how and where it runs, and where its data are (see `restore`).
-DATA_FLAGS = {"drp", "txtt", "txtv", "iidp", "iodp", "txt_ood_train", "txt_ood_test"}
 FREE_FLAGS = {"resume", "gpu", "num_workers", "srp", "tb", "checkpoint_every_minutes", "max_bad_steps"}
 FREE_FLAGS |= DATA_FLAGS | {"compile", "figures"}
 
@@ -71,7 +60,7 @@ class Run:
         self.seconds = 0.0  # of the current epoch, spent before this process started
         self.begun = time.monotonic()
         self.stopping = False
-        self.attempt = Attempts()
+        self.attempt, self.environment = Attempts(), environment(compute.device)
         self.writer = None if out is None else CheckpointWriter(out.folder, self.attempt)
         self.last_save = self.started = self.last_progress = time.monotonic()
         self.steps_here = 0
@@ -146,8 +135,9 @@ class Run:
         self.save()
         if self.compute.is_main:
             self.write_log()
-            for line in (describe(record, self.num_epochs), *self.loader.report()):
-                say(line)
+            say(describe(record, self.num_epochs))
+        for line in self.loader.report():  # each process has read its own files
+            say(line)
 
     def save(self) -> None:
         """Copies the state and has it written in the background; every process must call it."""
@@ -169,7 +159,7 @@ class Run:
                     "args": self.settings,
                     "class_counts": self.class_counts,
                     "num_outliers": self.loader.num_outliers,
-                    "environment": environment(self.compute.device),
+                    "environment": self.environment,
                 }
             )
         self.last_save = time.monotonic()
@@ -202,9 +192,11 @@ class Run:
             self.begun = time.monotonic() - self.seconds
             if self.compute.is_main:  # its sums cover all processes
                 self.meter.load_state(state["meter"])
+            if self.epoch == self.num_epochs:  # nothing is left to train here
+                self.environment = state.get("environment", self.environment)
         if not self.compute.is_main:
             return
-        about = {"class_counts": self.class_counts, "environment": environment(self.compute.device)}
+        about = {"class_counts": self.class_counts, "environment": self.environment}
         about = self.settings | about | {"num_outliers": self.loader.num_outliers}
         self.attempt("args.json", self.out.write_json, "args.json", about)
         self._draw("class_counts", plot_class_counts, self.class_counts)
@@ -307,11 +299,6 @@ def run_directory(folder, resume, compute):
         yield out
 
 
-def holds_run(folder: Path) -> bool:
-    """Tells whether there is a checkpoint; a crash between a save's two renames leaves the previous one."""
-    return (Path(folder) / LATEST).exists() or (Path(folder) / PREVIOUS).exists()
-
-
 def find_checkpoint(folder: Path, resume: str | None, settings: dict) -> dict | None:
     """Returns the state to resume from, or None for a new run.
 
@@ -368,58 +355,22 @@ def restore(state: dict, trained: Trained, class_counts: list[int], num_outliers
         raise InputError(f"the checkpoint cannot be resumed: {first_line(error)}") from error
 
 
-def with_flags_of_run(parser: argparse.ArgumentParser, argv: list[str]) -> list[str]:
-    """Returns a training's command line; with ``--resume``, preceded by the flags of the run to resume.
-
-    So a run resumes with its own flags, and flags typed by the user still count.
+def load_optimizer(optimizer, stored):
+    """Loads the optimiser's running averages from a checkpoint; its settings stay those of the flags.
 
     Raises:
-        InputError: the checkpoint is damaged.
+        ValueError: they are from another kind of optimiser, or do not have the parameters' shapes.
     """
-    known = parser.parse_known_args([word for word in argv if word not in ("-h", "--help")])[0]
-    source = known.resume or known.srp
-    if known.resume is None or source is None:
-        return argv
-    if not known.resume and not holds_run(source):
-        if int(os.environ.get("RANK", 0)) == 0:
-            say(f"no checkpoint in {source} yet: starting from the beginning")
-        return argv
-    stored = stored_arguments(open_checkpoint(source))
-    return [*_as_words(parser, stored, {a.dest for a in parser._actions} - {"resume", "srp", "help"}), *argv]
-
-
-def with_data_of_run(parser: argparse.ArgumentParser, argv: list[str]) -> list[str]:
-    """Returns the words of an evaluation's command line, after those that say where the run's data are.
-
-    Where the checkpoint cannot be read it leaves the words alone: opening it again says why.
-    """
-    if {"-h", "--help"} & set(argv):
-        return argv
-    known = parser.parse_known_args(argv)[0]
-    if known.images:  # these need no data
-        return argv
-    with warnings.catch_warnings(), contextlib.suppress(InputError):
-        warnings.simplefilter("ignore")  # of a damaged checkpoint; opening it again warns
-        return [*_as_words(parser, stored_arguments(open_checkpoint(known.ckpt_path)), DATA_FLAGS), *argv]
-    return argv
-
-
-def _as_words(parser, values, names):
-    """Returns the command line for the flags ``names``, so untrusted values are parsed like typed ones."""
-    words = []
-    for action in parser._actions:
-        value = values.get(action.dest) if action.dest in names else None
-        if value is None or value == []:
-            continue
-        if isinstance(action, argparse.BooleanOptionalAction):
-            words.append(action.option_strings[0 if value else -1])
-        elif isinstance(value, list):
-            if any(str(word).startswith("-") for word in value):  # it would be a flag of its own
-                raise InputError(
-                    f"the checkpoint says that its run had --{action.dest} {reprlib.repr(value)}, which no "
-                    "run has"
-                )
-            words += [action.option_strings[0], *map(str, value)]
-        else:
-            words.append(f"{action.option_strings[0]}={value}")
-    return words
+    optimizer.load_state_dict(
+        {"state": stored["state"], "param_groups": optimizer.state_dict()["param_groups"]}
+    )
+    names = (
+        {"step", "exp_avg", "exp_avg_sq"} if isinstance(optimizer, torch.optim.Adam) else {"momentum_buffer"}
+    )
+    for parameter, averages in optimizer.state.items():
+        if not isinstance(averages, dict) or averages and averages.keys() != names:
+            raise ValueError("its optimiser is of another kind")
+        if any(
+            value.shape != (() if name == "step" else parameter.shape) for name, value in averages.items()
+        ):
+            raise ValueError("its optimiser is of other parameters")

@@ -28,7 +28,7 @@ def network_weights(checkpoint):
     named = [(WRAPPERS.sub("", key), value) for key, value in _named_tensors(checkpoint)]
     weights = dict(named)
     if not weights:
-        keys = f"its keys are {_some(checkpoint)}" if isinstance(checkpoint, dict) else "it is no dictionary"
+        keys = f"its keys are {some(checkpoint)}" if isinstance(checkpoint, dict) else "it is no dictionary"
         raise InputError(
             f"the checkpoint holds no network weights, neither bare nor in {', '.join(CONTAINERS)}: {keys}"
         )
@@ -51,7 +51,7 @@ def _named_tensors(holder, depth=3):
     ]
 
 
-def _some(names, number=9):
+def some(names, number=9):
     """Formats the first of some untrusted names."""
     names = list(names)
     rest = f" and {len(names) - number} more" if len(names) > number else ""
@@ -91,12 +91,12 @@ def _misfit(wanted, weights):
     likely = None if _backbone(weights) == _backbone(wanted) else network_of(weights)
     advice = "" if likely is None else f"; by its keys it is {WHICH[likely[0]].format(likely[1])}"
     if missing:
-        instead = f", and has {_some(surplus, 3)}" if surplus else ""
-        return f"it lacks {len(missing)} keys, such as {_some(missing, 3)}{instead}{advice}"
+        instead = f", and has {some(surplus, 3)}" if surplus else ""
+        return f"it lacks {len(missing)} keys, such as {some(missing, 3)}{instead}{advice}"
     if surplus_backbone:
         return (
             f"it has {len(surplus_backbone)} more keys of a backbone, such as "
-            f"{_some(surplus_backbone, 3)}{advice}"
+            f"{some(surplus_backbone, 3)}{advice}"
         )
     for key in wanted:
         if key in weights and weights[key].shape != wanted[key].shape:

@@ -1,24 +1,16 @@
 """A run's directory: its owner, its arguments, its log."""
 
 import contextlib
-import csv
-import datetime
-import io
 import json
 import os
 import platform
-import re
-import subprocess
 import sys
-import warnings
 from pathlib import Path
 
-import numpy as np
-import torch
-import torchvision
-
+from utils.console import say
 from utils.errors import InputError, first_line
 from utils.losses import TERMS
+from utils.text_files import csv_text, write_text
 
 try:
     import fcntl
@@ -27,39 +19,6 @@ except ImportError:
     sys.exit(2)
 
 LOCK = "run.lock"
-
-
-def environment(device):
-    """Returns versions, device, commit and date, for ``args.json`` and result files."""
-    return {
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "torchvision": str(torchvision.__version__),
-        "numpy": np.__version__,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor_name(),
-        "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "commit": _commit(),
-        "date": datetime.date.today().isoformat(),
-    }
-
-
-def _processor_name():
-    """Returns the CPU's name if the system reveals it, else its architecture."""
-    try:
-        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
-    except OSError:
-        found = None
-    return found.group(1).strip() if found else f"{platform.machine()} CPU"
-
-
-def _commit():
-    """Returns the commit of this code, with "-dirty" if files differ from it; None outside a git checkout."""
-    here = Path(__file__).resolve().parent
-    command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
 
 
 _locks = set()  # descriptors of the locks held by this process
@@ -133,56 +92,6 @@ def describe(record: dict, epochs: int) -> str:
     return f"{head} | {kind} accuracy %: {accuracies} | {record['seconds']:.1f} s"
 
 
-def csv_text(records: list[dict]) -> str:
-    """Formats records as CSV, one row each. Nested values become columns such as train_accuracy_few, lists
-    columns such as train_class_accuracy_0; missing values are empty."""
-    rows = [_flat(record) for record in records]
-    columns = dict.fromkeys(name for row in rows for name in row)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(columns), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
-def _flat(value, name=""):
-    """Flattens a value: dict of column -> plain value."""
-    if not isinstance(value, dict | list):
-        return {name: value}
-    items = value.items() if isinstance(value, dict) else enumerate(value)
-    parts = (_flat(part, f"{name}_{key}" if name else str(key)) for key, part in items)
-    return {column: plain for part in parts for column, plain in part.items()}
-
-
-def writable_folder(folder):
-    """Creates the folder if necessary, and returns it.
-
-    Raises:
-        InputError: it cannot be written.
-    """
-    folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".probe-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise InputError(f"the output folder {folder} cannot be written: {error.strerror or error}") from None
-    return folder
-
-
-def write_text(path, text):
-    """Replaces a text file as a whole, or leaves it unchanged."""
-    path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
 class Attempts:
     """Tries to write files that a run can do without: warns once per kind of file, and retries next time.
 
@@ -207,14 +116,3 @@ class Attempts:
     def failing(self, what):
         """Tells whether the last attempt to write it failed."""
         return what in self.warned
-
-
-def say(text, stream=None):
-    """Prints a line, to stdout by default; a full disk or a closed pipe does not stop the run."""
-    with contextlib.suppress(OSError):
-        print(text, file=stream or sys.stdout, flush=True)
-
-
-def show_warnings_plainly():
-    """Shows warnings as one line on stderr, without the source line."""
-    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"

@@ -1,0 +1,92 @@
+"""The end of both test scripts: fits and evaluates on the features, writes the results and the detector."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from utils.calibration import Classifier
+from utils.detector import write_detector
+from utils.distributed import resolved_precision
+from utils.environment import environment
+from utils.evaluation import Features, evaluate
+from utils.fitting import fit_calibrations
+from utils.report import report
+
+
+class Sets(NamedTuple):
+    """The features of all images of an evaluation.
+
+    ``test``: the ID test set. ``ood``: the OOD sets by name. ``training``: all training images.
+    ``attending``: the labelled images that feature calibration uses. ``outliers``: surrogate outliers, or
+    None. ``held_out``: training images that ``--val_fraction`` held out, or None.
+    """
+
+    test: Features
+    ood: dict[str, Features]
+    training: Features
+    attending: Features
+    outliers: Features | None
+    held_out: Features | None
+
+
+def conclude(
+    model: nn.Module,
+    names: list[str],
+    sets: Sets,
+    about: dict[str, Any],
+    detector: dict[str, Any],
+    out: Path,
+    *,
+    score: str,
+    strength: float,
+    tnorm: bool,
+    precision: str,
+    figures: str,
+    device: torch.device,
+    statistics: tuple[Tensor, Tensor] | None = None,
+) -> None:
+    """Fits calibrations and scores, evaluates them, prints the tables and writes results and detector.
+
+    Args:
+        model: the network. names: of the calibrations, see :func:`utils.fitting.fit_calibrations`.
+        about: what results.json says about the evaluation, see :func:`utils.report.report`; its
+            ``calibration_split`` "test" means that no detector is written.
+        detector: name, family, preprocessing and class_names, see :func:`utils.detector.write_detector`.
+        score: the one that tables and plots show. strength: of FC. tnorm: see
+            :meth:`utils.calibration.Classifier.of`. figures: format of the plots.
+        statistics: see :func:`utils.fitting.trained_statistics`.
+
+    Raises:
+        InputError: the score cannot be fitted, or a file cannot be written.
+    """
+    calibrations, facts = fit_calibrations(
+        names,
+        Classifier.of(model, tnorm),
+        sets.training,
+        None if sets.outliers is None else sets.outliers.features,
+        about["class_counts"],
+        strength=strength,
+        attending=sets.attending,
+        statistics=statistics,
+        held_out=sets.held_out,
+        score=score,
+    )
+    results, scores = evaluate(calibrations, sets.test, sets.ood, about["class_counts"])
+    split = about["calibration_split"] if "fc" in calibrations else None
+    about = about | {"calibration_split": split, "tnorm": tnorm, "score": score}
+    report(about | facts | results | {"environment": environment(device)}, scores, score, out, figures)
+    if split == "test":
+        print("no detector is written when test images were used for calibration")
+        return
+    write_detector(
+        out,
+        model,
+        calibrations,
+        sets.held_out,
+        sets.training,
+        auto=facts.get("auto"),
+        precision=resolved_precision(device, precision),
+        **detector,
+    )
