@@ -113,14 +113,17 @@ def main(argv=None):
         mixed_precision = autocast(compute.device, args.precision)
         found = extract_features(network, batches, len(files.paths), compute, mixed_precision, title)
         for lines in from_all(batches.replaced.report()):
-            notes.extend(f"{title}: {line}" for line in lines)
+            notes.extend(f"{title}: {line}".replace(f"{files.root}/", "") for line in lines)
         return found
 
+    # First the sets in which a file that cannot be read is an error.
+    of_test = features("test images", test, replace=False)
+    of_ood = {name: features(name, files, replace=False) for name, files in ood.items()}
     of_training = features("training images", training)
     sample = balanced_sample(training.labels, args.num_cal, args.seed)
     sets = Sets(
-        test=features("test images", test, replace=False),
-        ood={name: features(name, files, replace=False) for name, files in ood.items()},
+        test=of_test,
+        ood=of_ood,
         training=of_training,
         attending=Features(*(part[sample] for part in of_training)),
         outliers=None if outliers is None else features("outliers", outliers),

@@ -33,8 +33,9 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "runs"
 
 # Where things are on this machine; not part of a result.
-LOCAL_FLAGS = {"drp", "srp", "resume", "gpu", "figures"}
-LOCAL_FLAGS |= {"txtt", "txtv", "iidp", "iodp", "txt_ood_train", "txt_ood_test"}
+LISTS = {"txtt", "txtv", "txt_ood_train", "txt_ood_test"}
+LOCAL_FLAGS = {"drp", "data_root_path", "srp", "save_root_path", "resume", "gpu", "figures"}
+LOCAL_FLAGS |= LISTS | {"iidp", "iodp"}
 
 
 class Run(NamedTuple):
@@ -81,15 +82,16 @@ def portable_commands(run: Run, args: argparse.Namespace) -> list[str]:
 
 
 def without_folders(words: list[str]) -> list[str]:
-    """Returns the words of a command line, with the name of a flag for a value that is of this machine."""
-    shown, local = [], False
-    for word in words:
-        if word.startswith("--"):
-            name = word.removeprefix("--").partition("=")[0]
-            local = name in LOCAL_FLAGS
-            shown += [f"--{name}", name.upper()] if local else [word]
-        elif not local:
+    """Returns the words of a command line without folders: of a list its name, of a folder its flag's."""
+    shown, flag = [], ""
+    for word in (part for w in words for part in (w.split("=", 1) if w.startswith("--") else [w])):
+        if word.startswith("-"):
+            flag = word.lstrip("-")
             shown.append(word)
+        elif flag in LISTS:
+            shown.append(Path(word).name)
+        else:
+            shown.append(flag.upper() if flag in LOCAL_FLAGS else word)
     return shown
 
 

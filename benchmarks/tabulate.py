@@ -318,7 +318,7 @@ def notes(
     commits, later = ({str(e["commit"]) for e in part} for part in (trained, evaluated))
     commit = f"commit {', '.join(sorted(commits))}"
     if later - commits:
-        commit += f", evaluated in part at {', '.join(sorted(later - commits))}"
+        commit += f", evaluated {'in part ' * bool(later & commits)}at {', '.join(sorted(later - commits))}"
     dates = sorted({r["date"] for r in records})
     span = dates[0] + (f" to {dates[-1]}" if len(dates) > 1 else "")
     text.append(f"{', '.join(devices)}; {span}; {commit}; files: {where}.")

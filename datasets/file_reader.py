@@ -44,12 +44,7 @@ class FileReader:
         on_reading: Callable[[int], None],
     ) -> None:
         self.files, self.views, self.scale, self.on_reading = files, views, scale, on_reading
-        groups = files.labels if by_class else torch.zeros_like(files.labels)
-        self.by_group = groups.argsort(stable=True)
-        self.place = torch.empty_like(self.by_group)
-        self.place[self.by_group] = torch.arange(len(groups))
-        sizes = groups.bincount()
-        self.start, self.size = (sizes.cumsum(0) - sizes)[groups], sizes[groups]
+        self.groups = files.labels if by_class else torch.zeros_like(files.labels)
 
     def read(
         self, indices: Tensor, generator: torch.Generator, decode: Decode[Image], unreadable: Counter[Path]
@@ -83,9 +78,7 @@ class FileReader:
 
     def _candidates(self, index: int, unreadable: Counter[Path]) -> Iterator[tuple[int, EncodedImage]]:
         """Yields (number, encoded image) of a file, then of the others of its group, if they open."""
-        start, size, place = int(self.start[index]), int(self.size[index]), int(self.place[index])
-        for step in range(size):
-            number = int(self.by_group[start + (place - start + step) % size])
+        for number in in_line(self.groups, index):
             self.on_reading(number)
             try:
                 encoded = open_image(self.files.root / self.files.paths[number])
@@ -93,9 +86,7 @@ class FileReader:
                 unreadable[self.files.root / self.files.paths[number]] += 1
             else:
                 yield number, encoded
-        first = self.files.root / self.files.paths[index]
-        reason = f"the reason for that one: {read_again(first)}"
-        raise InputError(f"none of the {size} files in line for {first} can be read; {reason}")
+        raise none_readable(self.files, self.groups, index)
 
     def _draw_boxes(self, images: list[EncodedImage], generator: torch.Generator) -> Tensor:
         heights, widths = (
@@ -106,25 +97,44 @@ class FileReader:
         return torch.stack(drawn, dim=1).view(len(images), self.views, 4)
 
 
+def in_line(groups: Tensor, index: int) -> Iterator[int]:
+    """Yields a file's number, then those that may replace it: of its group, from the next one on."""
+    yield index
+    alike = (groups == groups[index]).nonzero().flatten()
+    yield from torch.cat([alike[alike > index], alike[alike < index]]).tolist()
+
+
+def none_readable(files: ImageFiles, groups: Tensor, index: int) -> InputError:
+    """Returns the error for a file that neither itself nor another of its group could be read."""
+    first, size = files.root / files.paths[index], int((groups == groups[index]).sum())
+    reason = f"the reason for that one: {read_again(first)}"
+    return InputError(f"none of the {size} files in line for {first} can be read; {reason}")
+
+
 class ReplacedFiles:
     """Counts the files that could not be read and were replaced.
 
+    Args:
+        expected: how many files will be read in all, where that is known.
+
     Attributes:
-        times: how often each of them was met, by its full path.
+        times: how often each unreadable file was met, by its full path.
+        read: how many files were read, these included.
     """
 
-    def __init__(self) -> None:
-        self.times, self.read = Counter(), 0
+    def __init__(self, expected: int = 0) -> None:
+        self.times, self.read, self.expected = Counter(), 0, expected
 
     def add(self, used: int, unreadable: Counter[Path]) -> None:
         """Adds what was read at one go.
 
         Raises:
-            InputError: more than 1 % of the files read so far could not be read.
+            InputError: more than 5 files, and more than 1 % of those read so far or expected, are unreadable.
         """
         self.times.update(unreadable)
         self.read += used + unreadable.total()
-        if len(self.times) > UNREADABLE_FLOOR and self.times.total() > UNREADABLE_SHARE * self.read:
+        bearable = UNREADABLE_SHARE * max(self.read, self.expected)
+        if len(self.times) > UNREADABLE_FLOOR and self.times.total() > bearable:
             raise InputError(
                 f"{self.times.total():,} of the {self.read:,} files read so far cannot be read, more than "
                 f"{UNREADABLE_SHARE:.0%}; among them {', '.join(map(str, list(self.times)[:3]))}; "

@@ -17,7 +17,7 @@ from torch import Tensor
 from datasets.augment.stages import View, Views
 from datasets.decoding import Unreadable, central_crop, decode_image, open_image
 from datasets.delivery import CpuDelivery, CudaDelivery, StepViews
-from datasets.file_reader import FileReader, ReplacedFiles, StepReader
+from datasets.file_reader import FileReader, ReplacedFiles, StepReader, in_line, none_readable
 from datasets.files.checks import shown
 from datasets.image_list import MAX_LABEL, ImageFiles, find_missing, read_image_list
 from datasets.loader import Batch
@@ -257,9 +257,9 @@ class EvalImages:
     ) -> None:
         self.files, self.image_size, self.normalization = files, image_size, normalization
         self.num_workers, self.device, self.replace = num_workers, device, replace
-        self.replaced = ReplacedFiles()
         self._position = ReadingPosition([files], num_workers)
         mine = torch.arange(len(files.paths))[rank::world_size]
+        self.replaced = ReplacedFiles(len(mine))
         self.batches = mine.split(batch_size) if len(mine) else ()  # a small set may leave a process none
         self.slots = slots(num_workers, batch_size, 3, image_size, image_size, dtype=torch.uint8)
 
@@ -292,7 +292,7 @@ class EvalImages:
 
     def _image(self, number: int, unreadable: Counter[Path]) -> Tensor:
         """Returns an image of the list, or the one in its place."""
-        for candidate in self._candidates(number):
+        for candidate in in_line(self.files.labels, number):
             path = self.files.root / self.files.paths[candidate]
             self._position.note(0, candidate)
             try:
@@ -300,11 +300,5 @@ class EvalImages:
             except Unreadable as error:
                 if not self.replace:
                     raise InputError(f"{path} cannot be read: {error}") from error
-                unreadable[path] += 1
-        raise InputError(f"no file in line for {self.files.root / self.files.paths[number]} can be read")
-
-    def _candidates(self, number: int) -> Iterator[int]:
-        """Yields the file's number, then those of the files that may replace it."""
-        yield number
-        alike = (self.files.labels == self.files.labels[number]).nonzero().flatten()
-        yield from torch.cat([alike[alike > number], alike[alike < number]]).tolist()
+                unreadable[path] = 1  # though met again in the line of the file before it
+        raise none_readable(self.files, self.files.labels, number)

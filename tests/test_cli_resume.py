@@ -15,6 +15,7 @@ import train
 from datasets.loader import TrainLoader
 from models import build_model
 from utils.run import run as run_module
+from utils.run.checkpoint import load_run
 from utils.run.directory import RunDirectory
 from utils.run.signals import EXIT_STOPPED
 
@@ -89,6 +90,7 @@ def test_a_finished_run_keeps_the_commit_that_trained_it(digits_run, tmp_path, m
         source = ["--resume"] if folder.name == "run" else ["--resume", digits_run]
         assert run(train.main, *DIGITS, *source, "--srp", folder) == 0
         assert json.loads((folder / "args.json").read_text())["environment"] == before
+        assert load_run(folder)["environment"] == before
 
 
 def test_resume_goes_on_from_the_previous_checkpoint_where_the_latest_is_missing(unbroken, tmp_path):

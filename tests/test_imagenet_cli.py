@@ -134,9 +134,11 @@ def test_damaged_images_are_replaced_and_noted_but_not_in_test_sets(tmp_path, ca
     assert len(notes) == len(damaged)
     for note, (title, name) in zip(sorted(notes), sorted(damaged.items()), strict=True):
         assert note.startswith(f"{title}: 1 files cannot be read and were replaced") and name in note
-    truncate(tmp_path / "ood/3.jpg")
-    assert run(evaluation.main, *evaluate) == 2
-    assert "ood/3.jpg cannot be read" in capsys.readouterr().err
+        assert str(tmp_path) not in note
+    for name in ("ood/3.jpg", "val/3.jpg"):  # the test images are read first
+        truncate(tmp_path / name)
+        assert run(evaluation.main, *evaluate) == 2
+        assert f"{name} cannot be read" in capsys.readouterr().err
 
 
 def test_every_process_reports_the_files_it_could_not_read(tmp_path):

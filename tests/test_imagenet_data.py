@@ -323,5 +323,23 @@ def test_a_class_of_which_no_image_can_be_read_is_an_error_in_evaluation_too(fil
     for path in files.paths[1::2]:
         truncate(files.root / path)
     settings = dict(image_size=SIZE, batch_size=4, num_workers=0, device=CPU)
-    with pytest.raises(InputError, match=r"^no file in line for \S+image1.jpg can be read"):
+    with pytest.raises(
+        InputError, match=r"^none of the 6 files in line for \S+image1.jpg can be read; .*truncated"
+    ):
         list(EvalImages(files, replace=True, **settings))
+
+
+def test_damaged_files_at_a_lists_beginning_are_judged_by_its_length(tmp_path):
+    files = save_list(tmp_path / "id", 12, labels=[0] * 12)
+    for i in range(6):
+        truncate(files.root / f"image{i}.jpg")
+
+    def first_batch(length):
+        paths = [*files.paths[:6], *["image9.jpg"] * (length - 6)]
+        listed = ImageFiles(files.root, paths, torch.zeros(length, dtype=torch.int64))
+        batches = EvalImages(listed, image_size=SIZE, batch_size=12, num_workers=0, device=CPU, replace=True)
+        return next(iter(batches))[0]
+
+    assert len(first_batch(600)) == 12
+    with pytest.raises(InputError, match="6 of the 18 files read so far cannot be read, more than 1%"):
+        first_batch(599)

@@ -110,10 +110,11 @@ def test_imagenet_runs_are_collected_without_their_folders(tmp_path, capsys):
     run.folder.mkdir()
     (run.folder / "args.json").write_text(json.dumps(settings))
     (run.folder / "log.jsonl").write_text('{"seconds": 60.0}\n{"seconds": 30.0}\n')
-    extra = ["--txt_ood_test=/here/a.txt", "--num_cal", "9", "--txtv", "/here/test.txt", *lists]
+    extra = ["--txt_ood_test=/here/a.txt", "--num_cal", "9", "--txtv", "/here/test.txt", *lists, "-e", "3"]
     args = reproduce.parse_args(["imagenet", "--protocol", "imagenet", "--extra", *extra])
     commands = reproduce.portable_commands(run, args)
-    assert commands[0].endswith("--txt_ood_test TXT_OOD_TEST --num_cal 9 --txtv TXTV --txtt TXTT --iidp IIDP")
+    shown = "--txt_ood_test a.txt --num_cal 9 --txtv test.txt --txtt train.txt --iidp IIDP -e 3"
+    assert commands[0].endswith(shown) and commands[1].endswith(shown)
     (run.folder / "commands.json").write_text(json.dumps(commands))
     (run.folder / "results.json").write_text(json.dumps(made["results"] | {"checkpoint": "/here/run"}))
     reproduce.collect(run, tmp_path)

@@ -248,3 +248,6 @@ def test_a_note_names_the_commit_of_an_evaluation_that_is_not_the_trainings(tmp_
         file.write_text(json.dumps(record))
     *_, note = show(capsys, tmp_path, "ablation", "digits_default", "--rows", "patt")
     assert "commit abc, evaluated in part at def; files" in note
+    (tmp_path / "digits_default" / "patt-seed0.json").unlink()
+    *_, note = show(capsys, tmp_path, "ablation", "digits_default", "--rows", "patt")
+    assert "commit abc, evaluated at def; files" in note

@@ -162,10 +162,9 @@ class InPrecision(nn.Module):
 
 
 class InterleavedDataParallel(nn.DataParallel):
-    """DataParallel in which replica i takes images i, i + k, i + 2 k ..., up to rounding.
+    """DataParallel whose k replicas all see the same mix of views and outliers.
 
-    So each sees the same mix of views and outliers.
-
+    Replica i takes images i, i + k, i + 2 k ...; where k does not divide the batch, up to a few images.
     A batch is ordered by view: contiguous shares would give one replica, and its BatchNorm, outliers alone.
     """
 

@@ -146,6 +146,9 @@ def try_calibrations(
     Returns:
         A list of {calibration, fc_strength, auroc, accuracy}: ``fc_strength`` is None where it is not FC,
         ``auroc`` and ``accuracy``, the mean over the classes, are fractions.
+
+    Raises:
+        InputError: ``score`` cannot be fitted.
     """
     is_held_out = torch.arange(len(outlier_features)) % HELD_OUT_OUTLIERS == 0
     held_outliers, outliers = outlier_features[is_held_out], outlier_features[~is_held_out]

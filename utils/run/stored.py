@@ -36,7 +36,8 @@ def with_flags_of_run(
             say(f"no checkpoint in {source} yet: starting from the beginning")
         return argv
     stored = stored_arguments(open_checkpoint(source))
-    return [*_as_words(parser, stored, {a.dest for a in parser._actions} - {"resume", "srp", "help"}), *argv]
+    words = _as_words(parser, stored, {a.dest for a in parser._actions} - {"resume", "srp", "help"})
+    return [*words, *([] if known.resume else [f"--srp={source}"]), *argv]
 
 
 def with_data_of_run(parser: argparse.ArgumentParser, argv: list[str]) -> list[str]:
