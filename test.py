@@ -15,7 +15,6 @@ from pathlib import Path
 
 import torch
 
-from datasets import ImageSet
 from datasets.loader import evaluation_batches
 from datasets.long_tail import hold_out, long_tail_counts, long_tail_indices
 from datasets.normalization import IMAGENET_NORMALIZATION, NORMALIZATIONS
@@ -67,16 +66,14 @@ def main(argv=None):
     training, held_out = benchmark.load_long_tailed(args.drp, known["rho"]), None
     if known["val_fraction"]:
         parts = hold_out(training.labels, known["val_fraction"])
-        training, held_out = (
-            ImageSet(training.images[part], training.labels[part]) if len(part) else None for part in parts
-        )
+        training, held_out = (training.select(part) if len(part) else None for part in parts)
     class_counts = torch.bincount(training.labels, minlength=benchmark.num_classes).tolist()
     require_class_counts(checkpoint, class_counts)
     names = flags.chosen_calibrations(args, held_out is not None)
     leaked = None
     if "fc" in names and args.calibration_split == "test":
         counts = long_tail_counts(int(torch.bincount(test.labels).max()), len(class_counts), known["rho"])
-        leaked = ImageSet(*(part[long_tail_indices(test.labels, counts)] for part in test))
+        leaked = test.select(long_tail_indices(test.labels, counts))
         notes.append("feature calibration used labelled TEST images, a leak; for auditing only")
     outliers = benchmark.load_outliers(args.drp, args.num_ood_samples) if set(names) != {"none"} else None
     if compute.is_main:

@@ -143,19 +143,15 @@ def main(argv=None):
     seed_everything(args.seed, args.deterministic)
 
     benchmark = BENCHMARKS[args.ds]
-    images, labels = benchmark.load_long_tailed(args.drp, args.rho)
-    held_out = None
+    training, held_out = benchmark.load_long_tailed(args.drp, args.rho), None
     if args.val_fraction > 0:
-        kept, held = hold_out(labels, args.val_fraction)
-        held_out = images[held], labels[held]
-        images, labels = images[kept], labels[kept]
-    class_counts = torch.bincount(labels).tolist()
+        training, held_out = (training.select(part) for part in hold_out(training.labels, args.val_fraction))
+    class_counts = torch.bincount(training.labels).tolist()
     outliers = benchmark.load_outliers(args.drp, args.num_ood_samples) if args.oe else None
-    flags.check(args, compute, len(labels), None if outliers is None else len(outliers))
+    flags.check(args, compute, len(training.labels), None if outliers is None else len(outliers))
     normalization = NORMALIZATIONS[args.normalization]
     loader = TrainLoader(
-        images,
-        labels,
+        *training,
         outliers,
         benchmark.views("crop" not in args.depart),
         batch_size=args.batch_size,
@@ -171,9 +167,8 @@ def main(argv=None):
 
     def validation_batches():
         mine = slice(compute.rank, None, compute.world_size)
-        share = held_out[0][mine], held_out[1][mine]
         return evaluation_batches(
-            *share, batch_size=args.tb, normalization=normalization, device=compute.device
+            *held_out.select(mine), batch_size=args.tb, normalization=normalization, device=compute.device
         )
 
     model = build_model(args.model, len(class_counts))

@@ -21,7 +21,6 @@ from sklearn.manifold import TSNE
 from benchmarks.reproduce import RESULTS, ROOT
 from benchmarks.rows import EVALUATED, ROWS
 from benchmarks.tabulate import Way, calibration_of, evaluation, load_records
-from datasets import ImageSet
 from datasets.loader import evaluation_batches
 from datasets.long_tail import hold_out
 from datasets.normalization import IMAGENET_NORMALIZATION, NORMALIZATIONS
@@ -60,7 +59,7 @@ def draw_run(run: Path, drp: Path | None, ood_set: str, prefix: str, out: Path) 
     train = benchmark.load_long_tailed(drp, args["rho"])
     if args.get("val_fraction"):
         kept, _ = hold_out(train.labels, args["val_fraction"])
-        train = ImageSet(train.images[kept], train.labels[kept])
+        train = train.select(kept)
     counts = torch.bincount(train.labels)
     outliers = benchmark.load_outliers(drp, args["num_ood_samples"])
     look = IMAGENET_NORMALIZATION if "normalization" in args.get("depart", []) else normalization

@@ -27,15 +27,14 @@ from benchmarks.rows import EVALUATED, EVALUATIONS, NOT_ON_IMAGENET, ROWS, TABLE
 from datasets.registry import BENCHMARKS
 from utils import flags
 from utils.errors import InputError, exit_cleanly, first_line
+from utils.run.stored import DATA_FLAGS
 from utils.text_files import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "runs"
 
 # Where things are on this machine; not part of a result.
-LISTS = {"txtt", "txtv", "txt_ood_train", "txt_ood_test"}
-LOCAL_FLAGS = {"drp", "data_root_path", "srp", "save_root_path", "resume", "gpu", "figures"}
-LOCAL_FLAGS |= LISTS | {"iidp", "iodp"}
+LOCAL_FLAGS = DATA_FLAGS | {"data_root_path", "srp", "save_root_path", "resume", "gpu", "figures"}
 
 
 class Run(NamedTuple):
@@ -88,7 +87,7 @@ def without_folders(words: list[str]) -> list[str]:
         if word.startswith("-"):
             flag = word.lstrip("-")
             shown.append(word)
-        elif flag in LISTS:
+        elif flag in DATA_FLAGS and flag.startswith("txt"):
             shown.append(Path(word).name)
         else:
             shown.append(flag.upper() if flag in LOCAL_FLAGS else word)

@@ -18,3 +18,7 @@ class ImageSet(NamedTuple):
 
     images: torch.Tensor
     labels: torch.Tensor
+
+    def select(self, rows: torch.Tensor) -> "ImageSet":
+        """Returns the images of these numbers, int64 (n,), in that order."""
+        return ImageSet(self.images[rows], self.labels[rows])

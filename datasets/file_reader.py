@@ -148,6 +148,8 @@ class ReplacedFiles:
         names = ", ".join(f"{path} ({times}x)" for path, times in self.times.most_common(5))
         more = f" and {len(self.times) - 5} more" if len(self.times) > 5 else ""
         counted = f"{len(self.times)} files cannot be read and were replaced"
+        if len(self.times) == 1:
+            counted = "1 file cannot be read and was replaced"
         return [f"{counted}: {names}{more}; {self._reason()}"]
 
     def _reason(self) -> str:

@@ -56,7 +56,7 @@ class Benchmark:
         split = self.load_split(root, True)
         largest = int((split.labels == 0).sum())
         chosen = long_tail_indices(split.labels, long_tail_counts(largest, self.num_classes, ratio))
-        return ImageSet(split.images[chosen], split.labels[chosen])
+        return split.select(chosen)
 
     def load_ood(self, names: Sequence[str], root: Path, resize: str = "squash") -> dict[str, ImageSet]:
         """Returns what ``read_ood`` does, and checks that each set has OOD images.

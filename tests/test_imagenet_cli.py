@@ -127,13 +127,13 @@ def test_damaged_images_are_replaced_and_noted_but_not_in_test_sets(tmp_path, ca
     for name in damaged.values():
         truncate(tmp_path / f"{name}.jpg")
     assert run(train_imagenet.main, *TRAIN, *data, "--srp", out, "--val_fraction", "0.3") == 0
-    assert "warning: held-out images: 1 files cannot be read" in capsys.readouterr().err
+    assert "warning: held-out images: 1 file cannot be read" in capsys.readouterr().err
     evaluate = [*SMALL, *data, "--ckpt_path", out, "--num_cal", "8"]
     assert run(evaluation.main, *evaluate) == 0
     notes = results_of(out)["notes"]
     assert len(notes) == len(damaged)
     for note, (title, name) in zip(sorted(notes), sorted(damaged.items()), strict=True):
-        assert note.startswith(f"{title}: 1 files cannot be read and were replaced") and name in note
+        assert note.startswith(f"{title}: 1 file cannot be read and was replaced") and name in note
         assert str(tmp_path) not in note
     for name in ("ood/3.jpg", "val/3.jpg"):  # the test images are read first
         truncate(tmp_path / name)

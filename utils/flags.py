@@ -111,7 +111,7 @@ def add_training_flags(parser):
     precision = f"{PRECISION}; fp32 on CUDA uses TF32 in convolutions"
     add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help=precision)
     both = "torch.compile the network and the criterion"
-    add("--compile", action=argparse.BooleanOptionalAction, default=False, help=both)
+    add_boolean(group, "--compile", default=False, help=both)
     sync = (
         "BatchNorm statistics of the global batch (CUDA, torchrun); the host waits once per BatchNorm layer"
     )

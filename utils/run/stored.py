@@ -63,9 +63,7 @@ def _as_words(parser, values, names):
         value = values.get(action.dest) if action.dest in names else None
         if value is None or value == []:
             continue
-        if isinstance(action, argparse.BooleanOptionalAction):
-            words.append(action.option_strings[0 if value else -1])
-        elif isinstance(value, list):
+        if isinstance(value, list):
             if any(str(word).startswith("-") for word in value):  # it would be a flag of its own
                 raise InputError(
                     f"the checkpoint says that its run had --{action.dest} {reprlib.repr(value)}, which no "
