@@ -190,7 +190,12 @@ def add_method_flags(parser):
     points = "depart from the paper, as the release does, only in these points: "
     points += "; ".join(f"{point}: {what}" for point, what in RELEASED_CHOICES.items())
     add("--depart", nargs="+", choices=tuple(RELEASED_CHOICES), default=[], metavar="POINT", help=points)
-    flags.add_boolean(group, "--isac", default=True, help="the contrastive term; without it --Lambda2 is 1")
+    flags.add_boolean(
+        group,
+        "--isac",
+        default=True,
+        help="the contrastive term; without it the logit adjustment has weight 1",
+    )
     flags.add_boolean(
         group, "--tla", default=True, help="the logit adjustment; without it, plain cross-entropy"
     )

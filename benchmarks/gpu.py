@@ -85,7 +85,9 @@ def end_group(process):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--drp", type=flags.path, required=True, help="the data folder with CIFAR-10")
+    parser.add_argument(
+        "--drp", type=flags.path, required=True, help="CIFAR-10, the outliers and the OOD sets"
+    )
     parser.add_argument("--srp", type=flags.path, default=Path("runs/gpu"))
     parser.add_argument("--dout", nargs="+", help="OOD sets other than the paper's six")
     args = parser.parse_args(argv)

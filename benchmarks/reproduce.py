@@ -236,7 +236,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("table", choices=tuple(TABLES))
+    parser.add_argument(
+        "table",
+        choices=tuple(TABLES),
+        help="cifar10, cifar100, imagenet, digits: methods on a benchmark; ablation: the parts of PATT; "
+        "departures: those of the authors' release; lambda: both settings of Lambda1 and Lambda2; "
+        "calibration-leak: FC fitted on test labels; strength: of FC; defaults: settings on held-out images",
+    )
     parser.add_argument(
         "--ds",
         choices=(*BENCHMARKS, "imagenet"),
@@ -248,7 +254,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--srp", type=flags.path, default=Path("runs/reproduce"), help="where the run directories go"
     )
-    parser.add_argument("--results", type=flags.path, default=RESULTS, help="where the small result files go")
+    parser.add_argument(
+        "--results",
+        type=flags.path,
+        default=RESULTS,
+        help="where the small result files go; default: among those of this repository",
+    )
     parser.add_argument(
         "--epochs", type=flags.positive_int, help="fewer than the paper's: a reduced protocol"
     )

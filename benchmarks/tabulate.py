@@ -124,7 +124,7 @@ def scores_table(results: Path, group: str, selection: argparse.Namespace) -> Ta
             ]
             label = calibration_label(Way(calibration, ""))
             lines.append([ROWS[row].label, label, *map(spread, found)])
-    note = notes(shown, selection, dropped, f"`benchmarks/results/runs/{group}/`")
+    note = notes(shown, selection, dropped, f"`benchmarks/results/runs/{group}/`", every_score=True)
     return Table(["AUROC ↑", "calibration", *names], lines, note)
 
 
@@ -276,6 +276,7 @@ def notes(
     dropped_seeds: set[int],
     where: str,
     on_test_data: bool = True,
+    every_score: bool = False,
 ) -> str:
     """Describes what readers must know about the rows: protocol, data, seeds, device, commit, files."""
     records = [record for of_row in rows.values() for record in of_row]
@@ -312,7 +313,8 @@ def notes(
     if dropped_seeds:
         text.append(f"(left out, as not every row has them: {', '.join(map(str, sorted(dropped_seeds)))})")
     scores = {way.score for way in selection.score}
-    text[-1] += f"; score: {scores.pop()}." if len(scores) == 1 and "score" not in selection.columns else "."
+    named = len(scores) == 1 and "score" not in selection.columns and not every_score
+    text[-1] += f"; score: {scores.pop()}." if named else "."
     trained, evaluated = ([r[part]["environment"] for r in records] for part in ("args", "results"))
     devices = sorted({f"{e['device']} ({cores(e)})" for e in [*trained, *evaluated]})
     commits, later = ({str(e["commit"]) for e in part} for part in (trained, evaluated))

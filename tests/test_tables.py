@@ -167,8 +167,8 @@ def test_scores_and_sets_are_tables_of_their_own(tmp_path, capsys):
         line = {"fc": False, "score": "energy"}
         results["rows"] = [line | {"ood": "far", "auroc": auroc}, line | {"ood": "near", "auroc": auroc / 2}]
         file.write_text(json.dumps(record))
-    head, rows, _ = show(capsys, tmp_path, "scores", "digits_default")
-    assert head == ["AUROC ↑", "calibration", "energy", "knn"]
+    head, rows, note = show(capsys, tmp_path, "scores", "digits_default", "--score", "energy", "fc/energy")
+    assert head == ["AUROC ↑", "calibration", "energy", "knn"] and "score:" not in note
     assert rows[0] == ["PATT", "none", "90.00", "60.00"] and rows[1] == ["PATT", "FC", "80.00", "50.00"]
     assert rows[2] == ["plain cross-entropy", "none", "80.00", "50.00"]
     head, rows, _ = show(capsys, tmp_path, "sets", "digits_default", "--rows", "ce", "--score", "energy")
