@@ -108,7 +108,7 @@ def main(argv=None):
     if compute.is_main:
         about = {"dataset": known["ds"], "network": known["model"], "checkpoint": str(args.ckpt_path)}
         about |= {"rho": known["rho"], "normalization": known["normalization"]}
-        about |= {"ood_resize": args.ood_resize, "notes": notes}
+        about |= {"ood_resize": args.ood_resize, "num_ood_samples": args.num_ood_samples, "notes": notes}
         about |= {"calibration_split": args.calibration_split, "class_counts": class_counts}
         detector = {"name": known["model"], "family": "cifar"}
         detector["preprocessing"] = Preprocessing(test.images.shape[-1], args.ood_resize, normalization)

@@ -131,7 +131,8 @@ def main(argv=None):
     )
     if compute.is_main:
         about = {"dataset": "imagenet", "network": known["model"], "checkpoint": str(args.ckpt_path)}
-        about["normalization"] = known["normalization"]
+        about |= {"normalization": known["normalization"], "num_cal": args.num_cal}
+        about["calibration_seed"] = args.seed
         about |= {"calibration_split": "train", "class_counts": class_counts, "notes": notes}
         detector = {"name": known["model"], "family": "imagenet", "class_names": class_names}
         detector["preprocessing"] = Preprocessing(known["image_size"], PHOTOGRAPH, normalization)

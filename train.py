@@ -22,7 +22,15 @@ from datasets.registry import BENCHMARKS
 from models import FAMILIES, build_model
 from utils import flags
 from utils.console import show_warnings_plainly
-from utils.distributed import autocast, finish, parallelize, seed_everything, share_buffers, start
+from utils.distributed import (
+    autocast,
+    finish,
+    parallelize,
+    resolved_precision,
+    seed_everything,
+    share_buffers,
+    start,
+)
 from utils.errors import InputError, exit_cleanly
 from utils.losses import PATTLoss
 from utils.run.guard import StepGuard
@@ -80,12 +88,12 @@ def train(args, compute, loader, model, class_counts, learning_rate, validation_
     model.to(compute.device, memory_format=torch.channels_last)
     optimizer = build_optimizer(model, args)
     guard = StepGuard(optimizer, [model, criterion], args.max_bad_steps)
-    mixed_precision = autocast(compute.device, args.precision)
+    precision = resolved_precision(compute.device, args.precision)
+    mixed_precision = autocast(compute.device, precision)
     trained = Trained(model, criterion, optimizer, guard)
-    with open_run(flags.plain(args), compute, loader, class_counts, trained) as run:
-        network = parallelize(
-            model, compute, args.precision, sync_bn=args.sync_bn, all_parameters_used=args.isac
-        )
+    settings = flags.plain(args) | {"precision": precision}  # the run's, wherever it is resumed
+    with open_run(settings, compute, loader, class_counts, trained) as run:
+        network = parallelize(model, compute, precision, sync_bn=args.sync_bn, all_parameters_used=args.isac)
         objective = criterion
         if args.compile:
             network, objective = torch.compile(network), torch.compile(criterion)

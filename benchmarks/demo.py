@@ -1,24 +1,15 @@
 """The method at a glance: PATT beside plain cross-entropy on the embedded digits, a few minutes on a CPU.
 
-python -m benchmarks.demo              trains or resumes both in runs/demo, and prints the results
-python -m benchmarks.demo --publish    measures it again and writes benchmarks/results/demo-cpu.json
+python -m benchmarks.demo    trains or resumes both in runs/demo, and prints the results
 """
 
 import argparse
 import json
-import os
 import shlex
-import subprocess
-import sys
-import tempfile
-import time
 from pathlib import Path
 
-import torch
-
-from benchmarks.reproduce import ROOT
+from benchmarks.reproduce import is_evaluated, run_logged
 from benchmarks.rows import ROWS
-from benchmarks.speed.common import publish
 from benchmarks.table import text
 from benchmarks.tabulate import Table, Way, evaluation
 from utils.errors import InputError, exit_cleanly
@@ -26,7 +17,6 @@ from utils.plots import plot_class_accuracy
 
 METHODS = ("ce", "patt")
 SEED = 0  # one of the seeds of the digits' results table
-GOAL_SECONDS = 180
 LINES = (Way("none", "energy"), Way("fc", "energy"))
 FEATURE_SCORE = "combined"
 HEAD = ["", "ACC ↑", "many ↑", "medium ↑", "few ↑", "AUROC ↑, energy", f"AUROC ↑, {FEATURE_SCORE}"]
@@ -45,10 +35,7 @@ def run(line: list[str], log: Path) -> None:
     """Runs one command; its output goes to ``log``, its progress and errors to the terminal."""
     command = shlex.join(["python", *line])
     print(f"$ {command}", flush=True)
-    # One thread, as for the results tables: the number of threads changes the order of summation.
-    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
-    with open(log, "a") as output:
-        status = subprocess.run([sys.executable, *line], cwd=ROOT, stdout=output, env=one_thread).returncode
+    status = run_logged(line, log, "cpu", errors=None)
     if status:
         raise InputError(f"status {status} from {command}; its output is in {log}")
 
@@ -83,37 +70,22 @@ def summary(results: dict[str, dict]) -> Table:
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
-    if args.publish:
-        with tempfile.TemporaryDirectory() as folder:
-            table, seconds = demonstrate(Path(folder))
-        told = ", ".join(f"{name} {s:.0f} s" for name, s in seconds.items())
-        rows = [
-            *table.rows,
-            [f"{told}; together {sum(seconds.values()):.0f} s (goal {GOAL_SECONDS} s)"] + [""] * 6,
-        ]
-        publish(__spec__.name, "demo", torch.device("cpu"), table.head, rows, seconds=seconds)
-        return
-    table, _ = demonstrate(args.srp)
-    print(f"\n{text(table)}")
-    print(f"accuracy per class: {args.srp / 'classes.png'}")
-    print(f"every set and score: {args.srp / 'patt' / 'results.md'}, scores.png and roc.png beside it")
+    folder = parse_args(argv).srp
+    print(f"\n{text(demonstrate(folder))}")
+    print(f"accuracy per class: {folder / 'classes.png'}")
+    print(f"every set and score: {folder / 'patt' / 'results.md'}, scores.png and roc.png beside it")
 
 
-def demonstrate(folder: Path) -> tuple[Table, dict[str, float]]:
-    """Trains and evaluates what is missing in ``folder`` and draws ``classes.png``. Returns the table, and
-    the seconds of each command that ran."""
-    results, seconds = {}, {}
+def demonstrate(folder: Path) -> Table:
+    """Trains and evaluates what is missing in ``folder``, draws ``classes.png`` and returns the table."""
+    results = {}
     for method in METHODS:
         run_folder = folder / method
         run_folder.mkdir(parents=True, exist_ok=True)
-        evaluated = run_folder / "results.json"
         for line in commands(method, run_folder):
-            if not evaluated.exists():
-                begun = time.monotonic()
+            if not is_evaluated(run_folder):
                 run(line, run_folder / "log.txt")
-                seconds[f"{line[0]} ({ROWS[method].label})"] = time.monotonic() - begun
-        results[method] = json.loads(evaluated.read_text())
+        results[method] = json.loads((run_folder / "results.json").read_text())
     per_class = {
         ROWS[method].label: next(a for a in results[method]["accuracy"] if a["calibration"] == "none")[
             "per_class"
@@ -121,7 +93,7 @@ def demonstrate(folder: Path) -> tuple[Table, dict[str, float]]:
         for method in METHODS
     }
     plot_class_accuracy(per_class, results["patt"]["class_counts"], folder / "classes.png")
-    return summary(results), seconds
+    return summary(results)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -129,11 +101,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--srp", type=Path, default=Path("runs/demo"), help="where the two runs go")
-    parser.add_argument(
-        "--publish",
-        action="store_true",
-        help="run in a fresh folder, timed; replaces the results file",
-    )
     return parser.parse_args(argv)
 
 

@@ -7,11 +7,15 @@
     python -m benchmarks.reproduce imagenet --protocol imagenet --extra --txtt LIST ...   ImageNet-LT
 
 Prints its plan, skips finished runs, resumes interrupted ones, and writes one small JSON file per run for
-``python -m benchmarks.table``. Runs are parallel: one per GPU, or ``--jobs`` on a CPU.
+``python -m benchmarks.table``. Runs are parallel: one per GPU, or ``--jobs`` on a CPU, with one thread each.
 """
 
 import argparse
+import contextlib
+import importlib.util
+import io
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -28,10 +32,10 @@ from datasets.registry import BENCHMARKS
 from utils import flags
 from utils.errors import InputError, exit_cleanly, first_line
 from utils.run.stored import DATA_FLAGS
-from utils.text_files import write_text
+from utils.text_files import writable_folder, write_text
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results" / "runs"
+RESULTS = ROOT / "benchmarks" / "results" / "runs"  # those that the documents show
 
 # Where things are on this machine; not part of a result.
 LOCAL_FLAGS = DATA_FLAGS | {"data_root_path", "srp", "save_root_path", "resume", "gpu", "figures"}
@@ -112,21 +116,61 @@ def execute(run: Run, args: argparse.Namespace, device: str) -> tuple[bool, str]
     run.folder.mkdir(parents=True, exist_ok=True)
     every = [*known, *(line for line in shown if line not in known)]
     write_text(record, json.dumps(every, indent=1) + "\n")
-    results = run.folder / "results.json"
-    further = (run.folder / name / "results.json" for name in EVALUATED.get(args.table, ()))
-    made = [results, results, *further]  # once each command is done
-    begun = time.monotonic()
-    with open(run.folder / "log.txt", "a") as log:
-        for line, result in zip(commands(run, args, device), made, strict=False):
-            if result.exists():
-                continue
-            log.write(f"$ python {' '.join(line)}\n")
-            log.flush()
-            done = subprocess.run([sys.executable, *line], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
-            if done.returncode:
-                return False, f"{run.name}: failed with status {done.returncode}, see {log.name}"
-    collect(run, args.results)
+    further = (run.folder / name for name in EVALUATED.get(args.table, ()))
+    made = [run.folder, run.folder, *further]  # what each command completes
+    begun, log = time.monotonic(), run.folder / "log.txt"
+    for line, folder in zip(commands(run, args, device), made, strict=False):
+        status = 0 if is_evaluated(folder) else run_logged(line, log, device)
+        if status:
+            return False, f"{run.name}: failed with status {status}, see {log}"
+    try:
+        collect(run, args.results)
+    except (InputError, OSError) as error:
+        return False, f"{run.name}: its results could not be collected: {first_line(error)}"
     return True, f"{run.name}: done after {time.monotonic() - begun:.0f} s"
+
+
+def is_evaluated(folder: Path) -> bool:
+    """Tells whether a folder has the results of a finished run; those of an unfinished one do not count."""
+    file = folder / "results.json"
+    if not file.exists():
+        return False
+    results = json.loads(file.read_text())
+    return results["epoch"] == results["epochs"]
+
+
+def run_logged(line: list[str], log: Path, device: str, errors: int | None = subprocess.STDOUT) -> int:
+    """Runs ``python LINE`` in this repository, its output appended to ``log``, and returns its exit status.
+
+    On a CPU it has one thread: the number of threads changes the order of summation.
+
+    Args:
+        errors: where its standard error goes, see :mod:`subprocess`; by default to ``log``.
+    """
+    environment = os.environ | ({"OMP_NUM_THREADS": "1"} if device == "cpu" else {})
+    with open(log, "a") as output:
+        output.write(f"$ {shlex.join(['python', *line])}\n")
+        output.flush()
+        command = [sys.executable, *line]
+        return subprocess.run(command, cwd=ROOT, stdout=output, stderr=errors, env=environment).returncode
+
+
+def require_valid(line: list[str]) -> None:
+    """Parses a script's command line.
+
+    Raises:
+        InputError: the script refuses it.
+    """
+    spec = importlib.util.spec_from_file_location(f"{line[0]} as a module", ROOT / line[0])
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            script.parse_args(line[1:])
+    except SystemExit:
+        reason = said.getvalue().strip().splitlines()[-1].partition("error: ")[2]
+        raise InputError(f"{line[0]} refuses its command line: {reason}") from None
 
 
 def collect(run: Run, target: Path) -> None:
@@ -181,7 +225,7 @@ def expected_seconds(runs: list[Run], args: argparse.Namespace) -> float | None:
     if not epochs or args.epochs is None and not (logs[0].parent / "args.json").exists():
         return None
     total = args.epochs or json.loads((logs[0].parent / "args.json").read_text())["epochs"]
-    left = sum(not (r.folder / "results.json").exists() for r in runs)
+    left = sum(not is_evaluated(r.folder) for r in runs)
     return left * total * sum(e["seconds"] for e in epochs) / len(epochs)
 
 
@@ -195,7 +239,9 @@ def main(argv: list[str] | None = None) -> None:
         for seed in args.seeds
         for row in args.rows
     ]
-    done = [r for r in runs if (r.folder / "results.json").exists()]
+    for line in commands(runs[0]._replace(folder=Path(os.devnull)), args, "cpu"):
+        require_valid(line)
+    done = [r for r in runs if is_evaluated(r.folder)]
     seconds = expected_seconds(runs, args)
     where = ", ".join(sorted(set(devices)))
     print(f"{args.table}: {len(runs)} runs, {len(done)} finished; {len(devices)} at a time on {where}")
@@ -208,6 +254,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"  {run.name}: python {' '.join(commands(run, args, devices[0])[0])}", flush=True)
     if args.plan:
         return
+    writable_folder(args.results)
     free = SimpleQueue()
     for device in devices:
         free.put(device)
@@ -227,9 +274,8 @@ def main(argv: list[str] | None = None) -> None:
     failed = [text for succeeded, text in outcomes if not succeeded]
     if failed:
         raise InputError(f"{len(failed)} of {len(runs)} runs failed; the first: {failed[0]}")
-    where = [] if args.results == RESULTS else ["--results", str(args.results)]
-    show = shlex.join(["--show", args.table, protocol, "--rows", *args.rows, *where])
-    print(f"results in {args.results / protocol}; python -m benchmarks.table {show}")
+    show = ["--show", args.table, protocol, "--rows", *args.rows, "--results", str(args.results)]
+    print(f"results in {args.results / protocol}; python -m benchmarks.table {shlex.join(show)}")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -257,8 +303,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--results",
         type=flags.path,
-        default=RESULTS,
-        help="where the small result files go; default: among those of this repository",
+        default=Path("runs/results"),
+        help="where the small result files go, for benchmarks.table",
     )
     parser.add_argument(
         "--epochs", type=flags.positive_int, help="fewer than the paper's: a reduced protocol"

@@ -101,6 +101,11 @@ def cores(environment: dict) -> str:
     return f"{environment['cpu_cores']} core{'' if environment['cpu_cores'] == 1 else 's'}"
 
 
+def place(folder: Path) -> str:
+    """Names a folder of result files for a table's note."""
+    return f"`{folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder}/`"
+
+
 def protocol_table(results: Path, table: str, group: str, selection: argparse.Namespace) -> Table:
     """Builds a table of benchmarks/rows.py from one protocol's result files.
 
@@ -108,7 +113,7 @@ def protocol_table(results: Path, table: str, group: str, selection: argparse.Na
     rest.
     """
     shown, dropped = comparable(results, group, table, selection)
-    return tabulate(shown, selection, dropped, f"`benchmarks/results/runs/{group}/`")
+    return tabulate(shown, selection, dropped, place(results / group))
 
 
 def scores_table(results: Path, group: str, selection: argparse.Namespace) -> Table:
@@ -124,7 +129,7 @@ def scores_table(results: Path, group: str, selection: argparse.Namespace) -> Ta
             ]
             label = calibration_label(Way(calibration, ""))
             lines.append([ROWS[row].label, label, *map(spread, found)])
-    note = notes(shown, selection, dropped, f"`benchmarks/results/runs/{group}/`", every_score=True)
+    note = notes(shown, selection, dropped, place(results / group), every_score=True)
     return Table(["AUROC ↑", "calibration", *names], lines, note)
 
 
@@ -138,7 +143,7 @@ def sets_table(results: Path, group: str, selection: argparse.Namespace) -> Tabl
             for way in selection.score:
                 cells.append(spread([auroc_on(record, way, name) for record in records]))
             lines.append([ROWS[row].label, name, *cells])
-    note = notes(shown, selection, dropped, f"`benchmarks/results/runs/{group}/`")
+    note = notes(shown, selection, dropped, place(results / group))
     ways = [
         way.score if way.calibration == "none" else f"{calibration_label(way)} / {way.score}"
         for way in selection.score
@@ -165,7 +170,7 @@ def choices_table(results: Path, group: str, selection: argparse.Namespace) -> T
                 total = [sum(both) for both in zip(*found, strict=True)]
                 chosen = sum(r["results"]["auto"]["chosen"] in alike for r in records)
                 lines.append([label, way, *map(spread, (*found, total)), f"{chosen} of {len(records)}"])
-    note = notes(shown, selection, dropped, f"`benchmarks/results/runs/{group}/`", on_test_data=False)
+    note = notes(shown, selection, dropped, place(results / group), on_test_data=False)
     head = [
         "on held-out images",
         "calibration",
@@ -193,7 +198,34 @@ def comparable(
     if not common:
         raise InputError(f"the rows {', '.join(rows)} of {results / group} have no seed in common")
     shown = {row: [r for r in records[row] if r["seed"] in common] for row in rows}
+    require_alike(shown)
     return shown, set.union(*seeds.values()) - common
+
+
+def require_alike(rows: dict[str, list[dict]]) -> None:
+    """Checks that the seeds of each row were evaluated alike, so that their mean means something.
+
+    Raises:
+        InputError: two were not.
+    """
+    for row, (first, *others) in rows.items():
+        for other in others:
+            mine, theirs = evaluated_with(first), evaluated_with(other)
+            for setting in mine.keys() & theirs.keys():
+                if mine[setting] != theirs[setting]:
+                    raise InputError(
+                        f"{row}: {first['name']} and {other['name']} were not evaluated alike: {setting} is "
+                        f"{mine[setting]} and {theirs[setting]}"
+                    )
+
+
+def evaluated_with(record: dict) -> dict:
+    """Returns what an evaluation's numbers depend on, other than its run: settings and OOD sets."""
+    results = record["results"]
+    settings = ["calibration_split", "tnorm", "ood_resize", "num_ood_samples", "num_cal"]
+    settings += [] if "auto" in results else ["fc_strength"]  # auto's is a result
+    sets = ", ".join(sorted({line["ood"] for line in results["rows"]}))
+    return {name: results[name] for name in settings if name in results} | {"the OOD sets": sets}
 
 
 def runs_table(folders: list[Path], selection: argparse.Namespace) -> Table:
@@ -213,6 +245,7 @@ def runs_table(folders: list[Path], selection: argparse.Namespace) -> Table:
             raise InputError(f"{', '.join(names)}: some of these runs are the same, seed included; name one")
         label = common_name(names)
         shown[label if label not in shown else ", ".join(names)] = records
+    require_alike(shown)
     return tabulate(shown, selection, set(), "the run directories")
 
 
@@ -286,7 +319,9 @@ def notes(
         settings, ds = record["args"], record["args"]["ds"]
         images = sum(settings["class_counts"])
         tail = f"rho {settings['rho']}, " if "rho" in settings else ""
-        size = f"{settings['epochs']} epochs, {tail}{images:,} training images"
+        finished, length = record["results"].get("epoch"), settings["epochs"]
+        epochs = f"{length} epochs" if finished in (None, length) else f"epoch {finished} of {length}"
+        size = f"{epochs}, {tail}{images:,} training images"
         protocols[f"{ds}, {settings['model']}, {size}"] = None
         own_sets = {
             row["ood"]: None
@@ -295,7 +330,7 @@ def notes(
         }
         sets |= own_sets
         if ds in PAPER_MODEL:
-            reduced |= (settings["model"], settings["epochs"]) != (PAPER_MODEL[ds], PAPER_EPOCHS)
+            reduced |= (settings["model"], finished or length) != (PAPER_MODEL[ds], PAPER_EPOCHS)
             if ds == "imagenet":
                 stand_in |= images != IMAGENET_LT_IMAGES
             else:

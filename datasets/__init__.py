@@ -19,6 +19,6 @@ class ImageSet(NamedTuple):
     images: torch.Tensor
     labels: torch.Tensor
 
-    def select(self, rows: torch.Tensor) -> "ImageSet":
-        """Returns the images of these numbers, int64 (n,), in that order."""
+    def select(self, rows: torch.Tensor | slice) -> "ImageSet":
+        """Returns the images of these rows, int64 (n,) or a slice, in that order."""
         return ImageSet(self.images[rows], self.labels[rows])

@@ -10,7 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from datasets.cifar import NUM_CLASSES, RELEASES, SITE, unpack_cifar
+from datasets.cifar import NUM_CLASSES, RELEASES, SITE, load_cifar
 from datasets.files.archives import unpack
 from datasets.files.checks import shown
 from datasets.files.download import download
@@ -130,11 +130,13 @@ def prepare_cifar_benchmarks(args: argparse.Namespace) -> None:
 
 
 def prepare_cifar(name: str, root: Path) -> bool:
-    """Downloads, verifies and unpacks one CIFAR, unless its folder exists; returns True, or raises."""
+    """Downloads, verifies and unpacks one CIFAR, unless its folder exists, and reads it; returns True, or
+    raises."""
     release = RELEASES[name]
     if not (root / release.folder).exists():
         download(SITE + release.archive, root / release.archive, release.archive_md5)
-        unpack_cifar(name, root)
+    for train in (True, False):
+        load_cifar(name, root, train)
     print(f"{name}: ready in {root / release.folder}")
     return True
 

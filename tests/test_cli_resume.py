@@ -14,8 +14,9 @@ from command_line import DIGITS, assert_one_sentence, assert_same, run
 import train
 from datasets.loader import TrainLoader
 from models import build_model
+from utils.environment import resumed_in
 from utils.run import run as run_module
-from utils.run.checkpoint import load_run
+from utils.run.checkpoint import load_run, save_checkpoint
 from utils.run.directory import RunDirectory
 from utils.run.signals import EXIT_STOPPED
 
@@ -91,6 +92,29 @@ def test_a_finished_run_keeps_the_commit_that_trained_it(digits_run, tmp_path, m
         assert run(train.main, *DIGITS, *source, "--srp", folder) == 0
         assert json.loads((folder / "args.json").read_text())["environment"] == before
         assert load_run(folder)["environment"] == before
+
+
+def test_a_run_that_another_commit_goes_on_with_names_both(unbroken, tmp_path, monkeypatch):
+    shutil.copytree(unbroken, tmp_path / "run")
+    (tmp_path / "run" / "latest.pth").unlink()  # an epoch is left to train
+    before = json.loads((tmp_path / "run" / "args.json").read_text())["environment"]
+    now = before | {"commit": "another", "date": "2030-01-01"}
+    monkeypatch.setattr(run_module, "environment", lambda device: now)
+    assert run(train.main, "--gpu", "cpu", "--resume", "--srp", tmp_path / "run") == 0
+    both = before | {"commit": f"{before['commit']}, then another", "date": "2030-01-01"}
+    assert json.loads((tmp_path / "run" / "args.json").read_text())["environment"] == both
+    assert resumed_in(both, now) == both
+
+
+def test_the_precision_is_that_of_the_run_not_of_the_machine_that_resumes_it(digits_run, tmp_path, capsys):
+    assert json.loads((digits_run / "args.json").read_text())["precision"] == "fp32"  # auto, on a CPU
+    shutil.copytree(digits_run, tmp_path / "run")
+    state = load_run(tmp_path / "run")
+    save_checkpoint(state | {"args": state["args"] | {"precision": "bf16"}}, tmp_path / "run")
+    flags = ["--gpu", "cpu", "--resume", "--srp", tmp_path / "run"]
+    assert run(train.main, *flags, "--precision", "auto") == 2
+    assert "--precision is fp32, but the run to resume has 'bf16'" in capsys.readouterr().err
+    assert run(train.main, *flags) == 0
 
 
 def test_resume_goes_on_from_the_previous_checkpoint_where_the_latest_is_missing(unbroken, tmp_path):

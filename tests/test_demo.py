@@ -7,7 +7,7 @@ import pytest
 from command_line import load_script
 
 import train
-from benchmarks import demo
+from benchmarks import demo, reproduce
 from utils.errors import InputError
 from utils.run.checkpoint import save_checkpoint
 
@@ -25,7 +25,8 @@ def results(few):
     accuracy = [{"calibration": "none", "fc": False} | shots, {"calibration": "fc", "fc": True} | shots]
     accuracy[1] |= {"all": 0.25, "few": 0.125}
     mean = [{"calibration": c, "fc": c == "fc", "score": s, "auroc": a} for (c, s), a in AUROCS.items()]
-    return {"accuracy": accuracy, "mean": mean, "rows": [], "class_counts": [9, 5, 2]}
+    about = {"class_counts": [9, 5, 2], "epoch": 30, "epochs": 30}
+    return about | {"accuracy": accuracy, "mean": mean, "rows": []}
 
 
 def write_runs(folder):
@@ -36,18 +37,11 @@ def write_runs(folder):
 
 @pytest.fixture
 def nothing_runs(monkeypatch):
-    monkeypatch.setattr(demo.subprocess, "run", lambda *a, **k: pytest.fail("a command was run"))
+    monkeypatch.setattr(reproduce.subprocess, "run", lambda *a, **k: pytest.fail("a command was run"))
 
 
-def test_help_does_nothing_else(nothing_runs, capsys):
-    with pytest.raises(SystemExit, match="0"):
-        demo.main(["--help"])
-    assert "--publish" in capsys.readouterr().out
-
-
-def test_the_methods_stand_beside_each_other(nothing_runs, tmp_path, capsys, monkeypatch):
-    """Runs that are there are not repeated, and no tracked file is written."""
-    monkeypatch.setattr(demo, "publish", lambda *a, **k: pytest.fail("published"))
+def test_the_methods_stand_beside_each_other(nothing_runs, tmp_path, capsys):
+    """Runs that are there are not repeated."""
     write_runs(tmp_path)
     demo.main(["--srp", str(tmp_path)])
     head, *lines = capsys.readouterr().out.strip().splitlines()
@@ -75,6 +69,6 @@ def test_its_commands_are_valid(method, tmp_path):
 
 
 def test_a_command_that_fails_is_named_with_its_output(tmp_path, monkeypatch):
-    monkeypatch.setattr(demo.subprocess, "run", lambda *a, **k: subprocess.CompletedProcess(a, 2))
+    monkeypatch.setattr(reproduce.subprocess, "run", lambda *a, **k: subprocess.CompletedProcess(a, 2))
     with pytest.raises(InputError, match="status 2 from python train.py.*log.txt"):
         demo.main(["--srp", str(tmp_path / "runs")])

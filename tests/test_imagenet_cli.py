@@ -3,9 +3,9 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ import train_imagenet
 from datasets.imagenet import balanced_sample, load_files
 from utils import conclusion
 from utils.errors import InputError
+from utils.run.checkpoint import load_run
 from utils.scores import SCORE_NAMES
 
 evaluation = load_script("test_imagenet")
@@ -225,15 +226,30 @@ def test_two_processes_train(data, tmp_path):
     assert done.returncode != 0 and done.stderr.count("already holds a run") == 1
 
 
+KILLED_IN_EPOCH_2 = """
+import os, signal, sys, time
+from pathlib import Path
+import train_imagenet
+from utils.run.run import Run
+
+def vote(run):
+    if run.epoch == 1:
+        while not (run.out.folder / "latest.pth").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return False, False
+
+Run._vote = vote
+train_imagenet.main(sys.argv[1:])
+"""
+
+
 def test_kill_9_and_resume_gives_the_statistics_of_the_unbroken_run(data, tmp_path):
     flags = [*TRAIN, *data, "-e", "2"]
     assert run(train_imagenet.main, *flags, "--srp", tmp_path / "unbroken") == 0
-    command = [sys.executable, ROOT / "train_imagenet.py", *flags, "--srp", tmp_path / "killed"]
-    process = subprocess.Popen([str(c) for c in command], cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    while not (tmp_path / "killed" / "latest.pth").exists() and process.poll() is None:
-        time.sleep(0.01)
-    process.kill()
-    process.wait()
+    command = [sys.executable, "-c", KILLED_IN_EPOCH_2, *flags, "--srp", tmp_path / "killed"]
+    killed = subprocess.run([str(c) for c in command], cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert killed.returncode == -signal.SIGKILL and load_run(tmp_path / "killed")["epoch"] == 1
     root = Path(data[data.index("--iidp") + 1])
     shutil.copytree(root, tmp_path / "moved")
     moved = [str(word).replace(str(root), str(tmp_path / "moved")) for word in flags]

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cifar_files import write_batch
 from command_line import run
 from PIL import Image
 
@@ -353,11 +354,12 @@ def test_scood_from_an_archive_fetched_by_hand(tmp_path, capsys):
         prepare.main(["scood", "--drp", str(tmp_path / "root")])
 
 
-def test_cifar_is_downloaded_verified_and_unpacked(tmp_path, monkeypatch):
+@pytest.mark.filterwarnings("ignore:the files in .* differ from the published")
+def test_cifar_is_downloaded_verified_unpacked_and_read(tmp_path, monkeypatch):
+    for split in ("train", "test"):
+        write_batch(tmp_path / "made" / split, list(range(100)), b"fine_labels")
     with tarfile.open(tmp_path / "made.tar.gz", "w:gz") as archive:
-        member = tarfile.TarInfo("cifar-100-python/train")
-        member.size = 5
-        archive.addfile(member, io.BytesIO(b"batch"))
+        archive.add(tmp_path / "made", "cifar-100-python")
     raw = (tmp_path / "made.tar.gz").read_bytes()
     release = prepare.RELEASES["cifar100"]._replace(archive_md5=hashlib.md5(raw).hexdigest())
     monkeypatch.setitem(prepare.RELEASES, "cifar100", release)
@@ -372,4 +374,8 @@ def test_cifar_is_downloaded_verified_and_unpacked(tmp_path, monkeypatch):
     prepare.main(["cifar100", "--drp", str(tmp_path / "root")])
     prepare.main(["cifar100", "--drp", str(tmp_path / "root")])
     assert asked == [("https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz", release.archive_md5)]
-    assert (tmp_path / "root" / "cifar-100-python" / "train").read_bytes() == b"batch"
+    folder = tmp_path / "root" / "cifar-100-python"
+    assert (folder / "train").read_bytes() == (tmp_path / "made" / "train").read_bytes()
+    (folder / "test").unlink()
+    with pytest.raises(InputError, match="cifar-100-python/test"):
+        prepare.main(["cifar100", "--drp", str(tmp_path / "root")])

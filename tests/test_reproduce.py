@@ -57,6 +57,51 @@ def test_runs_are_done_once_and_collected(tmp_path, capsys, monkeypatch):
     assert before == [f.stat().st_mtime_ns for f in sorted((tmp_path / "runs").rglob("results.json"))]
 
 
+def test_the_results_of_an_unfinished_run_are_made_again(tmp_path, monkeypatch):
+    """Somebody may look at a run before its end."""
+    monkeypatch.setitem(reproduce.TABLES, "digits", ("ce",))
+    folder, done = tmp_path / "runs" / "digits_default" / "ce" / "seed0", []
+
+    def run(command, **_):
+        done.append(command[1])
+        if len(done) == 2:
+            (folder / "results.json").write_text('{"epoch": 30, "epochs": 30}')
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(reproduce.subprocess, "run", run)
+    monkeypatch.setattr(reproduce, "collect", lambda run, target: None)
+    folder.mkdir(parents=True)
+    (folder / "results.json").write_text('{"epoch": 12, "epochs": 30}')
+    flags = ["digits", "--seeds", "0", "--srp", str(tmp_path / "runs"), "--results", str(tmp_path / "new")]
+    reproduce.main(flags)
+    assert done == ["train.py", "test.py"]
+    reproduce.main(flags)
+    assert len(done) == 2
+
+
+def test_one_run_that_cannot_be_collected_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(reproduce.TABLES, "digits", ("ce", "oe"))
+    monkeypatch.setattr(reproduce.subprocess, "run", lambda *a, **k: subprocess.CompletedProcess(a, 0))
+    monkeypatch.setattr(reproduce, "is_evaluated", lambda folder: (folder / "commands.json").exists())
+    flags = ["digits", "--seeds", "0", "--srp", str(tmp_path / "runs"), "--results", str(tmp_path / "new")]
+    (tmp_path / "runs" / "digits_default" / "ce" / "seed0").mkdir(parents=True)
+    (tmp_path / "runs" / "digits_default" / "ce" / "seed0" / "results.json").write_text("{")
+    with pytest.raises(InputError, match="1 of 2 runs failed; .*ce seed 0: its results could not be coll"):
+        reproduce.main(flags)
+    assert "oe seed 0: done" in capsys.readouterr().out
+
+
+def test_flags_that_a_script_refuses_cost_no_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(reproduce, "execute", lambda *a: pytest.fail("a run was begun"))
+    flags = ["imagenet", "--protocol", "short", "--srp", str(tmp_path)]
+    with pytest.raises(InputError, match="test_imagenet.py refuses .*unrecognized arguments: -b 64"):
+        reproduce.main([*flags, "--extra", "-b", "64"])
+    with pytest.raises(
+        InputError, match="train.py refuses .*argument --model/--md: invalid choice: 'ResNet'"
+    ):
+        reproduce.main(["digits", "--md", "ResNet", "--srp", str(tmp_path)])
+
+
 def test_a_folder_that_other_commands_filled_is_refused(tmp_path, monkeypatch):
     monkeypatch.setitem(reproduce.TABLES, "digits", ("ce",))
     monkeypatch.setattr(reproduce.subprocess, "run", lambda *a, **k: subprocess.CompletedProcess(a, 1))
@@ -110,10 +155,10 @@ def test_imagenet_runs_are_collected_without_their_folders(tmp_path, capsys):
     run.folder.mkdir()
     (run.folder / "args.json").write_text(json.dumps(settings))
     (run.folder / "log.jsonl").write_text('{"seconds": 60.0}\n{"seconds": 30.0}\n')
-    extra = ["--txt_ood_test=/here/a.txt", "--num_cal", "9", "--txtv", "/here/test.txt", *lists, "-e", "3"]
+    extra = ["--txt_ood_test=/here/a.txt", "--seed", "9", "--txtv", "/here/test.txt", *lists, "--tb", "3"]
     args = reproduce.parse_args(["imagenet", "--protocol", "imagenet", "--extra", *extra])
     commands = reproduce.portable_commands(run, args)
-    shown = "--txt_ood_test a.txt --num_cal 9 --txtv test.txt --txtt train.txt --iidp IIDP -e 3"
+    shown = "--txt_ood_test a.txt --seed 9 --txtv test.txt --txtt train.txt --iidp IIDP --tb 3"
     assert commands[0].endswith(shown) and commands[1].endswith(shown)
     (run.folder / "commands.json").write_text(json.dumps(commands))
     (run.folder / "results.json").write_text(json.dumps(made["results"] | {"checkpoint": "/here/run"}))

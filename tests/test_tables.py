@@ -157,6 +157,41 @@ def test_an_unknown_table_is_refused(tmp_path):
         table.main(["--show", "digits", "nowhere", "--results", str(tmp_path)])
 
 
+@pytest.mark.parametrize(
+    "setting, values, words",
+    [
+        ("ood_resize", ("squash", "crop"), "ood_resize is squash and crop"),
+        ("fc_strength", (1.0, 0.5), "fc_strength is 1.0 and 0.5"),
+        ("rows", ([{"ood": "far"}], [{"ood": "far"}, {"ood": "near"}]), "the OOD sets is far and far, near"),
+    ],
+)
+def test_seeds_that_were_evaluated_differently_have_no_mean(setting, values, words, tmp_path):
+    for seed, value in enumerate(values):
+        write_record(tmp_path, "patt", seed, 0.9)
+        file = tmp_path / "digits_default" / f"patt-seed{seed}.json"
+        record = json.loads(file.read_text())
+        record["results"][setting] = value
+        file.write_text(json.dumps(record))
+        write_run(tmp_path / str(seed), seed, 0.9)
+        results = json.loads((tmp_path / str(seed) / "results.json").read_text())
+        (tmp_path / str(seed) / "results.json").write_text(json.dumps(results | {setting: value}))
+    with pytest.raises(InputError, match=f"patt-seed0.*patt-seed1.* not evaluated alike: {words}"):
+        table.main(["--show", "digits", "digits_default", "--results", str(tmp_path)])
+    with pytest.raises(InputError, match=f"not evaluated alike: {words}"):
+        table.main(["--runs", str(tmp_path / "0"), str(tmp_path / "1")])
+
+
+def test_the_note_says_that_a_run_was_unfinished_and_where_its_files_are(tmp_path, capsys):
+    write_record(tmp_path, "patt", 0, 0.9)
+    file = tmp_path / "digits_default" / "patt-seed0.json"
+    record = json.loads(file.read_text())
+    record["results"] |= {"epoch": 12, "epochs": 30}
+    file.write_text(json.dumps(record))
+    _, _, note = show(capsys, tmp_path, "digits", "digits_default")
+    assert "digits, ResNet20, epoch 12 of 30, rho 0.1" in note
+    assert f"files: `{tmp_path / 'digits_default'}/`" in note
+
+
 def test_scores_and_sets_are_tables_of_their_own(tmp_path, capsys):
     for row, auroc in (("patt", 0.9), ("ce", 0.8)):
         write_record(tmp_path, row, 0, auroc)
@@ -176,17 +211,11 @@ def test_scores_and_sets_are_tables_of_their_own(tmp_path, capsys):
     assert rows == [["plain cross-entropy", "far", "80.00"], ["plain cross-entropy", "near", "40.00"]]
 
 
-def test_a_set_that_one_seed_lacks_is_no_mean_over_fewer_seeds(tmp_path):
-    for seed, ood in ((0, "far"), (1, "near")):
-        write_record(tmp_path, "patt", seed, 0.9)
-        file = tmp_path / "digits_default" / f"patt-seed{seed}.json"
-        record = json.loads(file.read_text())
-        record["results"]["rows"] = [{"fc": False, "score": "energy", "ood": ood, "auroc": 0.9}]
-        file.write_text(json.dumps(record))
-    words = ["--show", "sets", "digits_default", "--results", str(tmp_path), "--score"]
-    for way in ("energy", "fc/energy"):
-        with pytest.raises(InputError, match=f"patt-seed.* has no result of .*{way} on far"):
-            table.main([*words, way])
+def test_a_way_that_no_set_was_evaluated_with_is_refused(tmp_path):
+    write_record(tmp_path, "patt", 0, 0.9)
+    words = ["--show", "sets", "digits_default", "--results", str(tmp_path), "--score", "fc/energy"]
+    with pytest.raises(InputError, match="patt-seed0.json has no result of fc/energy on noise"):
+        table.main(words)
 
 
 def test_runs_whose_folders_begin_alike_keep_their_rows(tmp_path, capsys):

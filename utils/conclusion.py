@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from utils.calibration import Classifier
+from utils.console import say
 from utils.detector import write_detector
 from utils.distributed import resolved_precision
 from utils.environment import environment
@@ -75,10 +76,11 @@ def conclude(
     )
     results, scores = evaluate(calibrations, sets.test, sets.ood, about["class_counts"])
     split = about["calibration_split"] if "fc" in calibrations else None
-    about = about | {"calibration_split": split, "tnorm": tnorm, "score": score}
+    precision = resolved_precision(device, precision)
+    about = about | {"calibration_split": split, "tnorm": tnorm, "precision": precision, "score": score}
     report(about | facts | results | {"environment": environment(device)}, scores, score, out, figures)
     if split == "test":
-        print("no detector is written when test images were used for calibration")
+        say("no detector is written when test images were used for calibration")
         return
     write_detector(
         out,
@@ -87,6 +89,6 @@ def conclude(
         sets.held_out,
         sets.training,
         auto=facts.get("auto"),
-        precision=resolved_precision(device, precision),
+        precision=precision,
         **detector,
     )

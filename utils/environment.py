@@ -26,6 +26,20 @@ def environment(device):
     }
 
 
+def resumed_in(before, now):
+    """Returns the environment of a resumed run: where device, versions or commit changed, all of them.
+
+    Args:
+        before: the environment that its checkpoint stores. now: that of this process.
+    """
+    merged = dict(now)
+    for name in ("python", "torch", "torchvision", "numpy", "device", "commit"):
+        earlier = str(before.get(name, now[name]))
+        same = earlier.rpartition(", then ")[2] == str(now[name])
+        merged[name] = earlier if same else f"{earlier}, then {now[name]}"
+    return merged
+
+
 def _processor_name():
     """Returns the CPU's name if the system reveals it, else its architecture."""
     try:

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from utils.console import say
 from utils.errors import InputError
 from utils.metrics import ACCURACY_COLUMNS, OOD_COLUMNS, OOD_METRICS
 from utils.plots import plot_roc, plot_score_histograms
@@ -72,20 +73,20 @@ def report(results, scores, score, folder, figures="png"):
 
     Args:
         results: from :func:`utils.evaluation.evaluate`, with a description of the evaluation: ``dataset``,
-            ``network``, ``normalization``, ``seed``, ``epoch``, ``epochs``, ``tnorm``, ``notes``,
-            ``checkpoint``, ``environment`` and, if there is one, ``rho``.
+            ``network``, ``normalization``, ``seed``, ``epoch``, ``epochs``, ``tnorm``, ``precision``,
+            ``notes``, ``checkpoint``, ``environment`` and, if there is one, ``rho``.
         scores: its scores. score: the one that table and plots show.
         figures: format of the plots, png, pdf or svg.
     """
     folder = Path(folder)
-    print(summary(results, score))
-    print(markdown_tables(results, score))
+    say(summary(results, score))
+    say(markdown_tables(results, score))
     try:
         _write(results, scores, score, folder, figures)
     except OSError as error:
         raise InputError(f"the results could not be written to {folder}: {error.strerror or error}") from None
     names = ("results.json", "results.csv", "results.md", f"scores.{figures}", f"roc.{figures}")
-    print(f"written: {', '.join(str(folder / name) for name in names)}")
+    say(f"written: {', '.join(str(folder / name) for name in names)}")
 
 
 def _write(results, scores, score, folder, figures):

@@ -14,7 +14,7 @@ import torch
 from utils.environment import environment
 from utils.text_files import write_text
 
-RESULTS = Path(__file__).resolve().parent.parent / "results"
+RESULTS = Path("runs/benchmarks")
 
 
 class Timing(NamedTuple):
@@ -66,7 +66,8 @@ def milliseconds(timing):
 
 
 def publish(module, claim, device, head, rows, **measurements):
-    """Prints a table and writes it, with its data, to ``benchmarks/results/<claim>-<device>.json``.
+    """Prints a table and writes it, with its data, to ``runs/benchmarks/<claim>-<device>.json``. A copy in
+    ``benchmarks/results`` is what the documents show.
 
     Args:
         module: the caller's ``__spec__.name``. claim: the benchmark's name.
@@ -82,7 +83,7 @@ def publish(module, claim, device, head, rows, **measurements):
     command = " ".join(["python -m", module, *words])
     for row in [head, *rows]:
         print("  ".join(str(cell).ljust(24) for cell in row), flush=True)
-    RESULTS.mkdir(exist_ok=True)
+    RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"{claim}-{name}.json"
     record = {"command": command, "environment": where, "table": {"head": head, "rows": rows}} | measurements
     write_text(path, json.dumps(record, indent=1) + "\n")

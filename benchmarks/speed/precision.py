@@ -9,15 +9,13 @@ reused.
 
 import argparse
 import json
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import mean
 
 import torch
 
-from benchmarks.reproduce import ROOT
+from benchmarks.reproduce import is_evaluated, run_logged
 from benchmarks.speed.common import publish
 from benchmarks.tabulate import spread
 from utils import flags
@@ -32,7 +30,7 @@ EVALUATED = "fp32, evaluated in bf16"
 
 
 def commands(way, seed, args):
-    """Returns [(command line, the file that shows it is done)] of one run: training and evaluations."""
+    """Returns [(command line, the folder of the results that it leads to)]: training and evaluations."""
     name = f"cifar10_{args.md}_e{args.epochs}_{way.replace(' ', '_')}"
     folder = args.srp / name / "patt" / f"seed{seed}"
     shared = ["--gpu", args.gpu, "--drp", str(args.drp)]
@@ -50,24 +48,23 @@ def commands(way, seed, args):
     ]
     training += ["--srp", str(folder), "--resume", *TRAINED_IN[way]]
     test = ["test.py", *shared, "--ckpt_path", str(folder), "--dout", *args.dout]
-    results = folder / "results.json"
-    lines = [(training, results), (test + TRAINED_IN[way][:2], results)]
+    lines = [(training, folder), (test + TRAINED_IN[way][:2], folder)]
     if way == "fp32":
-        lines.append(
-            ([*test, "--precision", "bf16", "--srp", str(folder / "bf16")], folder / "bf16" / "results.json")
-        )
+        lines.append(([*test, "--precision", "bf16", "--srp", str(folder / "bf16")], folder / "bf16"))
     return lines
 
 
-def execute(run):
+def execute(run, device):
     """Runs the missing parts of ``run``, a list from :func:`commands`; returns the evaluations' results."""
-    for line, done in run:
-        if not done.exists():
+    log = run[0][1] / "log.txt"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    for line, folder in run:
+        if not is_evaluated(folder):
             print(f"$ python {' '.join(line)}", flush=True)
-            process = subprocess.run([sys.executable, *line], cwd=ROOT, stdout=subprocess.DEVNULL)
-            if process.returncode:
-                raise InputError(f"status {process.returncode}: python {' '.join(line)}")
-    return [json.loads(done.read_text()) for _, done in run[1:]]
+            status = run_logged(line, log, device)
+            if status:
+                raise InputError(f"status {status} from python {' '.join(line)}; its output is in {log}")
+    return [json.loads((folder / "results.json").read_text()) for _, folder in run[1:]]
 
 
 def numbers(results):
@@ -104,7 +101,7 @@ def main(argv=None):
     ways = [way for way in TRAINED_IN if args.compiled or way != "bf16 compiled"]
     runs = [commands(way, seed, args) for way in ways for seed in args.seeds]
     with ThreadPoolExecutor(args.jobs) as pool:
-        results = list(pool.map(execute, runs))
+        results = list(pool.map(lambda run: execute(run, args.gpu), runs))
     measured = {}
     for i, way in enumerate(ways):
         of_way = results[i * len(args.seeds) : (i + 1) * len(args.seeds)]

@@ -109,7 +109,7 @@ class Attempts:
             return True
         except Exception as error:
             if what not in self.warned:
-                say(f"warning: {what} not written, training continues: {first_line(error)}", sys.stderr)
+                say(f"warning: {what} not written: {first_line(error)}", sys.stderr)
                 self.warned.add(what)
             return False
 

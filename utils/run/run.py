@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from utils.console import say
 from utils.distributed import Compute, finish, from_main, in_main, sum_over_processes
-from utils.environment import environment
+from utils.environment import environment, resumed_in
 from utils.errors import InputError, first_line
 from utils.plots import plot_class_counts, plot_history
 from utils.run.checkpoint import CheckpointWriter, holds_run, open_checkpoint
@@ -192,8 +192,10 @@ class Run:
             self.begun = time.monotonic() - self.seconds
             if self.compute.is_main:  # its sums cover all processes
                 self.meter.load_state(state["meter"])
-            if self.epoch == self.num_epochs:  # nothing is left to train here
-                self.environment = state.get("environment", self.environment)
+            before = state.get("environment")
+            before = before if isinstance(before, dict) else self.environment
+            finished = self.epoch == self.num_epochs  # nothing is left to train here
+            self.environment = before if finished else resumed_in(before, self.environment)
         if not self.compute.is_main:
             return
         about = {"class_counts": self.class_counts, "environment": self.environment}
