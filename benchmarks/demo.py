@@ -8,8 +8,8 @@ import json
 import shlex
 from pathlib import Path
 
-from benchmarks.reproduce import is_evaluated, run_logged
 from benchmarks.rows import ROWS
+from benchmarks.runs import is_evaluated, run_logged
 from benchmarks.table import text
 from benchmarks.tabulate import Table, Way, evaluation
 from utils.errors import InputError, exit_cleanly

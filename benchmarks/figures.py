@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from sklearn.manifold import TSNE
 
-from benchmarks.reproduce import RESULTS, ROOT
 from benchmarks.rows import EVALUATED, ROWS
+from benchmarks.runs import RESULTS, ROOT
 from benchmarks.tabulate import Way, calibration_of, evaluation, load_records
 from datasets.loader import evaluation_batches
 from datasets.long_tail import hold_out

@@ -19,8 +19,8 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from benchmarks.reproduce import RESULTS, ROOT
 from benchmarks.rows import ROWS
+from benchmarks.runs import RESULTS, ROOT
 from benchmarks.tabulate import COLUMNS, FULL, Table, Way, build, runs_table
 from utils import flags
 from utils.errors import InputError, exit_cleanly

@@ -7,8 +7,8 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import NamedTuple
 
-from benchmarks.reproduce import ROOT, read_run
 from benchmarks.rows import EVALUATED, EVALUATIONS, ROWS, TABLES
+from benchmarks.runs import ROOT, read_run
 from datasets.registry import BENCHMARKS
 from utils.errors import InputError
 from utils.metrics import ACCURACY_COLUMNS, OOD_COLUMNS

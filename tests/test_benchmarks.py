@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from command_line import load_script
 
 import train as train_script
-from benchmarks import correctness, gpu, reproduce
+from benchmarks import correctness, gpu, reproduce, runs
 from benchmarks.speed import common, memory, precision, train
 from benchmarks.speed.criterion import batch, ours, peak_memory, plain
 from benchmarks.speed.plain import MillerLogIv, PlainISAC
@@ -137,7 +137,7 @@ def test_the_gpu_plan_names_modules_that_exist_and_valid_flags(tmp_path, monkeyp
     assert all(gpu.LEAST_SECONDS < seconds < gpu.LIMIT_SECONDS for _, seconds in parts)
     lines = [line for line, _ in parts]
     for line in lines:
-        assert (reproduce.ROOT / f"{line[1].replace('.', '/')}.py").is_file()
+        assert (runs.ROOT / f"{line[1].replace('.', '/')}.py").is_file()
         assert not line[1].endswith(".train") or train.benchmark_args(line[2:]).device.type == "cuda"
     (line,) = (line for line in lines if line[1].endswith(".reproduce"))
     args = reproduce.parse_args(line[2:])

@@ -7,7 +7,7 @@ import pytest
 from command_line import load_script
 
 import train
-from benchmarks import demo, reproduce
+from benchmarks import demo, runs
 from utils.errors import InputError
 from utils.run.checkpoint import save_checkpoint
 
@@ -37,7 +37,7 @@ def write_runs(folder):
 
 @pytest.fixture
 def nothing_runs(monkeypatch):
-    monkeypatch.setattr(reproduce.subprocess, "run", lambda *a, **k: pytest.fail("a command was run"))
+    monkeypatch.setattr(runs.subprocess, "run", lambda *a, **k: pytest.fail("a command was run"))
 
 
 def test_the_methods_stand_beside_each_other(nothing_runs, tmp_path, capsys):
@@ -69,6 +69,6 @@ def test_its_commands_are_valid(method, tmp_path):
 
 
 def test_a_command_that_fails_is_named_with_its_output(tmp_path, monkeypatch):
-    monkeypatch.setattr(reproduce.subprocess, "run", lambda *a, **k: subprocess.CompletedProcess(a, 2))
+    monkeypatch.setattr(runs.subprocess, "run", lambda *a, **k: subprocess.CompletedProcess(a, 2))
     with pytest.raises(InputError, match="status 2 from python train.py.*log.txt"):
         demo.main(["--srp", str(tmp_path / "runs")])

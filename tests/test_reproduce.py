@@ -9,7 +9,7 @@ from result_files import show, write_record
 
 import train
 import train_imagenet
-from benchmarks import reproduce, table
+from benchmarks import reproduce, runs, table
 from utils.errors import InputError
 
 ON_IMAGENET = [
@@ -68,7 +68,7 @@ def test_the_results_of_an_unfinished_run_are_made_again(tmp_path, monkeypatch):
             (folder / "results.json").write_text('{"epoch": 30, "epochs": 30}')
         return subprocess.CompletedProcess(command, 0)
 
-    monkeypatch.setattr(reproduce.subprocess, "run", run)
+    monkeypatch.setattr(runs.subprocess, "run", run)
     monkeypatch.setattr(reproduce, "collect", lambda run, target: None)
     folder.mkdir(parents=True)
     (folder / "results.json").write_text('{"epoch": 12, "epochs": 30}')
@@ -81,7 +81,7 @@ def test_the_results_of_an_unfinished_run_are_made_again(tmp_path, monkeypatch):
 
 def test_one_run_that_cannot_be_collected_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(reproduce.TABLES, "digits", ("ce", "oe"))
-    monkeypatch.setattr(reproduce.subprocess, "run", lambda *a, **k: subprocess.CompletedProcess(a, 0))
+    monkeypatch.setattr(runs.subprocess, "run", lambda *a, **k: subprocess.CompletedProcess(a, 0))
     monkeypatch.setattr(reproduce, "is_evaluated", lambda folder: (folder / "commands.json").exists())
     flags = ["digits", "--seeds", "0", "--srp", str(tmp_path / "runs"), "--results", str(tmp_path / "new")]
     (tmp_path / "runs" / "digits_default" / "ce" / "seed0").mkdir(parents=True)
@@ -104,7 +104,7 @@ def test_flags_that_a_script_refuses_cost_no_training(tmp_path, monkeypatch):
 
 def test_a_folder_that_other_commands_filled_is_refused(tmp_path, monkeypatch):
     monkeypatch.setitem(reproduce.TABLES, "digits", ("ce",))
-    monkeypatch.setattr(reproduce.subprocess, "run", lambda *a, **k: subprocess.CompletedProcess(a, 1))
+    monkeypatch.setattr(runs.subprocess, "run", lambda *a, **k: subprocess.CompletedProcess(a, 1))
     flags = [
         "digits",
         "--seeds",

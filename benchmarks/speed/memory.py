@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.reproduce import ROOT
+from benchmarks.runs import ROOT
 from benchmarks.speed.common import publish
 from utils.errors import InputError, exit_cleanly
 

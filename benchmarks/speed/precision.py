@@ -15,7 +15,7 @@ from statistics import mean
 
 import torch
 
-from benchmarks.reproduce import is_evaluated, run_logged
+from benchmarks.runs import is_evaluated, run_logged
 from benchmarks.speed.common import publish
 from benchmarks.tabulate import spread
 from utils import flags
