@@ -68,6 +68,19 @@ def test_a_class_counts_once_however_many_images_it_has_and_outliers_half_of_all
         assert given.tolist() == pytest.approx([1, 1, 1, 1, C], abs=1e-5)
 
 
+@pytest.mark.parametrize("value", [1e-30, 1e-4])
+def test_a_unit_that_was_active_on_one_training_image_does_not_decide(value):
+    features, labels, outliers = problem(0)
+    silent, unit = (torch.zeros(n, 1) for n in (len(outliers), len(labels)))
+    unit[labels == 3] = torch.tensor([value, 0, 0])[:, None]
+    with_unit = torch.cat([features, unit], dim=1)
+    fit = fit_probe(with_unit, labels, torch.cat([outliers, silent], dim=1), C, CPU)
+    alone = fit_probe(features, labels, outliers, C, CPU)
+    active = fit.probe.logits(torch.cat([features, torch.ones(len(features), 1)], dim=1))
+    ours, expected = (logits.log_softmax(dim=1) for logits in (active, alone.probe.logits(features)))
+    np.testing.assert_allclose(ours, expected, atol=1e-2)
+
+
 def test_a_fit_that_ended_early_says_so(monkeypatch):
     monkeypatch.setattr(probe, "MAX_ITERATIONS", 3)
     with pytest.warns(UserWarning, match="did not converge"):
