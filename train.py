@@ -65,13 +65,16 @@ def train_one_epoch(network, criterion, optimizer, guard, meter, batches, mixed_
 
 @torch.inference_mode()
 def accuracy(network, batches, class_counts, device, mixed_precision):
-    """Returns accuracies over batches of (images, labels), see :func:`utils.metrics.group_accuracies`."""
+    """Returns accuracies over batches of (images, labels), see :func:`utils.metrics.group_accuracies`.
+
+    As in evaluation, logits are computed in float32: bf16 ones often tie, and a tie goes to the head class.
+    """
     network.eval()
     meter = EpochMeter(len(class_counts), device)
     for images, labels in batches:
         with mixed_precision:
-            logits = network(images).logits
-        meter.add_answers(logits, labels)
+            features = network(images).features
+        meter.add_answers(network.linear(features.float()), labels)
     return meter.accuracies(class_counts)
 
 

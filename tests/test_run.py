@@ -13,6 +13,7 @@ import train
 import train_imagenet
 from models import build_model
 from utils import flags
+from utils.distributed import autocast
 from utils.losses import PATTLoss
 from utils.run import run as run_module
 from utils.run.checkpoint import load_run
@@ -28,6 +29,18 @@ def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "finished"
     assert run(train.main, *TINY, "-e", 2, "--srp", folder) == 0
     return folder
+
+
+def test_the_validation_accuracy_does_not_depend_on_the_rounding_of_bf16():
+    """The logits of both classes are one number in bf16, and the first of equals would win."""
+    model = build_model("ResNet20", 2)
+    with torch.no_grad():
+        model.linear.weight[:] = torch.tensor([[1.0], [1.001]])
+        model.linear.bias.zero_()
+    batches, mixed = [(torch.rand(6, 3, 8, 8), torch.ones(6).long())], autocast(torch.device("cpu"), "bf16")
+    with mixed, torch.inference_mode():
+        assert (model.eval()(batches[0][0]).logits.argmax(dim=1) == 0).all()
+    assert train.accuracy(model, batches, [9, 3], "cpu", mixed)["per_class"] == [None, 1.0]
 
 
 def error(capsys):
