@@ -290,6 +290,41 @@ def test_a_launchers_variables_that_are_not_all_there_are_named(monkeypatch):
         start("cpu")
 
 
+@pytest.mark.parametrize(
+    "gpu,rank,index", [("0", 0, 0), ("0", 5, 5), ("4,5", 0, 4), ("4,5", 1, 5), ("0,1", 1, 1), ("3", 0, 3)]
+)
+def test_under_torchrun_each_process_takes_its_own_gpu_of_those_named(gpu, rank, index, monkeypatch):
+    set_to = []
+    start_under_torchrun_with_8_gpus(monkeypatch, rank, set_to)
+    assert start(gpu) == Compute(torch.device("cuda", index), (), rank, 8) and set_to == [index]
+
+
+@pytest.mark.parametrize(
+    "gpu,rank,said",
+    [
+        ("4,5", 2, "--gpu 4,5 has none for process 2 of torchrun: name one GPU per process"),
+        ("3", 1, "--gpu 3 has none for process 1"),
+        ("4,9", 1, "--gpu 9: no such device"),
+    ],
+)
+def test_under_torchrun_too_few_gpus_are_an_error(gpu, rank, said, monkeypatch):
+    start_under_torchrun_with_8_gpus(monkeypatch, rank, [])
+    with pytest.raises(InputError, match=said):
+        start(gpu)
+
+
+def start_under_torchrun_with_8_gpus(monkeypatch, rank, set_to):
+    settings = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 8, "MASTER_ADDR": "", "MASTER_PORT": ""}
+    for name, value in settings.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    monkeypatch.setattr(torch.cuda, "set_device", set_to.append)
+    monkeypatch.setattr(dist, "init_process_group", lambda backend: None)
+    monkeypatch.setattr(dist, "get_rank", lambda: rank)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 8)
+
+
 def test_a_port_in_use_is_named(monkeypatch):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -30,12 +30,13 @@ def start(gpu):
     """Chooses the device(s), and joins the process group if torchrun started this process.
 
     Args:
-        gpu: the flag: "0", "0,1" (DataParallel) or "cpu". Under torchrun every process uses the GPU of its
-            local rank, or the CPU (gloo) if the flag is "cpu" or there is no CUDA.
+        gpu: the flag: "0", "0,1" (DataParallel) or "cpu". Under torchrun each process uses one GPU: for "0",
+            the one of its local rank, else the one at that place in the list. It uses the CPU (gloo) if the
+            flag is "cpu" or there is no CUDA.
 
     Raises:
-        InputError: a GPU does not exist, the value is no list of indices, or the processes cannot find each
-            other.
+        InputError: a GPU does not exist, the value is no list of indices or has too few for the processes, or
+            the processes cannot find each other.
     """
     wants_cuda = gpu != "cpu"
     indices = _gpu_indices(gpu) if wants_cuda else ()
@@ -47,8 +48,14 @@ def start(gpu):
     if under_torchrun:
         local_rank = int(os.environ["LOCAL_RANK"])
         if wants_cuda:
-            _check_indices([local_rank])
-            torch.cuda.set_device(local_rank)
+            indices = (local_rank,) if indices == (0,) else indices[local_rank : local_rank + 1]
+            if not indices:
+                raise InputError(
+                    f"--gpu {gpu} has none for process {local_rank} of torchrun: name one GPU per process, or "
+                    "leave out --gpu to use the first ones"
+                )
+            _check_indices(indices)
+            torch.cuda.set_device(indices[0])
         try:
             dist.init_process_group("nccl" if wants_cuda else "gloo")
         except (RuntimeError, ValueError) as error:
@@ -58,7 +65,7 @@ def start(gpu):
                 "the port is in use, choose another with torchrun --master_port"
             ) from None
         atexit.register(finish)  # even if an error ends the process: a group left to destructors may hang
-        device = torch.device("cuda", local_rank) if wants_cuda else torch.device("cpu")
+        device = torch.device("cuda", indices[0]) if wants_cuda else torch.device("cpu")
         return Compute(device, (), dist.get_rank(), dist.get_world_size())
     if not wants_cuda:
         return Compute(torch.device("cpu"))

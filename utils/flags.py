@@ -78,6 +78,10 @@ imbalance_ratio = number(float, above=0, high=1)
 fraction = number(float, low=0, high=0.9)
 unit = number(float, low=0, high=1)
 WORKERS = min(4, os.cpu_count() or 1)  # processes that read files
+GPU = (
+    "CUDA indices such as 0 or 0,1 (DataParallel), or cpu; under torchrun, the index of each process in turn "
+    "(0: process i uses GPU i)"
+)
 FIGURES = ("png", "pdf", "svg")
 PRECISION = "auto: bf16 on GPUs that support it (Ampere and later), else fp32"
 
@@ -91,7 +95,7 @@ def add_training_flags(parser):
         "use deterministic kernels only, so a run can be replayed on the same GPU (on a CPU it always can)"
     )
     add_boolean(group, "--deterministic", "--replay", default=False, help=replay)
-    add("--gpu", default="0", help="CUDA indices such as 0 or 0,1 (DataParallel), or cpu")
+    add("--gpu", default="0", help=GPU)
     add("--num_workers", "--cpus", type=count, default=WORKERS, help="processes that read ImageNet files")
     where = "the run directory; default runs/DATASET_MODEL_SEED"
     add("--save_root_path", "--srp", dest="srp", type=path, help=where)
@@ -184,7 +188,7 @@ def add_evaluation_flags(parser):
         default=3407,
         help="selects the images used to calibrate on ImageNet-LT; no effect on other data",
     )
-    parser.add_argument("--gpu", default="0", help="CUDA indices such as 0 or 0,1, or cpu")
+    parser.add_argument("--gpu", default="0", help=GPU)
     parser.add_argument(
         "--num_workers", "--cpus", type=count, default=WORKERS, help="processes that read ImageNet files"
     )
