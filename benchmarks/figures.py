@@ -27,7 +27,7 @@ from datasets.normalization import IMAGENET_NORMALIZATION, NORMALIZATIONS
 from datasets.registry import BENCHMARKS
 from models import build_model
 from utils import flags
-from utils.calibration import Classifier, calibrate
+from utils.calibration import Classifier, fit_attention
 from utils.distributed import Compute, autocast
 from utils.errors import InputError, exit_cleanly
 from utils.evaluation import extract_features
@@ -65,7 +65,7 @@ def draw_run(run: Path, drp: Path | None, ood_set: str, prefix: str, out: Path) 
     look = IMAGENET_NORMALIZATION if "normalization" in args.get("depart", []) else normalization
     surrogate = features(outliers, torch.full((len(outliers),), -1), look).features
     classifier, calibration = Classifier.of(model), features(*train)
-    attention = calibrate(classifier, calibration, surrogate, counts)
+    attention = fit_attention(classifier, calibration, surrogate, counts)
     plot_attention(attention, out / f"{prefix}_attention.png")
 
     groups = {name: torch.from_numpy(members) for name, members in shot_groups(counts.tolist()).items()}

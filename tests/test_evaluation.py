@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from utils.calibration import CALIBRATIONS, Calibration, Classifier, attention_weight, calibrate
+from utils.calibration import CALIBRATIONS, Calibration, Classifier, attention_weight, fit_attention
 from utils.distributed import Compute
 from utils.errors import exit_cleanly
 from utils.evaluation import (
@@ -63,9 +63,10 @@ def test_calibration_multiplies_the_features():
 
 def test_the_probe_classifies_by_its_logits_of_the_classes(case):
     calibrations, _, _ = run(case)
-    way, test = calibrations["probe"][0], case[3]
+    calibration, test = calibrations["probe"][0], case[3]
     logits, _ = scored(calibrations["probe"], test.features)
-    assert way.probe.weight.shape == (5, 6) and torch.equal(logits, way.probe.logits(test.features)[:, :4])
+    assert calibration.probe.weight.shape == (5, 6)
+    assert torch.equal(logits, calibration.probe.logits(test.features)[:, :4])
 
 
 def test_semantically_id_images_of_an_ood_set_count_on_the_id_side(case):
@@ -138,7 +139,7 @@ def test_the_attention_is_that_of_the_equations(case):
     predicted = classifier.logits(outliers).argmax(dim=1)
     prior = torch.tensor(COUNTS) / sum(COUNTS)
     expected = attention_weight(*training, outliers, predicted, classifier.weight, prior)
-    assert torch.equal(calibrate(classifier, training, outliers, COUNTS), expected)
+    assert torch.equal(fit_attention(classifier, training, outliers, COUNTS), expected)
     assert torch.equal(run(case)[0]["fc"][0].attention, expected)
 
 

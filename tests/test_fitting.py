@@ -49,7 +49,7 @@ def test_auto_tries_on_held_out_images_and_on_outliers_that_nothing_was_fitted_o
     classifier, training, outliers, held_out = problem()
     attending = Features(*(part[::3] for part in training))
     fitted_on = []
-    for name in ("calibrate", "fit_probe"):
+    for name in ("fit_attention", "fit_probe"):
         original = getattr(fitting, name)
 
         def record(*args, original=original):
@@ -97,11 +97,26 @@ def test_auto_evaluates_none_and_what_did_best(best, names, strength, monkeypatc
     assert len(chosen) == 1 and "90.00 +  50.00 = 140.00" in chosen[0]
 
 
+def test_the_results_say_which_class_statistics_each_calibration_used():
+    classifier, training, outliers, _ = problem()
+    statistics = torch.nn.functional.normalize(torch.ones(3, D).double()), torch.ones(3).double()
+    for kept, source in ((None, "training features"), (statistics, "class statistics of the checkpoint")):
+        calibrations, facts = fit_calibrations(
+            ["none", "fc", "probe"], classifier, training, outliers, COUNTS, statistics=kept
+        )
+        assert facts["vmf"] == {"none": source, "fc": "training features", "probe": source}
+        used = {
+            name: torch.equal(fitted.scores["vmf"].mu, statistics[0])
+            for name, (_, fitted) in calibrations.items()
+        }
+        assert used == {name: said != "training features" for name, said in facts["vmf"].items()}
+
+
 def test_auto_says_which_score_cannot_be_fitted():
     classifier, training, outliers, held_out = problem()
     first = torch.tensor([0, COUNTS[0], sum(COUNTS[:2])])
     single = Features(*(part[first] for part in training))
-    with pytest.raises(InputError, match="--score mahalanobis cannot be fitted here"):
+    with pytest.raises(InputError, match="--score mahalanobis cannot be fitted: no class has two"):
         fit_calibrations(
             ["auto"], classifier, single, outliers, [1, 1, 1], held_out=held_out, score="mahalanobis"
         )

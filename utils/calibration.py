@@ -82,7 +82,7 @@ class Calibration(NamedTuple):
         return cls(Classifier(**state["classifier"]), state["attention"], probe)
 
 
-def calibrate(
+def fit_attention(
     classifier: Classifier,
     training: tuple[torch.Tensor, torch.Tensor],
     outlier_features: torch.Tensor,
@@ -123,6 +123,18 @@ def build_calibration(
     return Calibration(classifier, 1 + strength * (attention - 1) if name == "fc" else None, probe)
 
 
+def class_sizes(labels: torch.Tensor, num_classes: int) -> torch.Tensor:
+    """Returns how many of the labels, int64 (N,), each class has: int64 (C,).
+
+    Raises:
+        InputError: a class has none.
+    """
+    counts = torch.bincount(labels, minlength=num_classes)
+    if not bool((counts > 0).all()):
+        raise InputError(f"every class needs a training image; class {int(counts.argmin())} has none")
+    return counts
+
+
 def attention_weight(features, labels, outlier_features, outlier_labels, classifier_weight, prior):
     """Returns the attention vector A (D,) of PATT's feature calibration.
 
@@ -142,15 +154,14 @@ def attention_weight(features, labels, outlier_features, outlier_labels, classif
         InputError: a class without an image, no outlier, or evidence that does not vary or is not finite.
     """
     weight, prior = classifier_weight.double(), prior.double()
-    sums, counts = _sum_by_class(features, labels, len(weight))
+    counts = class_sizes(labels, len(weight))
     if len(outlier_features) == 0:
         raise InputError("calibration needs at least one outlier")
-    if not bool((counts > 0).all()):
-        raise InputError(f"calibration needs images of every class; class {int(counts.argmin())} has none")
     per_class = weight / prior[:, None]
-    signal = (sums / counts[:, None] * per_class).mean(dim=0)
+    means = _sum_by_class(features, labels, len(weight)) / counts[:, None]
+    signal = (means * per_class).mean(dim=0)
     # Outliers of one predicted class share w and pi, so sums per class are enough.
-    outlier_sums, _ = _sum_by_class(outlier_features, outlier_labels, len(weight))
+    outlier_sums = _sum_by_class(outlier_features, outlier_labels, len(weight))
     outlier = (outlier_sums * per_class).sum(dim=0) / len(outlier_features)
     evidence = signal - outlier
     low, high = evidence.min(), evidence.max()
@@ -162,8 +173,8 @@ def attention_weight(features, labels, outlier_features, outlier_labels, classif
 
 
 def _sum_by_class(features, labels, num_classes):
-    """Returns sums (C, D) and counts (C,) per class, float64."""
+    """Returns the sum of each class's features, float64 (C, D)."""
     sums = torch.zeros(num_classes, features.shape[1], dtype=torch.float64, device=features.device)
     for rows, of_rows in zip(features.split(CHUNK), labels.split(CHUNK), strict=True):
         sums.index_add_(0, of_rows, rows.double())
-    return sums, torch.bincount(labels, minlength=num_classes).double()
+    return sums

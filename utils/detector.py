@@ -69,11 +69,11 @@ class Detector:
     def __init__(self, state: dict, device: torch.device, calibration: str | None, score: str | None):
         """Builds the detector from ``state``, as :func:`write_detector` made it; the rest as for
         :meth:`load`."""
-        ways = state["calibrations"]
-        self.calibration = _choose("calibration", calibration or state["default"][0], list(ways))
-        way = ways[self.calibration]
-        self.score = _choose("score", score or state["default"][1], list(way["thresholds"]))
-        self.threshold, self.held_out = way["thresholds"][self.score], state["held_out"]
+        names = list(state["calibrations"])
+        self.calibration = _choose("calibration", calibration or state["default"][0], names)
+        stored = state["calibrations"][self.calibration]
+        self.score = _choose("score", score or state["default"][1], list(stored["thresholds"]))
+        self.threshold, self.held_out = stored["thresholds"][self.score], state["held_out"]
         self.class_names, self.precision = state["class_names"], state["precision"]
         self.device = device
         self.preprocessing = Preprocessing(
@@ -83,11 +83,11 @@ class Detector:
         network = build_model(state["network"], len(weights["linear.weight"]), state["family"])
         load_weights(network, weights)
         self.network = network.to(device, memory_format=torch.channels_last).eval()
-        self._calibration = Calibration.restore(_on(device, way["calibration"]))
+        self._calibration = Calibration.restore(_on(device, stored["calibration"]))
         combined = self.score == "combined"
-        members = way["standards"] if combined else [self.score]
-        scores = {name: _on(device, way["scores"][name]) for name in members}
-        standards = way["standards"] if combined else {}
+        members = stored["standards"] if combined else [self.score]
+        scores = {name: _on(device, stored["scores"][name]) for name in members}
+        standards = stored["standards"] if combined else {}
         self._scores = FittedScores.restore({"scores": scores, "standards": standards})
 
     @classmethod
@@ -169,8 +169,8 @@ class Detector:
         return self.of_prepared(torch.stack(prepared)) if prepared else []
 
     def of_prepared(self, images: Tensor) -> list[Detection]:
-        """The same for images that :class:`datasets.preprocessing.Preprocessing` has brought to size, uint8
-        (N, 3, S, S)."""
+        """Returns one :class:`Detection` per image that :class:`datasets.preprocessing.Preprocessing` has
+        brought to size, uint8 (N, 3, S, S)."""
         batches = evaluation_batches(
             images,
             torch.full((len(images),), -1),
@@ -223,15 +223,16 @@ def write_detector(
     Raises:
         InputError: it cannot be written.
     """
-    ways = {}
-    for way, (calibration, fitted) in calibrations.items():
+    stored = {}
+    for calibration_name, (calibration, fitted) in calibrations.items():
         scores = predict(calibration, fitted, (held_out or training).features).scores
         thresholds = {score: keeping_threshold(values) for score, values in scores.items()}
-        ways[way] = {"calibration": calibration.state(), "thresholds": thresholds} | fitted.state()
+        stored[calibration_name] = {"calibration": calibration.state(), "thresholds": thresholds}
+        stored[calibration_name] |= fitted.state()
     if auto is not None:
         default = auto["chosen"]["calibration"], auto["score"]
     else:
-        default = "none" if "none" in ways else next(iter(ways)), "combined"
+        default = "none" if "none" in stored else next(iter(stored)), "combined"
     state = {
         "network": name,
         "family": family,
@@ -241,7 +242,7 @@ def write_detector(
         "normalization": [list(part) for part in preprocessing.normalization],
         "precision": precision,
         "class_names": class_names,
-        "calibrations": ways,
+        "calibrations": stored,
         "default": list(default),
         "held_out": held_out is not None,
     }
@@ -274,10 +275,10 @@ def _check(state):
     num_classes = len(state["weights"]["linear.weight"])
     if names is not None and len(names) != num_classes:
         raise ValueError("it has another number of class names than of classes")
-    for way in state["calibrations"].values():
-        if len(way["calibration"]["classifier"]["weight"]) != num_classes:
+    for stored in state["calibrations"].values():
+        if len(stored["calibration"]["classifier"]["weight"]) != num_classes:
             raise ValueError("a calibration of it has another number of classes")
-        if not all(type(value) is float and math.isfinite(value) for value in way["thresholds"].values()):
+        if not all(type(value) is float and math.isfinite(value) for value in stored["thresholds"].values()):
             raise ValueError("a threshold of it is no number")
 
 

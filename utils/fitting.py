@@ -6,7 +6,7 @@ No function here receives a test image or an OOD set, except for auditing (``--c
 import numpy as np
 import torch
 
-from utils.calibration import CALIBRATIONS, build_calibration, calibrate
+from utils.calibration import CALIBRATIONS, build_calibration, fit_attention
 from utils.errors import InputError
 from utils.evaluation import predict
 from utils.metrics import class_accuracies, class_tally, ood_metrics
@@ -74,14 +74,15 @@ def fit_calibrations(
 
     Returns:
         (calibrations, facts): dict of name to (:class:`utils.calibration.Calibration`,
-        :class:`utils.scores.FittedScores`), and plain values for the results file.
+        :class:`utils.scores.FittedScores`), and plain values for the results file; its ``vmf`` says for each
+        calibration where the class statistics of that score come from.
 
     Raises:
         InputError: ``score`` cannot be fitted.
     """
     attention = probe = None
     attending = attending or training
-    facts = {"vmf": "training features" if statistics is None else "class statistics of the checkpoint"}
+    facts = {"vmf": {}}
     if "auto" in names:
         trials = try_calibrations(
             classifier, training, attending, outlier_features, class_counts, held_out, score, statistics
@@ -91,7 +92,7 @@ def fit_calibrations(
         names, strength = ["none", chosen["calibration"]], chosen["fc_strength"]
         facts["auto"] = {"chosen": chosen, "trials": trials, "score": score}
     if "fc" in names:
-        attention = calibrate(classifier, attending, outlier_features, class_counts)
+        attention = fit_attention(classifier, attending, outlier_features, class_counts)
         facts["fc_strength"] = strength
     if outlier_features is not None:
         fit = fit_probe(*training, outlier_features, len(class_counts), classifier.weight.device)
@@ -101,8 +102,11 @@ def fit_calibrations(
             print(f"the probe converged {fit.ended()}", flush=True)
     calibrations = {}
     for name in (n for n in CALIBRATIONS if n in names):
-        way = build_calibration(name, classifier, attention, probe, strength)
-        calibrations[name] = way, fit_with(score, Training(way, *training, statistics))
+        calibration = build_calibration(name, classifier, attention, probe, strength)
+        of_calibration = Training(calibration, *training, statistics)
+        calibrations[name] = calibration, fit_with(score, of_calibration)
+        estimated = of_calibration.class_vmf() is None
+        facts["vmf"][name] = "training features" if estimated else "class statistics of the checkpoint"
     return calibrations, facts
 
 
@@ -114,10 +118,7 @@ def fit_with(score, training, names=SCORE_NAMES):
     """
     fitted = fit_scores(training, names)
     if score not in (*fitted.scores, "combined"):
-        raise InputError(
-            f"--score {score} cannot be fitted here: probe needs another calibration beside none, "
-            "mahalanobis a class with two training images"
-        )
+        raise InputError(f"--score {score} cannot be fitted: no class has two training images")
     return fitted
 
 
@@ -152,14 +153,14 @@ def try_calibrations(
     """
     is_held_out = torch.arange(len(outlier_features)) % HELD_OUT_OUTLIERS == 0
     held_outliers, outliers = outlier_features[is_held_out], outlier_features[~is_held_out]
-    attention = calibrate(classifier, attending, outliers, class_counts)
+    attention = fit_attention(classifier, attending, outliers, class_counts)
     probe = fit_probe(*training, outliers, len(class_counts), classifier.weight.device).probe
     trials = []
     for name, strength in (("none", None), *(("fc", s) for s in STRENGTHS), ("probe", None)):
-        way = build_calibration(name, classifier, attention, probe, strength)
-        fitted = fit_with(score, Training(way, *training, statistics), [score])
-        of_images = predict(way, fitted, held_out.features)
-        of_outliers = predict(way, fitted, held_outliers)
+        calibration = build_calibration(name, classifier, attention, probe, strength)
+        fitted = fit_with(score, Training(calibration, *training, statistics), [score])
+        of_images = predict(calibration, fitted, held_out.features)
+        of_outliers = predict(calibration, fitted, held_outliers)
         auroc = ood_metrics(of_images.scores[score].numpy(), of_outliers.scores[score].numpy())["auroc"]
         tally = class_tally(of_images.predictions.numpy(), held_out.labels.numpy(), len(class_counts))
         accuracy = float(np.mean([a for a in class_accuracies(*tally) if a is not None]))

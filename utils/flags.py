@@ -4,6 +4,7 @@ import argparse
 import os
 from pathlib import Path
 
+from datasets.scood import RESIZE_MODES
 from utils.calibration import CALIBRATIONS
 from utils.distributed import Compute
 from utils.errors import InputError
@@ -245,7 +246,8 @@ def chosen_calibrations(args, has_held_out):
         has_held_out: whether the checkpoint's run held out training images.
 
     Raises:
-        InputError: flags that contradict each other, or "auto" without held-out images.
+        InputError: flags that contradict each other, "auto" without held-out images, or the probe's score
+            without the probe.
     """
     names = args.calibration
     if not names:
@@ -256,6 +258,10 @@ def chosen_calibrations(args, has_held_out):
         raise InputError(
             "--calibration auto chooses on training images that --val_fraction held out, and this run held "
             "out none; train with --val_fraction 0.1, or name calibrations: none, fc, probe"
+        )
+    if args.score == "probe" and set(names) == {"none"}:
+        raise InputError(
+            "--score probe needs another calibration beside none, such as --calibration none probe"
         )
     if args.fc_strength != 1 and "fc" not in names:
         raise InputError(
@@ -270,11 +276,15 @@ def one_calibration(args):
     """Returns the name that ``--calibration`` gives with ``--images``; None means the detector's own.
 
     Raises:
-        InputError: several names, or ``--FC``.
+        InputError: several names, ``--FC``, or a flag whose setting the detector already has.
     """
     names = args.calibration or []
     if args.FC is not None or len(names) > 1:
         raise InputError("with --images give one --calibration, without --FC; default: the detector's")
+    unset = {"fc_strength": 1, "tnorm": False, "precision": "auto", "normalization": None}
+    for name, default in (unset | {"ood_resize": RESIZE_MODES[0]}).items():
+        if getattr(args, name, default) != default:
+            raise InputError(f"with --images leave out --{name}: the detector is applied as it was evaluated")
     return names[0] if names else None
 
 

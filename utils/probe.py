@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from utils.calibration import CHUNK, Classifier
+from utils.calibration import CHUNK, Classifier, class_sizes
 from utils.errors import InputError
 
 INVERSE_REGULARISATION = 0.1  # scikit-learn's C
@@ -58,11 +58,9 @@ def fit_probe(
     Raises:
         InputError: a class without an image, no outlier, or features that are not finite.
     """
-    counts = torch.bincount(labels, minlength=num_classes)
+    counts = class_sizes(labels, num_classes)
     if len(outlier_features) == 0:
         raise InputError("the probe needs at least one outlier")
-    if not bool((counts > 0).all()):
-        raise InputError(f"the probe needs images of every class; class {int(counts.argmin())} has none")
     if not all(bool(torch.isfinite(part.sum())) for part in (features, outlier_features)):
         raise InputError("the probe cannot be fitted: some features are not finite")
     mean, deviation = (part.to(device) for part in _standard(features))

@@ -12,7 +12,7 @@ from typing import ClassVar, NamedTuple
 import torch
 import torch.nn.functional as F
 
-from utils.calibration import CHUNK, Calibration, Outputs
+from utils.calibration import CHUNK, Calibration, Outputs, class_sizes
 from utils.errors import InputError
 from utils.vmf import estimate_vmf, log_normalizer
 
@@ -41,6 +41,10 @@ class Training(NamedTuple):
         for rows, labels in zip(outputs, self.labels.split(CHUNK), strict=True):
             yield F.normalize(rows.features, dim=1), labels.to(rows.features.device)
 
+    def class_vmf(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Returns ``statistics``, if they are of these features: under FC, features are f * A."""
+        return self.statistics if self.calibration.attention is None else None
+
     def class_means(self) -> torch.Tensor:
         """Returns the mean u of every class, float64 (C, D).
 
@@ -50,12 +54,7 @@ class Training(NamedTuple):
         sums = torch.zeros_like(self.calibration.classifier.weight)
         for u, labels in self.unit_features():
             sums.index_add_(0, labels, u)
-        counts = torch.bincount(self.labels, minlength=len(sums)).to(sums.device)
-        if not bool((counts > 0).all()):
-            raise InputError(
-                f"scores need training images of every class; class {int(counts.argmin())} has none"
-            )
-        return sums / counts[:, None]
+        return sums / class_sizes(self.labels, len(sums)).to(sums.device)[:, None]
 
 
 class Score(ABC):
@@ -146,10 +145,10 @@ class VMF(Score, name="vmf"):
 
     @classmethod
     def fit(cls, training):
-        if training.statistics is not None and training.calibration.attention is None:
-            device = training.calibration.classifier.weight.device
-            return cls(*(part.to(device) for part in training.statistics))
-        return cls(*estimate_vmf(training.class_means()))
+        kept = training.class_vmf()
+        if kept is None:
+            return cls(*estimate_vmf(training.class_means()))
+        return cls(*(part.to(training.calibration.classifier.weight.device) for part in kept))
 
     def __call__(self, outputs):
         cosines = F.normalize(outputs.features, dim=1) @ self.mu.T
