@@ -72,8 +72,14 @@ def main(argv=None):
     names = flags.chosen_calibrations(args, held_out is not None)
     leaked = None
     if "fc" in names and args.calibration_split == "test":
-        counts = long_tail_counts(int(torch.bincount(test.labels).max()), len(class_counts), known["rho"])
-        leaked = test.select(long_tail_indices(test.labels, counts))
+        try:
+            counts = long_tail_counts(int(torch.bincount(test.labels).max()), len(class_counts), known["rho"])
+            leaked = test.select(long_tail_indices(test.labels, counts))
+        except InputError:
+            raise InputError(
+                "--calibration_split test is impossible for this run: the test split has too few images for "
+                f"its tail (rho {known['rho']})"
+            ) from None
         notes.append("feature calibration used labelled TEST images, a leak; for auditing only")
     outliers = benchmark.load_outliers(args.drp, args.num_ood_samples) if set(names) != {"none"} else None
     if compute.is_main:
