@@ -14,6 +14,7 @@ import torch
 from datasets.augment.views import imagenet_views
 from datasets.imagenet import EvalImages, FileTrainLoader, load_files, select
 from datasets.long_tail import hold_out
+from datasets.normalization import NORMALIZATIONS
 from datasets.workers import naming_files_of_dead_workers
 from models import FAMILIES, build_model
 from train import add_method_flags, resolve, run_folder, train
@@ -64,6 +65,7 @@ def main(argv=None):
     flags.check(args, compute, len(training.paths), None if outliers is None else len(outliers.paths))
     shared = {"image_size": args.image_size, "num_workers": args.num_workers, "device": compute.device}
     shared |= {"rank": compute.rank, "world_size": compute.world_size}
+    shared["normalization"] = NORMALIZATIONS[args.normalization]
     loader = FileTrainLoader(
         training,
         outliers,

@@ -19,7 +19,7 @@ from datasets.augment.stages import View
 from datasets.decoding import EncodedImage, decoded_crops, is_for_gpu, jpeg_decoder, resized_crops
 from datasets.file_reader import FileReader, StepFiles, StepReader
 from datasets.loader import Batch, one_ahead
-from datasets.normalization import IMAGENET_NORMALIZATION
+from datasets.normalization import Normalization
 from datasets.randomness import mixed_seed
 from datasets.workers import slots
 from utils.errors import first_line
@@ -34,6 +34,7 @@ class StepViews:
         views: of the training images, then of the outliers, in the order of the batch.
         rows: how many crops each of them is made of.
         image_size: S, the side of a view in pixels.
+        normalization: of the views.
 
     Attributes:
         shape: of the batch's images.
@@ -44,17 +45,16 @@ class StepViews:
         views: Sequence[View],
         rows: Sequence[int],
         image_size: int,
+        normalization: Normalization,
         *,
         seed: int,
         rank: int,
         device: torch.device,
     ) -> None:
-        self.views, self.image_size, self.seed, self.rank = views, image_size, seed, rank
+        self.views, self.image_size, self.normalization = views, image_size, normalization
+        self.seed, self.rank = seed, rank
         self.shape = (sum(rows), 3, image_size, image_size)
         self._crops = [torch.empty(n, *self.shape[1:], dtype=torch.uint8, device=device) for n in rows]
-        self._mean, self._std = (
-            torch.tensor(v, device=device).view(1, 3, 1, 1) for v in IMAGENET_NORMALIZATION
-        )
 
     def fill(self, images: Tensor, crops: Sequence[list[list[Tensor]]], epoch: int, step: int) -> None:
         """Fills ``images``, float32 of :attr:`shape`, from the crops, uint8 (3, S, S), of each file of each
@@ -64,11 +64,8 @@ class StepViews:
         start = 0
         for view, stacked, same_view in zip(self.views, self._crops, by_view, strict=True):
             torch.stack(same_view, out=stacked)
-            view(stacked, generator, out=images[start : start + len(stacked)], finish=self._normalize)
+            view(stacked, generator, out=images[start : start + len(stacked)], finish=self.normalization)
             start += len(stacked)
-
-    def _normalize(self, view: Tensor, out: Tensor) -> None:
-        torch.sub(view, self._mean, out=out).div_(self._std)
 
 
 class CpuDelivery:

@@ -90,7 +90,7 @@ def select(files: ImageFiles, indices: Tensor) -> ImageFiles:
 
 def balanced_sample(labels: Tensor, size: int, seed: int) -> Tensor:
     """``size`` indices (all, where there are fewer) as evenly spread over the classes as their sizes admit:
-    everybody's first image, then everybody's second, and so on, in a random order within each class."""
+    the first image of every class, then the second, and so on, in a random order within each class."""
     order = torch.randperm(
         len(labels), generator=torch.Generator().manual_seed(mixed_seed("calibration", seed))
     )
@@ -144,6 +144,7 @@ class FileTrainLoader:
         num_workers: int,
         seed: int,
         device: torch.device,
+        normalization: Normalization = IMAGENET_NORMALIZATION,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -172,7 +173,7 @@ class FileTrainLoader:
         delivery = CudaDelivery if device.type == "cuda" else CpuDelivery
         self._delivery = delivery(
             StepReader(readers, counts, seed, rank),
-            StepViews(chain, rows, image_size, seed=seed, rank=rank, device=device),
+            StepViews(chain, rows, image_size, normalization, seed=seed, rank=rank, device=device),
             files.labels,
             num_workers,
             device,
