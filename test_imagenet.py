@@ -33,7 +33,7 @@ from models import FAMILIES, build_model
 from utils import flags
 from utils.conclusion import Sets, conclude
 from utils.console import say, show_warnings_plainly
-from utils.distributed import autocast, finish, from_all, in_main, start
+from utils.distributed import autocast, finish, in_main, start, to_main
 from utils.errors import InputError, exit_cleanly
 from utils.evaluation import Features, extract_features, prepare_network
 from utils.predictions import predict_files
@@ -112,7 +112,7 @@ def main(argv=None):
         )
         mixed_precision = autocast(compute.device, args.precision)
         found = extract_features(network, batches, len(files.paths), compute, mixed_precision, title)
-        for lines in from_all(batches.replaced.report()):
+        for lines in to_main(batches.replaced.report()):
             notes.extend(f"{title}: {line}".replace(f"{files.root}/", "") for line in lines)
         return found
 
@@ -125,7 +125,7 @@ def main(argv=None):
         test=of_test,
         ood=of_ood,
         training=of_training,
-        attending=Features(*(part[sample] for part in of_training)),
+        attending=Features(*(part[sample] for part in of_training)) if compute.is_main else None,
         outliers=None if outliers is None else features("outliers", outliers),
         held_out=None if held_out is None else features("held-out images", held_out),
     )

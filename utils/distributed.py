@@ -51,8 +51,8 @@ def start(gpu):
             indices = (local_rank,) if indices == (0,) else indices[local_rank : local_rank + 1]
             if not indices:
                 raise InputError(
-                    f"--gpu {gpu} has none for process {local_rank} of torchrun: name one GPU per process, or "
-                    "leave out --gpu to use the first ones"
+                    f"--gpu {gpu} has none for process {local_rank} of torchrun: name one GPU per process, "
+                    "or leave out --gpu to use the first ones"
                 )
             _check_indices(indices)
             torch.cuda.set_device(indices[0])
@@ -171,8 +171,9 @@ class InPrecision(nn.Module):
 class InterleavedDataParallel(nn.DataParallel):
     """DataParallel whose k replicas all see the same mix of views and outliers.
 
-    Replica i takes images i, i + k, i + 2 k ...; where k does not divide the batch, up to a few images.
-    A batch is ordered by view: contiguous shares would give one replica, and its BatchNorm, outliers alone.
+    Replica i takes images i, i + k, i + 2 k ...; if k does not divide the batch, shares differ by a few
+    images. A batch is ordered by view: contiguous shares would give one replica, and its BatchNorm, outliers
+    alone.
     """
 
     def forward(self, images):
@@ -224,13 +225,13 @@ def from_main(value):
     return box[0]
 
 
-def from_all(value):
-    """Returns the plain values of all processes, by rank, in every process."""
+def to_main(value):
+    """Returns the plain values of all processes, by rank, in the main process; no values in the others."""
     if not in_process_group():
         return [value]
-    values = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return values
+    values = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
+    dist.gather_object(value, values)
+    return values or []
 
 
 def in_main(compute, function):

@@ -11,7 +11,7 @@ import torch
 from tqdm import tqdm
 
 from utils.console import say
-from utils.distributed import from_all, over_gpus
+from utils.distributed import over_gpus, to_main
 from utils.metrics import OOD_METRICS, accuracy_by_shot, ood_metrics
 from utils.run.weights import load_weights, network_weights, some
 
@@ -38,7 +38,9 @@ def prepare_network(model, checkpoint, compute, precision):
 
 @torch.inference_mode()
 def extract_features(network, batches, size, compute, mixed_precision, title=""):
-    """Returns the features of a whole set, every image once and in order.
+    """Returns the features of a whole set, every image once and in order, to the main process.
+
+    The others get None.
 
     Args:
         batches: (normalised images, labels) of this process's share: rows rank, rank + world_size, ...
@@ -63,7 +65,9 @@ def extract_features(network, batches, size, compute, mixed_precision, title="")
     # A small set may leave a process without an image.
     mine = Features(torch.cat(features), torch.cat(labels)) if features else None
     if compute.world_size > 1:
-        shares = {rank: share for rank, share in enumerate(from_all(mine)) if share is not None}
+        shares = {rank: share for rank, share in enumerate(to_main(mine)) if share is not None}
+        if not compute.is_main:
+            return None
         whole = Features(*(torch.empty(size, *part.shape[1:], dtype=part.dtype) for part in shares[0]))
         for rank, share in shares.items():
             for target, part in zip(whole, share, strict=True):
@@ -117,9 +121,9 @@ def evaluate(calibrations, test, ood_sets, class_counts):
     rows, means, accuracies, scores = [], [], [], {}
     labels = test.labels.numpy()
     for name, (calibration, fitted) in calibrations.items():
-        way = {"calibration": name, "fc": name == "fc"}
+        columns = {"calibration": name, "fc": name == "fc"}
         of_test = predict(calibration, fitted, test.features)
-        accuracies.append(way | accuracy_by_shot(of_test.predictions.numpy(), labels, class_counts))
+        accuracies.append(columns | accuracy_by_shot(of_test.predictions.numpy(), labels, class_counts))
         of_sets = {ood: predict(calibration, fitted, s.features).scores for ood, s in ood_sets.items()}
         scores[name] = {}
         for score, id_scores in of_test.scores.items():
@@ -128,9 +132,9 @@ def evaluate(calibrations, test, ood_sets, class_counts):
                 set_scores, is_ood = of_sets[ood][score], features.labels < 0
                 sides[ood] = torch.cat([id_scores, set_scores[~is_ood]]).numpy(), set_scores[is_ood].numpy()
                 sizes = dict(zip(("n_id", "n_ood"), map(len, sides[ood]), strict=True))
-                new_rows.append({"ood": ood} | way | {"score": score} | sizes | ood_metrics(*sides[ood]))
+                new_rows.append({"ood": ood} | columns | {"score": score} | sizes | ood_metrics(*sides[ood]))
             mean = {metric: float(np.mean([row[metric] for row in new_rows])) for metric in OOD_METRICS}
-            means.append(way | {"score": score} | mean)
+            means.append(columns | {"score": score} | mean)
             rows += new_rows
             scores[name][score] = sides
     return {"rows": rows, "mean": means, "accuracy": accuracies}, scores
