@@ -1,6 +1,7 @@
 """Batches from sets that fit in memory: data order, views, normalisation and delivery on the device.
 
-Order and randomness depend on (seed, epoch, step, rank) alone, so a run can resume at any step.
+Order and randomness depend on (seed, epoch, step, rank) and on whether the device is a GPU, for which one
+generator draws the views of 32 steps; so a run can resume at any step.
 """
 
 from collections.abc import Callable, Iterable, Iterator

@@ -1,5 +1,5 @@
-"""Order and randomness of training data: functions of (seed, epoch, step, rank) alone, so a run can resume at
-any step."""
+"""Order and randomness of training data, from generators whose seeds are made of (seed, epoch, step, rank):
+so a run can resume at any step."""
 
 import hashlib
 
@@ -12,7 +12,8 @@ def mixed_seed(*parts: object) -> int:
 
 
 def step_generator(seed: int, epoch: int, step: int, rank: int) -> torch.Generator:
-    """Returns the CPU generator that draws one step's augmentation."""
+    """Returns the CPU generator that draws the augmentation of a step, or of the steps made together with
+    it."""
     return torch.Generator().manual_seed(mixed_seed("views", seed, epoch, step, rank))
 
 

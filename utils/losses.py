@@ -25,8 +25,8 @@ def logit_adjusted_ce(logits, labels, log_prior, temperature=1.0):
 
 
 def outlier_exposure(logits):
-    """Cross-entropy to the uniform distribution, less its constant: mean of [logsumexp(z) - mean_c z_c] over
-    (M, C) logits (Hendrycks et al. 2019)."""
+    """Cross-entropy to the uniform distribution: mean of [logsumexp(z) - mean_c z_c] over (M, C) logits
+    (Hendrycks et al. 2019)."""
     return logits.log_softmax(dim=1).sum() / -logits.numel()
 
 
@@ -90,7 +90,7 @@ class PATTLoss(nn.Module):
         batch = len(labels)
         first_outlier = 3 * batch if self.isac else batch
         with torch.autocast(logits.device.type, enabled=False):
-            # In one split: of a slice each, autograd would fill a tensor of the whole size.
+            # One split: slicing three times, autograd would fill three full-size gradients.
             view1, _, outliers = _at_least_float32(logits).split(
                 [batch, first_outlier - batch, len(logits) - first_outlier]
             )

@@ -1,8 +1,9 @@
 """Directional statistics: modified Bessel functions of large order, and one von Mises-Fisher distribution per
 class.
 
-Every function works on whole tensors in float64. There is no loop over samples or classes, and no N x C x p
-tensor; orders below 15 take a recurrence of at most 15 steps.
+Everything works on whole tensors, in float64 except the products of embeddings and mean directions. There is
+no loop over samples or classes, and no N x C x p tensor; orders below 15 take a recurrence of at most 15
+steps.
 """
 
 import math
@@ -97,7 +98,7 @@ def _debye(order, a, table):
 
 def _log_iv_and_ratio(order, x, table):
     """(log I_order(x), I_{order+1}(x) / I_order(x)); orders below SMALLEST_ORDER by downward recurrence, DLMF
-    10.29.1. ``table`` is that of :func:`_debye_order`."""
+    10.29.1. ``table`` is ``_debye_table(_debye_order(order))``."""
     top = _debye_order(order)
     z = x / top
     log_i, ratio = _debye(top, 1 + z * z, table)
