@@ -172,7 +172,7 @@ def test_half_precision_outputs_are_computed_in_float32_under_autocast():
     expected = high(half[0].detach().float(), half[1].detach().float(), LABELS)
     for name, value in terms.items():
         assert value.dtype == torch.float32
-        assert float(value) == pytest.approx(float(expected[name]), rel=1e-6), name
+        assert value.item() == pytest.approx(float(expected[name]), rel=1e-6), name
     terms["loss"].backward()
     assert all(torch.isfinite(x.grad).all() for x in half)
 
