@@ -21,12 +21,12 @@ LOCAL_FLAGS = DATA_FLAGS | {"data_root_path", "srp", "save_root_path", "resume",
 
 
 def is_evaluated(folder: Path) -> bool:
-    """Tells whether a folder has the results of a finished run; those of an unfinished one do not count."""
-    file = folder / "results.json"
-    if not file.exists():
+    """Tells whether a folder has the results of a finished run; those that cannot be read do not count."""
+    try:
+        results = json.loads((folder / "results.json").read_text())
+        return results["epoch"] == results["epochs"]
+    except (OSError, ValueError, KeyError, TypeError):
         return False
-    results = json.loads(file.read_text())
-    return results["epoch"] == results["epochs"]
 
 
 def run_logged(line: list[str], log: Path, device: str, errors: int | None = subprocess.STDOUT) -> int:

@@ -214,18 +214,18 @@ def require_alike(rows: dict[str, list[dict]]) -> None:
             for setting in mine.keys() & theirs.keys():
                 if mine[setting] != theirs[setting]:
                     raise InputError(
-                        f"{row}: {first['name']} and {other['name']} were not evaluated alike: {setting} is "
-                        f"{mine[setting]} and {theirs[setting]}"
+                        f"{row}: {first['name']} and {other['name']} were not evaluated alike: {setting}: "
+                        f"{mine[setting]} against {theirs[setting]}"
                     )
 
 
 def evaluated_with(record: dict) -> dict:
     """Returns what an evaluation's numbers depend on, other than its run: settings and OOD sets."""
     results = record["results"]
-    settings = ["calibration_split", "tnorm", "ood_resize", "num_ood_samples", "num_cal"]
+    settings = ["calibration_split", "tnorm", "ood_resize", "num_ood_samples", "num_cal", "precision"]
     settings += [] if "auto" in results else ["fc_strength"]  # auto's is a result
     sets = ", ".join(sorted({line["ood"] for line in results["rows"]}))
-    return {name: results[name] for name in settings if name in results} | {"the OOD sets": sets}
+    return {name: results[name] for name in settings if name in results} | {"OOD sets": sets}
 
 
 def runs_table(folders: list[Path], selection: argparse.Namespace) -> Table:
@@ -320,7 +320,8 @@ def notes(
         images = sum(settings["class_counts"])
         tail = f"rho {settings['rho']}, " if "rho" in settings else ""
         finished, length = record["results"].get("epoch"), settings["epochs"]
-        epochs = f"{length} epochs" if finished in (None, length) else f"epoch {finished} of {length}"
+        finished = length if finished is None else finished
+        epochs = f"{length} epochs" if finished == length else f"epoch {finished} of {length}"
         size = f"{epochs}, {tail}{images:,} training images"
         protocols[f"{ds}, {settings['model']}, {size}"] = None
         own_sets = {
@@ -330,7 +331,7 @@ def notes(
         }
         sets |= own_sets
         if ds in PAPER_MODEL:
-            reduced |= (settings["model"], finished or length) != (PAPER_MODEL[ds], PAPER_EPOCHS)
+            reduced |= (settings["model"], finished) != (PAPER_MODEL[ds], PAPER_EPOCHS)
             if ds == "imagenet":
                 stand_in |= images != IMAGENET_LT_IMAGES
             else:

@@ -115,6 +115,8 @@ def test_the_precision_is_that_of_the_run_not_of_the_machine_that_resumes_it(dig
     assert run(train.main, *flags, "--precision", "auto") == 2
     assert "--precision is fp32, but the run to resume has 'bf16'" in capsys.readouterr().err
     assert run(train.main, *flags) == 0
+    save_checkpoint(state | {"args": state["args"] | {"precision": "auto"}}, tmp_path / "run")
+    assert run(train.main, *flags) == 0  # a run from before it was recorded
 
 
 def test_resume_goes_on_from_the_previous_checkpoint_where_the_latest_is_missing(unbroken, tmp_path):

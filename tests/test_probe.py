@@ -68,15 +68,16 @@ def test_a_class_counts_once_however_many_images_it_has_and_outliers_half_of_all
         assert given.tolist() == pytest.approx([1, 1, 1, 1, C], abs=1e-5)
 
 
-@pytest.mark.parametrize("value", [1e-30, 1e-4])
-def test_a_unit_that_was_active_on_one_training_image_does_not_decide(value):
+@pytest.mark.parametrize("value, scale", [(1e-30, 1), (1e-4, 1), (1e-4, 1000)])
+def test_a_unit_that_was_active_on_one_training_image_does_not_decide(value, scale):
     features, labels, outliers = problem(0)
+    features, outliers = (torch.cat([x[:, :6], x[:, 7:]], dim=1) for x in (features, outliers))
     silent, unit = (torch.zeros(n, 1) for n in (len(outliers), len(labels)))
     unit[labels == 3] = torch.tensor([value, 0, 0])[:, None]
     with_unit = torch.cat([features, unit], dim=1)
-    fit = fit_probe(with_unit, labels, torch.cat([outliers, silent], dim=1), C, CPU)
+    fit = fit_probe(scale * with_unit, labels, scale * torch.cat([outliers, silent], dim=1), C, CPU)
     alone = fit_probe(features, labels, outliers, C, CPU)
-    active = fit.probe.logits(torch.cat([features, torch.ones(len(features), 1)], dim=1))
+    active = fit.probe.logits(scale * torch.cat([features, torch.ones(len(features), 1)], dim=1))
     ours, expected = (logits.log_softmax(dim=1) for logits in (active, alone.probe.logits(features)))
     np.testing.assert_allclose(ours, expected, atol=1e-2)
 

@@ -82,7 +82,6 @@ def test_the_results_of_an_unfinished_run_are_made_again(tmp_path, monkeypatch):
 def test_one_run_that_cannot_be_collected_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(reproduce.TABLES, "digits", ("ce", "oe"))
     monkeypatch.setattr(runs.subprocess, "run", lambda *a, **k: subprocess.CompletedProcess(a, 0))
-    monkeypatch.setattr(reproduce, "is_evaluated", lambda folder: (folder / "commands.json").exists())
     flags = ["digits", "--seeds", "0", "--srp", str(tmp_path / "runs"), "--results", str(tmp_path / "new")]
     (tmp_path / "runs" / "digits_default" / "ce" / "seed0").mkdir(parents=True)
     (tmp_path / "runs" / "digits_default" / "ce" / "seed0" / "results.json").write_text("{")

@@ -160,9 +160,9 @@ def test_an_unknown_table_is_refused(tmp_path):
 @pytest.mark.parametrize(
     "setting, values, words",
     [
-        ("ood_resize", ("squash", "crop"), "ood_resize is squash and crop"),
-        ("fc_strength", (1.0, 0.5), "fc_strength is 1.0 and 0.5"),
-        ("rows", ([{"ood": "far"}], [{"ood": "far"}, {"ood": "near"}]), "the OOD sets is far and far, near"),
+        ("ood_resize", ("squash", "crop"), "ood_resize: squash against crop"),
+        ("fc_strength", (1.0, 0.5), "fc_strength: 1.0 against 0.5"),
+        ("rows", ([{"ood": "far"}], [{"ood": "far"}, {"ood": "near"}]), "OOD sets: far against far, near"),
     ],
 )
 def test_seeds_that_were_evaluated_differently_have_no_mean(setting, values, words, tmp_path):

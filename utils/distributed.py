@@ -52,7 +52,7 @@ def start(gpu):
             if not indices:
                 raise InputError(
                     f"--gpu {gpu} has none for process {local_rank} of torchrun: name one GPU per process, "
-                    "or leave out --gpu to use the first ones"
+                    "or give --gpu 0 to use the first ones"
                 )
             _check_indices(indices)
             torch.cuda.set_device(indices[0])

@@ -38,9 +38,8 @@ def prepare_network(model, checkpoint, compute, precision):
 
 @torch.inference_mode()
 def extract_features(network, batches, size, compute, mixed_precision, title=""):
-    """Returns the features of a whole set, every image once and in order, to the main process.
-
-    The others get None.
+    """Returns, in the main process, the features of a whole set, every image once and in order; None in the
+    others.
 
     Args:
         batches: (normalised images, labels) of this process's share: rows rank, rank + world_size, ...

@@ -281,8 +281,9 @@ def one_calibration(args):
     names = args.calibration or []
     if args.FC is not None or len(names) > 1:
         raise InputError("with --images give one --calibration, without --FC; default: the detector's")
-    unset = {"fc_strength": 1, "tnorm": False, "precision": "auto", "normalization": None}
-    for name, default in (unset | {"ood_resize": RESIZE_MODES[0]}).items():
+    defaults = {"fc_strength": 1, "tnorm": False, "precision": "auto", "normalization": None}
+    defaults["ood_resize"] = RESIZE_MODES[0]
+    for name, default in defaults.items():
         if getattr(args, name, default) != default:
             raise InputError(f"with --images leave out --{name}: the detector is applied as it was evaluated")
     return names[0] if names else None

@@ -16,7 +16,7 @@ from utils.errors import InputError
 INVERSE_REGULARISATION = 0.1  # scikit-learn's C
 TOLERANCE = 1e-6  # converged: no entry of the gradient of the mean loss is larger
 FINEST = 1e-7  # where the fit stops, unless rounding stops it earlier
-CONSTANT = 1e-6  # a feature counts as constant below this share of the mean variance
+CONSTANT = 1e-6  # a feature hardly varies if its variance is below this share of the mean variance
 MAX_ITERATIONS = 2000
 HISTORY, HISTORY_BYTES = 100, 2**30  # of L-BFGS: steps remembered, at most this much memory
 
@@ -119,14 +119,16 @@ def fit_probe(
 def _standard(features):
     """Returns mean and deviation (D,) float64 over the rows.
 
-    The deviation of a feature that hardly varies is 1: divided by its own, a unit that is silent on all
-    training images but one would get so large a weight that it alone decides wherever it is active.
+    A feature that hardly varies has the root mean variance instead of its own deviation: divided by that, a
+    unit that was barely active in training would decide alone wherever it is active.
     """
     mean = sum(rows.double().sum(dim=0) for rows in features.split(CHUNK)) / len(features)
     variance = sum((rows.double() - mean).square().sum(dim=0) for rows in features.split(CHUNK)) / len(
         features
     )
-    return mean, torch.where(variance > CONSTANT * variance.mean(), variance, 1).sqrt()
+    usual = variance.mean()
+    variance = torch.where(variance > CONSTANT * usual, variance, usual)
+    return mean, torch.where(variance > 0, variance, 1).sqrt()
 
 
 def _outlier_class(features, label, total_weight):

@@ -318,8 +318,11 @@ def find_checkpoint(folder: Path, resume: str | None, settings: dict) -> dict | 
         raise InputError(
             f"{source} is not a checkpoint of train.py or train_imagenet.py and cannot be resumed"
         )
+    known = state["args"]
+    if known.get("precision") == "auto":  # an older run, which did not record what that was on its device
+        known = known | {"precision": settings["precision"]}
     for name, value in settings.items():
-        stored = state["args"].get(name, value)
+        stored = known.get(name, value)
         if name in FREE_FLAGS or not differs(stored, value):
             continue
         if name == "epochs":
