@@ -203,20 +203,16 @@ def comparable(
 
 
 def require_alike(rows: dict[str, list[dict]]) -> None:
-    """Checks that the seeds of each row were evaluated alike, so that their mean means something.
-
-    Raises:
-        InputError: two were not.
-    """
+    """Raises InputError if two seeds of a row, which are averaged, were evaluated differently."""
     for row, (first, *others) in rows.items():
+        mine = evaluated_with(first)
         for other in others:
-            mine, theirs = evaluated_with(first), evaluated_with(other)
-            for setting in mine.keys() & theirs.keys():
-                if mine[setting] != theirs[setting]:
-                    raise InputError(
-                        f"{row}: {first['name']} and {other['name']} were not evaluated alike: {setting}: "
-                        f"{mine[setting]} against {theirs[setting]}"
-                    )
+            theirs = evaluated_with(other)
+            for setting in (s for s in mine if mine[s] != theirs.get(s, mine[s])):
+                raise InputError(
+                    f"{row}: {first['name']} and {other['name']} were not evaluated alike: {setting}: "
+                    f"{mine[setting]} against {theirs[setting]}"
+                )
 
 
 def evaluated_with(record: dict) -> dict:
