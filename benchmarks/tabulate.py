@@ -14,6 +14,7 @@ from utils.errors import InputError
 from utils.metrics import ACCURACY_COLUMNS, OOD_COLUMNS
 
 PAPER_EPOCHS = 100
+PAPER_RHO = 0.01
 PAPER_MODEL = {"cifar10": "ResNet18", "cifar100": "ResNet18", "imagenet": "ResNet50"}
 PAPER_OUTLIERS = 300_000
 IMAGENET_LT_IMAGES = 115_846
@@ -328,6 +329,7 @@ def notes(
         sets |= own_sets
         if ds in PAPER_MODEL:
             reduced |= (settings["model"], finished) != (PAPER_MODEL[ds], PAPER_EPOCHS)
+            reduced |= settings.get("rho", PAPER_RHO) != PAPER_RHO or settings.get("val_fraction", 0) > 0
             if ds == "imagenet":
                 stand_in |= images != IMAGENET_LT_IMAGES
             else:

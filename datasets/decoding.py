@@ -25,7 +25,7 @@ from utils.errors import first_line
 # Said at every call of torchvision's decoder, which is used for as long as it is there.
 warnings.filterwarnings("ignore", message="The image decoding and encoding capabilities of TorchVision")
 
-FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP")
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "WEBP")  # Pillow has some that start other programs
 MAX_FILE_BYTES = 2**28
 MAX_PIXELS = 2**26  # 200 MB decoded; the largest photographs of ImageNet have a third of that
 MAX_ASPECT = 100  # scaling a longer strip to a given height could take any amount of memory

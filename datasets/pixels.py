@@ -43,8 +43,8 @@ def upright_rgb(picture: Image.Image) -> Image.Image:
             say which value is white.
         Exception: whatever Pillow's decoders raise for a damaged file.
     """
+    turn = _TO_UPRIGHT.get(exif_orientation(picture))  # as read from the header, which sizes and boxes follow
     picture.load()
-    turn = _TO_UPRIGHT.get(exif_orientation(picture))
     if picture.mode == "F":
         raise ValueError(
             "its pixels are floating-point numbers, which have no known white; store 8 or 16 bits"

@@ -12,7 +12,8 @@ from torchvision.transforms import functional
 from tqdm import tqdm
 
 from datasets import ImageSet
-from datasets.files.checks import require_file, shown
+from datasets.decoding import FORMATS, open_image
+from datasets.files.checks import shown
 from datasets.image_list import find_missing, read_image_list
 from datasets.pixels import upright_rgb, why_unreadable
 from utils.errors import InputError
@@ -24,8 +25,6 @@ DEFAULT_SETS = {
 SIZE = 32
 RESIZE_MODES = ("squash", "crop")
 MAX_IMAGES = 1_000_000  # a set is held in memory, 3 kB per image
-MAX_PIXELS = 25_000_000  # of one image, as stored and as resized; a few kB can unpack to gigabytes
-_FORMATS = ("PNG", "JPEG", "BMP", "PPM", "WEBP")  # Pillow also has formats that start other programs
 
 
 def list_path(benchmark: str, name: str, root: Path) -> Path:
@@ -99,21 +98,11 @@ def read_image(path: Path, resize: str = "squash", size: int = SIZE) -> np.ndarr
     Raises:
         InputError: the file is missing, unreadable or too large, or its pixels have no known white.
     """
-    if not require_file(path, "the image"):
-        raise InputError(f"the image {path} cannot be read: it is empty")
     try:
-        with Image.open(path, formats=_FORMATS) as image:
-            short, long = sorted(image.size)  # known from the header, before anything is decoded
-            if max(short * long, size * size * long // short) > MAX_PIXELS:
-                raise InputError(
-                    f"the image {path} is refused for its size of {image.width} x {image.height} pixels"
-                )
-            image = upright_rgb(image)
-    except InputError:
-        raise
+        picture = upright_rgb(open_image(path).picture)
     except Exception as error:  # Pillow's decoders raise many kinds for a damaged file
-        raise InputError(f"the image {path} cannot be read: {why_unreadable(error, _FORMATS)}") from error
-    return np.asarray(to_size(image, size, resize))
+        raise InputError(f"the image {path} cannot be read: {why_unreadable(error, FORMATS)}") from error
+    return np.asarray(to_size(picture, size, resize))
 
 
 def to_size(image: Image.Image, size: int, resize: str) -> Image.Image:

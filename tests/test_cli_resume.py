@@ -70,6 +70,15 @@ def test_sigterm_stops_after_the_step_and_resume_goes_on_there(
     assert_same(final(tmp_path), final(unbroken))
 
 
+def test_resuming_a_finished_run_repairs_a_log_that_a_full_disk_cut_short(unbroken, tmp_path):
+    shutil.copytree(unbroken, tmp_path / "run")
+    log = tmp_path / "run" / "log.jsonl"
+    whole = log.read_text()
+    log.write_text("".join(whole.splitlines(keepends=True)[:-1]))
+    assert run(train.main, "--srp", tmp_path / "run", "--resume") == 0
+    assert log.read_text() == whole and len(whole.splitlines()) == 3
+
+
 def test_resume_of_a_folder_without_a_run_starts_one(tmp_path, capsys):
     assert run(train.main, *DIGITS, "--resume", "--srp", tmp_path / "new") == 0
     assert "starting from the beginning" in capsys.readouterr().out

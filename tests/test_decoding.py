@@ -123,6 +123,20 @@ def test_odd_files_show_the_same_picture(tmp_path):
     assert abs(upright(tmp_path / "palette.png") - expected).mean() < 12
 
 
+def test_an_orientation_after_the_pixels_of_a_png_changes_nothing(tmp_path):
+    """The header does not have it, so crops are drawn for the picture as it is stored."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photograph(0, 40, 56).save(tmp_path / "x.png", exif=exif)
+    raw = (tmp_path / "x.png").read_bytes()
+    start = raw.index(b"eXIf") - 4
+    end = start + 12 + int.from_bytes(raw[start : start + 4], "big")
+    (tmp_path / "x.png").write_bytes(raw[:start] + raw[end:-12] + raw[start:end] + raw[-12:])
+    encoded = open_image(tmp_path / "x.png")
+    decoded = decode_image(encoded)
+    assert (encoded.height, encoded.width) == tuple(decoded.shape[1:]) == (40, 56)
+
+
 def test_16_bit_grey_keeps_its_high_byte(tmp_path):
     values = np.arange(40 * 50, dtype=np.uint16).reshape(40, 50) * 32
     Image.fromarray(values).save(tmp_path / "a.png")

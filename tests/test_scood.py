@@ -1,11 +1,9 @@
 import os
-import struct
-import zlib
 
 import numpy as np
 import pytest
 import torch
-from image_files import locked_file
+from image_files import locked_file, png_header
 from PIL import Image
 from torchvision import transforms
 
@@ -149,9 +147,9 @@ def test_missing_images_are_counted(tmp_path):
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
-        ("empty", "it is empty"),
+        ("empty", "it has 0 bytes"),
         ("truncated", "truncated"),
-        ("text", "it is no image of the formats PNG, JPEG, BMP, PPM, WEBP$"),
+        ("text", "it is no image of the formats JPEG, PNG, BMP, GIF, PPM, WEBP$"),
         ("postscript", "it is no image of the formats"),
     ],
 )
@@ -175,24 +173,11 @@ def test_images_that_may_not_be_read(tmp_path):
         read_image(path)
 
 
-def png(width, height):
-    def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(b""))
-        + chunk(b"IEND", b"")
-    )
-
-
-@pytest.mark.parametrize("size", [(6_000, 6_000), (60_000, 60_000), (1, 1_000_000)])
+@pytest.mark.parametrize("size", [(9_000, 9_000), (60_000, 60_000), (1, 1_000_000)])
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_images_that_unpack_or_resize_to_gigabytes_are_refused(tmp_path, size):
-    (tmp_path / "x.png").write_bytes(png(*size))
-    with pytest.raises(InputError, match="x.png.*(refused|bomb)"):
+    (tmp_path / "x.png").write_bytes(png_header(*size))
+    with pytest.raises(InputError, match="x.png cannot be read: .*(too long a strip|bomb)"):
         read_image(tmp_path / "x.png")
 
 

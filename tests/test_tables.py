@@ -134,14 +134,26 @@ def test_a_marker_chooses_rows_and_columns(tmp_path):
         table.regenerate(marker.replace("AUROC", "AUROX") + "<!-- end -->\n", tmp_path)
 
 
-def test_reduced_and_stand_in_rows_are_labelled(tmp_path, capsys):
-    write_record(tmp_path, "patt", 0, 0.9, group="cifar10_ResNet20_e4")
-    file = tmp_path / "cifar10_ResNet20_e4" / "patt-seed0.json"
+@pytest.mark.parametrize(
+    ("changed", "reduced"),
+    [
+        ({}, False),
+        ({"model": "ResNet20"}, True),
+        ({"epochs": 4}, True),
+        ({"rho": 0.1}, True),
+        ({"val_fraction": 0.1}, True),
+    ],
+)
+def test_reduced_and_stand_in_rows_are_labelled(changed, reduced, tmp_path, capsys):
+    write_record(tmp_path, "patt", 0, 0.9, group="cifar10_of_some_kind")
+    file = tmp_path / "cifar10_of_some_kind" / "patt-seed0.json"
     record = json.loads(file.read_text())
-    record["args"] |= {"ds": "cifar10", "model": "ResNet20", "epochs": 4}
+    paper = {"ds": "cifar10", "model": "ResNet18", "epochs": 100, "rho": 0.01}
+    record["args"] |= paper | changed
+    record["results"]["epoch"] = record["args"]["epochs"]
     file.write_text(json.dumps(record))
-    note = show(capsys, tmp_path, "ablation", "cifar10_ResNet20_e4")[2]
-    assert "Reduced protocol" in note and "Stand-in" in note
+    note = show(capsys, tmp_path, "ablation", "cifar10_of_some_kind")[2]
+    assert ("Reduced protocol" in note) == reduced and "Stand-in" in note
 
 
 def test_latex_escapes_and_keeps_the_numbers():

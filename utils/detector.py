@@ -24,6 +24,7 @@ from datasets.preprocessing import PHOTOGRAPH, Preprocessing
 from datasets.scood import RESIZE_MODES
 from models import build_model
 from utils.calibration import Calibration
+from utils.console import say
 from utils.distributed import Compute, autocast
 from utils.errors import InputError, first_line
 from utils.evaluation import Features, extract_features, predict
@@ -251,7 +252,7 @@ def write_detector(
         save_whole(_shared(_on("cpu", state)), path)
     except OSError as error:
         raise InputError(str(error)) from None
-    print(f"written: {path} ({path.stat().st_size / 1e6:.0f} MB), for --images and utils.detector")
+    say(f"written: {path} ({path.stat().st_size / 1e6:.0f} MB), for --images and utils.detector")
 
 
 def keeping_threshold(scores: Tensor, share: float = KEPT) -> float:

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from utils.console import say
 from utils.errors import InputError, first_line
 
 
@@ -43,7 +44,7 @@ def start(gpu):
     under_torchrun = _is_under_torchrun()
     if wants_cuda and not torch.cuda.is_available():
         if int(os.environ.get("RANK", 0)) == 0:
-            print(f"no CUDA device here: --gpu {gpu} runs on the CPU", flush=True)
+            say(f"no CUDA device here: --gpu {gpu} runs on the CPU")
         wants_cuda = False
     if under_torchrun:
         local_rank = int(os.environ["LOCAL_RANK"])

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import sys
+import traceback
 from collections.abc import Callable
 
 
@@ -19,6 +20,7 @@ def exit_cleanly(main: Callable[[], None]) -> None:
     """Runs a script's main, without a traceback for errors the user can fix or for Ctrl-C.
 
     An :class:`InputError` becomes ``error: ...`` on stderr and exit status 2, Ctrl-C one line and status 130.
+    Anything else keeps its traceback, with status 1.
     """
     sys.stdout.reconfigure(errors="backslashreplace")  # not every terminal can show every folder name
     try:
@@ -31,6 +33,10 @@ def exit_cleanly(main: Callable[[], None]) -> None:
         with contextlib.suppress(OSError):
             print("\ninterrupted", file=sys.stderr)
         sys.exit(130)
+    except Exception:  # left to the interpreter, its traceback would keep the loader's workers waited for
+        with contextlib.suppress(OSError):
+            traceback.print_exc()
+        sys.exit(1)
     finally:
         try:
             sys.stdout.flush()

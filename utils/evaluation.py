@@ -31,7 +31,7 @@ def prepare_network(model, checkpoint, compute, precision):
     """
     extra = load_weights(model, network_weights(checkpoint))
     if extra and compute.is_main:
-        print(f"the checkpoint's keys that the network does not have were left out: {some(extra)}")
+        say(f"the checkpoint's keys that the network does not have were left out: {some(extra)}")
     model.to(compute.device, memory_format=torch.channels_last)
     return over_gpus(model.eval(), compute, precision)
 

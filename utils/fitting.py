@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from utils.calibration import CALIBRATIONS, build_calibration, fit_attention
+from utils.console import say
 from utils.errors import InputError
 from utils.evaluation import predict
 from utils.metrics import class_accuracies, class_tally, ood_metrics
@@ -88,7 +89,7 @@ def fit_calibrations(
             classifier, training, attending, outlier_features, class_counts, held_out, score, statistics
         )
         chosen = max(trials, key=quality)
-        print(describe_trials(trials, chosen, len(held_out.labels), score), flush=True)
+        say(describe_trials(trials, chosen, len(held_out.labels), score))
         names, strength = ["none", chosen["calibration"]], chosen["fc_strength"]
         facts["auto"] = {"chosen": chosen, "trials": trials, "score": score}
     if "fc" in names:
@@ -99,7 +100,7 @@ def fit_calibrations(
         probe = fit.probe
         facts["probe"] = {"iterations": fit.iterations, "gradient": fit.gradient, "converged": fit.converged}
         if fit.converged:
-            print(f"the probe converged {fit.ended()}", flush=True)
+            say(f"the probe converged {fit.ended()}")
     calibrations = {}
     for name in (n for n in CALIBRATIONS if n in names):
         calibration = build_calibration(name, classifier, attention, probe, strength)

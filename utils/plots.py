@@ -102,8 +102,8 @@ def _truth_and_scores(id_scores, ood_scores):
 
 
 def plot_score_histograms(curves: Curves, path: str | Path, title: str = "") -> None:
-    """Plots score histograms of the ID test set and of all OOD sets together, one panel per scoring method,
-    with the threshold that catches 95 % of the OOD images.
+    """Plots score histograms of the first set's ID images and of all sets' OOD images, one panel per scoring
+    method, with the threshold that catches 95 % of the OOD images.
 
     Args:
         curves: panel title -> OOD set name -> (id_scores, ood_scores).
@@ -114,7 +114,7 @@ def plot_score_histograms(curves: Curves, path: str | Path, title: str = "") -> 
             id_scores = next(iter(sets.values()))[0]
             ood_scores = np.concatenate([ood for _, ood in sets.values()])
             bins = np.linspace(*np.percentile(np.concatenate([id_scores, ood_scores]), (0.2, 99.8)), 60)
-            ax.hist(id_scores, bins, density=True, alpha=0.45, color=SHADES[0], label="ID test")
+            ax.hist(id_scores, bins, density=True, alpha=0.45, color=SHADES[0], label="ID")
             outline = {"histtype": "step", "linewidth": 1.6, "color": SHADES[1], "label": "OOD"}
             ax.hist(ood_scores, bins, density=True, **outline)
             threshold = np.quantile(ood_scores, 0.05)

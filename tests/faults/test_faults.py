@@ -176,6 +176,15 @@ def test_a_log_on_a_full_disk_does_not_stop_training(driver, unbroken, tmp_path)
     assert_same_run(tmp_path, unbroken[0])
 
 
+def test_an_evaluation_on_a_terminal_that_is_gone_writes_its_results(unbroken, tmp_path):
+    command = [sys.executable, "test.py", "--gpu", "cpu", "--num_ood_samples", "50"]
+    command += ["--ckpt_path", str(unbroken[0]), "--srp", str(tmp_path)]
+    with open("/dev/full", "w") as gone:
+        ended = subprocess.run(command, cwd=ROOT, stdout=gone, stderr=subprocess.PIPE, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert (tmp_path / "results.json").exists() and (tmp_path / "detector.pth").exists()
+
+
 def test_a_lock_holds_on_a_full_disk(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")

@@ -208,7 +208,7 @@ class Run:
         )
 
     def finished(self) -> bool:
-        """Waits for the last checkpoint, draws the history, says where the run is; False if it was stopped.
+        """Writes and draws the history, says where the run is; False if it was stopped.
 
         Raises:
             InputError: the trained network could not be saved.
@@ -217,7 +217,8 @@ class Run:
         return self.epoch == self.num_epochs
 
     def _finish(self):
-        self.writer.close()
+        if self.history:  # again: an earlier write may have failed
+            self.write_log()
         self._draw("training", plot_history, self.history)
         say(f"run directory: {self.out.folder}")
         saved = not self.attempt.failing("the checkpoint")
@@ -262,8 +263,6 @@ def open_run(
                 say(f"this run is already finished: {run.num_epochs} of {run.num_epochs} epochs")
             if state is not None and not resumes_in_place(folder, resume):
                 run.save()
-                if compute.is_main:
-                    run.write_log()
             yield run
         finally:
             if run.writer is not None:
