@@ -25,6 +25,7 @@ from models import FAMILIES, build_model
 from utils import flags
 from utils.conclusion import Sets, conclude
 from utils.console import say, show_warnings_plainly
+from utils.detector import Deployment
 from utils.distributed import autocast, finish, in_main, start
 from utils.errors import InputError, exit_cleanly
 from utils.evaluation import extract_features, prepare_network
@@ -115,18 +116,17 @@ def main(argv=None):
         about = {"dataset": known["ds"], "network": known["model"], "checkpoint": str(args.ckpt_path)}
         about |= {"rho": known["rho"], "normalization": known["normalization"]}
         about |= {"ood_resize": args.ood_resize, "num_ood_samples": args.num_ood_samples, "notes": notes}
-        about |= {"calibration_split": args.calibration_split, "class_counts": class_counts}
-        detector = {"name": known["model"], "family": "cifar"}
-        detector["preprocessing"] = Preprocessing(test.images.shape[-1], args.ood_resize, normalization)
-        detector["class_names"] = benchmark.class_names(args.drp)
+        preprocessing = Preprocessing(test.images.shape[-1], args.ood_resize, normalization)
         statistics = trained_statistics(checkpoint, len(class_counts), of_training.features.shape[1])
         conclude(
             model,
+            Deployment(known["model"], "cifar", preprocessing, benchmark.class_names(args.drp)),
             names,
             sets,
+            class_counts,
             about | progress_of(checkpoint),
-            detector,
             out,
+            calibration_split=args.calibration_split,
             score=args.score or SCORE_NAMES[0],
             strength=args.fc_strength,
             tnorm=args.tnorm,
@@ -178,9 +178,6 @@ def identify(checkpoint, given):
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=flags.HelpFormatter)
     parser.add_argument(
-        "--ckpt_path", type=flags.path, required=True, help="a run directory or a checkpoint file"
-    )
-    parser.add_argument(
         "--dataset",
         "--ds",
         dest="ds",
@@ -191,12 +188,6 @@ def parse_args(argv=None):
     parser.add_argument("--model", "--md", choices=tuple(FAMILIES["cifar"]), help="default: the checkpoint's")
     parser.add_argument(
         "--imbalance_ratio", "--rho", dest="rho", type=flags.imbalance_ratio, help="default: the checkpoint's"
-    )
-    parser.add_argument(
-        "--normalization",
-        choices=tuple(NORMALIZATIONS),
-        help="the mean and std used to normalise images, as in training (PASCL's networks: none); "
-        "default: the checkpoint's, else the data set's",
     )
     parser.add_argument(
         "--data_root_path",

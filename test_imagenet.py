@@ -33,6 +33,7 @@ from models import FAMILIES, build_model
 from utils import flags
 from utils.conclusion import Sets, conclude
 from utils.console import say, show_warnings_plainly
+from utils.detector import Deployment
 from utils.distributed import autocast, finish, in_main, start, to_main
 from utils.errors import InputError, exit_cleanly
 from utils.evaluation import Features, extract_features, prepare_network
@@ -132,17 +133,17 @@ def main(argv=None):
     if compute.is_main:
         about = {"dataset": "imagenet", "network": known["model"], "checkpoint": str(args.ckpt_path)}
         about |= {"normalization": known["normalization"], "num_cal": args.num_cal}
-        about["calibration_seed"] = args.seed
-        about |= {"calibration_split": "train", "class_counts": class_counts, "notes": notes}
-        detector = {"name": known["model"], "family": "imagenet", "class_names": class_names}
-        detector["preprocessing"] = Preprocessing(known["image_size"], PHOTOGRAPH, normalization)
+        about |= {"calibration_seed": args.seed, "notes": notes}
+        preprocessing = Preprocessing(known["image_size"], PHOTOGRAPH, normalization)
         conclude(
             model,
+            Deployment(known["model"], "imagenet", preprocessing, class_names),
             names,
             sets,
+            class_counts,
             about | progress_of(checkpoint),
-            detector,
             out,
+            calibration_split="train",
             score=args.score or SCORE_NAMES[0],
             strength=args.fc_strength,
             tnorm=args.tnorm,
@@ -183,21 +184,12 @@ def identify(checkpoint, given):
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=flags.HelpFormatter)
-    parser.add_argument(
-        "--ckpt_path", type=flags.path, required=True, help="a run directory or a checkpoint file"
-    )
     parser.add_argument("--dataset", "--ds", dest="ds", choices=("imagenet",), help="the data set")
     parser.add_argument(
         "--model", "--md", choices=tuple(FAMILIES["imagenet"]), help="default: the checkpoint's"
     )
     flags.add_image_lists(parser)
     parser.add_argument("--image_size", type=flags.image_size, help="default: the checkpoint's")
-    parser.add_argument(
-        "--normalization",
-        choices=tuple(NORMALIZATIONS),
-        help="the mean and std used to normalise images, as in training; default: the checkpoint's, "
-        "else imagenet",
-    )
     parser.add_argument(
         "--num_cal",
         type=flags.positive_int,

@@ -30,7 +30,7 @@ from datasets.registry import BENCHMARKS
 from models import build_model
 from utils import conclusion
 from utils.calibration import Classifier
-from utils.detector import Detection, Detector, keeping_threshold, write_detector
+from utils.detector import Deployment, Detection, Detector, keeping_threshold, write_detector
 from utils.errors import InputError
 from utils.evaluation import Features
 from utils.fitting import fit_calibrations
@@ -243,19 +243,13 @@ def fitted():
     return network, calibrations, training
 
 
-def write(folder, fitted, **settings):
+def write(folder, fitted, class_names=None, **settings):
     network, calibrations, training = fitted
-    settings = {"calibrations": calibrations, "auto": None, "class_names": None} | settings
+    settings = {"calibrations": calibrations, "auto": None} | settings
     preprocessing = Preprocessing(16, "squash", NORMALIZATIONS["digits"])
-    network_settings = {"name": "ResNet20", "family": "cifar", "precision": "fp32"}
+    deployment = Deployment("ResNet20", "cifar", preprocessing, class_names)
     write_detector(
-        folder,
-        network,
-        held_out=training,
-        training=training,
-        preprocessing=preprocessing,
-        **network_settings,
-        **settings,
+        folder, network, deployment, held_out=training, training=training, precision="fp32", **settings
     )
     return folder / "detector.pth"
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from utils.calibration import Classifier
 from utils.console import say
-from utils.detector import write_detector
+from utils.detector import Deployment, write_detector
 from utils.distributed import resolved_precision
 from utils.environment import environment
 from utils.evaluation import Features, evaluate
@@ -34,12 +34,14 @@ class Sets(NamedTuple):
 
 def conclude(
     model: nn.Module,
+    deployment: Deployment,
     names: list[str],
     sets: Sets,
+    class_counts: list[int],
     about: dict[str, Any],
-    detector: dict[str, Any],
     out: Path,
     *,
+    calibration_split: str,
     score: str,
     strength: float,
     tnorm: bool,
@@ -52,9 +54,9 @@ def conclude(
 
     Args:
         model: the network. names: of the calibrations, see :func:`utils.fitting.fit_calibrations`.
-        about: what results.json says about the evaluation, see :func:`utils.report.report`; its
-            ``calibration_split`` "test" means that no detector is written.
-        detector: name, family, preprocessing and class_names, see :func:`utils.detector.write_detector`.
+        class_counts: (C,) training-set sizes.
+        about: what results.json says beside the results, see :func:`utils.report.report`.
+        calibration_split: of the images for feature calibration. After "test" no detector is written.
         score: the one that tables and plots show. strength: of FC. tnorm: see
             :meth:`utils.calibration.Classifier.of`. figures: format of the plots.
         statistics: see :func:`utils.fitting.trained_statistics`.
@@ -67,17 +69,18 @@ def conclude(
         Classifier.of(model, tnorm),
         sets.training,
         None if sets.outliers is None else sets.outliers.features,
-        about["class_counts"],
+        class_counts,
         strength=strength,
         attending=sets.attending,
         statistics=statistics,
         held_out=sets.held_out,
         score=score,
     )
-    results, scores = evaluate(calibrations, sets.test, sets.ood, about["class_counts"])
-    split = about["calibration_split"] if "fc" in calibrations else None
+    results, scores = evaluate(calibrations, sets.test, sets.ood, class_counts)
+    split = calibration_split if "fc" in calibrations else None
     precision = resolved_precision(device, precision)
-    about = about | {"calibration_split": split, "tnorm": tnorm, "precision": precision, "score": score}
+    about = about | {"calibration_split": split, "class_counts": class_counts, "score": score}
+    about |= {"tnorm": tnorm, "precision": precision}
     report(about | facts | results | {"environment": environment(device)}, scores, score, out, figures)
     if split == "test":
         say("no detector is written when test images were used for calibration")
@@ -85,10 +88,10 @@ def conclude(
     write_detector(
         out,
         model,
+        deployment,
         calibrations,
         sets.held_out,
         sets.training,
         auto=facts.get("auto"),
         precision=precision,
-        **detector,
     )

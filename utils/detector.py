@@ -58,6 +58,19 @@ class Detection(NamedTuple):
     ood: bool
 
 
+class Deployment(NamedTuple):
+    """What it takes to apply a network, beside its weights.
+
+    ``name``, ``family``: of the network, in ``models.FAMILIES``. ``preprocessing``: of images.
+    ``class_names``: C names, None if unknown.
+    """
+
+    name: str
+    family: str
+    preprocessing: Preprocessing
+    class_names: list[str] | None
+
+
 class Detector:
     """A network with one calibration, one score and its threshold; made by :meth:`load`.
 
@@ -200,16 +213,13 @@ class Detector:
 def write_detector(
     folder: Path,
     network: nn.Module,
+    deployment: Deployment,
     calibrations: dict[str, tuple[Calibration, FittedScores]],
     held_out: Features | None,
     training: Features,
     *,
     auto: dict | None,
-    name: str,
-    family: str,
-    preprocessing: Preprocessing,
     precision: str,
-    class_names: list[str] | None,
 ) -> None:
     """Writes ``detector.pth``, whole or not at all, and says so.
 
@@ -218,31 +228,30 @@ def write_detector(
         held_out: features of held-out ID images; None if there are none: ``training`` is used instead.
         auto: the choice of --calibration auto, which becomes the detector's default; None without auto. See
             the facts of :func:`utils.fitting.fit_calibrations`.
-        name, family: of the network, in ``models.FAMILIES``.
         precision: of the network's evaluation, without "auto".
 
     Raises:
         InputError: it cannot be written.
     """
     stored = {}
-    for calibration_name, (calibration, fitted) in calibrations.items():
+    for name, (calibration, fitted) in calibrations.items():
         scores = predict(calibration, fitted, (held_out or training).features).scores
         thresholds = {score: keeping_threshold(values) for score, values in scores.items()}
-        stored[calibration_name] = {"calibration": calibration.state(), "thresholds": thresholds}
-        stored[calibration_name] |= fitted.state()
+        stored[name] = {"calibration": calibration.state(), "thresholds": thresholds} | fitted.state()
     if auto is not None:
         default = auto["chosen"]["calibration"], auto["score"]
     else:
         default = "none" if "none" in stored else next(iter(stored)), "combined"
+    preprocessing = deployment.preprocessing
     state = {
-        "network": name,
-        "family": family,
+        "network": deployment.name,
+        "family": deployment.family,
         "weights": network.state_dict(),
         "image_size": preprocessing.size,
         "resize": preprocessing.resize,
         "normalization": [list(part) for part in preprocessing.normalization],
         "precision": precision,
-        "class_names": class_names,
+        "class_names": deployment.class_names,
         "calibrations": stored,
         "default": list(default),
         "held_out": held_out is not None,

@@ -4,6 +4,7 @@ import argparse
 import os
 from pathlib import Path
 
+from datasets.normalization import NORMALIZATIONS
 from datasets.scood import RESIZE_MODES
 from utils.calibration import CALIBRATIONS
 from utils.distributed import Compute
@@ -183,6 +184,13 @@ def plain(args):
 
 def add_evaluation_flags(parser):
     """Adds the flags of both test scripts."""
+    parser.add_argument("--ckpt_path", type=path, required=True, help="a run directory or a checkpoint file")
+    parser.add_argument(
+        "--normalization",
+        choices=tuple(NORMALIZATIONS),
+        help="the mean and std used to normalise images, as in training (PASCL's networks: none); "
+        "default: the checkpoint's, else the data set's",
+    )
     parser.add_argument(
         "--seed",
         type=seed,

@@ -14,6 +14,7 @@ from benchmarks.speed.common import chosen_device, publish, timed
 from benchmarks.speed.plain import as_pil, plain_views
 from datasets.augment.views import cifar_views
 from datasets.loader import STEPS_AT_ONCE
+from utils.errors import exit_cleanly
 
 VIEWS = {"strong": 128, "contrastive": 256, "outlier": 256}
 
@@ -70,4 +71,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    exit_cleanly(main)

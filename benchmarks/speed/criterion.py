@@ -14,6 +14,7 @@ import torch.nn.functional as F
 
 from benchmarks.speed.common import chosen_device, milliseconds, publish, timed
 from benchmarks.speed.plain import PlainISAC
+from utils.errors import exit_cleanly
 from utils.losses import PATTLoss
 
 SIZES = ((128, 10, 512), (128, 100, 512), (32, 1000, 1024))
@@ -133,4 +134,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    exit_cleanly(main)

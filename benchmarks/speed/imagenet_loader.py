@@ -22,6 +22,7 @@ from benchmarks.speed.common import publish, timed
 from datasets.augment.views import imagenet_views
 from datasets.imagenet import FileTrainLoader, ImageFiles
 from datasets.normalization import IMAGENET_NORMALIZATION
+from utils.errors import exit_cleanly
 
 SIZE, BATCH = 224, 32
 
@@ -144,4 +145,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    exit_cleanly(main)

@@ -24,6 +24,7 @@ from datasets.normalization import CIFAR_NORMALIZATION
 from models import build_model
 from train import build_criterion, build_optimizer, parse_args, train_one_epoch
 from utils.distributed import autocast
+from utils.errors import exit_cleanly
 from utils.losses import outlier_exposure
 from utils.run.guard import StepGuard
 from utils.run.meter import EpochMeter
@@ -245,4 +246,4 @@ def benchmark_args(argv):
 
 
 if __name__ == "__main__":
-    main()
+    exit_cleanly(main)
