@@ -66,6 +66,19 @@ def read_image_list(
     return paths, torch.tensor(read, dtype=torch.int64)
 
 
+def read_present(list_path: Path, root: Path, labels: range | None) -> tuple[list[str], torch.Tensor]:
+    """Returns :func:`read_image_list` of a list whose images are all there.
+
+    Raises:
+        InputError: see there; or images are missing (it says how many, and names the first five).
+    """
+    paths, found = read_image_list(list_path, root, labels)
+    if missing := find_missing(paths, root):
+        count, first = f"{len(missing):,} of {len(paths):,}", ", ".join(map(shown, missing[:5]))
+        raise InputError(f"{list_path}: {count} images are not in {root}: {first}")
+    return paths, found
+
+
 def find_missing(paths: Sequence[str], root: Path) -> list[str]:
     """Returns the entries, as :func:`read_image_list` gives them, that are no file under ``root``."""
     missing = set()

@@ -19,7 +19,7 @@ from datasets.decoding import Unreadable, central_crop, decode_image, open_image
 from datasets.delivery import CpuDelivery, CudaDelivery, StepViews
 from datasets.file_reader import FileReader, ReplacedFiles, StepReader, in_line, none_readable
 from datasets.files.checks import shown
-from datasets.image_list import MAX_LABEL, ImageFiles, find_missing, read_image_list
+from datasets.image_list import MAX_LABEL, ImageFiles, read_present
 from datasets.loader import Batch
 from datasets.normalization import IMAGENET_NORMALIZATION, Normalization
 from datasets.randomness import epoch_shares, mixed_seed
@@ -40,16 +40,10 @@ def load_files(
         labelled: False for lists of outliers, whose labels are not looked at.
 
     Raises:
-        InputError: see :func:`datasets.image_list.read_image_list`; missing files, by count and first names;
-            labels out of range.
+        InputError: see :func:`datasets.image_list.read_present`; or a class of a training list has no image.
     """
     allowed = range(MAX_LABEL + 1 if num_classes is None else num_classes)
-    paths, labels = read_image_list(list_path, root, allowed if labelled else None)
-    if missing := find_missing(paths, root):
-        raise InputError(
-            f"{list_path}: {len(missing):,} of {len(paths):,} files are not under {root}, such as "
-            f"{missing[0]}"
-        )
+    paths, labels = read_present(list_path, root, allowed if labelled else None)
     if labelled and num_classes is None:
         counts = torch.bincount(labels)
         if (counts == 0).any():

@@ -12,10 +12,9 @@ from pathlib import Path
 
 from datasets.cifar import NUM_CLASSES, RELEASES, SITE, load_cifar
 from datasets.files.archives import unpack
-from datasets.files.checks import shown
 from datasets.files.download import download
 from datasets.folders import write_lists
-from datasets.image_list import find_missing, read_image_list
+from datasets.image_list import read_present
 from datasets.outliers import FILE as OUTLIER_FILE
 from datasets.outliers import map_outliers
 from datasets.scood import DEFAULT_SETS, image_root, list_path
@@ -191,15 +190,9 @@ def check_list(path: Path, images: Path, labels: range | None = None) -> str:
     """Returns a report that all files of a list are in the folder ``images``.
 
     Raises:
-        InputError: files are missing (the message counts them), a label is not in ``labels`` (None: labels
-            are not looked at), or the list cannot be read.
+        InputError: see :func:`datasets.image_list.read_present`.
     """
-    paths, _ = read_image_list(path, images, labels)
-    if missing := find_missing(paths, images):
-        first = ", ".join(map(shown, missing[:5]))
-        raise InputError(
-            f"{path}: {len(missing):,} of {len(paths):,} files are not in {images}, the first: {first}"
-        )
+    paths, _ = read_present(path, images, labels)
     return f"{path}: all {len(paths):,} files are in {images}"
 
 

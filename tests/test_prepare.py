@@ -299,7 +299,7 @@ def test_lists_are_checked_against_their_folder(tmp_path, capsys):
     prepare.main(["imagenet", str(tmp_path), "--check", str(tmp_path / "list.txt")])
     assert capsys.readouterr().out == f"{tmp_path}/list.txt: all 2 files are in {tmp_path}\n"
     (tmp_path / "list.txt").write_text("cat/0.png 0\ncat/8.png 0\ndog/1.png 1\n")
-    with pytest.raises(InputError, match="2 of 3 files.*'cat/8.png', 'dog/1.png'"):
+    with pytest.raises(InputError, match="2 of 3 images.*'cat/8.png', 'dog/1.png'"):
         prepare.main(["imagenet", str(tmp_path), "--check", str(tmp_path / "list.txt")])
 
 

@@ -220,35 +220,9 @@ def _matrix(
     ty: Tensor | float,
     like: Tensor,
 ) -> Tensor:
+    """Returns matrices (N, 2, 3) for :func:`affine`, one for each element of ``like`` (N,)."""
     entries = [torch.as_tensor(v, dtype=torch.float64).expand(like.shape) for v in (a, b, tx, c, d, ty)]
     return torch.stack(entries, -1).view(-1, 2, 3)
-
-
-def shear_x_matrix(level: Tensor, height: int) -> Tensor:
-    """Returns matrices (N, 2, 3) for ``affine``: each row moves ``level`` pixels further than the one
-    above; the top edge stays."""
-    level = level.double()
-    return _matrix(1.0, level, level * (0.5 * height), 0.0, 1.0, 0.0, level)
-
-
-def shear_y_matrix(level: Tensor, width: int) -> Tensor:
-    """Returns matrices (N, 2, 3) for ``affine``: each column moves ``level`` pixels further than the
-    one before; the left edge stays."""
-    level = level.double()
-    return _matrix(1.0, 0.0, 0.0, level, 1.0, level * (0.5 * width), level)
-
-
-def translate_matrix(x: Tensor, y: Tensor) -> Tensor:
-    """Returns matrices (N, 2, 3) for ``affine``: the content moves right by ``x`` and down by ``y`` whole
-    pixels."""
-    x, y = x.double().trunc(), y.double().trunc()
-    return _matrix(1.0, 0.0, -x, 0.0, 1.0, -y, x)
-
-
-def rotate_matrix(degrees: Tensor) -> Tensor:
-    """Returns matrices (N, 2, 3) for ``affine``: a counter-clockwise rotation about the centre."""
-    angle = torch.deg2rad(degrees.double())
-    return _matrix(angle.cos(), -angle.sin(), 0.0, angle.sin(), angle.cos(), 0.0, angle)
 
 
 def affine(images: Tensor, matrix: Tensor) -> Tensor:
@@ -274,28 +248,33 @@ def affine(images: Tensor, matrix: Tensor) -> Tensor:
 
 
 def shear_x(images: Tensor, level: Tensor) -> Tensor:
-    """Shears along x by ``level`` (tangent of the angle)."""
-    return affine(images, shear_x_matrix(level, images.shape[2]))
+    """Shears along x: each row moves ``level`` pixels further than the one above; the top edge stays."""
+    level = level.double()
+    return affine(images, _matrix(1.0, level, level * (0.5 * images.shape[2]), 0.0, 1.0, 0.0, level))
 
 
 def shear_y(images: Tensor, level: Tensor) -> Tensor:
-    """Shears along y by ``level`` (tangent of the angle)."""
-    return affine(images, shear_y_matrix(level, images.shape[3]))
+    """Shears along y: each column moves ``level`` pixels further than the one before; the left edge stays."""
+    level = level.double()
+    return affine(images, _matrix(1.0, 0.0, 0.0, level, 1.0, level * (0.5 * images.shape[3]), level))
 
 
 def translate_x(images: Tensor, pixels: Tensor) -> Tensor:
     """Moves right by ``pixels``, rounded towards zero."""
-    return affine(images, translate_matrix(pixels, torch.zeros_like(pixels)))
+    x = pixels.double().trunc()
+    return affine(images, _matrix(1.0, 0.0, -x, 0.0, 1.0, 0.0, x))
 
 
 def translate_y(images: Tensor, pixels: Tensor) -> Tensor:
     """Moves down by ``pixels``, rounded towards zero."""
-    return affine(images, translate_matrix(torch.zeros_like(pixels), pixels))
+    y = pixels.double().trunc()
+    return affine(images, _matrix(1.0, 0.0, 0.0, 0.0, 1.0, -y, y))
 
 
 def rotate(images: Tensor, degrees: Tensor) -> Tensor:
     """Rotates counter-clockwise about the centre."""
-    return affine(images, rotate_matrix(degrees))
+    angle = torch.deg2rad(degrees.double())
+    return affine(images, _matrix(angle.cos(), -angle.sin(), 0.0, angle.sin(), angle.cos(), 0.0, angle))
 
 
 def adjust_sharpness(images: Tensor, factor: Tensor) -> Tensor:
