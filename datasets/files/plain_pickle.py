@@ -2,14 +2,13 @@
 
 import io
 import pickle
-import re
 from pathlib import Path
 
 import numpy as np
 
 from datasets.files.checks import require_file
 from utils.errors import InputError
-from utils.run.pickles import KEY_CHECKS, Instructions, Refused
+from utils.run.pickles import KEY_CHECKS, Instructions, NumpyDtype, Refused, encode, numpy_scalar
 
 MAX_BYTES = 1 << 30
 
@@ -22,27 +21,6 @@ _INSTRUCTIONS = """
     MEMOIZE BINGET LONG_BINGET GLOBAL STACK_GLOBAL REDUCE BUILD"""
 
 
-class _Dtype:
-    """Stands in for ``numpy.dtype``, whose own ``__setstate__`` trusts flags and sizes from the file."""
-
-    __slots__ = ("code", "order")
-
-    def __init__(self, code: str | bytes, *_: object) -> None:
-        self.code = _text(code)
-        self.order = "="
-        if not re.fullmatch("b1|[iu][1248]|f[248]", self.code):
-            raise Refused("an array is not of numbers")
-
-    def __setstate__(self, state: tuple) -> None:
-        _, order, subarray, names, fields, *_ = state
-        self.order = _text(order)
-        if self.order not in ("<", ">", "=", "|") or (subarray, names, fields) != (None, None, None):
-            raise Refused("an array is not of numbers")
-
-    def resolve(self) -> np.dtype:
-        return np.dtype(self.order + self.code)
-
-
 class _Array:
     """Stands in for ``numpy.ndarray``: accepts only a shape, a numeric type and the matching bytes."""
 
@@ -53,37 +31,25 @@ class _Array:
         self.array = _from_bytes(raw, dtype, shape, "F" if fortran_order else "C")
 
 
-def _text(value: str | bytes) -> str:
-    return value.decode("ascii") if isinstance(value, bytes) else value
+def _from_bytes(raw: bytes, dtype: NumpyDtype, shape: tuple, order: str) -> np.ndarray:
+    if type(dtype) is not NumpyDtype:
+        raise Refused("an array is not described as numpy does")
+    return np.frombuffer(raw, dtype.order + dtype.code).reshape(shape, order=order)
 
 
-def _from_bytes(raw: bytes, dtype: _Dtype, shape: tuple, order: str) -> np.ndarray:
-    return np.frombuffer(raw, dtype.resolve()).reshape(shape, order=order)
-
-
-def _protocol_5_array(raw: bytes, dtype: _Dtype, shape: tuple, order: str = "C") -> _Array:
+def _protocol_5_array(raw: bytes, dtype: NumpyDtype, shape: tuple, order: str = "C") -> _Array:
     result = _Array()
     result.array = _from_bytes(raw, dtype, shape, order)
     return result
 
 
-def _scalar(dtype: _Dtype, raw: bytes) -> int | float | bool:
-    return np.frombuffer(raw, dtype.resolve(), count=1)[0].item()
-
-
-def _latin1(text: str, encoding: str) -> bytes:
-    if encoding != "latin1":
-        raise Refused("text is encoded otherwise than as latin1")
-    return text.encode("latin1")
-
-
 # What may be called while reading. NumPy 2 renamed numpy.core; files have either name.
 _CALLS = {
-    ("numpy", "dtype"): _Dtype,
-    ("_codecs", "encode"): _latin1,  # how Python 3 writes bytes into a protocol 2 pickle,
+    ("numpy", "dtype"): NumpyDtype,
+    ("_codecs", "encode"): encode,  # how Python 3 writes bytes into a protocol 2 pickle,
     ("__builtin__", "bytes"): lambda: b"",  # and those of no length
     **{(f"numpy.{core}.multiarray", "_reconstruct"): lambda *_: _Array() for core in ("core", "_core")},
-    **{(f"numpy.{core}.multiarray", "scalar"): _scalar for core in ("core", "_core")},
+    **{(f"numpy.{core}.multiarray", "scalar"): numpy_scalar for core in ("core", "_core")},
     **{(f"numpy.{core}.numeric", "_frombuffer"): _protocol_5_array for core in ("core", "_core")},
 }
 

@@ -20,6 +20,7 @@ PLAIN = {
     "_codecs.encode",
 }
 NUMPY_NUMBERS = frozenset("b1 i1 i2 i4 i8 u1 u2 u4 u8 f2 f4 f8 c8 c16".split())
+BYTE_ORDERS = [(order,) for order in ("<", ">", "|", "=", b"<", b">", b"|", b"=")]
 NUMPY_SCALARS = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")  # numpy 1 and 2
 
 
@@ -35,23 +36,24 @@ class NumpyDtype:
     """Replaces ``numpy.dtype``, for numbers only; numpy's own also takes objects and records.
 
     Args:
-        code: such as "f8". align, copy: as numpy pickles them, False and True.
+        code: such as "f8"; Python 2 pickled bytes. align, copy: as numpy pickles them, False and True.
 
     Raises:
         Refused: another dtype.
     """
 
-    def __init__(self, code: str, align: bool, copy: bool):
+    def __init__(self, code: str | bytes, align: bool, copy: bool):
+        code = code.decode("ascii") if type(code) is bytes else code
         if type(code) is not str or code not in NUMPY_NUMBERS:
             raise NotPlain(f"it holds values of numpy's dtype {str(code)[:20]!r}")
         self.code, self.order = code, "="
 
     def __setstate__(self, state: tuple):
-        if type(state) is not tuple or state[1:2] not in (("<",), (">",), ("|",), ("=",)):
+        if type(state) is not tuple or state[1:2] not in BYTE_ORDERS:
             raise Refused("a numpy dtype is not described as numpy does")
         if state[2:] != (None, None, None, -1, -1, 0):
             raise NotPlain("it holds values of a numpy dtype with fields or metadata")
-        self.order = state[1]
+        self.order = state[1] if type(state[1]) is str else state[1].decode("ascii")
 
 
 def numpy_scalar(dtype: NumpyDtype, data: bytes) -> bool | int | float | complex:
@@ -70,14 +72,14 @@ def numpy_readers() -> list[type | tuple[Callable, str]]:
     return [NumpyDtype, (NumpyDtype, "numpy.dtype"), *((numpy_scalar, name) for name in NUMPY_SCALARS)]
 
 
-def _encode(text, encoding):
+def encode(text, encoding):
     """Encodes bytes that pickles before protocol 3 hold as text."""
     if type(text) is not str or encoding != "latin1":
         raise Refused("bytes are not described as pickle does")
     return text.encode(encoding)
 
 
-CALLS = {"numpy.dtype": NumpyDtype, "_codecs.encode": _encode} | dict.fromkeys(NUMPY_SCALARS, numpy_scalar)
+CALLS = {"numpy.dtype": NumpyDtype, "_codecs.encode": encode} | dict.fromkeys(NUMPY_SCALARS, numpy_scalar)
 
 
 class Instructions(dict):
