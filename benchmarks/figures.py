@@ -22,18 +22,17 @@ from benchmarks.rows import EVALUATED, ROWS
 from benchmarks.runs import RESULTS, ROOT
 from benchmarks.tabulate import Way, calibration_of, evaluation, load_records
 from datasets.loader import evaluation_batches
-from datasets.long_tail import hold_out
-from datasets.normalization import IMAGENET_NORMALIZATION, NORMALIZATIONS
+from datasets.normalization import NORMALIZATIONS
 from datasets.registry import BENCHMARKS
 from models import build_model
 from utils import flags
-from utils.calibration import Classifier, fit_attention
+from utils.detector import find_detector
 from utils.distributed import Compute, autocast
 from utils.errors import InputError, exit_cleanly
 from utils.evaluation import extract_features
 from utils.metrics import shot_groups
 from utils.plots import plot_attention, plot_aurocs, plot_class_accuracy, plot_feature_map, plot_strengths
-from utils.run.checkpoint import load_run
+from utils.run.checkpoint import load_checkpoint, load_run
 from utils.run.weights import load_weights
 from utils.text_files import writable_folder
 
@@ -50,25 +49,14 @@ def draw_run(run: Path, drp: Path | None, ood_set: str, prefix: str, out: Path) 
     load_weights(model, checkpoint["model"])
     model.eval()
 
-    def features(images, labels, normalization=normalization):
+    def features(images, labels):
         batches = evaluation_batches(
             images, labels, batch_size=500, normalization=normalization, device=compute.device
         )
         return extract_features(model, batches, len(labels), compute, autocast(compute.device, "fp32"))
 
-    train = benchmark.load_long_tailed(drp, args["rho"])
-    if args.get("val_fraction"):
-        kept, _ = hold_out(train.labels, args["val_fraction"])
-        train = train.select(kept)
-    counts = torch.bincount(train.labels)
-    outliers = benchmark.load_outliers(drp, args["num_ood_samples"])
-    look = IMAGENET_NORMALIZATION if "normalization" in args.get("depart", []) else normalization
-    surrogate = features(outliers, torch.full((len(outliers),), -1), look).features
-    classifier, calibration = Classifier.of(model), features(*train)
-    attention = fit_attention(classifier, calibration, surrogate, counts)
-    plot_attention(attention, out / f"{prefix}_attention.png")
-
-    groups = {name: torch.from_numpy(members) for name, members in shot_groups(counts.tolist()).items()}
+    groups = shot_groups(checkpoint["class_counts"])
+    groups = {name: torch.from_numpy(members) for name, members in groups.items()}
     test = features(*benchmark.load_split(drp, False))
     ood = features(*benchmark.load_ood([ood_set], drp)[ood_set])
     parts = {
@@ -83,6 +71,10 @@ def draw_run(run: Path, drp: Path | None, ood_set: str, prefix: str, out: Path) 
     points = TSNE(random_state=0, init="pca").fit_transform(torch.cat(list(parts.values())).numpy())
     owner = np.repeat(np.arange(len(parts)), [len(f) for f in parts.values()])
     plot_feature_map(points, {name: owner == i for i, name in enumerate(parts)}, out / f"{prefix}_map.png")
+    calibrations = load_checkpoint(find_detector(run))["calibrations"]
+    if "fc" in calibrations:
+        attention = calibrations["fc"]["calibration"]["attention"]
+        plot_attention(attention, out / f"{prefix}_attention.png")
     for name in ("scores.png", "roc.png"):
         if (Path(run) / name).exists():
             shutil.copyfile(Path(run) / name, out / f"{prefix}_{name}")
