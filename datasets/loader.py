@@ -41,10 +41,10 @@ class Part(NamedTuple):
     generator: torch.Generator
 
 
-def place(images: Tensor, device: torch.device, share: float = DEVICE_MEMORY_SHARE) -> Tensor:
-    """Moves uint8 images to the device if they fit in ``share`` of its free memory; else returns them as they
-    are."""
-    if device.type == "cuda" and images.nbytes <= share * torch.cuda.mem_get_info(device)[0]:
+def place(images: Tensor, device: torch.device) -> Tensor:
+    """Moves uint8 images to the device if they take at most ``DEVICE_MEMORY_SHARE`` of its free memory; else
+    returns them as they are."""
+    if device.type == "cuda" and images.nbytes <= DEVICE_MEMORY_SHARE * torch.cuda.mem_get_info(device)[0]:
         return images.to(device)
     return images
 

@@ -264,11 +264,11 @@ def write_detector(
     say(f"written: {path} ({path.stat().st_size / 1e6:.0f} MB), for --images and utils.detector")
 
 
-def keeping_threshold(scores: Tensor, share: float = KEPT) -> float:
-    """Returns the threshold that at least ``share`` of the scores (N,) do not exceed. It lies between two
+def keeping_threshold(scores: Tensor) -> float:
+    """Returns the threshold that at least 95 % of the scores (N,) do not exceed. It lies between two
     scores, so rounding does not decide; for under 20 scores it is the largest."""
     ordered = scores.double().sort().values
-    kept = math.ceil(share * len(ordered))
+    kept = math.ceil(KEPT * len(ordered))
     return float((ordered[kept - 1] + ordered[min(kept, len(ordered) - 1)]) / 2)
 
 

@@ -58,9 +58,9 @@ def inner_path(name: str) -> str:
     return normal
 
 
-def shown(text: str, length: int = 80) -> str:
-    """Quotes a stranger's text for a message: escaped, and cut to ``length`` characters."""
-    return repr(text if len(text) <= length else text[:length] + "...")
+def shown(text: str) -> str:
+    """Quotes a stranger's text for a message: escaped, and cut to 80 characters."""
+    return repr(text if len(text) <= 80 else text[:80] + "...")
 
 
 def file_md5(path: Path) -> str:
