@@ -217,12 +217,15 @@ def require_alike(rows: dict[str, list[dict]]) -> None:
 
 
 def evaluated_with(record: dict) -> dict:
-    """Returns what an evaluation's numbers depend on, other than its run: settings and OOD sets."""
+    """Returns what an evaluation's numbers depend on, other than its run: settings and OOD sets.
+
+    None says that a setting was not used, such as the split for FC where "auto" chose none.
+    """
     results = record["results"]
     settings = ["calibration_split", "tnorm", "ood_resize", "num_ood_samples", "num_cal", "precision"]
     settings += [] if "auto" in results else ["fc_strength"]  # auto's is a result
     sets = ", ".join(sorted({line["ood"] for line in results["rows"]}))
-    return {name: results[name] for name in settings if name in results} | {"OOD sets": sets}
+    return {name: results[name] for name in settings if results.get(name) is not None} | {"OOD sets": sets}
 
 
 def runs_table(folders: list[Path], selection: argparse.Namespace) -> Table:
