@@ -40,8 +40,8 @@ POINTS_PER_KIND = 300  # of the 2-D map
 
 
 def draw_run(run: Path, drp: Path | None, ood_set: str, prefix: str, out: Path) -> None:
-    """Draws the feature map and the attention of a run of train.py, and copies test.py's plots."""
-    checkpoint = load_run(run)
+    """Draws the feature map and the attention of a run that test.py evaluated, and copies test.py's plots."""
+    checkpoint, detector = load_run(run), load_checkpoint(find_detector(run))
     args, compute = checkpoint["args"], Compute(torch.device("cpu"))
     benchmark, drp = BENCHMARKS[args["ds"]], drp or Path(args["drp"])
     normalization = NORMALIZATIONS[args.get("normalization", benchmark.training["normalization"])]
@@ -71,9 +71,8 @@ def draw_run(run: Path, drp: Path | None, ood_set: str, prefix: str, out: Path) 
     points = TSNE(random_state=0, init="pca").fit_transform(torch.cat(list(parts.values())).numpy())
     owner = np.repeat(np.arange(len(parts)), [len(f) for f in parts.values()])
     plot_feature_map(points, {name: owner == i for i, name in enumerate(parts)}, out / f"{prefix}_map.png")
-    calibrations = load_checkpoint(find_detector(run))["calibrations"]
-    if "fc" in calibrations:
-        attention = calibrations["fc"]["calibration"]["attention"]
+    if "fc" in detector["calibrations"]:
+        attention = detector["calibrations"]["fc"]["calibration"]["attention"]
         plot_attention(attention, out / f"{prefix}_attention.png")
     for name in ("scores.png", "roc.png"):
         if (Path(run) / name).exists():

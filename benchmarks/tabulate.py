@@ -214,6 +214,7 @@ def require_alike(rows: dict[str, list[dict]]) -> None:
                     f"{row}: {first['name']} and {other['name']} were not evaluated alike: {setting}: "
                     f"{mine[setting]} against {theirs[setting]}"
                 )
+            mine |= theirs
 
 
 def evaluated_with(record: dict) -> dict:

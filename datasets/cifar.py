@@ -102,8 +102,8 @@ def class_names(name: str, root: Path) -> list[str] | None:
     names = meta.get(key.encode(), meta.get(key))
     if not isinstance(names, list) or len(names) != NUM_CLASSES[name]:
         return None
-    names = [word.decode("latin1") if isinstance(word, bytes) else str(word) for word in names]
-    return names if all(word.isprintable() for word in names) else None
+    names = [word.decode("latin1") if isinstance(word, bytes) else word for word in names]
+    return names if all(isinstance(word, str) and word.isprintable() for word in names) else None
 
 
 def unpack_cifar(name: str, root: Path) -> None:

@@ -222,6 +222,10 @@ def test_code_in_a_pickle_is_not_run(cifar10, tmp_path, protocol):
         (b"", "truncated or damaged"),
         (b"\x80\x02].", "no dictionary"),
         (b"\x80\x02cnumpy\ndtype\nU\x01O\x89\x88\x87R.", "numpy's dtype 'O'"),
+        (
+            b"\x80\x02)q\x00" + b"h\x00h\x00\x86q\x00" * 60 + b"cnumpy\ndtype\nh\x00\x89\x88\x87R.",
+            "not described as numpy does",
+        ),  # takes 2^60 steps to print
     ],
 )
 def test_pickles_that_are_refused(tmp_path, raw, reason):

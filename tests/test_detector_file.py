@@ -148,7 +148,7 @@ def test_names_of_classes(tmp_path):
     for written in (names, [name.encode() for name in names]):
         path.write_bytes(pickle.dumps({"label_names": written}, protocol=2))
         assert BENCHMARKS["cifar10"].class_names(tmp_path) == names
-    for wrong in (names[1:], ["\x1b"] * 10, 3):
+    for wrong in (names[1:], ["\x1b"] * 10, [("a",)] * 10, 3):
         path.write_bytes(pickle.dumps({"label_names": wrong}, protocol=2))
         assert class_names("cifar10", tmp_path) is None
     for paths, expected in (

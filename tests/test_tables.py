@@ -194,15 +194,18 @@ def test_seeds_that_were_evaluated_differently_have_no_mean(setting, values, wor
 
 
 def test_seeds_of_which_one_did_not_use_a_setting_have_a_mean(tmp_path, capsys):
-    """``auto`` chose FC, fitted on the training split, with one seed only."""
-    for seed, split in enumerate((None, "train")):
+    """``auto`` chose FC, and used a split for it, with some seeds only."""
+    for seed, split in enumerate((None, "train", "test")):
+        if split == "test":
+            _, rows, _ = show(capsys, tmp_path, "digits", "digits_default")
+            assert any("90.00 ± 0.00" in cells for cells in rows)
         write_record(tmp_path, "patt", seed, 0.9)
         file = tmp_path / "digits_default" / f"patt-seed{seed}.json"
         record = json.loads(file.read_text())
         record["results"]["calibration_split"] = split
         file.write_text(json.dumps(record))
-    _, rows, _ = show(capsys, tmp_path, "digits", "digits_default")
-    assert any("90.00 ± 0.00" in cells for cells in rows)
+    with pytest.raises(InputError, match="calibration_split: train against test"):
+        table.main(["--show", "digits", "digits_default", "--results", str(tmp_path)])
 
 
 def test_the_note_says_that_a_run_was_unfinished_and_where_its_files_are(tmp_path, capsys):

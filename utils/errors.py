@@ -33,7 +33,7 @@ def exit_cleanly(main: Callable[[], None]) -> None:
         with contextlib.suppress(OSError):
             print("\ninterrupted", file=sys.stderr)
         sys.exit(130)
-    except Exception:  # left to the interpreter, its traceback would keep the loader's workers waited for
+    except Exception:  # the interpreter would wait for the workers of the loader in its traceback
         with contextlib.suppress(OSError):
             traceback.print_exc()
         sys.exit(1)

@@ -44,8 +44,10 @@ class NumpyDtype:
 
     def __init__(self, code: str | bytes, align: bool, copy: bool):
         code = code.decode("ascii") if type(code) is bytes else code
-        if type(code) is not str or code not in NUMPY_NUMBERS:
-            raise NotPlain(f"it holds values of numpy's dtype {str(code)[:20]!r}")
+        if type(code) is not str:  # which might take for ever to print
+            raise Refused("a numpy dtype is not described as numpy does")
+        if code not in NUMPY_NUMBERS:
+            raise NotPlain(f"it holds values of numpy's dtype {code[:20]!r}")
         self.code, self.order = code, "="
 
     def __setstate__(self, state: tuple):
