@@ -116,15 +116,23 @@ def main(argv=None):
         about = {"dataset": known["ds"], "network": known["model"], "checkpoint": str(args.ckpt_path)}
         about |= {"rho": known["rho"], "normalization": known["normalization"]}
         about |= {"ood_resize": args.ood_resize, "num_ood_samples": args.num_ood_samples, "notes": notes}
+        progress = progress_of(checkpoint)
         preprocessing = Preprocessing(test.images.shape[-1], args.ood_resize, normalization)
         statistics = trained_statistics(checkpoint, len(class_counts), of_training.features.shape[1])
         conclude(
             model,
-            Deployment(known["model"], "cifar", preprocessing, benchmark.class_names(args.drp)),
+            Deployment(
+                known["model"],
+                "cifar",
+                preprocessing,
+                benchmark.class_names(args.drp),
+                progress["epoch"],
+                progress["epochs"],
+            ),
             names,
             sets,
             class_counts,
-            about | progress_of(checkpoint),
+            about | progress,
             out,
             calibration_split=args.calibration_split,
             score=args.score or SCORE_NAMES[0],
@@ -160,7 +168,8 @@ def identify(checkpoint, given):
     likely_ds = next((ds for ds, b in BENCHMARKS.items() if (b.num_classes,) == outputs), "cifar10")
     named, assumed = resolve_settings(given, stored, {"ds": likely_ds}, {})
     if named["ds"] not in BENCHMARKS:
-        raise InputError(f"the checkpoint was trained on {named['ds']}, which test.py does not know")
+        advice = "use test_imagenet.py" if named["ds"] == "imagenet" else "which test.py does not know"
+        raise InputError(f"the checkpoint was trained on {named['ds']}, {advice}")
     usual = BENCHMARKS[named["ds"]].training
     family, likely_model = network_of(weights) or (None, None)
     defaults = {"model": likely_model if family == "cifar" else usual["model"], "val_fraction": 0}

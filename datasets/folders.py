@@ -3,7 +3,7 @@
 import os
 import shlex
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -159,22 +159,17 @@ def _read_class_ids(path: Path, images: Path) -> list[str]:
 def _find_pictures(folder: Path, left_out: Counter) -> list[str]:
     """Returns the pictures below a folder, sorted paths relative to it; counts other files by ending.
 
-    Links are followed; a folder that several of them lead to is visited once.
+    See :func:`files_below`.
     """
-    found, seen = [], {os.path.realpath(folder)}
-    for here, subfolders, files in os.walk(folder, followlinks=True):
-        subfolders.sort()
-        real = {name: os.path.realpath(os.path.join(here, name)) for name in subfolders if name[0] != "."}
-        subfolders[:] = [name for name in real if real[name] not in seen and not seen.add(real[name])]
-        for name in files:
-            path = os.path.join(here, name)
-            if _kind(name) not in PICTURES:
-                left_out[_kind(name)] += 1
-            elif not os.path.isfile(path):
-                inside = shown(os.path.relpath(path, folder))
-                raise InputError(f"the picture {inside} in {folder} is a broken link, or no file")
-            else:
-                found.append(os.path.relpath(path, folder))
+    found = []
+    for path in files_below(folder):
+        kind, inside = _kind(os.path.basename(path)), os.path.relpath(path, folder)
+        if kind not in PICTURES:
+            left_out[kind] += 1
+        elif not os.path.isfile(path):
+            raise InputError(f"the picture {shown(inside)} in {folder} is a broken link, or no file")
+        else:
+            found.append(inside)
     for path in found:
         try:
             if inner_path(path) != path.strip():  # a line break would write lines of its own
@@ -182,6 +177,19 @@ def _find_pictures(folder: Path, left_out: Counter) -> list[str]:
         except ValueError as error:
             raise InputError(f"the picture {shown(path)} in {folder} {error}") from error
     return sorted(found)
+
+
+def files_below(folder: Path) -> Iterator[str]:
+    """Yields the paths of all files below a folder, other than those in hidden folders.
+
+    Links are followed; a folder that several of them lead to is visited once.
+    """
+    seen = {os.path.realpath(folder)}
+    for here, subfolders, files in os.walk(folder, followlinks=True):
+        subfolders.sort()
+        real = {name: os.path.realpath(os.path.join(here, name)) for name in subfolders if name[0] != "."}
+        subfolders[:] = [name for name in real if real[name] not in seen and not seen.add(real[name])]
+        yield from (os.path.join(here, name) for name in files)
 
 
 def _kind(name: str) -> str:

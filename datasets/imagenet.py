@@ -40,12 +40,15 @@ def load_files(
         labelled: False for lists of outliers, whose labels are not looked at.
 
     Raises:
-        InputError: see :func:`datasets.image_list.read_present`; or a class of a training list has no image.
+        InputError: see :func:`datasets.image_list.read_present`; or a training list has one class only, or a
+            class without images.
     """
     allowed = range(MAX_LABEL + 1 if num_classes is None else num_classes)
     paths, labels = read_present(list_path, root, allowed if labelled else None)
     if labelled and num_classes is None:
         counts = torch.bincount(labels)
+        if len(counts) < 2:
+            raise InputError(f"{list_path} has images of one class only; a classifier needs two")
         if (counts == 0).any():
             raise InputError(f"{list_path}: class {int(counts.argmin())} of {len(counts)} has no image")
     return ImageFiles(Path(root), paths, labels)

@@ -1,6 +1,7 @@
 """Shared by the readers of image files: upright 8-bit RGB pixels, or the reason why there are none."""
 
 import re
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -8,6 +9,9 @@ from PIL import Image, UnidentifiedImageError, features
 
 from datasets.files.checks import os_reason
 from utils.errors import first_line
+
+# It names no file, and conversion to RGB leaves transparency out in any case.
+warnings.filterwarnings("ignore", message="Palette images with Transparency")
 
 _DECODERS = {"JPEG": "jpg", "PNG": "zlib", "WEBP": "webp"}  # what Pillow can be built without
 EXIF_ORIENTATION = 0x0112

@@ -19,6 +19,7 @@ from datasets.outliers import FILE as OUTLIER_FILE
 from datasets.outliers import map_outliers
 from datasets.scood import DEFAULT_SETS, image_root, list_path
 from utils import flags
+from utils.console import show_warnings_plainly
 from utils.errors import InputError, exit_cleanly
 
 TINY_IMAGES_URL = "https://people.eecs.berkeley.edu/~hendrycks/300K_random_images.npy"
@@ -29,6 +30,7 @@ SCOOD_LINK = (
 
 
 def main(argv: list[str] | None = None) -> None:
+    show_warnings_plainly()
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["imagenet"]:
         prepare_imagenet(parse_imagenet_args(argv[1:]))
@@ -117,12 +119,16 @@ def prepare_cifar_benchmarks(args: argparse.Namespace) -> None:
         raise InputError("--archive goes with scood")
     unready = []
     for name in dict.fromkeys(args.sets):
-        if name == "tinyimages":
-            ready = prepare_tinyimages(args.drp, args.allow_unverified)
-        elif name == "scood":
-            ready = prepare_scood(args.drp, args.archive)
-        else:
-            ready = prepare_cifar(name, args.drp)
+        try:
+            if name == "tinyimages":
+                ready = prepare_tinyimages(args.drp, args.allow_unverified)
+            elif name == "scood":
+                ready = prepare_scood(args.drp, args.archive)
+            else:
+                ready = prepare_cifar(name, args.drp)
+        except InputError as error:  # the other sets may do better
+            print(f"{name}: {error}")
+            ready = False
         unready += [] if ready else [name]
     if unready:
         raise InputError(f"not ready yet, see above: {', '.join(unready)}")

@@ -223,6 +223,7 @@ def test_the_parts_of_the_method_can_be_left_out(tmp_path, capsys):
     record = json.loads((tmp_path / "log.jsonl").read_text())
     assert record["isac"] == record["oe"] == 0 and record["loss"] == record["tla"] > 0
     assert "val_accuracy" in record
+    (tmp_path / "scores.png").write_bytes(b"of an earlier evaluation")
     flags = ("--calibration", "auto", "--figures", "pdf")
     assert run(evaluation.main, "--gpu", "cpu", "--ckpt_path", tmp_path, *flags) == 0
     assert {p.name for p in tmp_path.glob("*.pdf")} == {"scores.pdf", "roc.pdf"}

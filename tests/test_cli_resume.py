@@ -12,6 +12,7 @@ import torch
 from command_line import DIGITS, assert_one_sentence, assert_same, run
 
 import train
+import train_imagenet
 from datasets.loader import TrainLoader
 from models import build_model
 from utils.environment import resumed_in
@@ -82,6 +83,41 @@ def test_resuming_a_finished_run_repairs_a_log_that_a_full_disk_cut_short(unbrok
 def test_resume_of_a_folder_without_a_run_starts_one(tmp_path, capsys):
     assert run(train.main, *DIGITS, "--resume", "--srp", tmp_path / "new") == 0
     assert "starting from the beginning" in capsys.readouterr().out
+
+
+def test_a_run_that_ended_before_its_first_checkpoint_begins_again_with_its_own_flags(
+    tmp_path, monkeypatch, capsys
+):
+    with monkeypatch.context() as patched:
+        patched.setattr(train, "train_one_epoch", lambda *_: 1 / 0)
+        assert run(train.main, *DIGITS, "--isac", "False", "--seed", "6", "--srp", tmp_path) == 1
+    assert not (tmp_path / "latest.pth").exists()
+    capsys.readouterr()
+    assert run(train.main, "--srp", tmp_path, "--resume") == 0
+    assert f"with the flags in {tmp_path / 'args.json'}" in capsys.readouterr().out
+    args = load_run(tmp_path)["args"]
+    assert (args["ds"], args["isac"], args["seed"], args["epochs"]) == ("digits", False, 6, 1)
+
+
+def test_the_log_of_a_run_without_checkpoints_is_not_written_over(unbroken, tmp_path, capsys):
+    shutil.copytree(unbroken, tmp_path / "run")
+    for name in ("latest.pth", "previous.pth"):
+        (tmp_path / "run" / name).unlink()
+    before = contents(tmp_path / "run")
+    assert_one_sentence(capsys, run(train.main, *DIGITS, "--srp", tmp_path / "run"), "already holds a run")
+    assert {k: v for k, v in contents(tmp_path / "run").items() if k != "run.lock"} == {
+        k: v for k, v in before.items() if k != "run.lock"
+    }
+
+
+def test_a_run_is_resumed_by_its_own_script(digits_run, tmp_path, capsys):
+    status = run(train_imagenet.main, "--srp", digits_run, "--resume")
+    assert_one_sentence(capsys, status, f"the run in {digits_run} is of 'digits': resume it with train.py")
+    shutil.copytree(digits_run, tmp_path / "run")
+    state = load_run(digits_run)
+    save_checkpoint(state | {"args": state["args"] | {"ds": "imagenet"}}, tmp_path / "run")
+    status = run(train.main, "--srp", tmp_path / "run", "--resume")
+    assert_one_sentence(capsys, status, "is of 'imagenet': resume it with train_imagenet.py")
 
 
 def test_resume_without_a_folder_finds_the_run_in_its_default_one(tmp_path, monkeypatch, capsys):

@@ -159,6 +159,9 @@ def test_grey_and_turned_pictures_are_read_as_by_the_readers_of_files(digits, tm
         (torch.zeros(3, 16, 16, dtype=torch.int64), "uint8 or floating-point, not torch.int64"),
         (torch.zeros(2, 1, 16, 16), r"\(3, H, W\), not \(1, 16, 16\)"),
         (torch.zeros(16, 16), "image 0"),
+        (Path("x.png"), "not PosixPath; Image.open makes a PIL image of a file"),
+        ("x.png", "not str"),
+        (np.zeros((16, 16, 3), np.uint8), "not ndarray"),
         ([photograph(0), "x.png"], "image 1: neither a PIL image nor a tensor but str"),
         ([photograph(0), Image.new("F", (16, 16))], "image 1: .*floating-point numbers"),
     ],
@@ -290,6 +293,16 @@ def test_the_results_of_a_checkpoint_file_are_found(digits, photos, tmp_path, ca
     assert (tmp_path / "net.pth.results" / "predictions.csv").exists()
 
 
+def test_linked_folders_are_searched_once(digits, photos, tmp_path, capsys):
+    (photos / "linked").symlink_to(photos / "more")
+    (photos / "loop").symlink_to(photos)
+    flags = ["--gpu", "cpu", "--ckpt_path", digits.folder, "--srp", tmp_path / "out"]
+    assert run(evaluation.main, "--images", photos, *flags) == 0
+    with open(tmp_path / "out" / "predictions.csv") as file:
+        found = [row["path"] for row in csv.DictReader(file)]
+    assert found == [str(photos / "a.png"), str(photos / "linked" / "b, c.jpg")]
+
+
 def test_images_that_cannot_be_scored(digits, photos, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     for flags, words in (
@@ -327,4 +340,4 @@ def test_the_snippet_in_the_readme_runs(digits, photos, tmp_path, monkeypatch, c
     expected = Detector.load(digits.folder)([Image.open(photos / name) for name in ("a.png", "b.jpg")])
     assert len(lines) == 2
     for line, one in zip(lines, expected, strict=True):
-        assert line.split()[0] == str(one.label) and line.endswith("OOD" if one.ood else "ID")
+        assert line.split()[1] == str(one.label) and line.endswith("OOD" if one.ood else "ID")

@@ -3,6 +3,7 @@
 import math
 import os
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -33,11 +34,11 @@ def fitted():
     return network, calibrations, training
 
 
-def write(folder, fitted, class_names=None, **settings):
+def write(folder, fitted, class_names=None, epoch=30, epochs=30, **settings):
     network, calibrations, training = fitted
     settings = {"calibrations": calibrations, "auto": None} | settings
     preprocessing = Preprocessing(16, "squash", NORMALIZATIONS["digits"])
-    deployment = Deployment("ResNet20", "cifar", preprocessing, class_names)
+    deployment = Deployment("ResNet20", "cifar", preprocessing, class_names, epoch, epochs)
     write_detector(
         folder, network, deployment, held_out=training, training=training, precision="fp32", **settings
     )
@@ -67,11 +68,20 @@ def test_calibrations_share_what_is_equal_on_disk(fitted, tmp_path):
     assert added.stat().st_size - one < 10_000 < training.features.nbytes
 
 
+def test_an_unfinished_run_is_warned_of(fitted, tmp_path):
+    with pytest.warns(UserWarning, match="written at epoch 1 of 4: evaluate the finished run"):
+        Detector.load(write(tmp_path, fitted, epoch=1, epochs=4))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Detector.load(write(tmp_path, fitted, epoch=None, epochs=None))
+        assert Detector.load(write(tmp_path, fitted, epoch=4, epochs=4))(photograph(0))
+
+
 def test_what_is_not_in_the_file_is_refused_with_what_is(fitted, tmp_path):
     path = write(tmp_path, fitted)
-    with pytest.raises(InputError, match="no calibration 'auto' in it; there are none, fc, probe"):
+    with pytest.raises(InputError, match="no calibration 'auto' in it; there are 'none', 'fc', 'probe'"):
         Detector.load(path, calibration="auto")
-    with pytest.raises(InputError, match="no score 'odin' in it; there are energy, msp"):
+    with pytest.raises(InputError, match="no score 'odin' in it; there are 'energy', 'msp'"):
         Detector.load(path, score="odin")
     with pytest.raises(InputError, match="no detector .*run test.py, or test_imagenet.py, on the run first"):
         Detector.load(tmp_path / "nothing")
@@ -108,6 +118,7 @@ HOSTILE = {
     "no way to its size": lambda s: s.update(resize="stretch"),
     "one mean": lambda s: s.update(normalization=[[0.5], 3]),
     "control characters": lambda s: s.update(class_names=["a", "b", "\x1b[2J"]),
+    "a word for an epoch": lambda s: s.update(epoch="1"),
     "two names": lambda s: s.update(class_names=["a", "b"]),
     "weights of text": lambda s: s.update(weights="linear.weight"),
     "not finite": lambda s: s["weights"]["conv1.weight"].fill_(math.nan),

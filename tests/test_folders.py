@@ -146,7 +146,7 @@ def test_class_ids_order_the_labels_and_a_list_of_classes_is_one(photos):
 @pytest.mark.parametrize("name", [b"a\nx.jpg", b"\xff.jpg"])
 def test_names_that_would_break_a_list(photos, name):
     Path(os.fsdecode(os.fsencode(photos / "photos" / "cat") + b"/" + name)).write_bytes(b"")
-    with pytest.raises(InputError, match="control character"):
+    with pytest.raises(InputError, match="unprintable character"):
         write_lists(photos / "photos", photos / "lists")
 
 

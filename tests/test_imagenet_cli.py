@@ -338,6 +338,7 @@ def test_a_calibration_sample_is_as_balanced_as_the_classes_admit():
         (["../x.jpg 0"], "climbs out of its folder"),
         (["train/0/0.jpg -1"], "label -1"),
         (["train/0/0.jpg 0", "train/0/1.jpg 2"], "class 1 of 3 has no image"),
+        (["train/0/0.jpg 0", "train/0/1.jpg 0"], "images of one class only"),
         (["train/0/0.jpg 0", "train/0/nothing.jpg 0"], "1 of 2 images"),
         (["train/0/0.jpg zero"], "line 1"),
     ],

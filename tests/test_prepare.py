@@ -350,12 +350,13 @@ def test_scood_from_an_archive_fetched_by_hand(tmp_path, capsys):
     assert capsys.readouterr().out.count("all 1 files") == 12
     list_path = tmp_path / "root" / "data" / "imglist" / "benchmark_cifar10" / "test_tin.txt"
     list_path.write_text("x/1.png 10\n")
-    with pytest.raises(InputError, match="test_tin.txt, line 1: .*label 10, outside"):
+    with pytest.raises(InputError, match="see above: scood"):
         prepare.main(["scood", "--drp", str(tmp_path / "root")])
+    assert re.search("test_tin.txt, line 1: .*label 10, outside", capsys.readouterr().out)
 
 
 @pytest.mark.filterwarnings("ignore:the files in .* differ from the published")
-def test_cifar_is_downloaded_verified_unpacked_and_read(tmp_path, monkeypatch):
+def test_cifar_is_downloaded_verified_unpacked_and_read(tmp_path, monkeypatch, capsys):
     for split in ("train", "test"):
         write_batch(tmp_path / "made" / split, list(range(100)), b"fine_labels")
     with tarfile.open(tmp_path / "made.tar.gz", "w:gz") as archive:
@@ -377,5 +378,8 @@ def test_cifar_is_downloaded_verified_unpacked_and_read(tmp_path, monkeypatch):
     folder = tmp_path / "root" / "cifar-100-python"
     assert (folder / "train").read_bytes() == (tmp_path / "made" / "train").read_bytes()
     (folder / "test").unlink()
-    with pytest.raises(InputError, match="cifar-100-python/test"):
-        prepare.main(["cifar100", "--drp", str(tmp_path / "root")])
+    capsys.readouterr()
+    with pytest.raises(InputError, match="see above: cifar100, tinyimages, scood$"):  # it tries all
+        prepare.main(["cifar100", "tinyimages", "scood", "--drp", str(tmp_path / "root")])
+    out = capsys.readouterr().out
+    assert "cifar-100-python/test" in out and "--allow_unverified" in out and "Google Drive" in out

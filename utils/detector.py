@@ -62,13 +62,15 @@ class Deployment(NamedTuple):
     """What it takes to apply a network, beside its weights.
 
     ``name``, ``family``: of the network, in ``models.FAMILIES``. ``preprocessing``: of images.
-    ``class_names``: C names, None if unknown.
+    ``class_names``: C names, None if unknown. ``epoch`` of ``epochs``: how far the run was, None if unknown.
     """
 
     name: str
     family: str
     preprocessing: Preprocessing
     class_names: list[str] | None
+    epoch: int | None
+    epochs: int | None
 
 
 class Detector:
@@ -114,7 +116,7 @@ class Detector:
     ) -> "Detector":
         """Loads the detector of a run without running code from the file.
 
-        Warns if no images were held out of training to take the threshold from.
+        Warns if the run was unfinished, or no images were held out of training to take the threshold from.
 
         Args:
             run: a run directory or checkpoint file evaluated by test.py or test_imagenet.py, or the
@@ -146,6 +148,12 @@ class Detector:
             raise InputError(f"{path}: {error}") from None
         except Exception as error:  # an untrusted file can cause any error
             raise InputError(f"{path} is no detector that test.py wrote: {first_line(error)}") from error
+        epoch, epochs = state.get("epoch"), state.get("epochs")
+        if epoch != epochs:
+            warnings.warn(
+                f"the detector was written at epoch {epoch} of {epochs}: evaluate the finished run",
+                stacklevel=2,
+            )
         if not detector.held_out:
             warnings.warn(
                 "no images were held out of training (--val_fraction), so the detector's threshold keeps "
@@ -169,6 +177,11 @@ class Detector:
             images = images.cpu()  # once, not for each image
         if isinstance(images, Image.Image) or (isinstance(images, Tensor) and images.dim() == 3):
             images = [images]
+        if not isinstance(images, Tensor | list | tuple):
+            raise InputError(
+                f"images are PIL images, tensors or lists of them, not {type(images).__name__}; Image.open "
+                "makes a PIL image of a file, Image.fromarray of an array (H, W, 3)"
+            )
         prepared = []
         for number, image in enumerate(images):
             try:
@@ -252,6 +265,8 @@ def write_detector(
         "normalization": [list(part) for part in preprocessing.normalization],
         "precision": precision,
         "class_names": deployment.class_names,
+        "epoch": deployment.epoch,
+        "epochs": deployment.epochs,
         "calibrations": stored,
         "default": list(default),
         "held_out": held_out is not None,
@@ -276,10 +291,12 @@ def _check(state):
     """Raises ValueError if plain values in an untrusted file are not a detector's; other defects show on
     use."""
     if not isinstance(state, dict) or "calibrations" not in state:
-        raise ValueError("it holds something else")
+        raise ValueError("it holds something else; a run or a checkpoint has to be evaluated first")
     size, resize, names = state["image_size"], state["resize"], state["class_names"]
     if type(size) is not int or not 1 <= size <= 1024 or resize not in (*RESIZE_MODES, PHOTOGRAPH):
         raise ValueError("its images have no size")
+    if not all(type(state.get(name)) in (int, type(None)) for name in ("epoch", "epochs")):
+        raise ValueError("its epochs are no numbers")
     if names is not None and not all(isinstance(word, str) and word.isprintable() for word in names):
         raise ValueError("its class names are no text")
     num_classes = len(state["weights"]["linear.weight"])
@@ -294,7 +311,7 @@ def _check(state):
 
 def _choose(what, name, there):
     if name not in there:
-        raise InputError(f"there is no {what} {name!r} in it; there are {', '.join(there)}")
+        raise InputError(f"there is no {what} {name!r} in it; there are {', '.join(map(repr, there))}")
     return name
 
 

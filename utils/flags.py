@@ -64,6 +64,8 @@ def number(kind, low=None, high=None, above=None):
 
 def path(text):
     """Parses a path; a leading ``~`` is the home directory, even where the shell keeps it."""
+    if not text:  # as from an unset variable; it would be the current folder
+        raise argparse.ArgumentTypeError("the path is empty")
     try:
         return Path(text).expanduser()
     except RuntimeError as error:

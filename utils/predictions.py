@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from datasets.folders import files_below
 from utils.console import say
 from utils.detector import BATCH, KEPT, Detector, find_detector
 from utils.errors import InputError
@@ -26,7 +27,7 @@ def predict_files(
     """Prints one line per image and writes ``predictions.csv``; warns about files it cannot read.
 
     Args:
-        paths: image files, and folders, of which every file is used.
+        paths: image files, and folders, see :func:`datasets.folders.files_below`.
         run: a run directory or a detector file. out: the folder of the table; None: the run's.
         calibration, score: see :meth:`utils.detector.Detector.load`.
 
@@ -76,7 +77,7 @@ def _files(paths: Sequence[Path]) -> Iterator[Path]:
         if not path.is_dir():
             yield path
             continue
-        within = [file for file in sorted(path.rglob("*")) if not file.is_dir()]
+        within = sorted(map(Path, files_below(path)))
         if not within:
             raise InputError(f"there is no file in {path}")
         yield from within

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from utils.console import say
 from utils.errors import InputError
+from utils.flags import FIGURES
 from utils.metrics import ACCURACY_COLUMNS, OOD_COLUMNS, OOD_METRICS
 from utils.plots import plot_roc, plot_score_histograms
 from utils.text_files import csv_text, write_text
@@ -100,6 +101,9 @@ def _write(results, scores, score, folder, figures):
     title = ", ".join(part for part in known if part)
     plot_score_histograms(curves, folder / f"scores.{figures}", title)
     plot_roc(curves, folder / f"roc.{figures}", title)
+    for other in {*FIGURES} - {figures}:  # of an earlier evaluation
+        for plot in ("scores", "roc"):
+            (folder / f"{plot}.{other}").unlink(missing_ok=True)
 
 
 def _percent(value):

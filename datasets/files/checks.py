@@ -49,7 +49,7 @@ def inner_path(name: str) -> str:
     if name.startswith("/") or name[1:2] == ":":
         raise ValueError("is an absolute path")
     if "\\" in name or not name.isprintable():
-        raise ValueError("has a backslash or a control character in it")
+        raise ValueError("has a backslash or an unprintable character in it")
     if ".." in name.split("/"):
         raise ValueError("climbs out of its folder")
     normal = posixpath.normpath(name) if name else "."

@@ -152,6 +152,8 @@ def load_checkpoint(path):
     if not path.is_file():
         raise InputError(f"there is no checkpoint {path}")
     try:
+        if path.stat().st_size == 0:
+            raise Refused("it is empty")
         with open(path, "rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if file.read(4) == b"PK\x03\x04":  # as torch.load decides
@@ -208,7 +210,7 @@ def load_run(folder):
         if problems:
             warnings.warn(f"{problems[0]}; using {folder / name} instead", stacklevel=2)
         return state
-    raise InputError(problems[0] if problems else f"there is no checkpoint in {folder}")
+    raise InputError("; and ".join(problems) or f"there is no checkpoint in {folder}")
 
 
 def open_checkpoint(path):

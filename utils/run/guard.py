@@ -100,6 +100,6 @@ class StepGuard:
             say(f"warning: {what}, step not applied; images {indices.tolist()}", sys.stderr)
             if self.bad_in_row >= self.max_bad_steps:
                 raise InputError(
-                    f"{what}; after {self.bad_in_row} bad steps in a row the run stops, and its "
-                    "last checkpoint stays as it is"
+                    f"{what}; after {self.bad_in_row} bad steps in a row the run stops, and an "
+                    "earlier checkpoint stays as it is"
                 )

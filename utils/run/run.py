@@ -22,7 +22,7 @@ from utils.run.directory import Attempts, RunDirectory, describe
 from utils.run.guard import StepGuard
 from utils.run.meter import EpochMeter
 from utils.run.signals import EXIT_STOPPED, StopRequest
-from utils.run.stored import DATA_FLAGS, differs, require_class_counts
+from utils.run.stored import ARGUMENTS, DATA_FLAGS, differs, require_class_counts
 from utils.run.weights import load_weights, network_weights
 
 VOTE_EVERY = 16  # steps between votes of several processes on stopping and saving
@@ -200,7 +200,7 @@ class Run:
             return
         about = {"class_counts": self.class_counts, "environment": self.environment}
         about = self.settings | about | {"num_outliers": self.loader.num_outliers}
-        self.attempt("args.json", self.out.write_json, "args.json", about)
+        self.attempt(ARGUMENTS, self.out.write_json, ARGUMENTS, about)
         self._draw("class_counts", plot_class_counts, self.class_counts)
         classes, images = len(self.class_counts), sum(self.class_counts)
         say(
@@ -288,16 +288,22 @@ def run_directory(folder, resume, compute):
     def take():
         with ExitStack() as stack:
             out = stack.enter_context(closing(RunDirectory(folder)))
-            if holds_run(out.folder) and not resumes_in_place(folder, resume):
-                raise InputError(
-                    f"{folder} already holds a run; add --resume to continue it, or choose another --srp"
-                )
+            if _is_used(out.folder) and not resumes_in_place(folder, resume):
+                advice = f"--resume {resume} needs another --srp"
+                if not resume:
+                    advice = "add --resume to continue it, or choose another --srp"
+                raise InputError(f"{folder} already holds a run; {advice}")
             stack.pop_all()
         return out
 
     out = in_main(compute, take)
     with nullcontext() if out is None else closing(out):
         yield out
+
+
+def _is_used(folder):
+    """Tells whether a folder holds a run, or what is left of one without its checkpoints."""
+    return holds_run(folder) or (folder / "log.jsonl").exists()
 
 
 def find_checkpoint(folder: Path, resume: str | None, settings: dict) -> dict | None:

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import json
 import os
 import reprlib
 import warnings
@@ -12,6 +13,7 @@ from utils.console import say
 from utils.errors import InputError
 from utils.run.checkpoint import holds_run, open_checkpoint
 
+ARGUMENTS = "args.json"  # in a run directory
 # Flags that say where a run's data are.
 DATA_FLAGS = {"drp", "txtt", "txtv", "iidp", "iodp", "txt_ood_train", "txt_ood_test"}
 
@@ -21,23 +23,43 @@ def with_flags_of_run(
 ) -> list[str]:
     """Returns a training's command line; with ``--resume``, preceded by the flags of the run to resume.
 
-    So a run resumes with its own flags, and flags typed by the user still count. ``run_folder`` gives the run
-    directory of a command line.
+    So a run resumes with its own flags, and flags typed by the user still count. One that ended before its
+    first checkpoint has them in ``args.json``. ``run_folder`` gives the run directory of a command line.
 
     Raises:
-        InputError: the checkpoint is damaged.
+        InputError: the checkpoint is damaged or of no run, or its run is of a data set that ``parser`` does
+            not know.
     """
     known = parser.parse_known_args([word for word in argv if word not in ("-h", "--help")])[0]
     if known.resume is None:
         return argv
     source = known.resume or run_folder(known)
-    if not known.resume and not holds_run(source):
+    if known.resume or holds_run(source):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a damaged checkpoint; opening it again warns
+            stored = stored_arguments(open_checkpoint(source))
+        if not stored:
+            raise InputError(f"{source} is no checkpoint of train.py or train_imagenet.py to resume from")
+    else:
+        stored = _begun(source)
         if int(os.environ.get("RANK", 0)) == 0:
-            say(f"no checkpoint in {source} yet: starting from the beginning")
-        return argv
-    stored = stored_arguments(open_checkpoint(source))
+            flags = f", with the flags in {source / ARGUMENTS}" if stored else ""
+            say(f"no checkpoint in {source} yet: starting from the beginning{flags}")
+    ds, choices = stored.get("ds"), {action.dest: action.choices for action in parser._actions}
+    if isinstance(ds, str) and ds not in choices.get("ds", [ds]):
+        script = "train_imagenet.py" if ds == "imagenet" else "train.py"
+        raise InputError(f"the run in {source} is of {reprlib.repr(ds)}: resume it with {script}")
     words = _as_words(parser, stored, {a.dest for a in parser._actions} - {"resume", "srp", "help"})
     return [*words, *([] if known.resume else [f"--srp={source}"]), *argv]
+
+
+def _begun(folder):
+    """Returns the arguments of a run that has no checkpoint yet; empty if none has begun in the folder."""
+    try:
+        stored = json.loads((folder / ARGUMENTS).read_text())
+    except (OSError, ValueError):
+        return {}
+    return stored_arguments({"args": stored})
 
 
 def with_data_of_run(parser: argparse.ArgumentParser, argv: list[str]) -> list[str]:
@@ -110,10 +132,16 @@ def resolve_settings(given, stored, defaults, ranges):
             agrees = given[name] == stored[name]
         if not agrees:
             raise InputError(
-                f"--{name} {given[name]} contradicts the checkpoint, which was trained with {stored[name]}"
+                f"--{name} {_shown(given[name])} contradicts the checkpoint, which was trained with "
+                f"{_shown(stored[name])}"
             )
     settings = {name: stored.get(name, given.get(name, default)) for name, default in defaults.items()}
     return settings, [name for name in defaults if name not in stored and name not in given]
+
+
+def _shown(value):
+    """Formats a flag's value as it is typed."""
+    return (" ".join(value) or "none") if isinstance(value, list) else value
 
 
 def _is_argument(value, default, number):
