@@ -168,8 +168,8 @@ def identify(checkpoint, given):
     likely_ds = next((ds for ds, b in BENCHMARKS.items() if (b.num_classes,) == outputs), "cifar10")
     named, assumed = resolve_settings(given, stored, {"ds": likely_ds}, {})
     if named["ds"] not in BENCHMARKS:
-        advice = "use test_imagenet.py" if named["ds"] == "imagenet" else "which test.py does not know"
-        raise InputError(f"the checkpoint was trained on {named['ds']}, {advice}")
+        advice = ": use test_imagenet.py" if named["ds"] == "imagenet" else ", which test.py does not know"
+        raise InputError(f"the checkpoint was trained on {named['ds']}{advice}")
     usual = BENCHMARKS[named["ds"]].training
     family, likely_model = network_of(weights) or (None, None)
     defaults = {"model": likely_model if family == "cifar" else usual["model"], "val_fraction": 0}

@@ -149,7 +149,7 @@ class Detector:
         except Exception as error:  # an untrusted file can cause any error
             raise InputError(f"{path} is no detector that test.py wrote: {first_line(error)}") from error
         epoch, epochs = state.get("epoch"), state.get("epochs")
-        if epoch != epochs:
+        if None not in (epoch, epochs) and epoch < epochs:
             warnings.warn(
                 f"the detector was written at epoch {epoch} of {epochs}: evaluate the finished run",
                 stacklevel=2,
