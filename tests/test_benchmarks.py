@@ -226,7 +226,7 @@ def test_the_precision_runs_are_valid_command_lines_and_reproduces_own(tmp_path)
             way == "bf16 compiled",
         )
         mine.srp.mkdir(parents=True)
-        save_checkpoint({"args": {}}, mine.srp)  # test.py looks in it for the data
+        save_checkpoint({"args": {"ds": mine.ds}}, mine.srp)  # test.py looks in it for the data
         tests = [load_script("test").parse_args(line[1:]) for line, _ in evaluations]
         assert [t.precision for t in tests] == (["fp32", "bf16"] if way == "fp32" else ["bf16"])
         assert mine.srp == done and {t.ckpt_path for t in tests} == {mine.srp}

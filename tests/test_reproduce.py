@@ -10,6 +10,7 @@ from result_files import show, write_record
 import train
 import train_imagenet
 from benchmarks import reproduce, runs, table
+from utils import flags
 from utils.errors import InputError
 
 ON_IMAGENET = [
@@ -142,9 +143,7 @@ def test_flags_that_would_mix_results_up_are_refused(flags, words):
 def test_imagenet_runs_are_collected_without_their_folders(tmp_path, capsys):
     """Settings as train_imagenet.py writes them, results as any run has them."""
     lists = ["--txtt", "/here/train.txt", "--iidp", "/here/images"]
-    settings = {
-        k: str(v) for k, v in vars(train_imagenet.parse_args([*lists, "--srp", str(tmp_path)])).items()
-    }
+    settings = flags.plain(train_imagenet.parse_args([*lists, "--srp", str(tmp_path)]))
     write_record(tmp_path, "patt", 0, 0.9)
     made = json.loads((tmp_path / "digits_default" / "patt-seed0.json").read_text())
     settings |= {name: made["args"][name] for name in ("environment", "class_counts", "num_outliers")} | {

@@ -211,7 +211,7 @@ def test_lists_without_labels(tmp_path):
         (b"../x.png 0", "climbs"),
         (b"a/../../x.png 0", "climbs"),
         (b"a\\..\\x.png 0", "backslash"),
-        (b"a\0b.png 0", "control"),
+        (b"a\0b.png 0", "unprintable"),
         (b". 0", "names no file"),
         (b"a.png", "label"),
         (b"a.png x", "label"),
