@@ -116,23 +116,16 @@ def main(argv=None):
         about = {"dataset": known["ds"], "network": known["model"], "checkpoint": str(args.ckpt_path)}
         about |= {"rho": known["rho"], "normalization": known["normalization"]}
         about |= {"ood_resize": args.ood_resize, "num_ood_samples": args.num_ood_samples, "notes": notes}
-        progress = progress_of(checkpoint)
         preprocessing = Preprocessing(test.images.shape[-1], args.ood_resize, normalization)
         statistics = trained_statistics(checkpoint, len(class_counts), of_training.features.shape[1])
         conclude(
             model,
-            Deployment(
-                known["model"],
-                "cifar",
-                preprocessing,
-                benchmark.class_names(args.drp),
-                progress["epoch"],
-                progress["epochs"],
-            ),
+            Deployment(known["model"], "cifar", preprocessing, benchmark.class_names(args.drp)),
             names,
             sets,
             class_counts,
-            about | progress,
+            about,
+            progress_of(checkpoint),
             out,
             calibration_split=args.calibration_split,
             score=args.score or SCORE_NAMES[0],

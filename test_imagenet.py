@@ -134,22 +134,15 @@ def main(argv=None):
         about = {"dataset": "imagenet", "network": known["model"], "checkpoint": str(args.ckpt_path)}
         about |= {"normalization": known["normalization"], "num_cal": args.num_cal}
         about |= {"calibration_seed": args.seed, "notes": notes}
-        progress = progress_of(checkpoint)
         preprocessing = Preprocessing(known["image_size"], PHOTOGRAPH, normalization)
         conclude(
             model,
-            Deployment(
-                known["model"],
-                "imagenet",
-                preprocessing,
-                class_names,
-                progress["epoch"],
-                progress["epochs"],
-            ),
+            Deployment(known["model"], "imagenet", preprocessing, class_names),
             names,
             sets,
             class_counts,
-            about | progress,
+            about,
+            progress_of(checkpoint),
             out,
             calibration_split="train",
             score=args.score or SCORE_NAMES[0],

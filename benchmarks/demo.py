@@ -8,10 +8,11 @@ import json
 import shlex
 from pathlib import Path
 
+from benchmarks.records import Way, evaluation
 from benchmarks.rows import ROWS
 from benchmarks.runs import is_evaluated, run_logged
 from benchmarks.table import text
-from benchmarks.tabulate import Table, Way, evaluation
+from benchmarks.tabulate import Table
 from utils.errors import InputError, exit_cleanly
 from utils.plots import plot_class_accuracy
 

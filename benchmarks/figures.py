@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from sklearn.manifold import TSNE
 
+from benchmarks.records import Way, calibration_of, evaluation, load_records
 from benchmarks.rows import EVALUATED, ROWS
 from benchmarks.runs import RESULTS, ROOT
-from benchmarks.tabulate import Way, calibration_of, evaluation, load_records
 from datasets.loader import evaluation_batches
 from datasets.normalization import NORMALIZATIONS
 from datasets.registry import BENCHMARKS

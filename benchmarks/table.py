@@ -19,9 +19,10 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
+from benchmarks.records import Way
 from benchmarks.rows import ROWS
 from benchmarks.runs import RESULTS, ROOT
-from benchmarks.tabulate import COLUMNS, FULL, Table, Way, build, runs_table
+from benchmarks.tabulate import COLUMNS, FULL, Table, build, runs_table
 from utils import flags
 from utils.errors import InputError, exit_cleanly
 from utils.text_files import write_text

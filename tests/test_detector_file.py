@@ -38,10 +38,9 @@ def write(folder, fitted, class_names=None, epoch=30, epochs=30, **settings):
     network, calibrations, training = fitted
     settings = {"calibrations": calibrations, "auto": None} | settings
     preprocessing = Preprocessing(16, "squash", NORMALIZATIONS["digits"])
-    deployment = Deployment("ResNet20", "cifar", preprocessing, class_names, epoch, epochs)
-    write_detector(
-        folder, network, deployment, held_out=training, training=training, precision="fp32", **settings
-    )
+    settings |= {"progress": {"epoch": epoch, "epochs": epochs}, "precision": "fp32"}
+    deployment = Deployment("ResNet20", "cifar", preprocessing, class_names)
+    write_detector(folder, network, deployment, held_out=training, training=training, **settings)
     return folder / "detector.pth"
 
 

@@ -39,6 +39,7 @@ def conclude(
     sets: Sets,
     class_counts: list[int],
     about: dict[str, Any],
+    progress: dict[str, int | None],
     out: Path,
     *,
     calibration_split: str,
@@ -56,6 +57,7 @@ def conclude(
         model: the network. names: of the calibrations, see :func:`utils.fitting.fit_calibrations`.
         class_counts: (C,) training-set sizes.
         about: what results.json says beside the results, see :func:`utils.report.report`.
+        progress: of the run, see :func:`utils.run.stored.progress_of`.
         calibration_split: of the images for feature calibration. After "test" no detector is written.
         score: the one that tables and plots show. strength: of FC. tnorm: see
             :meth:`utils.calibration.Classifier.of`. figures: format of the plots.
@@ -79,7 +81,7 @@ def conclude(
     results, scores = evaluate(calibrations, sets.test, sets.ood, class_counts)
     split = calibration_split if "fc" in calibrations else None
     precision = resolved_precision(device, precision)
-    about = about | {"calibration_split": split, "class_counts": class_counts, "score": score}
+    about = about | progress | {"calibration_split": split, "class_counts": class_counts, "score": score}
     about |= {"tnorm": tnorm, "precision": precision}
     report(about | facts | results | {"environment": environment(device)}, scores, score, out, figures)
     if split == "test":
@@ -93,5 +95,6 @@ def conclude(
         sets.held_out,
         sets.training,
         auto=facts.get("auto"),
+        progress=progress,
         precision=precision,
     )

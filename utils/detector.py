@@ -62,15 +62,13 @@ class Deployment(NamedTuple):
     """What it takes to apply a network, beside its weights.
 
     ``name``, ``family``: of the network, in ``models.FAMILIES``. ``preprocessing``: of images.
-    ``class_names``: C names, None if unknown. ``epoch`` of ``epochs``: how far the run was, None if unknown.
+    ``class_names``: C names, None if unknown.
     """
 
     name: str
     family: str
     preprocessing: Preprocessing
     class_names: list[str] | None
-    epoch: int | None
-    epochs: int | None
 
 
 class Detector:
@@ -232,6 +230,7 @@ def write_detector(
     training: Features,
     *,
     auto: dict | None,
+    progress: dict[str, int | None],
     precision: str,
 ) -> None:
     """Writes ``detector.pth``, whole or not at all, and says so.
@@ -241,6 +240,7 @@ def write_detector(
         held_out: features of held-out ID images; None if there are none: ``training`` is used instead.
         auto: the choice of --calibration auto, which becomes the detector's default; None without auto. See
             the facts of :func:`utils.fitting.fit_calibrations`.
+        progress: of the run, see :func:`utils.run.stored.progress_of`.
         precision: of the network's evaluation, without "auto".
 
     Raises:
@@ -265,8 +265,8 @@ def write_detector(
         "normalization": [list(part) for part in preprocessing.normalization],
         "precision": precision,
         "class_names": deployment.class_names,
-        "epoch": deployment.epoch,
-        "epochs": deployment.epochs,
+        "epoch": progress["epoch"],
+        "epochs": progress["epochs"],
         "calibrations": stored,
         "default": list(default),
         "held_out": held_out is not None,
