@@ -96,7 +96,7 @@ def train(args, compute, loader, model, class_counts, learning_rate, validation_
     trained = Trained(model, criterion, optimizer, guard)
     settings = flags.plain(args) | {"precision": precision}  # the run's, wherever it is resumed
     with open_run(settings, compute, loader, class_counts, trained) as run:
-        network = parallelize(model, compute, precision, sync_bn=args.sync_bn, all_parameters_used=args.isac)
+        network = parallelize(model, compute, precision, sync_bn=args.sync_bn)
         objective = criterion
         if args.compile:
             network, objective = torch.compile(network), torch.compile(criterion)
@@ -182,7 +182,7 @@ def main(argv=None):
             *held_out.select(mine), batch_size=args.tb, normalization=normalization, device=compute.device
         )
 
-    model = build_model(args.model, len(class_counts))
+    model = build_model(args.model, len(class_counts), head=args.head)
     schedule = cosine(args.lr, args.epochs)
     train(args, compute, loader, model, class_counts, schedule, validation_batches if held_out else None)
     finish()
@@ -216,7 +216,8 @@ def add_method_flags(parser):
 def parse_args(argv=None):
     """Parses the flags; defaults are the paper's run on the data set of ``--ds``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=flags.HelpFormatter)
-    add = parser.add_argument_group("data and network").add_argument
+    group = parser.add_argument_group("data and network")
+    add = group.add_argument
     name = flags.dataset_in_memory
     add(
         "--dataset",
@@ -231,6 +232,8 @@ def parse_args(argv=None):
         "--data_root_path", "--drp", dest="drp", type=flags.path, default=Path("data"), help="the data folder"
     )
     add("--model", "--md", choices=tuple(FAMILIES["cifar"]), help="the network")
+    ours = "put the contrastive term on a projection head; not in the paper"
+    flags.add_boolean(group, "--head", default=False, help=ours)
     smallest = "smallest class / largest class"
     add("--imbalance_ratio", "--rho", dest="rho", type=flags.imbalance_ratio, help=smallest)
     mean_and_std = "the mean and std used to normalise images"
@@ -241,7 +244,10 @@ def parse_args(argv=None):
     set_defaults_of_data_set(parser, argv)  # the run's folder is named after the network
     argv = with_flags_of_run(parser, argv, run_folder)
     set_defaults_of_data_set(parser, argv)
-    return resolve(parser.parse_args(argv))
+    args = resolve(parser.parse_args(argv))
+    if args.head and not args.isac:
+        raise InputError("--head serves the contrastive term alone: leave it out with --isac False")
+    return args
 
 
 def set_defaults_of_data_set(parser, argv):

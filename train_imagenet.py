@@ -83,8 +83,7 @@ def main(argv=None):
         for line in batches.replaced.report():
             say(f"warning: held-out images: {line}", sys.stderr)
 
-    model = build_model(args.model, len(class_counts), family="imagenet")
-    model.embeds = args.isac  # only the contrastive term uses the head
+    model = build_model(args.model, len(class_counts), family="imagenet", head=args.isac)
     schedule = step_decay(args.lr, args.decay_epochs)
     train(args, compute, loader, model, class_counts, schedule, validation_batches if validation else None)
     finish()

@@ -1,6 +1,6 @@
 """Image to logits, features and embedding.
 
-output: what every network returns
+output: what every network returns, and the projection head
 resnet_cifar: ResNet18, 20, 32 and 34 for images of 32 x 32 and below
 resnet_imagenet: torchvision's ResNet18, 34 and 50, for photographs
 """
@@ -16,7 +16,7 @@ FAMILIES = {"cifar": CIFAR_NETWORKS, "imagenet": IMAGENET_NETWORKS}
 __all__ = ["FAMILIES", "Output", "build_model"]
 
 
-def build_model(name: str, num_classes: int, family: str = "cifar") -> nn.Module:
+def build_model(name: str, num_classes: int, family: str = "cifar", head: bool = False) -> nn.Module:
     """Builds a network with random weights.
 
     Args:
@@ -24,6 +24,8 @@ def build_model(name: str, num_classes: int, family: str = "cifar") -> nn.Module
             ("cifar"); ResNet18, ResNet34 and ResNet50 for photographs ("imagenet").
         num_classes: C, the number of logits.
         family: "cifar" or "imagenet", which differ in their first layers: ResNet18 is two different networks.
+        head: whether the embedding comes from a projection head, which training alone uses; without one it is
+            the feature vector.
 
     Returns:
         A module whose ``forward(images)`` returns :class:`Output`; ``.linear`` is its classifier and
@@ -36,4 +38,4 @@ def build_model(name: str, num_classes: int, family: str = "cifar") -> nn.Module
         raise ValueError(f"unknown family {family!r}; there are {', '.join(FAMILIES)}")
     if name not in FAMILIES[family]:
         raise ValueError(f"unknown network {name!r}; the {family} networks are {', '.join(FAMILIES[family])}")
-    return FAMILIES[family][name](num_classes)
+    return FAMILIES[family][name](num_classes, head)

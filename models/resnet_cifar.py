@@ -1,7 +1,8 @@
 """Residual networks for small images: ResNet18/34 with a 3x3 stem, and ResNet20/32 (He et al. 2016, 4.2).
 
 The parameter names (conv1, bn1, layerN.M.conv1, ..., layerN.M.shortcut.0/1, linear) are those of published
-checkpoints in this field, so these load. The embedding is the feature vector itself.
+checkpoints in this field, so these load. Convolutions keep PyTorch's initialisation, as in the authors'
+release. The embedding is the feature vector itself, as there, or a projection head's output.
 """
 
 from collections.abc import Sequence
@@ -10,7 +11,9 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.output import Output
+from models.output import Output, projection_head
+
+EMBEDDING_DIM = 128  # of the head, as in ProCo
 
 
 class BasicBlock(nn.Module):
@@ -39,11 +42,12 @@ class SmallImageResNet(nn.Module):
 
     Args:
         num_classes: C.
+        head: whether the embedding comes from a projection head; without one it is the feature vector.
         blocks: the number of blocks per stage.
         channels: the width of each stage; the last one is the feature width D.
     """
 
-    def __init__(self, num_classes: int, blocks: Sequence[int], channels: Sequence[int]) -> None:
+    def __init__(self, num_classes: int, head: bool, blocks: Sequence[int], channels: Sequence[int]) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, channels[0], 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(channels[0])
@@ -55,10 +59,8 @@ class SmallImageResNet(nn.Module):
             setattr(self, f"layer{stage}", nn.Sequential(*layers))
             width = out
         self.linear = nn.Linear(width, num_classes)
-        self.embedding_dim = width
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        self.embedding_dim = EMBEDDING_DIM if head else width
+        self.head = projection_head(width, EMBEDDING_DIM) if head else nn.Identity()
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Returns the average-pooled features (N, D) of images (N, 3, H, W)."""
@@ -69,7 +71,7 @@ class SmallImageResNet(nn.Module):
 
     def forward(self, images: Tensor) -> Output:
         features = self.forward_features(images)
-        return Output(self.linear(features), features, features)
+        return Output(self.linear(features), features, self.head(features))
 
 
 CIFAR_NETWORKS = {

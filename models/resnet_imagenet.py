@@ -9,34 +9,30 @@ from functools import partial
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
-from models.output import Output
+from models.output import Output, projection_head
+
+EMBEDDING_DIM = 1024
 
 
 class PhotographResNet(ResNet):
-    """torchvision's ResNet with random weights, features of width D (512 or 2048) and an embedding of 1024.
+    """torchvision's ResNet with random weights and features of width D (512 or 2048).
 
     Args:
         num_classes: C.
+        head: whether the embedding comes from a projection head; without one it is the feature vector.
         block: torchvision's BasicBlock or Bottleneck.
         layers: the number of blocks per stage.
     """
 
-    embedding_dim = 1024
-    embeds = True  # False skips the head, when there is no contrastive loss
-
     def __init__(
-        self, num_classes: int, block: type[BasicBlock] | type[Bottleneck], layers: Sequence[int]
+        self, num_classes: int, head: bool, block: type[BasicBlock] | type[Bottleneck], layers: Sequence[int]
     ) -> None:
         super().__init__(block, layers)
         width = self.fc.in_features
         self.fc = nn.Identity()  # torchvision's forward then ends at the features
         self.linear = nn.Linear(width, num_classes)
-        self.head = nn.Sequential(
-            nn.Linear(width, width),
-            nn.BatchNorm1d(width),
-            nn.ReLU(inplace=True),
-            nn.Linear(width, self.embedding_dim),
-        )
+        self.embedding_dim = EMBEDDING_DIM if head else width
+        self.head = projection_head(width, EMBEDDING_DIM) if head else nn.Identity()
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Returns the average-pooled features (N, D) of images (N, 3, H, W)."""
@@ -44,8 +40,7 @@ class PhotographResNet(ResNet):
 
     def forward(self, images: Tensor) -> Output:
         features = self.forward_features(images)
-        embedding = self.head(features) if self.embeds else features
-        return Output(self.linear(features), features, embedding)
+        return Output(self.linear(features), features, self.head(features))
 
 
 IMAGENET_NETWORKS = {

@@ -37,7 +37,7 @@ PLAIN = Views(*[View((ToFloat(),))] * 3)
 
 
 def tiny_network():
-    return SmallImageResNet(4, (1, 1), (8, 16))
+    return SmallImageResNet(4, False, (1, 1), (8, 16))
 
 
 class Step:

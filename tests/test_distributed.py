@@ -38,6 +38,9 @@ def train(compute):
     are each process's own. Returns what one process on the global batch must reproduce."""
     torch.manual_seed(0)
     model = build_model("ResNet20", 3).eval()
+    for parameter in model.parameters():  # without batch statistics activations would die out
+        if parameter.dim() == 4:
+            torch.nn.init.kaiming_normal_(parameter, mode="fan_out")
     criterion = PATTLoss(COUNTS, 64, oe_weight=0.1, tla_weight=0.5)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, nesterov=True, fused=True)
     network = parallelize(model, compute)

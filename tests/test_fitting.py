@@ -9,7 +9,7 @@ from utils import fitting
 from utils.calibration import Classifier, attention_weight, build_calibration
 from utils.errors import InputError
 from utils.evaluation import Features
-from utils.fitting import fit_calibrations, try_calibrations
+from utils.fitting import fit_calibrations, trained_statistics, try_calibrations
 
 COUNTS, D = [30, 12, 5], 6
 
@@ -138,3 +138,12 @@ def test_a_calibration_is_built_by_name():
     assert build_calibration("none", classifier).attention is None
     attention = torch.tensor([0.0, 2.0])
     assert build_calibration("fc", classifier, attention, strength=0.5).attention.tolist() == [0.5, 1.5]
+
+
+def test_statistics_of_embeddings_from_a_head_are_not_those_of_features():
+    statistics = {"mean_direction": torch.eye(3), "kappa": torch.ones(3), "counts": torch.ones(3)}
+    statistics["has_previous"] = torch.ones(3, dtype=torch.bool)
+    criterion = {f"statistics.{name}": value for name, value in statistics.items()}
+    args = {"isac": True, "depart": []}
+    assert trained_statistics({"args": args, "criterion": criterion}, 3, 3) is not None
+    assert trained_statistics({"args": args | {"head": True}, "criterion": criterion}, 3, 3) is None

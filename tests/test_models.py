@@ -53,9 +53,46 @@ def test_the_sizes_are_the_published_ones():
     assert sum(p.numel() for p in build_model("ResNet20", 10).parameters()) == 269_722 + projections
 
 
-def test_the_cifar_embedding_is_the_features():
-    output = build_model("ResNet20", 3)(torch.randn(2, 3, 16, 16))
+@pytest.mark.parametrize("family,name", [("cifar", "ResNet20"), ("imagenet", "ResNet18")])
+def test_without_a_head_the_embedding_is_the_features(family, name):
+    output = build_model(name, 3, family)(torch.randn(2, 3, 32, 32))
     assert torch.equal(output.embedding, output.features)
+
+
+def test_the_head_of_a_cifar_network_is_as_described():
+    network = build_model("ResNet20", 3, head=True).eval()
+    assert network.embedding_dim == 128
+    with torch.no_grad():
+        logits, features, embedding = network(torch.randn(5, 3, 32, 32))
+        first, norm, _, second = network.head
+        norm.running_mean.fill_(0.25)
+        hidden = (features @ first.weight.T + first.bias - 0.25) / (1 + norm.eps) ** 0.5
+        by_hand = hidden.clamp(min=0) @ second.weight.T + second.bias
+        torch.testing.assert_close(network.head(features), by_hand)
+        torch.testing.assert_close(logits, network.linear(features))
+    assert embedding.shape == (5, 128) and bool((embedding < 0).any())
+
+
+def test_the_head_changes_no_other_weight():
+    torch.manual_seed(0)
+    plain = build_model("ResNet20", 3).state_dict()
+    torch.manual_seed(0)
+    headed = build_model("ResNet20", 3, head=True).state_dict()
+    assert all(torch.equal(value, headed[key]) for key, value in plain.items())
+    assert {key.partition(".")[0] for key in headed.keys() - plain.keys()} == {"head"}
+
+
+def test_convolutions_keep_pytorchs_initialisation():
+    torch.manual_seed(0)
+    network = build_model("ResNet18", 10)
+    torch.manual_seed(0)
+    first = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    assert torch.equal(network.conv1.weight, first.weight)
+    weight = network.layer3[1].conv2.weight.detach()  # uniform over +-1 / sqrt(fan in)
+    bound = (256 * 9) ** -0.5
+    assert float(weight.abs().max()) <= bound and float(weight.std()) == pytest.approx(
+        bound / 3**0.5, rel=0.01
+    )
 
 
 def test_unknown_names_are_errors():

@@ -5,10 +5,13 @@ import math
 
 import pytest
 import torch
+from PIL import Image
 from torchvision.transforms import InterpolationMode
+from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 from torchvision.transforms.v2 import functional as tv
 
 from datasets.augment import ops
+from datasets.augment.policies import AUTOAUGMENT_OPERATIONS
 
 N = 40
 
@@ -90,6 +93,44 @@ def test_geometry_equals_torchvision(name, size):
         torch.cat([bins, -bins]).repeat(3)[:N],
     ):
         assert_same_bytes(getattr(ops, name)(images, values), one_by_one(reference, images, values))
+
+
+def transformed_by_pillow(image, matrix, resample):
+    picture = to_pil_image(image)
+    return pil_to_tensor(
+        picture.transform(picture.size, Image.AFFINE, matrix, resample, fillcolor=(128,) * 3)
+    )
+
+
+def rotated_by_pillow(image, degrees):
+    """Beyond the border is grey 128: an RGBA image turns transparent there."""
+    turned = to_pil_image(image).convert("RGBA").rotate(degrees)
+    return pil_to_tensor(
+        Image.composite(turned, Image.new("RGBA", turned.size, (128,) * 4), turned).convert("RGB")
+    )
+
+
+AUTOAUGMENT_GEOMETRY = {
+    "ShearX": (0.3, lambda image, v: transformed_by_pillow(image, (1, v, 0, 0, 1, 0), Image.BICUBIC)),
+    "ShearY": (0.3, lambda image, v: transformed_by_pillow(image, (1, 0, 0, v, 1, 0), Image.BICUBIC)),
+    "TranslateX": (15, lambda image, v: transformed_by_pillow(image, (1, 0, -v, 0, 1, 0), Image.NEAREST)),
+    "TranslateY": (15, lambda image, v: transformed_by_pillow(image, (1, 0, 0, 0, 1, -v), Image.NEAREST)),
+    "Rotate": (30.0, rotated_by_pillow),
+}
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", AUTOAUGMENT_GEOMETRY)
+def test_the_geometry_of_autoaugment_equals_pillow(name, size):
+    limit, reference = AUTOAUGMENT_GEOMETRY[name]
+    images = uint8_images(*size)
+    values = torch.linspace(-limit, limit, N, dtype=torch.float64)
+    values = values.round() if name.startswith("Translate") else values
+    result, expected = AUTOAUGMENT_OPERATIONS[name](images, values), one_by_one(reference, images, values)
+    # Pillow computes coordinates in fixed point; a border between two pixels may fall either way.
+    assert (result != expected).float().mean() < 1e-3
+    if name.startswith("Shear"):
+        assert (result.int() - expected.int()).abs().max() <= 1
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -187,17 +228,15 @@ def test_padded_crop_equals_torchvision(padding):
 
 
 def test_cutout_equals_torchvision_erase():
-    images, fill = ops.to_float(uint8_images(32, 32)), (0.1, 0.5, 0.9)
+    images = uint8_images(32, 32)
     row, column = torch.arange(N) % 32, (7 * torch.arange(N)) % 32
 
     def reference(image, row, column):
         top, left = max(row - 8, 0), max(column - 8, 0)
         height, width = min(row + 8, 32) - top, min(column + 8, 32) - left
-        return tv.erase(image, top, left, height, width, torch.tensor(fill).view(3, 1, 1))
+        return tv.erase(image, top, left, height, width, torch.zeros(3, 1, 1, dtype=torch.uint8))
 
-    torch.testing.assert_close(
-        ops.cutout(images, row, column, 16, fill), one_by_one(reference, images, row, column), rtol=0, atol=0
-    )
+    assert_same_bytes(ops.cutout(images, row, column, 16), one_by_one(reference, images, row, column))
 
 
 def test_conversions_are_inverse_and_equal_torchvision():

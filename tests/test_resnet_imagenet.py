@@ -10,7 +10,7 @@ REFERENCE = {"ResNet18": resnet18, "ResNet34": resnet34, "ResNet50": resnet50}
 
 @pytest.mark.parametrize(("name", "width"), [("ResNet18", 512), ("ResNet34", 512), ("ResNet50", 2048)])
 def test_shapes(name, width):
-    network = build_model(name, 7, family="imagenet").eval()
+    network = build_model(name, 7, family="imagenet", head=True).eval()
     with torch.no_grad():
         out = network(torch.rand(2, 3, 64, 64))
     assert out.logits.shape == (2, 7)
@@ -34,7 +34,7 @@ def test_trunk_is_torchvisions(name):
 
 
 def test_classifier_reads_the_raw_features_and_the_head_is_as_published():
-    network = build_model("ResNet18", 5, family="imagenet").eval()
+    network = build_model("ResNet18", 5, family="imagenet", head=True).eval()
     with torch.no_grad():
         logits, features, embedding = network(torch.rand(3, 3, 64, 64))
         torch.testing.assert_close(logits, features @ network.linear.weight.T + network.linear.bias)

@@ -10,7 +10,6 @@ import torch
 from command_line import load_script, run
 
 import train
-import train_imagenet
 from models import build_model
 from utils import flags
 from utils.distributed import autocast
@@ -121,16 +120,6 @@ def test_batchnorm_needs_two_images(batch, tmp_path, capsys):
             flags.check(args, four, 100, 100)
 
 
-def test_the_embedding_head_does_not_run_without_the_contrastive_loss():
-    """It would update the running statistics of its BatchNorm, and with one image per process it cannot."""
-    model = build_model("ResNet18", 3, family="imagenet").train()
-    model.embeds = False
-    output = model(torch.rand(2, 3, 32, 32))
-    assert torch.equal(output.embedding, output.features)
-    assert int(model.head[1].num_batches_tracked) == 0
-    assert train_imagenet.parse_args(["--isac", "False"]).isac is False
-
-
 def test_an_epoch_ends_where_the_batches_end():
     """train_one_epoch makes one optimiser step per batch, and no other."""
     model = build_model("ResNet20", 2)
@@ -159,3 +148,20 @@ def test_an_evaluation_finds_the_data_where_the_run_had_them(finished, tmp_path)
     args = load_script("test_imagenet").parse_args(words)
     assert (args.txtt, args.iodp) == (Path("/a/train.txt"), Path("/b"))
     assert args.txt_ood_test == [Path("/c/near.txt"), Path("/c/far.txt")]
+
+
+def test_a_head_is_trained_and_left_out_of_the_evaluation(tmp_path, capsys):
+    assert run(train.main, *TINY, "-e", 1, "--head", "--srp", tmp_path) == 0
+    state = load_run(tmp_path)
+    assert state["args"]["head"] is True and "head.0.weight" in state["model"]
+    assert state["criterion"]["statistics.mean_direction"].shape[1] == 128
+    evaluation = load_script("test")
+    assert run(evaluation.main, "--gpu", "cpu", "--ckpt_path", tmp_path, "--calibration", "none") == 0
+    assert "left out" not in capsys.readouterr().out
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["vmf"] == {"none": "training features"}
+
+
+def test_a_head_without_the_contrastive_term_is_refused(tmp_path, capsys):
+    assert run(train.main, *TINY, "--head", "--isac", "False", "--srp", tmp_path) == 2
+    assert "--head" in error(capsys)

@@ -190,7 +190,9 @@ def test_fitted_scores_are_tensors_and_come_back_from_a_file(attention, tmp_path
 def test_a_score_is_added_by_one_class(monkeypatch):
     monkeypatch.setattr(scores, "SCORES", dict(SCORES))
 
-    class Norm(Score, name="norm"):
+    class Norm(Score):
+        name = "norm"
+
         def __call__(self, outputs):
             return -outputs.features.norm(dim=1)
 

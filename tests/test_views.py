@@ -12,7 +12,6 @@ from torchvision.transforms.v2 import functional as tv
 
 from datasets.augment import ops, policies, stages, views
 from datasets.digits import digits_views
-from datasets.normalization import CIFAR_NORMALIZATION
 
 # Seeds are fixed, so a test that passes once passes always; below this a distribution counts as wrong.
 ALPHA = 1e-3
@@ -113,10 +112,10 @@ def test_padded_crop_without_padding_only_mirrors():
 
 
 def test_cutout_hides_a_square_centred_uniformly():
-    row, column = stages.Cutout(16, (0.0, 0.0, 0.0)).draw(20000, 32, 24, seeded())
+    row, column = stages.Cutout(16).draw(20000, 32, 24, seeded())
     assert_frequencies(Counter(row.tolist()), dict.fromkeys(range(32), 1 / 32))
     assert_frequencies(Counter(column.tolist()), dict.fromkeys(range(24), 1 / 24))
-    hidden = stages.Cutout(16, (0.5, 0.5, 0.5))(torch.ones(500, 3, 32, 32), seeded()) == 0.5
+    hidden = stages.Cutout(16)(torch.ones(500, 3, 32, 32), seeded()) == 0
     areas = hidden[:, 0].flatten(1).sum(1)
     assert areas.max() == 256 and 64 <= areas.min() < 200
 
@@ -188,6 +187,7 @@ def test_policy_is_torchvisions():
 
 @pytest.mark.parametrize("height, width", [(32, 32), (16, 48)])
 def test_autoaugment_draws_torchvisions_distribution(height, width):
+    """But for the release's whole translations, one direction of rotation, and thresholds from 256."""
     reference = torchvision_cifar_policy()
     space = reference._augmentation_space(10, (height, width))
 
@@ -195,6 +195,9 @@ def test_autoaugment_draws_torchvisions_distribution(height, width):
         """The outcomes of one step, (operation, value) or None, with their probabilities."""
         magnitudes, signed = space[name]
         magnitude = 0.0 if bin_ is None else float(magnitudes[bin_])
+        magnitude = round(magnitude) if name.startswith("Translate") else magnitude
+        magnitude = magnitude * 256 / 255 if name == "Solarize" else magnitude
+        signed = signed and name != "Rotate"
         offset = 1.0 if name in ("Brightness", "Color", "Contrast", "Sharpness") else 0.0
         values = [offset + magnitude, offset - magnitude] if signed else [magnitude]
         yield None, 1.0 - probability
@@ -212,9 +215,14 @@ def test_autoaugment_draws_torchvisions_distribution(height, width):
 
 
 @pytest.mark.parametrize(
-    "stage", [policies.AutoAugment(), policies.RandAugment(3, 6.0, 2.0)], ids=["auto", "rand"]
+    "stage, operations",
+    [
+        (policies.AutoAugment(), policies.AUTOAUGMENT_OPERATIONS),
+        (policies.RandAugment(3, 6.0, 2.0), policies.OPERATIONS),
+    ],
+    ids=["auto", "rand"],
 )
-def test_operations_are_applied_as_drawn(stage):
+def test_operations_are_applied_as_drawn(stage, operations):
     images = random_images(200, 16)
     drawn, results = stage.draw(200, 16, 16, seeded(8)), stage(images, seeded(8))
     assert set(drawn.kind.unique().tolist()) >= set(range(2, 11))
@@ -222,7 +230,7 @@ def test_operations_are_applied_as_drawn(stage):
         image = image.unsqueeze(0)
         for kind, value in zip(kinds.tolist(), values, strict=True):
             if kind >= 0:
-                image = policies.OPERATIONS[policies.OPERATION_NAMES[kind]](image, value.view(1))
+                image = operations[policies.OPERATION_NAMES[kind]](image, value.view(1))
         assert torch.equal(result, image[0])
 
 
@@ -298,8 +306,6 @@ def test_digits_are_never_mirrored(name):
     assert (result[:, 4] < result[:, 11]).all()
 
 
-def test_strong_cifar_view_hides_with_the_mean_colour():
+def test_strong_cifar_view_hides_with_black():
     result = views.cifar_views().strong(random_images(50, 32), seeded())
-    mean = torch.tensor(CIFAR_NORMALIZATION.mean).view(1, 3, 1, 1)
-    hidden = (result == mean).all(1).flatten(1).sum(1)
-    assert (hidden >= 64).all() and (hidden <= 256).all()
+    assert ((result == 0).all(1).flatten(1).sum(1) >= 64).all()

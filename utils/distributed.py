@@ -184,22 +184,19 @@ class InterleavedDataParallel(nn.DataParallel):
         return type(output)(*(t[back] for t in output))
 
 
-def parallelize(model, compute, precision="auto", sync_bn=False, all_parameters_used=True):
+def parallelize(model, compute, precision="auto", sync_bn=False):
     """Returns the network for the training step; checkpoints are still made from ``model`` itself.
 
     Args:
         precision: the flag, for the threads of DataParallel.
         sync_bn: BatchNorm takes the statistics of the global batch (in place; the parameters stay the same
             objects).
-        all_parameters_used: False if the loss leaves out a part of the network, such as the embedding head.
     """
     if compute.world_size > 1:
         if sync_bn:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         ids = [compute.device.index] if compute.device.type == "cuda" else None
-        return nn.parallel.DistributedDataParallel(
-            model, device_ids=ids, find_unused_parameters=not all_parameters_used
-        )
+        return nn.parallel.DistributedDataParallel(model, device_ids=ids)
     return over_gpus(model, compute, precision)
 
 

@@ -30,6 +30,7 @@ def prepare_network(model, checkpoint, compute, precision):
         InputError: see :func:`utils.run.weights.load_weights`.
     """
     extra = load_weights(model, network_weights(checkpoint))
+    extra = [key for key in extra if not key.startswith("head.")]  # which training alone uses
     if extra and compute.is_main:
         say(f"the checkpoint's keys that the network does not have were left out: {some(extra)}")
     model.to(compute.device, memory_format=torch.channels_last)

@@ -26,12 +26,13 @@ def trained_statistics(checkpoint, num_classes, dim):
 
     Returns:
         (mu, kappa), float64 (C, D) and (C,); None if the checkpoint has none, has not seen every class, or
-        was trained without the contrastive term or normalised embeddings.
+        was trained without the contrastive term, with a head (whose embeddings are not the features), or
+        without normalised embeddings.
     """
     if not isinstance(checkpoint, dict):
         return None
     args, state = checkpoint.get("args"), checkpoint.get("criterion")
-    if not isinstance(args, dict) or not isinstance(state, dict):
+    if not isinstance(args, dict) or not isinstance(state, dict) or args.get("head"):
         return None
     shapes = {"mean_direction": (num_classes, dim), "kappa": (num_classes,), "counts": (num_classes,)}
     shapes["has_previous"] = (num_classes,)

@@ -61,14 +61,13 @@ class Score(ABC):
     """A fitted score. Its fields are tensors; ``state`` returns them, and the class rebuilds the score from
     them.
 
-    Subclasses are registered under ``name``, in :data:`SCORES`.
+    Subclasses are registered under their ``name``, in :data:`SCORES`.
     """
 
     name: ClassVar[str]
 
-    def __init_subclass__(cls, name: str):
-        cls.name = name
-        SCORES[name] = cls
+    def __init_subclass__(cls):
+        SCORES[cls.name] = cls
 
     @classmethod
     def fit(cls, training: Training) -> "Score | None":
@@ -87,34 +86,42 @@ class Score(ABC):
 SCORES: dict[str, type[Score]] = {}
 
 
-class Energy(Score, name="energy"):
+class Energy(Score):
     """-logsumexp(z), the paper's score (Liu et al., NeurIPS 2020)."""
+
+    name = "energy"
 
     def __call__(self, outputs):
         return -outputs.logits.logsumexp(dim=1)
 
 
-class MSP(Score, name="msp"):
+class MSP(Score):
     """-max softmax(z) (Hendrycks and Gimpel, ICLR 2017)."""
+
+    name = "msp"
 
     def __call__(self, outputs):
         return -outputs.logits.softmax(dim=1).amax(dim=1)
 
 
-class MaxLogit(Score, name="maxlogit"):
+class MaxLogit(Score):
     """-max z (Hendrycks et al., ICML 2022)."""
+
+    name = "maxlogit"
 
     def __call__(self, outputs):
         return -outputs.logits.amax(dim=1)
 
 
 @dataclass(frozen=True, eq=False)
-class KNN(Score, name="knn"):
+class KNN(Score):
     """1 - cosine to the k-th nearest training feature, k = 5 (Sun et al., ICML 2022); to the farthest if
     there are fewer.
 
     ``bank``: u of the training images, float32 (N, D).
     """
+
+    name = "knn"
 
     bank: torch.Tensor
 
@@ -132,13 +139,15 @@ class KNN(Score, name="knn"):
 
 
 @dataclass(frozen=True, eq=False)
-class VMF(Score, name="vmf"):
+class VMF(Score):
     """-max_c [log C_p(kappa_c) + kappa_c mu_c.u]: the negative log-likelihood of the likeliest class's von
     Mises-Fisher distribution.
 
     ``mu`` float64 (C, D) and ``kappa`` float64 (C,): from training, or estimated from training features;
     under FC always estimated, from f * A.
     """
+
+    name = "vmf"
 
     mu: torch.Tensor
     kappa: torch.Tensor
@@ -156,7 +165,7 @@ class VMF(Score, name="vmf"):
 
 
 @dataclass(frozen=True, eq=False)
-class Mahalanobis(Score, name="mahalanobis"):
+class Mahalanobis(Score):
     """min_c (u - m_c)^T Sigma_r^-1 (u - m_c), the squared distance to the nearest class mean (Lee et al.,
     NeurIPS 2018; on the unit sphere and with a ridge, HPM, arXiv 2605.17799).
 
@@ -167,6 +176,8 @@ class Mahalanobis(Score, name="mahalanobis"):
 
     ``whitening``: L^-1, float64 (D, D). ``means``: L^-1 m_c, float64 (C, D).
     """
+
+    name = "mahalanobis"
 
     whitening: torch.Tensor
     means: torch.Tensor
@@ -198,9 +209,11 @@ class Mahalanobis(Score, name="mahalanobis"):
         return distances.amin(dim=1).clamp(min=0)
 
 
-class Probe(Score, name="probe"):
+class Probe(Score):
     """The log-probability of the probe's outlier class, see :mod:`utils.probe`; the same under every
     calibration. Left out without a probe."""
+
+    name = "probe"
 
     @classmethod
     def fit(cls, training):

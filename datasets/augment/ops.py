@@ -7,8 +7,8 @@ input is modified.
 
 Two families, each equal to ``torchvision.transforms.v2.functional`` on tensors, one image at a time:
 
-* uint8 in, uint8 out, equal bit for bit (nearest-neighbour sampling, zeros outside): the AutoAugment
-  operations;
+* uint8 in, uint8 out, equal bit for bit (nearest-neighbour sampling): the operations of AutoAugment and
+  RandAugment; the bicubic shears are Pillow's;
 * float32 in [0, 1], equal to rounding error: resized crop, colour jitter, grayscale.
 """
 
@@ -167,11 +167,8 @@ def resized_crop(
     return torch.matmul(down.unsqueeze(1), resized.view(n, channels, rows, size)).clamp_(0.0, 1.0)
 
 
-def cutout(
-    images: Tensor, row: Tensor, column: Tensor, length: int, fill: tuple[float, float, float]
-) -> Tensor:
-    """Covers the square of side ``length`` centred at (row, column), clipped at the borders, with the colour
-    ``fill``.
+def cutout(images: Tensor, row: Tensor, column: Tensor, length: int) -> Tensor:
+    """Blackens the square of side ``length`` centred at (row, column), clipped at the borders.
 
     Source: DeVries and Taylor, arXiv 1708.04552. The square spans
     ``[centre - length // 2, centre + length // 2)``.
@@ -183,8 +180,7 @@ def cutout(
     inside = ((rows >= row - half) & (rows < row + half)) & (
         (columns >= column - half) & (columns < column + half)
     )
-    colour = to_device(torch.tensor(fill, dtype=images.dtype), images.device).view(1, 3, 1, 1)
-    return torch.where(inside, colour, images)
+    return images.masked_fill(inside, 0)
 
 
 # --- any dtype
@@ -225,8 +221,8 @@ def _matrix(
     return torch.stack(entries, -1).view(-1, 2, 3)
 
 
-def affine(images: Tensor, matrix: Tensor) -> Tensor:
-    """Warps uint8 images with an affine map: nearest neighbour, zeros outside.
+def affine(images: Tensor, matrix: Tensor, fill: int) -> Tensor:
+    """Warps uint8 images with an affine map: nearest neighbour, the value ``fill`` outside.
 
     ``matrix`` (N, 2, 3) maps output to input coordinates, in pixels from the image centre.
     """
@@ -241,40 +237,68 @@ def affine(images: Tensor, matrix: Tensor) -> Tensor:
     grid = torch.view_as_real(
         torch.view_as_complex(across * by_x) + torch.view_as_complex(down * by_y + offset)
     )
-    warped = F.grid_sample(
-        images.to(torch.float32), grid, mode="nearest", padding_mode="zeros", align_corners=False
-    )
-    return _truncated(warped)
+    shifted = images.to(torch.float32).sub_(fill)  # grid_sample has zeros outside
+    warped = F.grid_sample(shifted, grid, mode="nearest", padding_mode="zeros", align_corners=False)
+    return _truncated(warped.add_(fill))
 
 
-def shear_x(images: Tensor, level: Tensor) -> Tensor:
+def shear_x(images: Tensor, level: Tensor, fill: int = 0) -> Tensor:
     """Shears along x: each row moves ``level`` pixels further than the one above; the top edge stays."""
     level = level.double()
-    return affine(images, _matrix(1.0, level, level * (0.5 * images.shape[2]), 0.0, 1.0, 0.0, level))
+    return affine(images, _matrix(1.0, level, level * (0.5 * images.shape[2]), 0.0, 1.0, 0.0, level), fill)
 
 
-def shear_y(images: Tensor, level: Tensor) -> Tensor:
+def shear_y(images: Tensor, level: Tensor, fill: int = 0) -> Tensor:
     """Shears along y: each column moves ``level`` pixels further than the one before; the left edge stays."""
     level = level.double()
-    return affine(images, _matrix(1.0, 0.0, 0.0, level, 1.0, level * (0.5 * images.shape[3]), level))
+    return affine(images, _matrix(1.0, 0.0, 0.0, level, 1.0, level * (0.5 * images.shape[3]), level), fill)
 
 
-def translate_x(images: Tensor, pixels: Tensor) -> Tensor:
+def translate_x(images: Tensor, pixels: Tensor, fill: int = 0) -> Tensor:
     """Moves right by ``pixels``, rounded towards zero."""
     x = pixels.double().trunc()
-    return affine(images, _matrix(1.0, 0.0, -x, 0.0, 1.0, 0.0, x))
+    return affine(images, _matrix(1.0, 0.0, -x, 0.0, 1.0, 0.0, x), fill)
 
 
-def translate_y(images: Tensor, pixels: Tensor) -> Tensor:
+def translate_y(images: Tensor, pixels: Tensor, fill: int = 0) -> Tensor:
     """Moves down by ``pixels``, rounded towards zero."""
     y = pixels.double().trunc()
-    return affine(images, _matrix(1.0, 0.0, 0.0, 0.0, 1.0, -y, y))
+    return affine(images, _matrix(1.0, 0.0, 0.0, 0.0, 1.0, -y, y), fill)
 
 
-def rotate(images: Tensor, degrees: Tensor) -> Tensor:
+def rotate(images: Tensor, degrees: Tensor, fill: int = 0) -> Tensor:
     """Rotates counter-clockwise about the centre."""
     angle = torch.deg2rad(degrees.double())
-    return affine(images, _matrix(angle.cos(), -angle.sin(), 0.0, angle.sin(), angle.cos(), 0.0, angle))
+    return affine(images, _matrix(angle.cos(), -angle.sin(), 0.0, angle.sin(), angle.cos(), 0.0, angle), fill)
+
+
+def shear_x_bicubic(images: Tensor, level: Tensor, fill: int) -> Tensor:
+    """Shears along x as Pillow's bicubic ``Image.transform`` does: the pixel of row y comes from
+    ``level * (y + 1/2)`` further right; ``fill`` outside.
+
+    The kernel is Keys' cubic with a = -1; taps beyond the border repeat it.
+    """
+    n, channels, height, width = images.shape
+    centres = torch.arange(width, dtype=torch.float64) + 0.5
+    place = centres + level.double().view(-1, 1, 1) * (torch.arange(height).view(-1, 1) + 0.5)
+    inside = (place >= 0) & (place < width)
+    first = (place - 0.5).floor()
+    t = to_device((place - 0.5 - first).to(torch.float32), images.device).unsqueeze(1)
+
+    def tap(offset):
+        columns = to_device((first + offset).clamp_(0, width - 1).long(), images.device)
+        return values.gather(3, columns.unsqueeze(1).expand(n, channels, height, width))
+
+    values = images.to(torch.float32)
+    a, b, c, d = (tap(offset) for offset in (-1, 0, 1, 2))
+    sheared = b + t * (c - a + t * (2 * (a - b) + c - d + t * (b - a + d - c)))
+    sheared = sheared.clamp_(0.0, 255.0).masked_fill_(~to_device(inside, images.device).unsqueeze(1), fill)
+    return _truncated(sheared)
+
+
+def shear_y_bicubic(images: Tensor, level: Tensor, fill: int) -> Tensor:
+    """Shears along y; see :func:`shear_x_bicubic`."""
+    return shear_x_bicubic(images.transpose(2, 3), level, fill).transpose(2, 3)
 
 
 def adjust_sharpness(images: Tensor, factor: Tensor) -> Tensor:

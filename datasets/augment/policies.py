@@ -1,7 +1,11 @@
-"""AutoAugment's CIFAR-10 policy and RandAugment, on uint8 images."""
+"""AutoAugment's CIFAR-10 policy and RandAugment, on uint8 images.
+
+AutoAugment's geometry is Pillow's, as in the authors' release; RandAugment's is torchvision's.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -33,16 +37,19 @@ OPERATIONS = {
     "Invert": _without_value(ops.invert),
 }
 OPERATION_NAMES = tuple(OPERATIONS)
+GREY = 128  # what AutoAugment shows beyond the border
+AUTOAUGMENT_OPERATIONS = OPERATIONS | {
+    "ShearX": partial(ops.shear_x_bicubic, fill=GREY),
+    "ShearY": partial(ops.shear_y_bicubic, fill=GREY),
+    "TranslateX": partial(ops.translate_x, fill=GREY),
+    "TranslateY": partial(ops.translate_y, fill=GREY),
+    "Rotate": partial(ops.rotate, fill=GREY),
+}
 
 
 class OperationsDraw(NamedTuple):
     kind: Tensor  # (N, steps) int64, index into OPERATION_NAMES, -1 for none
     value: Tensor  # (N, steps) float64, the operation's parameter in its own unit
-
-
-def apply_operations(images: Tensor, drawn: OperationsDraw) -> Tensor:
-    """Applies each image's operations to it, step after step; uint8 in and out."""
-    return apply_in_order(images, drawn.kind, dict(enumerate(OPERATIONS.values())), drawn.value)
 
 
 # The CIFAR-10 policy of AutoAugment (Cubuk et al., arXiv 1805.09501, table 7), in torchvision's
@@ -80,7 +87,8 @@ def _autoaugment_magnitudes(height: int, width: int) -> tuple[Tensor, Tensor]:
     """Returns ten magnitudes per operation, float64 (operations, 10), and which operations take a random
     sign, bool (operations,).
 
-    The bins are float32, as torchvision computes them. Enhancements are given as their offset from factor 1.
+    They are those of the authors' release: translations in whole pixels, rotations in one direction,
+    thresholds of Solarize from 256. Enhancements are given as their offset from factor 1.
     """
     bins, signed = torch.zeros(len(OPERATIONS), 10), torch.zeros(len(OPERATIONS), dtype=torch.bool)
     limits = {
@@ -95,10 +103,11 @@ def _autoaugment_magnitudes(height: int, width: int) -> tuple[Tensor, Tensor]:
         "Sharpness": 0.9,
     }
     for name, limit in limits.items():
-        bins[OPERATION_NAMES.index(name)] = torch.linspace(0.0, limit, 10)
-        signed[OPERATION_NAMES.index(name)] = True
+        magnitudes = torch.linspace(0.0, limit, 10)
+        bins[OPERATION_NAMES.index(name)] = magnitudes.round() if "Translate" in name else magnitudes
+        signed[OPERATION_NAMES.index(name)] = name != "Rotate"
     bins[OPERATION_NAMES.index("Posterize")] = 8 - (torch.arange(10) / (9 / 4)).round()
-    bins[OPERATION_NAMES.index("Solarize")] = torch.linspace(255.0, 0.0, 10)
+    bins[OPERATION_NAMES.index("Solarize")] = torch.linspace(256.0, 0.0, 10)
     return bins.double(), signed
 
 
@@ -130,7 +139,8 @@ class AutoAugment(Stage):
         return OperationsDraw(torch.where(applied, kind, -1), value)
 
     def apply(self, images: Tensor, drawn: OperationsDraw) -> Tensor:
-        return apply_operations(images, drawn)
+        functions = dict(enumerate(AUTOAUGMENT_OPERATIONS.values()))
+        return apply_in_order(images, drawn.kind, functions, drawn.value)
 
 
 RANDAUGMENT_RANGES = {
@@ -194,4 +204,4 @@ class RandAugment(Stage):
         return OperationsDraw(torch.where(applied, kind, -1), value)
 
     def apply(self, images: Tensor, drawn: OperationsDraw) -> Tensor:
-        return apply_operations(images, drawn)
+        return apply_in_order(images, drawn.kind, dict(enumerate(OPERATIONS.values())), drawn.value)

@@ -252,10 +252,9 @@ class CutoutDraw(NamedTuple):
 
 @dataclass(frozen=True)
 class Cutout(Stage):
-    """Covers one square of side ``length``, centred anywhere on the image, with the colour ``fill``."""
+    """Blackens one square of side ``length``, centred anywhere on the image."""
 
     length: int
-    fill: tuple[float, float, float]
 
     def draw(self, n: int, height: int, width: int, generator: Generator) -> CutoutDraw:
         """Draws the squares' centres."""
@@ -263,7 +262,7 @@ class Cutout(Stage):
         return CutoutDraw(row, column)
 
     def apply(self, images: Tensor, drawn: CutoutDraw) -> Tensor:
-        return ops.cutout(images, *drawn, self.length, self.fill)
+        return ops.cutout(images, *drawn, self.length)
 
 
 @dataclass(frozen=True)

@@ -13,14 +13,12 @@ from datasets.augment.stages import (
     View,
     Views,
 )
-from datasets.normalization import CIFAR_NORMALIZATION
 
 
 def cifar_views(padding: int = 4) -> Views:
     """Returns the views for CIFAR. ``padding`` is that of view 1's crop: 4 in the paper, 0 in the authors'
     release."""
-    cutout = Cutout(16, fill=CIFAR_NORMALIZATION.mean)
-    strong = View((PaddedCrop(padding), AutoAugment(), ToFloat(), cutout))
+    strong = View((PaddedCrop(padding), AutoAugment(), Cutout(16), ToFloat()))
     contrastive = View((RandomResizedCrop(32), ColorJitter(), RandomGrayscale()))
     outlier = View((PaddedCrop(4), ToFloat(), ColorJitter(), RandomGrayscale()))
     return Views(strong, contrastive, outlier)
