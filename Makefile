@@ -1,10 +1,11 @@
 # make demo: PATT beside plain cross-entropy on the embedded digits.   make test: the test suite.
+# make versions: a digits run on the oldest and the newest versions that are promised.
 PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 DEMO ?= runs/demo
 
-.PHONY: demo test
+.PHONY: demo test versions
 
 demo: $(VENV)/.run-time
 	$(RUN) -m benchmarks.demo --srp $(DEMO)
@@ -13,6 +14,9 @@ test: $(VENV)/.development
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(RUN) -m pytest -n 2
+
+versions:
+	.ci/versions
 
 $(VENV)/.run-time: requirements.txt
 	$(PYTHON) -m venv $(VENV)

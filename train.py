@@ -21,7 +21,7 @@ from datasets.normalization import IMAGENET_NORMALIZATION, NORMALIZATIONS
 from datasets.registry import BENCHMARKS
 from models import FAMILIES, build_model
 from utils import flags
-from utils.console import show_warnings_plainly
+from utils.console import say, show_warnings_plainly
 from utils.distributed import (
     autocast,
     finish,
@@ -32,6 +32,7 @@ from utils.distributed import (
     start,
 )
 from utils.errors import InputError, exit_cleanly
+from utils.initial_weights import initialize
 from utils.losses import PATTLoss
 from utils.run.guard import StepGuard
 from utils.run.meter import EpochMeter
@@ -142,6 +143,11 @@ def build_criterion(args, class_counts, embedding_dim):
     )
 
 
+def warmed_up(schedule, epochs):
+    """Returns ``schedule`` with a linear rise over the first ``epochs`` epochs."""
+    return lambda epoch: schedule(epoch) * min(1, (epoch + 1) / (epochs + 1))
+
+
 def cosine(base, epochs):
     """Returns the cosine schedule from ``base`` to 0, updated per epoch."""
     return lambda epoch: base / 2 * (1 + math.cos(math.pi * epoch / epochs))
@@ -183,7 +189,9 @@ def main(argv=None):
         )
 
     model = build_model(args.model, len(class_counts), head=args.head)
-    schedule = cosine(args.lr, args.epochs)
+    if args.init and args.resume is None:
+        say(initialize(model, args.init, args.model))
+    schedule = warmed_up(cosine(args.lr, args.epochs), args.warmup_epochs)
     train(args, compute, loader, model, class_counts, schedule, validation_batches if held_out else None)
     finish()
 

@@ -17,11 +17,12 @@ from datasets.long_tail import hold_out
 from datasets.normalization import NORMALIZATIONS
 from datasets.workers import naming_files_of_dead_workers
 from models import FAMILIES, build_model
-from train import add_method_flags, resolve, run_folder, train
+from train import add_method_flags, resolve, run_folder, train, warmed_up
 from utils import flags
 from utils.console import say, show_warnings_plainly
 from utils.distributed import finish, seed_everything, start
 from utils.errors import exit_cleanly
+from utils.initial_weights import initialize
 from utils.run.stored import with_flags_of_run
 
 DEFAULTS = dict(
@@ -41,9 +42,13 @@ DEFAULTS = dict(
 )
 
 
-def step_decay(base, decay_epochs):
-    """Returns the schedule that multiplies the learning rate by 0.1 at each of ``decay_epochs``."""
-    return lambda epoch: base * 0.1 ** sum(epoch >= e for e in decay_epochs)
+def step_decay(base, decay_epochs, epochs):
+    """Returns the schedule that multiplies the learning rate by 0.1 at each of ``decay_epochs``.
+
+    Those below 1 are shares of all ``epochs``.
+    """
+    steps = [round(e * epochs, 6) if e < 1 else e for e in decay_epochs]
+    return lambda epoch: base * 0.1 ** sum(epoch >= step for step in steps)
 
 
 @naming_files_of_dead_workers()
@@ -84,7 +89,9 @@ def main(argv=None):
             say(f"warning: held-out images: {line}", sys.stderr)
 
     model = build_model(args.model, len(class_counts), family="imagenet", head=args.isac)
-    schedule = step_decay(args.lr, args.decay_epochs)
+    if args.init and args.resume is None:
+        say(initialize(model, args.init, args.model))
+    schedule = warmed_up(step_decay(args.lr, args.decay_epochs, args.epochs), args.warmup_epochs)
     train(args, compute, loader, model, class_counts, schedule, validation_batches if validation else None)
     finish()
 
@@ -101,8 +108,8 @@ def parse_args(argv=None):
     add("--randaug_n", type=flags.count, default=2, help="RandAugment: operations per image")
     magnitude = flags.number(float, low=0, high=10)
     add("--randaug_m", type=magnitude, default=10, help="RandAugment: magnitude")
-    decay = "epochs at which the learning rate is multiplied by 0.1"
-    add("--decay_epochs", "--de", type=flags.count, nargs="+", default=[60, 80], help=decay)
+    decay = "when the learning rate is multiplied by 0.1: shares of the run (below 1), or epochs"
+    add("--decay_epochs", "--de", type=flags.weight, nargs="+", default=[0.6, 0.8], help=decay)
     add_method_flags(parser)
     flags.add_training_flags(parser)
     parser.set_defaults(**DEFAULTS)

@@ -2,7 +2,7 @@
 
 output: what every network returns, and the projection head
 resnet_cifar: ResNet18, 20, 32 and 34 for images of 32 x 32 and below
-resnet_imagenet: torchvision's ResNet18, 34 and 50, for photographs
+resnet_imagenet: torchvision's residual networks, for photographs
 """
 
 from torch import nn
@@ -20,10 +20,10 @@ def build_model(name: str, num_classes: int, family: str = "cifar", head: bool =
     """Builds a network with random weights.
 
     Args:
-        name: one of ``FAMILIES[family]``: ResNet18, ResNet34, ResNet20 and ResNet32 for small images
-            ("cifar"); ResNet18, ResNet34 and ResNet50 for photographs ("imagenet").
+        name: one of ``FAMILIES[family]``.
         num_classes: C, the number of logits.
-        family: "cifar" or "imagenet", which differ in their first layers: ResNet18 is two different networks.
+        family: "cifar", for small images, or "imagenet", for photographs; they differ in their first layers,
+            so ResNet18 is two different networks.
         head: whether the embedding comes from a projection head, which training alone uses; without one it is
             the feature vector.
 

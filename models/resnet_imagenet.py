@@ -1,4 +1,4 @@
-"""Networks for photographs: torchvision's ResNet18/34/50 with a linear classifier and an embedding head.
+"""Networks for photographs: torchvision's residual networks with a linear classifier and an embedding head.
 
 The pooled features feed the classifier and the calibration; the head's embedding feeds the contrastive loss.
 """
@@ -22,12 +22,18 @@ class PhotographResNet(ResNet):
         head: whether the embedding comes from a projection head; without one it is the feature vector.
         block: torchvision's BasicBlock or Bottleneck.
         layers: the number of blocks per stage.
+        shape: torchvision's ``groups`` and ``width_per_group``.
     """
 
     def __init__(
-        self, num_classes: int, head: bool, block: type[BasicBlock] | type[Bottleneck], layers: Sequence[int]
+        self,
+        num_classes: int,
+        head: bool,
+        block: type[BasicBlock] | type[Bottleneck],
+        layers: Sequence[int],
+        **shape: int,
     ) -> None:
-        super().__init__(block, layers)
+        super().__init__(block, layers, **shape)
         width = self.fc.in_features
         self.fc = nn.Identity()  # torchvision's forward then ends at the features
         self.linear = nn.Linear(width, num_classes)
@@ -47,4 +53,14 @@ IMAGENET_NETWORKS = {
     "ResNet18": partial(PhotographResNet, block=BasicBlock, layers=(2, 2, 2, 2)),
     "ResNet34": partial(PhotographResNet, block=BasicBlock, layers=(3, 4, 6, 3)),
     "ResNet50": partial(PhotographResNet, block=Bottleneck, layers=(3, 4, 6, 3)),
+    "ResNet101": partial(PhotographResNet, block=Bottleneck, layers=(3, 4, 23, 3)),
+    "ResNeXt50": partial(
+        PhotographResNet, block=Bottleneck, layers=(3, 4, 6, 3), groups=32, width_per_group=4
+    ),
+    "WideResNet50": partial(PhotographResNet, block=Bottleneck, layers=(3, 4, 6, 3), width_per_group=128),
 }
+# torchvision's names of the same networks, whose weights fit.
+TORCHVISION_NAMES = {
+    "ResNeXt50": "resnext50_32x4d",
+    "WideResNet50": "wide_resnet50_2",
+} | {name: name.lower() for name in ("ResNet18", "ResNet34", "ResNet50", "ResNet101")}

@@ -1,11 +1,9 @@
 import pytest
 import torch
-from torchvision.models import resnet18, resnet34, resnet50
+from torchvision.models import get_model
 
 from models import build_model
-from models.resnet_imagenet import IMAGENET_NETWORKS
-
-REFERENCE = {"ResNet18": resnet18, "ResNet34": resnet34, "ResNet50": resnet50}
+from models.resnet_imagenet import IMAGENET_NETWORKS, TORCHVISION_NAMES
 
 
 @pytest.mark.parametrize(("name", "width"), [("ResNet18", 512), ("ResNet34", 512), ("ResNet50", 2048)])
@@ -20,7 +18,8 @@ def test_shapes(name, width):
 
 @pytest.mark.parametrize("name", IMAGENET_NETWORKS)
 def test_trunk_is_torchvisions(name):
-    network, reference = build_model(name, 5, family="imagenet").eval(), REFERENCE[name](num_classes=5).eval()
+    network = build_model(name, 5, family="imagenet").eval()
+    reference = get_model(TORCHVISION_NAMES[name], num_classes=5).eval()
     reference.load_state_dict(
         {
             key.replace("linear.", "fc."): value

@@ -101,6 +101,8 @@ def add_training_flags(parser):
     add_boolean(group, "--deterministic", "--replay", default=False, help=replay)
     add("--gpu", default="0", help=GPU)
     add("--num_workers", "--cpus", type=count, default=WORKERS, help="processes that read ImageNet files")
+    start = "start from a trained backbone: a checkpoint file, or imagenet for torchvision's weights"
+    add("--init", metavar="FILE", help=f"{start}; not in the paper")
     where = "the run directory; default runs/DATASET_MODEL_SEED"
     add("--save_root_path", "--srp", dest="srp", type=path, help=where)
     resume = "resume the run in --srp with its own flags; or the run of another directory or checkpoint file"
@@ -147,6 +149,8 @@ def add_training_flags(parser):
     add("--test_batch_size", "--tb", dest="tb", type=positive_int, default=1000, help=size)
     add("--opt", choices=("adam", "sgd"), help="the optimiser")
     add("--lr", type=positive, help="the first epoch's learning rate")
+    rise = "epochs over which the learning rate first rises linearly; not in the paper"
+    add("--warmup_epochs", type=count, default=0, help=rise)
     add("--wd", type=weight, help="weight decay")
     add("--momentum", "-m", type=unit, default=0.9, help="of SGD (Nesterov)")
     add("--num_ood_samples", type=positive_int, help="how many outliers to use: the first ones in the file")
