@@ -29,7 +29,7 @@ from utils.text_files import write_text
 
 DOCUMENTS = (
     "README.md",
-    *(f"docs/{name}.md" for name in ("results", "departures", "performance", "reliability")),
+    *(f"docs/{name}.md" for name in ("results", "departures", "performance")),
 )
 MARKER = re.compile(r"(<!-- table: (?P<name>[^\n]*?) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
