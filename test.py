@@ -23,6 +23,17 @@ from datasets.registry import BENCHMARKS
 from datasets.scood import RESIZE_MODES
 from models import FAMILIES, build_model
 from utils import flags
+from utils.checkpoint import (
+    caveats,
+    network_of,
+    network_weights,
+    open_checkpoint,
+    progress_of,
+    require_classes,
+    resolve_settings,
+    results_folder,
+    stored_arguments,
+)
 from utils.conclusion import Sets, conclude
 from utils.console import say, show_warnings_plainly
 from utils.detector import Deployment
@@ -31,16 +42,6 @@ from utils.errors import InputError, exit_cleanly
 from utils.evaluation import extract_features, prepare_network
 from utils.fitting import trained_statistics
 from utils.predictions import predict_files
-from utils.run.checkpoint import open_checkpoint, results_folder
-from utils.run.stored import (
-    caveats,
-    progress_of,
-    require_class_counts,
-    resolve_settings,
-    stored_arguments,
-    with_data_of_run,
-)
-from utils.run.weights import network_of, network_weights
 from utils.scores import SCORE_NAMES
 from utils.text_files import writable_folder
 
@@ -69,7 +70,7 @@ def main(argv=None):
         parts = hold_out(training.labels, known["val_fraction"])
         training, held_out = (training.select(part) if len(part) else None for part in parts)
     class_counts = torch.bincount(training.labels, minlength=benchmark.num_classes).tolist()
-    require_class_counts(checkpoint, class_counts)
+    require_classes(checkpoint, class_counts, benchmark.class_names(args.drp))
     names = flags.chosen_calibrations(args, held_out is not None)
     leaked = None
     if "fc" in names and args.calibration_split == "test":
@@ -230,7 +231,7 @@ def parse_args(argv=None):
         default=300_000,
         help="how many outliers calibration uses: the first ones of the file",
     )
-    return parser.parse_args(with_data_of_run(parser, sys.argv[1:] if argv is None else argv))
+    return flags.parse_evaluation(parser, argv)
 
 
 if __name__ == "__main__":

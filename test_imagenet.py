@@ -31,6 +31,17 @@ from datasets.randomness import epoch_indices
 from datasets.workers import naming_files_of_dead_workers
 from models import FAMILIES, build_model
 from utils import flags
+from utils.checkpoint import (
+    caveats,
+    network_of,
+    network_weights,
+    open_checkpoint,
+    progress_of,
+    require_classes,
+    resolve_settings,
+    results_folder,
+    stored_arguments,
+)
 from utils.conclusion import Sets, conclude
 from utils.console import say, show_warnings_plainly
 from utils.detector import Deployment
@@ -38,16 +49,6 @@ from utils.distributed import autocast, finish, in_main, start, to_main
 from utils.errors import InputError, exit_cleanly
 from utils.evaluation import Features, extract_features, prepare_network
 from utils.predictions import predict_files
-from utils.run.checkpoint import open_checkpoint, results_folder
-from utils.run.stored import (
-    caveats,
-    progress_of,
-    require_class_counts,
-    resolve_settings,
-    stored_arguments,
-    with_data_of_run,
-)
-from utils.run.weights import network_of, network_weights
 from utils.scores import SCORE_NAMES
 from utils.text_files import writable_folder
 
@@ -81,7 +82,7 @@ def main(argv=None):
         parts = hold_out(training.labels, known["val_fraction"])
         training, held_out = (select(training, part) if len(part) else None for part in parts)
     class_counts = torch.bincount(training.labels).tolist()
-    require_class_counts(checkpoint, class_counts)
+    require_classes(checkpoint, class_counts, class_names)
     test = load_files(args.txtv, args.iidp, num_classes=len(class_counts))
     ood = load_ood_lists(args.txt_ood_test, args.iodp)
     names = flags.chosen_calibrations(args, held_out is not None)
@@ -200,7 +201,7 @@ def parse_args(argv=None):
     )
     flags.add_evaluation_flags(parser)
     parser.set_defaults(tb=100)
-    return parser.parse_args(with_data_of_run(parser, sys.argv[1:] if argv is None else argv))
+    return flags.parse_evaluation(parser, argv)
 
 
 if __name__ == "__main__":

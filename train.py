@@ -10,7 +10,6 @@ python train.py --srp OUT --resume                         resumes a stopped run
 
 import argparse
 import math
-import sys
 from pathlib import Path
 
 import torch
@@ -32,12 +31,12 @@ from utils.distributed import (
     start,
 )
 from utils.errors import InputError, exit_cleanly
+from utils.guard import StepGuard
 from utils.initial_weights import initialize
 from utils.losses import PATTLoss
-from utils.run.guard import StepGuard
-from utils.run.meter import EpochMeter
-from utils.run.run import Trained, open_run
-from utils.run.stored import with_flags_of_run
+from utils.meter import EpochMeter
+from utils.resuming import Trained, TrainingData, parse_training, resumes
+from utils.run import open_run
 
 # Where training in the authors' release departs from the paper; the full table is in docs/departures.md.
 RELEASED_CHOICES = {
@@ -79,16 +78,12 @@ def accuracy(network, batches, class_counts, device, mixed_precision):
     return meter.accuracies(class_counts)
 
 
-def train(args, compute, loader, model, class_counts, learning_rate, validation_batches=None):
-    """Trains ``model`` and writes the run directory ``args.srp``.
+def train(args, compute, data, model, learning_rate):
+    """Trains ``model`` on ``data``, a TrainingData, and writes the run directory ``args.srp``.
 
-    Args:
-        loader: gives ``epoch(epoch, start_step)``, an iterator of Batch, and its length in steps.
-        learning_rate: epoch -> learning rate.
-        validation_batches: () -> iterator of (images, labels) held out of training, or None for no
-            validation.
+    ``learning_rate`` is a function of the epoch.
     """
-    criterion = build_criterion(args, class_counts, model.embedding_dim).to(compute.device)
+    criterion = build_criterion(args, data.class_counts, model.embedding_dim).to(compute.device)
     model.to(compute.device, memory_format=torch.channels_last)
     optimizer = build_optimizer(model, args)
     guard = StepGuard(optimizer, [model, criterion], args.max_bad_steps)
@@ -96,7 +91,7 @@ def train(args, compute, loader, model, class_counts, learning_rate, validation_
     mixed_precision = autocast(compute.device, precision)
     trained = Trained(model, criterion, optimizer, guard)
     settings = flags.plain(args) | {"precision": precision}  # the run's, wherever it is resumed
-    with open_run(settings, compute, loader, class_counts, trained) as run:
+    with open_run(settings, compute, data, trained) as run:
         network = parallelize(model, compute, precision, sync_bn=args.sync_bn)
         objective = criterion
         if args.compile:
@@ -110,10 +105,10 @@ def train(args, compute, loader, model, class_counts, learning_rate, validation_
             if not run.epoch_is_whole:
                 break
             held_out = None
-            if validation_batches is not None:
+            if data.validation_batches is not None:
                 share_buffers(model)
                 held_out = accuracy(
-                    model, validation_batches(), class_counts, compute.device, mixed_precision
+                    model, data.validation_batches(), data.class_counts, compute.device, mixed_precision
                 )
             run.end_epoch(learning_rate(epoch), held_out)
 
@@ -189,10 +184,12 @@ def main(argv=None):
         )
 
     model = build_model(args.model, len(class_counts), head=args.head)
-    if args.init and args.resume is None:
+    if args.init and not resumes(args.resume, args.srp):
         say(initialize(model, args.init, args.model))
     schedule = warmed_up(cosine(args.lr, args.epochs), args.warmup_epochs)
-    train(args, compute, loader, model, class_counts, schedule, validation_batches if held_out else None)
+    class_names = benchmark.class_names(args.drp)
+    data = TrainingData(loader, class_counts, class_names, validation_batches if held_out else None)
+    train(args, compute, data, model, schedule)
     finish()
 
 
@@ -248,25 +245,11 @@ def parse_args(argv=None):
     add("--normalization", choices=tuple(NORMALIZATIONS), help=mean_and_std)
     add_method_flags(parser)
     flags.add_training_flags(parser)
-    argv = sys.argv[1:] if argv is None else argv
-    set_defaults_of_data_set(parser, argv)  # the run's folder is named after the network
-    argv = with_flags_of_run(parser, argv, run_folder)
-    set_defaults_of_data_set(parser, argv)
-    args = resolve(parser.parse_args(argv))
+    defaults = {name: benchmark.training for name, benchmark in BENCHMARKS.items()}
+    args = resolve(parse_training(parser, argv, defaults))
     if args.head and not args.isac:
         raise InputError("--head serves the contrastive term alone: leave it out with --isac False")
     return args
-
-
-def set_defaults_of_data_set(parser, argv):
-    """Sets the defaults for the ``--ds`` in ``argv``; ``--help`` shows them."""
-    asked = [word for word in argv if word not in ("-h", "--help")]
-    parser.set_defaults(**BENCHMARKS[parser.parse_known_args(asked)[0].ds].training)
-
-
-def run_folder(args):
-    """Returns the run directory, by default one named after data set, network and seed."""
-    return args.srp or Path("runs") / f"{args.ds}_{args.model}_{args.seed}"
 
 
 def resolve(args, points=tuple(RELEASED_CHOICES)):
@@ -279,7 +262,6 @@ def resolve(args, points=tuple(RELEASED_CHOICES)):
     if pointless:
         raise InputError(f"--depart {min(pointless)} makes no difference on {args.ds}")
     args.depart = sorted(points if args.recipe == "released" else set(args.depart))
-    args.srp = run_folder(args)
     return args
 
 

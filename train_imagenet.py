@@ -12,18 +12,18 @@ import sys
 import torch
 
 from datasets.augment.views import imagenet_views
-from datasets.imagenet import EvalImages, FileTrainLoader, load_files, select
+from datasets.imagenet import EvalImages, FileTrainLoader, folder_names, load_files, select
 from datasets.long_tail import hold_out
 from datasets.normalization import NORMALIZATIONS
 from datasets.workers import naming_files_of_dead_workers
 from models import FAMILIES, build_model
-from train import add_method_flags, resolve, run_folder, train, warmed_up
+from train import add_method_flags, resolve, train, warmed_up
 from utils import flags
 from utils.console import say, show_warnings_plainly
 from utils.distributed import finish, seed_everything, start
 from utils.errors import exit_cleanly
 from utils.initial_weights import initialize
-from utils.run.stored import with_flags_of_run
+from utils.resuming import TrainingData, parse_training, resumes
 
 DEFAULTS = dict(
     model="ResNet50",
@@ -59,6 +59,7 @@ def main(argv=None):
     seed_everything(args.seed, args.deterministic)
 
     training, validation = load_files(args.txtt, args.iidp), None
+    class_names = folder_names(training)
     if args.val_fraction > 0:
         kept, held = hold_out(training.labels, args.val_fraction)
         training, validation = select(training, kept), select(training, held)
@@ -89,10 +90,11 @@ def main(argv=None):
             say(f"warning: held-out images: {line}", sys.stderr)
 
     model = build_model(args.model, len(class_counts), family="imagenet", head=args.isac)
-    if args.init and args.resume is None:
+    if args.init and not resumes(args.resume, args.srp):
         say(initialize(model, args.init, args.model))
     schedule = warmed_up(step_decay(args.lr, args.decay_epochs, args.epochs), args.warmup_epochs)
-    train(args, compute, loader, model, class_counts, schedule, validation_batches if validation else None)
+    data = TrainingData(loader, class_counts, class_names, validation_batches if validation else None)
+    train(args, compute, data, model, schedule)
     finish()
 
 
@@ -112,10 +114,8 @@ def parse_args(argv=None):
     add("--decay_epochs", "--de", type=flags.weight, nargs="+", default=[0.6, 0.8], help=decay)
     add_method_flags(parser)
     flags.add_training_flags(parser)
-    parser.set_defaults(**DEFAULTS)
-    argv = with_flags_of_run(parser, sys.argv[1:] if argv is None else argv, run_folder)
     # All images have ImageNet's normalisation already, and view 1's crop is not CIFAR's padded one.
-    return resolve(parser.parse_args(argv), points=("embeddings", "statistics"))
+    return resolve(parse_training(parser, argv, {"imagenet": DEFAULTS}), points=("embeddings", "statistics"))
 
 
 if __name__ == "__main__":

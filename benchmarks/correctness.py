@@ -15,8 +15,8 @@ from models import build_model
 from train import build_criterion, build_optimizer, parse_args, train_one_epoch
 from utils.distributed import Compute, autocast, over_gpus
 from utils.errors import InputError, exit_cleanly
-from utils.run.guard import StepGuard
-from utils.run.meter import EpochMeter
+from utils.guard import StepGuard
+from utils.meter import EpochMeter
 
 COUNTS = [50, 20, 7, 2]
 BATCH, OUTLIERS = 16, 32

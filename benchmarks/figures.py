@@ -26,14 +26,13 @@ from datasets.normalization import NORMALIZATIONS
 from datasets.registry import BENCHMARKS
 from models import build_model
 from utils import flags
+from utils.checkpoint import load_checkpoint, load_run, load_weights
 from utils.detector import find_detector
 from utils.distributed import Compute, autocast
 from utils.errors import InputError, exit_cleanly
 from utils.evaluation import extract_features
 from utils.metrics import shot_groups
 from utils.plots import plot_attention, plot_aurocs, plot_class_accuracy, plot_feature_map, plot_strengths
-from utils.run.checkpoint import load_checkpoint, load_run
-from utils.run.weights import load_weights
 from utils.text_files import writable_folder
 
 POINTS_PER_KIND = 300  # of the 2-D map

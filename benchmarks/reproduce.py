@@ -26,8 +26,8 @@ from benchmarks.rows import EVALUATED, EVALUATIONS, NOT_ON_IMAGENET, ROWS, TABLE
 from benchmarks.runs import LOCAL_FLAGS, is_evaluated, read_run, require_valid, run_logged
 from datasets.registry import BENCHMARKS
 from utils import flags
+from utils.checkpoint import DATA_FLAGS
 from utils.errors import InputError, exit_cleanly, first_line
-from utils.run.stored import DATA_FLAGS
 from utils.text_files import writable_folder, write_text
 
 

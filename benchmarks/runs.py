@@ -10,8 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from utils.checkpoint import DATA_FLAGS
 from utils.errors import InputError, first_line
-from utils.run.stored import DATA_FLAGS
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "runs"  # those that the documents show

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from command_line import load_script
+from utils.run.checkpoint import save_checkpoint
 
 import train as train_script
 from benchmarks import correctness, gpu, reproduce, runs
@@ -19,7 +20,6 @@ from benchmarks.speed.plain import MillerLogIv, PlainISAC
 from utils import losses
 from utils.errors import InputError
 from utils.losses import PATTLoss
-from utils.run.checkpoint import save_checkpoint
 
 
 def test_millers_recurrence_is_right_where_it_is_used():

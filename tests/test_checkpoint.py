@@ -10,8 +10,6 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-
-from utils.errors import InputError
 from utils.run.checkpoint import (
     LATEST,
     PREVIOUS,
@@ -24,6 +22,8 @@ from utils.run.checkpoint import (
 from utils.run.pickles import NUMPY_NUMBERS
 from utils.run.stored import require_class_counts
 from utils.run.weights import network_weights
+
+from utils.errors import InputError
 
 
 def state(epoch=1):

@@ -10,6 +10,9 @@ from contextlib import closing
 import pytest
 import torch
 from command_line import DIGITS, assert_one_sentence, assert_same, run
+from utils.run.checkpoint import load_run, save_checkpoint
+from utils.run.directory import RunDirectory
+from utils.run.signals import EXIT_STOPPED
 
 import train
 import train_imagenet
@@ -17,9 +20,6 @@ from datasets.loader import TrainLoader
 from models import build_model
 from utils.environment import resumed_in
 from utils.run import run as run_module
-from utils.run.checkpoint import load_run, save_checkpoint
-from utils.run.directory import RunDirectory
-from utils.run.signals import EXIT_STOPPED
 
 
 def contents(folder):

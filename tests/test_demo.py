@@ -5,11 +5,11 @@ import subprocess
 
 import pytest
 from command_line import load_script
+from utils.run.checkpoint import save_checkpoint
 
 import train
 from benchmarks import demo, runs
 from utils.errors import InputError
-from utils.run.checkpoint import save_checkpoint
 
 AUROCS = {
     ("none", "energy"): 0.9,

@@ -8,6 +8,10 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from utils.run.guard import StepGuard
+from utils.run.meter import EpochMeter
+from utils.run.run import Trained, open_run
+from utils.run.signals import EXIT_STOPPED
 
 from datasets.loader import evaluation_batches
 from datasets.normalization import CIFAR_NORMALIZATION
@@ -17,10 +21,6 @@ from utils.errors import InputError
 from utils.evaluation import extract_features
 from utils.losses import PATTLoss
 from utils.run import checkpoint
-from utils.run.guard import StepGuard
-from utils.run.meter import EpochMeter
-from utils.run.run import Trained, open_run
-from utils.run.signals import EXIT_STOPPED
 
 BATCH, OUTLIERS, STEPS = 8, 6, 3
 COUNTS = [20, 9, 4]

@@ -14,12 +14,12 @@ import torch
 from command_line import ROOT, load_script, run
 from image_files import truncate
 from PIL import Image
+from utils.run.checkpoint import load_run
 
 import train_imagenet
 from datasets.imagenet import balanced_sample, load_files
 from utils import conclusion
 from utils.errors import InputError
-from utils.run.checkpoint import load_run
 from utils.scores import SCORE_NAMES
 
 evaluation = load_script("test_imagenet")

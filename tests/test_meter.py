@@ -1,7 +1,6 @@
 """The sums of an epoch."""
 
 import torch
-
 from utils.run.meter import EpochMeter
 
 

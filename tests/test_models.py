@@ -1,9 +1,9 @@
 import pytest
 import torch
+from utils.run.weights import load_weights, network_of, network_weights
 
 from models import FAMILIES, Output, build_model
 from utils.errors import InputError
-from utils.run.weights import load_weights, network_of, network_weights
 
 SMALL = list(FAMILIES["cifar"])
 

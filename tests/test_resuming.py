@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from utils.run.run import resumes_in_place
+from utils.run.stored import with_flags_of_run
 
 from utils import flags
 from utils.errors import InputError
-from utils.run.run import resumes_in_place
-from utils.run.stored import with_flags_of_run
 
 
 def parse(checkpoint, **stored):

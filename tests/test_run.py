@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from command_line import load_script, run
+from utils.run.checkpoint import load_run
 
 import train
 from models import build_model
@@ -15,7 +16,6 @@ from utils import flags
 from utils.distributed import autocast
 from utils.losses import PATTLoss
 from utils.run import run as run_module
-from utils.run.checkpoint import load_run
 
 TINY = (
     "--ds digits --gpu cpu --rho 0.1 --val_fraction 0.9 -b 8 --ob 8 --num_ood_samples 32 --lr 0.002".split()

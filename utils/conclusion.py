@@ -57,7 +57,7 @@ def conclude(
         model: the network. names: of the calibrations, see :func:`utils.fitting.fit_calibrations`.
         class_counts: (C,) training-set sizes.
         about: what results.json says beside the results, see :func:`utils.report.report`.
-        progress: of the run, see :func:`utils.run.stored.progress_of`.
+        progress: of the run, see :func:`utils.checkpoint.progress_of`.
         calibration_split: of the images for feature calibration. After "test" no detector is written.
         score: the one that tables and plots show. strength: of FC. tnorm: see
             :meth:`utils.calibration.Classifier.of`. figures: format of the plots.

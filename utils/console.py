@@ -3,14 +3,15 @@
 import contextlib
 import sys
 import warnings
+from typing import IO
 
 
-def say(text, stream=None):
-    """Prints a line, to stdout by default; a full disk or a closed pipe does not stop the run."""
-    with contextlib.suppress(OSError):
+def say(text: str, stream: IO[str] | None = None) -> None:
+    """Prints a line, to stdout by default; a full disk, a closed pipe or a missing stream is no error."""
+    with contextlib.suppress(OSError, ValueError):
         print(text, file=stream or sys.stdout, flush=True)
 
 
-def show_warnings_plainly():
+def show_warnings_plainly() -> None:
     """Shows warnings as one line on stderr, without the source line."""
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"

@@ -24,12 +24,11 @@ from datasets.preprocessing import PHOTOGRAPH, Preprocessing
 from datasets.scood import RESIZE_MODES
 from models import build_model
 from utils.calibration import Calibration
+from utils.checkpoint import load_checkpoint, load_weights, results_folder, save_whole
 from utils.console import say
 from utils.distributed import Compute, autocast
 from utils.errors import InputError, first_line
 from utils.evaluation import Features, extract_features, predict
-from utils.run.checkpoint import load_checkpoint, results_folder, save_whole
-from utils.run.weights import load_weights
 from utils.scores import FittedScores
 
 FILE = "detector.pth"
@@ -240,7 +239,7 @@ def write_detector(
         held_out: features of held-out ID images; None if there are none: ``training`` is used instead.
         auto: the choice of --calibration auto, which becomes the detector's default; None without auto. See
             the facts of :func:`utils.fitting.fit_calibrations`.
-        progress: of the run, see :func:`utils.run.stored.progress_of`.
+        progress: of the run, see :func:`utils.checkpoint.progress_of`.
         precision: of the network's evaluation, without "auto".
 
     Raises:

@@ -12,7 +12,7 @@ import torch
 import torchvision
 
 
-def environment(device):
+def environment(device: torch.device) -> dict:
     """Returns versions, device, commit and date, for ``args.json`` and result files."""
     return {
         "python": platform.python_version(),
@@ -26,7 +26,7 @@ def environment(device):
     }
 
 
-def resumed_in(before, now):
+def resumed_in(before: dict, now: dict) -> dict:
     """Returns the environment of a resumed run: where device, versions or commit changed, all of them.
 
     Args:
@@ -50,9 +50,16 @@ def _processor_name():
 
 
 def _commit():
-    """Returns the commit of this code, with "-dirty" if files differ from it; None outside a git checkout."""
-    here = Path(__file__).resolve().parent
-    command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    """Returns the commit of this code, with "-dirty" if files differ; None outside its own checkout."""
+    project = Path(__file__).resolve().parent.parent
+    top = _git(project, "rev-parse", "--show-toplevel")
+    if top is None or Path(top).resolve() != project:  # unpacked within another repository
+        return None
+    return _git(project, "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
+
+
+def _git(folder, *words):
+    command = ["git", "-C", str(folder), *words]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from utils.checkpoint import load_weights, network_weights, some
 from utils.console import say
 from utils.distributed import over_gpus, to_main
 from utils.metrics import OOD_METRICS, accuracy_by_shot, ood_metrics
-from utils.run.weights import load_weights, network_weights, some
 
 
 class Features(NamedTuple):
@@ -27,7 +27,7 @@ def prepare_network(model, checkpoint, compute, precision):
     """Loads the checkpoint's weights, reports unused keys, and returns the network on its device(s).
 
     Raises:
-        InputError: see :func:`utils.run.weights.load_weights`.
+        InputError: see :func:`utils.checkpoint.load_weights`.
     """
     extra = load_weights(model, network_weights(checkpoint))
     extra = [key for key in extra if not key.startswith("head.")]  # which training alone uses

@@ -1,12 +1,16 @@
 """Types of command-line values; an impossible value is refused before any work starts."""
 
 import argparse
+import contextlib
 import os
+import sys
+import warnings
 from pathlib import Path
 
 from datasets.normalization import NORMALIZATIONS
 from datasets.scood import RESIZE_MODES
 from utils.calibration import CALIBRATIONS
+from utils.checkpoint import DATA_FLAGS, open_checkpoint, stored_arguments
 from utils.distributed import Compute
 from utils.errors import InputError
 from utils.scores import SCORE_NAMES
@@ -114,11 +118,11 @@ def add_training_flags(parser):
         metavar="PATH",
         help=resume,
     )
-    minutes = "also save within an epoch, every so many minutes; 0: only at its end"
+    minutes = "also save within an epoch, every so many minutes; 0: at ends of epochs, at most once a minute"
     add("--checkpoint_every_minutes", type=weight, default=0, help=minutes)
     bad = "end the run after this many non-finite steps in a row"
     add("--max_bad_steps", type=positive_int, default=3, help=bad)
-    precision = f"{PRECISION}; fp32 on CUDA uses TF32 in convolutions"
+    precision = f"{PRECISION}; fp32 on CUDA uses TF32 in convolutions, and full fp32 in matrix products"
     add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help=precision)
     both = "torch.compile the network and the criterion"
     add_boolean(group, "--compile", default=False, help=both)
@@ -251,6 +255,21 @@ def add_evaluation_flags(parser):
         "--srp", type=path, metavar="DIR", help="where results go; default: the run directory"
     )
     parser.add_argument("--figures", choices=FIGURES, default="png", help="format of the plots")
+
+
+def parse_evaluation(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
+    """Parses an evaluation's command line; the data are where the run had them, by default."""
+    argv = sys.argv[1:] if argv is None else argv
+    known = parser.parse_known_args([word for word in argv if word not in ("-h", "--help")])[0]
+    if not known.images:  # these need no data
+        with warnings.catch_warnings(), contextlib.suppress(InputError):
+            warnings.simplefilter("ignore")  # opening a damaged checkpoint again says why
+            stored = stored_arguments(open_checkpoint(known.ckpt_path))
+            places = {name: stored[name] for name in DATA_FLAGS & stored.keys() & vars(known).keys()}
+            if "txt_ood_test" in places:
+                places["txt_ood_test"] = [Path(path) for path in places["txt_ood_test"]]
+            parser.set_defaults(**places)
+    return parser.parse_args(argv)
 
 
 def chosen_calibrations(args, has_held_out):

@@ -8,9 +8,8 @@ from torch import nn
 from torchvision.models import get_model_weights
 
 from models.resnet_imagenet import TORCHVISION_NAMES
+from utils.checkpoint import load_checkpoint, network_weights
 from utils.errors import InputError, first_line
-from utils.run.checkpoint import load_checkpoint
-from utils.run.weights import network_weights
 
 NEW = ("linear.", "fc.", "head.")  # the classifier and the projection head, which always start anew
 

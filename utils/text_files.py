@@ -1,23 +1,38 @@
-"""Text files, written whole or not at all, and the folders they go to."""
+"""Files that are written whole or not at all, and the folders they go to."""
 
+import contextlib
 import csv
 import io
 import os
+import secrets
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from utils.errors import InputError
 
 
-def write_text(path, text):
-    """Replaces a text file as a whole, or leaves it unchanged."""
-    path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
+@contextlib.contextmanager
+def whole_file(path: Path, mode: str = "x", **options) -> Iterator[IO]:
+    """Yields a new file that replaces ``path`` on leaving; after an error ``path`` is unchanged.
+
+    The temporary name is unique, so two writers of one file do not meet.
+    """
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        with open(temporary, mode, **options) as file:
+            yield file
         os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise
+
+
+def write_text(path: Path | str, text: str) -> None:
+    """Replaces a text file as a whole, or leaves it unchanged."""
+    with whole_file(Path(path), encoding="utf-8") as file:
+        file.write(text)
 
 
 def csv_text(records: list[dict]) -> str:
@@ -41,7 +56,7 @@ def _flat(value, name=""):
     return {column: plain for part in parts for column, plain in part.items()}
 
 
-def writable_folder(folder):
+def writable_folder(folder: Path | str) -> Path:
     """Creates the folder if necessary, and returns it.
 
     Raises:
@@ -50,7 +65,7 @@ def writable_folder(folder):
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".probe-{os.getpid()}"
+        probe = folder / f".probe-{secrets.token_hex(4)}"
         probe.touch()
         probe.unlink()
     except OSError as error:

@@ -21,8 +21,8 @@ from train import build_criterion, build_optimizer, train_one_epoch
 from train_imagenet import parse_args
 from utils.distributed import autocast
 from utils.errors import exit_cleanly
-from utils.run.guard import StepGuard
-from utils.run.meter import EpochMeter
+from utils.guard import StepGuard
+from utils.meter import EpochMeter
 
 CLASSES = 1000
 

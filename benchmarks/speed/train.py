@@ -25,9 +25,9 @@ from models import build_model
 from train import build_criterion, build_optimizer, parse_args, train_one_epoch
 from utils.distributed import autocast
 from utils.errors import exit_cleanly
+from utils.guard import StepGuard
 from utils.losses import outlier_exposure
-from utils.run.guard import StepGuard
-from utils.run.meter import EpochMeter
+from utils.meter import EpochMeter
 
 PLAIN_STEPS = 10  # at most, for they take seconds each where cores are few
 STEPS_AN_EPOCH = 96  # CIFAR10-LT: 12,406 images in batches of 128

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from datasets.files.checks import require_file
+from datasets.files.pickles import KEY_CHECKS, Instructions, NumpyDtype, Refused, encode, numpy_scalar
 from utils.errors import InputError
-from utils.run.pickles import KEY_CHECKS, Instructions, NumpyDtype, Refused, encode, numpy_scalar
 
 MAX_BYTES = 1 << 30
 

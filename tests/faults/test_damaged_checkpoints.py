@@ -6,10 +6,10 @@ import zipfile
 
 import pytest
 import torch
+from utils.run.checkpoint import LATEST, PREVIOUS, load_checkpoint, load_run, save_checkpoint
 
 from utils.errors import InputError
 from utils.run import checkpoint as checkpoint_module
-from utils.run.checkpoint import LATEST, PREVIOUS, load_checkpoint, load_run, save_checkpoint
 
 
 def small_state():

@@ -20,11 +20,11 @@ import pytest
 import torch
 from command_line import ROOT
 from PIL import Image
-
-from utils.errors import InputError
 from utils.run.checkpoint import LATEST, load_checkpoint, save_checkpoint
 from utils.run.directory import Attempts, RunDirectory
 from utils.run.signals import EXIT_STOPPED
+
+from utils.errors import InputError
 
 KILLS = 12
 # A checkpoint after every step, and a tenth of each class's images: five steps per epoch.

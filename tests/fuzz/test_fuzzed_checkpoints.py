@@ -9,17 +9,17 @@ from command_line import load_script
 from fuzzing import damaged, fuzz, plain_values, read_or_refuse
 from hypothesis import given
 from hypothesis import strategies as st
-
-from datasets.normalization import NORMALIZATIONS
-from datasets.registry import BENCHMARKS
-from models import FAMILIES, build_model
-from utils.losses import PATTLoss
 from utils.run.checkpoint import load_checkpoint
 from utils.run.guard import StepGuard
 from utils.run.meter import EpochMeter
 from utils.run.run import Trained
 from utils.run.run import restore as resume_from
 from utils.run.weights import load_weights, network_weights
+
+from datasets.normalization import NORMALIZATIONS
+from datasets.registry import BENCHMARKS
+from models import FAMILIES, build_model
+from utils.losses import PATTLoss
 
 evaluation = load_script("test")
 
