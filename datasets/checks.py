@@ -1,29 +1,9 @@
-"""Checks of a file, or of a file name found in a text, before it is used."""
+"""Names of files, as lists hold them and messages show them."""
 
-import os
 import posixpath
 import re
-import stat
-from pathlib import Path
-
-from utils.errors import InputError
 
 _CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f]")
-
-
-def require_file(path: Path, what: str) -> None:
-    """Checks that ``path`` is a file that can be read; ``what`` says in messages what it is for.
-
-    Raises:
-        InputError: it is missing, not a regular file (a pipe would block for ever), or not readable.
-    """
-    try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise InputError(f"{what} {path} is not a file")
-        with open(path, "rb"):  # otherwise a missing permission would later look like damage
-            pass
-    except OSError as error:
-        raise InputError(f"{what} {path} cannot be read: {os_reason(error)}") from error
 
 
 def os_reason(error: Exception) -> str:

@@ -4,57 +4,21 @@ layout."""
 import pickle
 import warnings
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
-
+from torchvision.datasets import CIFAR10, CIFAR100
 from torchvision.datasets.utils import check_integrity
 
 from datasets import ImageSet
-from datasets.checks import require_file
+from datasets.checks import os_reason
 from datasets.fetch import unpack
 from utils.errors import InputError, first_line
 
-
-class _Release(NamedTuple):
-    folder: str
-    archive: str
-    archive_md5: str
-    label_key: str
-    names: tuple[str, str]  # the file with the classes' names, and their key in it
-    train: dict[str, str]  # file name -> published MD5
-    test: dict[str, str]
-
-
-SITE = "https://www.cs.toronto.edu/~kriz/"
+# torchvision knows the files of the releases, and their MD5 sums.
+RELEASES = {"cifar10": CIFAR10, "cifar100": CIFAR100}
 NUM_CLASSES = {"cifar10": 10, "cifar100": 100}
-RELEASES = {
-    "cifar10": _Release(
-        "cifar-10-batches-py",
-        "cifar-10-python.tar.gz",
-        "c58f30108f718f92721af3b95e74349a",
-        "labels",
-        ("batches.meta", "label_names"),
-        {
-            "data_batch_1": "c99cafc152244af753f735de768cd75f",
-            "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
-            "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
-            "data_batch_4": "634d18415352ddfa80567beed471001a",
-            "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
-        },
-        {"test_batch": "40351d587109b95175f43aff81a1287e"},
-    ),
-    "cifar100": _Release(
-        "cifar-100-python",
-        "cifar-100-python.tar.gz",
-        "eb9058c3a382ffc7106e4002c42a8d85",
-        "fine_labels",
-        ("meta", "fine_label_names"),
-        {"train": "16019d7e3df5f24257cddd939b257f8d"},
-        {"test": "f0ef6b0ae62326f3e7ffdfab6717acfc"},
-    ),
-}
+_LABELS = {"cifar10": "labels", "cifar100": "fine_labels"}
 
 
 def load_cifar(name: str, root: Path, train: bool) -> ImageSet:
@@ -68,7 +32,7 @@ def load_cifar(name: str, root: Path, train: bool) -> ImageSet:
     """
     root = Path(root)
     release = RELEASES[name]
-    folder, archive = root / release.folder, root / release.archive
+    folder, archive = root / release.base_folder, root / release.filename
     if not folder.exists() and archive.is_file():
         try:
             unpack(archive, root)
@@ -80,9 +44,9 @@ def load_cifar(name: str, root: Path, train: bool) -> ImageSet:
             f"{name} is not in {root}: it needs {folder}/ or {archive}, "
             f"which `python -m datasets.prepare {name} --drp {root}` fetches"
         )
-    files = release.train if train else release.test
-    batches = [_read_batch(folder / file, release.label_key, NUM_CLASSES[name]) for file in files]
-    if not all(check_integrity(folder / file, md5) for file, md5 in files.items()):
+    files = release.train_list if train else release.test_list
+    batches = [_read_batch(folder / file, _LABELS[name], NUM_CLASSES[name]) for file, _ in files]
+    if not all(check_integrity(folder / file, md5) for file, md5 in files):
         # The same words for both splits: Python's default filter then shows them once.
         warnings.warn(
             f"the files in {folder} differ from the published {name} (by MD5) and are used as they are",
@@ -98,9 +62,9 @@ def load_cifar(name: str, root: Path, train: bool) -> ImageSet:
 def class_names(name: str, root: Path) -> list[str] | None:
     """The names of the classes, from the release's own file; None if it is missing or is not as published."""
     release = RELEASES[name]
-    file, key = release.names
+    key = release.meta["key"]
     try:
-        meta = _read_dict(Path(root) / release.folder / file)
+        meta = _read_dict(Path(root) / release.base_folder / release.meta["filename"])
     except InputError:
         return None
     names = meta.get(key.encode(), meta.get(key))
@@ -115,7 +79,10 @@ _CALLABLE = {
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): np.dtype,
     # NumPy 2 renamed numpy.core; batches have either name.
-    **{(f"numpy.{core}.multiarray", "_reconstruct"): np.zeros(0).__reduce__()[0] for core in ("core", "_core")},
+    **{
+        (f"numpy.{core}.multiarray", "_reconstruct"): np.zeros(0).__reduce__()[0]
+        for core in ("core", "_core")
+    },
 }
 
 
@@ -124,7 +91,9 @@ class _Unpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> object:
         if (module, name) not in _CALLABLE:
-            raise pickle.UnpicklingError(f"it names {module}.{name}, and only arrays and plain values are read")
+            raise pickle.UnpicklingError(
+                f"it names {module}.{name}, and only arrays and plain values are read"
+            )
         return _CALLABLE[module, name]
 
 
@@ -134,10 +103,11 @@ def _read_dict(path: Path) -> dict:
     Raises:
         InputError: the file is missing or damaged, or holds something else.
     """
-    require_file(path, "the CIFAR file")
     try:
         with open(path, "rb") as file:
             content = _Unpickler(file, encoding="bytes").load()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {os_reason(error)}") from error
     except Exception as error:  # a damaged pickle raises whatever the misread instruction does
         raise InputError(f"{path} is damaged or no CIFAR file: {first_line(error)}") from error
     if not isinstance(content, dict):

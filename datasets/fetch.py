@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 from torchvision.datasets.utils import check_integrity
 
-from datasets.checks import os_reason, require_file
 from utils.errors import InputError, first_line
 
 
@@ -48,10 +47,10 @@ def unpack(archive: Path, target: Path) -> None:
     replaced, and a damaged archive leaves nothing behind.
 
     Raises:
-        InputError: the archive is missing, damaged, of another kind, or a tar with links or members that leave
-            the folder (those of a zip are skipped); a file exists already; or the disk cannot be written.
+        InputError: the archive is missing, damaged, of another kind, or a tar with links or members that
+            leave the folder (those of a zip are skipped); a file exists already; or the disk cannot be
+            written.
     """
-    require_file(archive, "the archive")
     try:
         target.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".unpacking-", dir=target) as scratch:
@@ -68,10 +67,8 @@ def unpack(archive: Path, target: Path) -> None:
                 _move(member, target / member.name)
     except InputError:
         raise
-    except OSError as error:
-        raise InputError(f"the archive {archive} cannot be unpacked: {os_reason(error)}") from error
     except Exception as error:  # zlib, tarfile and zipfile have many kinds for a damaged archive
-        raise InputError(f"the archive {archive} is refused or damaged: {first_line(error)}") from error
+        raise InputError(f"the archive {archive} cannot be unpacked: {first_line(error)}") from error
 
 
 def _move(source: Path, target: Path) -> None:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from datasets.checks import inner_path, os_reason, require_file, shown
+from datasets.checks import inner_path, os_reason, shown
 from utils.errors import InputError
 
 MAX_LABEL = 999_999
@@ -110,7 +110,6 @@ def read_lines(list_path: Path) -> Iterator[tuple[int, str]]:
     Raises:
         InputError: the file cannot be read.
     """
-    require_file(list_path, "the list")
     try:
         with open(list_path, "rb") as file:
             for number, raw in enumerate(file, start=1):
@@ -137,6 +136,39 @@ def _parse(line: str, labels: range | None) -> tuple[str, int]:
     if int(label) not in labels:
         raise ValueError(f"has the label {label}, outside {labels[0]}..{labels[-1]}")
     return path, int(label)
+
+
+def list_line(path: str, label: int | None = None) -> str:
+    """Formats the line of a list.
+
+    Raises:
+        InputError: no list can hold the path.
+    """
+    try:
+        if inner_path(path) != path.strip(" \t"):
+            raise ValueError("begins with a blank")
+    except ValueError as error:
+        raise InputError(f"the picture {shown(path)} {error}; rename it") from error
+    return path if label is None else f"{path} {label}"
+
+
+def write_lines(lists: dict[Path, Sequence[str]]) -> None:
+    """Writes files of lines that do not exist yet, as :func:`read_lines` reads them.
+
+    Raises:
+        InputError: one of them exists, and none is written; or the disk cannot be written.
+    """
+    for path in lists:
+        if path.exists():
+            raise InputError(f"{path} exists already; move it away or choose another place")
+    try:
+        for path, lines in lists.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part = path.with_name(f"{path.name}.part")
+            part.write_bytes(b"".join(os.fsencode(line) + b"\n" for line in lines))
+            os.replace(part, path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {os_reason(error)}") from error
 
 
 def _by_folder(paths: Sequence[str]) -> dict[str, set[str]]:

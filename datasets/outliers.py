@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from datasets.checks import require_file
+from datasets.checks import os_reason
 from utils.errors import InputError, first_line
 
 FILE = Path("Tiny_Images_Dataset", "300K_random_images.npy")
@@ -35,9 +35,10 @@ def load_outliers(root: Path, limit: int | None = None) -> torch.Tensor:
 
 def map_outliers(path: Path) -> np.ndarray:
     """Memory-maps an .npy file, uint8 (N, 32, 32, 3), copy-on-write. Raises InputError for any other file."""
-    require_file(path, "the outlier file")
     try:
         images = np.load(path, mmap_mode="c")
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {os_reason(error)}") from error
     except Exception as error:  # a damaged header is evaluated as a literal, and raises many kinds
         raise InputError(f"{path} is truncated or no .npy file of images: {first_line(error)}") from error
     if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.shape[1:] != (32, 32, 3):

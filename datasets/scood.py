@@ -12,8 +12,8 @@ from torchvision.transforms import functional
 from tqdm import tqdm
 
 from datasets import ImageSet
-from datasets.decoding import FORMATS, open_image
 from datasets.checks import shown
+from datasets.decoding import FORMATS, open_image
 from datasets.image_list import read_present
 from datasets.pixels import upright_rgb, why_unreadable
 from utils.errors import InputError
