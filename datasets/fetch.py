@@ -26,20 +26,19 @@ def download(
         InputError: the connection breaks, the file is not the right one, or the disk cannot be written. A
             file that was at ``target`` is then unchanged.
     """
-    part = target.with_name(target.name + ".part")
     try:
         if check_integrity(target, md5):
             return
         target.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(part))
-        if not check_integrity(part, md5):
-            raise InputError(f"what {url} sent does not have the published MD5 {md5}; try again")
-        check(part)
-        os.replace(part, target)
+        with tempfile.TemporaryDirectory(prefix=".downloading-", dir=target.parent) as scratch:
+            part = Path(scratch, target.name)
+            torch.hub.download_url_to_file(url, str(part))
+            if not check_integrity(part, md5):
+                raise InputError(f"what {url} sent does not have the published MD5 {md5}; try again")
+            check(part)
+            os.replace(part, target)
     except (OSError, HTTPException) as error:  # URLError is an OSError
         raise InputError(f"{url} cannot be downloaded to {target}: {first_line(error)}") from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def unpack(archive: Path, target: Path) -> None:

@@ -116,7 +116,8 @@ def _remarks(training: dict[str, list[str]], tested: dict[str, list[str]]) -> li
     remarks = [f"{len(counts):,} classes of {min(counts):,} to {max(counts):,} training pictures"]
     if tested and (untested := [name for name in training if name not in tested]):
         remarks.append(f"{len(untested):,} classes have no test picture: {', '.join(untested[:5])}")
-    if nested := sum(path.count("/") > 1 for pictures in training.values() for path in pictures):
+    every = [*training.values(), *tested.values()]
+    if nested := sum(path.count("/") > 1 for pictures in every for path in pictures):
         remarks.append(
             f"{nested:,} pictures are in folders within their class's folder; if those are the classes, "
             "give the folder that holds them"
