@@ -1,59 +1,24 @@
 """CIFAR-10 and CIFAR-100 from the python batches that their site publishes, in torchvision's folder
 layout."""
 
+import pickle
 import warnings
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
+from torchvision.datasets import CIFAR10, CIFAR100
+from torchvision.datasets.utils import check_integrity
 
 from datasets import ImageSet
-from datasets.files.archives import unpack
-from datasets.files.checks import file_md5, require_file
-from datasets.files.plain_pickle import read_plain_dict
-from utils.errors import InputError
+from datasets.checks import os_reason
+from datasets.fetch import unpack
+from utils.errors import InputError, first_line
 
-
-class _Release(NamedTuple):
-    folder: str
-    archive: str
-    archive_md5: str
-    label_key: str
-    names: tuple[str, str]  # the file with the classes' names, and their key in it
-    train: dict[str, str]  # file name -> published MD5
-    test: dict[str, str]
-
-
-SITE = "https://www.cs.toronto.edu/~kriz/"
+# torchvision knows the files of the releases, and their MD5 sums.
+RELEASES = {"cifar10": CIFAR10, "cifar100": CIFAR100}
 NUM_CLASSES = {"cifar10": 10, "cifar100": 100}
-RELEASES = {
-    "cifar10": _Release(
-        "cifar-10-batches-py",
-        "cifar-10-python.tar.gz",
-        "c58f30108f718f92721af3b95e74349a",
-        "labels",
-        ("batches.meta", "label_names"),
-        {
-            "data_batch_1": "c99cafc152244af753f735de768cd75f",
-            "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
-            "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
-            "data_batch_4": "634d18415352ddfa80567beed471001a",
-            "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
-        },
-        {"test_batch": "40351d587109b95175f43aff81a1287e"},
-    ),
-    "cifar100": _Release(
-        "cifar-100-python",
-        "cifar-100-python.tar.gz",
-        "eb9058c3a382ffc7106e4002c42a8d85",
-        "fine_labels",
-        ("meta", "fine_label_names"),
-        {"train": "16019d7e3df5f24257cddd939b257f8d"},
-        {"test": "f0ef6b0ae62326f3e7ffdfab6717acfc"},
-    ),
-}
-_MAX_UNPACKED = 1 << 30  # either archive unpacks to under 200 MB
+_LABELS = {"cifar10": "labels", "cifar100": "fine_labels"}
 
 
 def load_cifar(name: str, root: Path, train: bool) -> ImageSet:
@@ -67,18 +32,21 @@ def load_cifar(name: str, root: Path, train: bool) -> ImageSet:
     """
     root = Path(root)
     release = RELEASES[name]
-    unpack_cifar(name, root)
-    folder = root / release.folder
+    folder, archive = root / release.base_folder, root / release.filename
+    if not folder.exists() and archive.is_file():
+        try:
+            unpack(archive, root)
+        except InputError:
+            if not folder.is_dir():  # else another process of the same run has unpacked it
+                raise
     if not folder.is_dir():
         raise InputError(
-            f"{name} is not in {root}: it needs {folder}/ or {root / release.archive}, "
+            f"{name} is not in {root}: it needs {folder}/ or {archive}, "
             f"which `python -m datasets.prepare {name} --drp {root}` fetches"
         )
-    files = release.train if train else release.test
-    for file in files:
-        require_file(folder / file, f"the {name} batch")
-    batches = [_read_batch(folder / file, release.label_key, NUM_CLASSES[name]) for file in files]
-    if any(file_md5(folder / file) != md5 for file, md5 in files.items()):
+    files = release.train_list if train else release.test_list
+    batches = [_read_batch(folder / file, _LABELS[name], NUM_CLASSES[name]) for file, _ in files]
+    if not all(check_integrity(folder / file, md5) for file, md5 in files):
         # The same words for both splits: Python's default filter then shows them once.
         warnings.warn(
             f"the files in {folder} differ from the published {name} (by MD5) and are used as they are",
@@ -94,9 +62,9 @@ def load_cifar(name: str, root: Path, train: bool) -> ImageSet:
 def class_names(name: str, root: Path) -> list[str] | None:
     """The names of the classes, from the release's own file; None if it is missing or is not as published."""
     release = RELEASES[name]
-    file, key = release.names
+    key = release.meta["key"]
     try:
-        meta = read_plain_dict(Path(root) / release.folder / file)
+        meta = _read_dict(Path(root) / release.base_folder / release.meta["filename"])
     except InputError:
         return None
     names = meta.get(key.encode(), meta.get(key))
@@ -106,21 +74,50 @@ def class_names(name: str, root: Path) -> list[str] | None:
     return names if all(isinstance(word, str) and word.isprintable() for word in names) else None
 
 
-def unpack_cifar(name: str, root: Path) -> None:
-    """Unpacks the archive under ``root`` if it exists and its folder does not."""
-    folder, archive = root / RELEASES[name].folder, root / RELEASES[name].archive
-    if folder.exists() or not archive.is_file():
-        return
+_CALLABLE = {
+    ("_codecs", "encode"): lambda text, encoding: text.encode("latin1"),  # Python 3's bytes at protocol 2
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+    # NumPy 2 renamed numpy.core; batches have either name.
+    **{
+        (f"numpy.{core}.multiarray", "_reconstruct"): np.zeros(0).__reduce__()[0]
+        for core in ("core", "_core")
+    },
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    """Reads arrays and plain values; a pickle that names anything else, which might run code, is refused."""
+
+    def find_class(self, module: str, name: str) -> object:
+        if (module, name) not in _CALLABLE:
+            raise pickle.UnpicklingError(
+                f"it names {module}.{name}, and only arrays and plain values are read"
+            )
+        return _CALLABLE[module, name]
+
+
+def _read_dict(path: Path) -> dict:
+    """Reads a pickled dictionary; strings of Python 2 become bytes.
+
+    Raises:
+        InputError: the file is missing or damaged, or holds something else.
+    """
     try:
-        unpack(archive, root, _MAX_UNPACKED)
-    except InputError:
-        if not folder.is_dir():  # else another process of the same run has unpacked it
-            raise
+        with open(path, "rb") as file:
+            content = _Unpickler(file, encoding="bytes").load()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {os_reason(error)}") from error
+    except Exception as error:  # a damaged pickle raises whatever the misread instruction does
+        raise InputError(f"{path} is damaged or no CIFAR file: {first_line(error)}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds no dictionary")
+    return content
 
 
 def _read_batch(path: Path, label_key: str, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
     """Reads and checks one batch file: images uint8 (n, 3072), labels int64 (n,)."""
-    batch = read_plain_dict(path)
+    batch = _read_dict(path)
     data, labels = (batch.get(key.encode(), batch.get(key)) for key in ("data", label_key))
     if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3072:
         got = f"{data.dtype} {data.shape}" if isinstance(data, np.ndarray) else "no array"
@@ -131,7 +128,6 @@ def _read_batch(path: Path, label_key: str, num_classes: int) -> tuple[np.ndarra
         raise InputError(f"{path}: `{label_key}` must be a list of whole numbers")
     if len(labels) != len(data):
         raise InputError(f"{path} has {len(data)} images and {len(labels)} labels")
-    wrong = [label for label in labels if not 0 <= label < num_classes]
-    if wrong:
-        raise InputError(f"{path} has {len(wrong)} labels outside 0..{num_classes - 1}")
+    if labels and not 0 <= min(labels) <= max(labels) < num_classes:
+        raise InputError(f"{path} has labels outside 0..{num_classes - 1}")
     return data, np.asarray(labels, dtype=np.int64)

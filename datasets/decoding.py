@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from datasets.files.checks import os_reason
+from datasets.checks import os_reason
 from datasets.pixels import exif_orientation, upright_rgb, why_unreadable
 from utils.errors import first_line
 

@@ -1,31 +1,25 @@
 """Text files that list images, one per line: SC-OOD's lists and ImageNet-LT's.
 
 A line is ``relative/path label``, or ``relative/path {"label": -1, "sc_label": -1}``, or in lists read
-without labels ``relative/path`` alone.
-
-A list may come from a stranger: its size is bounded, and an entry that leaves the image folder, by an
-absolute path or with ``..``, is refused. Links inside the image folder are its owner's, and are followed
-wherever they lead: that is how data sets are kept on several disks, or in git-annex and DVC stores. Archives
-with links are refused (:mod:`datasets.files.archives`), so no stranger can put one there.
+without labels ``relative/path`` alone. The bytes of a path are those of the file's name on the disk, UTF-8 or
+not. A path may not leave the image folder by itself; links in that folder are followed, wherever they lead.
 """
 
 import os
 import re
-from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-from datasets.files.checks import inner_path, os_reason, require_file, shown
+from datasets.checks import inner_path, os_reason, shown
 from utils.errors import InputError
 
-MAX_LIST_BYTES = 4 << 30
-MAX_LINES = 20_000_000
-MAX_LINE_BYTES = 8_192  # twice the longest path of Linux
 MAX_LABEL = 999_999
 ANY_LABEL = range(-1, MAX_LABEL + 1)
+BLANKS = b" \t\r\n"  # other white space, such as U+00A0, may be part of a name
+_PATH_AND_LABEL = re.compile(r"(.*[^ \t])[ \t]+(-?[0-9]{1,18})")
 _SC_LABEL = re.compile(r"""["']sc_label["']\s*:\s*(-?[0-9]{1,18})\s*[,}]""")  # written as JSON or as Python
 
 
@@ -47,19 +41,23 @@ def read_image_list(
     tells whether the images are there.
 
     Raises:
-        InputError: the list is missing, empty or beyond the bounds above; ``root`` is missing; or a line is
-            not UTF-8, has no label in ``labels``, or names a path that is absolute or climbs out with ``..``.
+        InputError: the list is missing or empty; ``root`` is missing; a line has no label in ``labels``, or
+            names a path that is absolute or climbs out with ``..``; or a file has two labels.
     """
     if not os.path.isdir(root):
         raise InputError(f"the image folder {root} is missing")
     paths: list[str] = []
-    read = array("q")
+    read: list[int] = []
+    label_of: dict[str, int] = {}
     for number, line in read_lines(list_path):
         try:
-            path, label = _parse(line, labels)
-            paths.append(inner_path(path))
+            name, label = _parse(line, labels)
+            path = inner_path(name)
+            if label_of.setdefault(path, label) != label:
+                raise ValueError(f"is in the list with the label {label_of[path]} as well")
         except ValueError as error:
             raise InputError(f"{list_path}, line {number}: {shown(line)} {error}") from error
+        paths.append(path)
         read.append(label)
     if not paths:
         raise InputError(f"{list_path} lists no image")
@@ -83,8 +81,6 @@ def find_missing(paths: Sequence[str], root: Path) -> list[str]:
     """Returns the entries, as :func:`read_image_list` gives them, that are no file under ``root``."""
     missing = set()
     for folder, names in _by_folder(paths).items():
-        # One listing per folder instead of one question per file: a million of those take minutes on a
-        # network disk.
         there = {entry.name for entry in _listing(os.path.join(root, folder)) if entry.is_file()}
         for name in names - there:
             path = os.path.join(folder, name)
@@ -93,52 +89,91 @@ def find_missing(paths: Sequence[str], root: Path) -> list[str]:
     return [path for path in paths if path in missing]
 
 
+def overlap(first: ImageFiles, second: ImageFiles) -> int:
+    """Returns the number of files that are in both lists, however links name them."""
+    return len(_real_paths(first) & _real_paths(second))
+
+
+def _real_paths(files: ImageFiles) -> set[str]:
+    real = set()
+    for folder, names in _by_folder(files.paths).items():
+        where = os.path.realpath(os.path.join(files.root, folder))
+        links = names & {entry.name for entry in _listing(where) if entry.is_symlink()}
+        real |= {os.path.join(where, name) for name in names - links}
+        real |= {os.path.realpath(os.path.join(where, name)) for name in links}
+    return real
+
+
 def read_lines(list_path: Path) -> Iterator[tuple[int, str]]:
-    """Yields the number and the text of each line that is not blank, without its surrounding white space."""
-    require_file(list_path, "the list", MAX_LIST_BYTES)
+    """Yields the number and the text of each line that is not blank, without its surrounding blanks.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
     try:
         with open(list_path, "rb") as file:
-            number = 0
-            while raw := file.readline(MAX_LINE_BYTES + 1):
-                number += 1
-                if number > MAX_LINES or len(raw) > MAX_LINE_BYTES:
-                    raise InputError(
-                        f"{list_path}, line {number}: the bounds are {MAX_LINES:,} lines of "
-                        f"{MAX_LINE_BYTES:,} bytes"
-                    )
-                if line := raw.decode("utf-8-sig" if number == 1 else "utf-8").strip():
-                    yield number, line
-    except UnicodeDecodeError as error:
-        raise InputError(f"{list_path}, line {number}: this is not UTF-8 text") from error
+            for number, raw in enumerate(file, start=1):
+                if line := raw.removeprefix(b"\xef\xbb\xbf").strip(BLANKS):
+                    yield number, os.fsdecode(line)
     except OSError as error:
         raise InputError(f"the list {list_path} cannot be read: {os_reason(error)}") from error
 
 
 def _parse(line: str, labels: range | None) -> tuple[str, int]:
     """Splits a line into path and label; raises ValueError with the reason."""
-    path, brace, fields = line.partition(" {") if line.endswith("}") else (line, "", "")
-    if brace:
-        if labels is None:
-            return path.strip(), -1
+    path, label = line, None
+    if line.endswith("}") and " {" in line:
+        path, _, fields = line.partition(" {")
         found = _SC_LABEL.search(fields)
-        if not found:
-            raise ValueError('has no whole number under "sc_label"')
-        label = int(found[1])
-    else:
-        words = line.rsplit(maxsplit=1)
-        if len(words) < 2 or not re.fullmatch("-?[0-9]{1,18}", words[1]):
-            if labels is not None:
-                raise ValueError("does not end with a label")
-            return line, -1
-        path, label = words[0], int(words[1])
+        label = found[1] if found else None
+    elif found := _PATH_AND_LABEL.fullmatch(line):
+        path, label = found.groups()
+    path = path.strip(" \t")
     if labels is None:
         return path, -1
-    if label not in labels:
+    if label is None:
+        raise ValueError("does not end with a label")
+    if int(label) not in labels:
         raise ValueError(f"has the label {label}, outside {labels[0]}..{labels[-1]}")
-    return path.strip(), label
+    return path, int(label)
+
+
+def list_line(path: str, label: int | None = None) -> str:
+    """Formats the line of a list.
+
+    Raises:
+        InputError: no list can hold the path.
+    """
+    try:
+        if inner_path(path) != path.strip(" \t"):
+            raise ValueError("begins with a blank")
+    except ValueError as error:
+        raise InputError(f"the picture {shown(path)} {error}; rename it") from error
+    return path if label is None else f"{path} {label}"
+
+
+def write_lines(lists: dict[Path, Sequence[str]]) -> None:
+    """Writes files of lines that do not exist yet, as :func:`read_lines` reads them.
+
+    Raises:
+        InputError: one of them exists, and none is written; or the disk cannot be written.
+    """
+    for path in lists:
+        if path.exists():
+            raise InputError(f"{path} exists already; move it away or choose another place")
+    try:
+        for path, lines in lists.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part = path.with_name(f"{path.name}.part")
+            part.write_bytes(b"".join(os.fsencode(line) + b"\n" for line in lines))
+            os.replace(part, path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {os_reason(error)}") from error
 
 
 def _by_folder(paths: Sequence[str]) -> dict[str, set[str]]:
+    """Groups paths: one listing per folder is quick, where a question per file takes minutes on a network
+    disk."""
     folders: dict[str, set[str]] = {}
     for path in paths:
         folder, name = os.path.split(path)

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from datasets.augment.stages import View, Views
+from datasets.checks import shown
 from datasets.decoding import Unreadable, central_crop, decode_image, open_image
 from datasets.delivery import CpuDelivery, CudaDelivery, StepViews
 from datasets.file_reader import FileReader, ReplacedFiles, StepReader, in_line, none_readable
-from datasets.files.checks import shown
 from datasets.image_list import MAX_LABEL, ImageFiles, read_present
 from datasets.loader import Batch
 from datasets.normalization import IMAGENET_NORMALIZATION, Normalization

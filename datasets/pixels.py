@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, UnidentifiedImageError, features
 
-from datasets.files.checks import os_reason
+from datasets.checks import os_reason
 from utils.errors import first_line
 
 # It names no file, and conversion to RGB leaves transparency out in any case.

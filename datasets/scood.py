@@ -12,8 +12,8 @@ from torchvision.transforms import functional
 from tqdm import tqdm
 
 from datasets import ImageSet
+from datasets.checks import shown
 from datasets.decoding import FORMATS, open_image
-from datasets.files.checks import shown
 from datasets.image_list import read_present
 from datasets.pixels import upright_rgb, why_unreadable
 from utils.errors import InputError
@@ -24,7 +24,6 @@ DEFAULT_SETS = {
 }
 SIZE = 32
 RESIZE_MODES = ("squash", "crop")
-MAX_IMAGES = 1_000_000  # a set is held in memory, 3 kB per image
 
 
 def list_path(benchmark: str, name: str, root: Path) -> Path:
@@ -62,20 +61,12 @@ def load_ood_sets(
             f"{', '.join(there) or 'none'} (`python -m datasets.prepare scood --drp {root}` says what "
             f"belongs there){advice}"
         )
-    lists = {
-        name: _check_list(list_path(benchmark, name, root), image_root(root), num_classes) for name in names
-    }
+    labels = range(-1, num_classes)
+    lists = {name: read_present(list_path(benchmark, name, root), image_root(root), labels) for name in names}
     return {
-        name: ImageSet(_read_images(image_root(root), paths, name, resize), labels)
-        for name, (paths, labels) in lists.items()
+        name: ImageSet(_read_images(image_root(root), paths, name, resize), found)
+        for name, (paths, found) in lists.items()
     }
-
-
-def _check_list(path: Path, folder: Path, num_classes: int) -> tuple[list[str], torch.Tensor]:
-    paths, labels = read_present(path, folder, range(-1, num_classes))
-    if len(paths) > MAX_IMAGES:
-        raise InputError(f"{path} lists {len(paths):,} images, above the bound of {MAX_IMAGES:,}")
-    return paths, labels
 
 
 def _read_images(folder: Path, paths: list[str], name: str, resize: str) -> torch.Tensor:

@@ -16,7 +16,7 @@ from typing import TypeVar
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from datasets.files.checks import os_reason
+from datasets.checks import os_reason
 from datasets.image_list import ImageFiles
 from utils.errors import InputError
 
