@@ -15,7 +15,6 @@ from datasets.augment.views import imagenet_views
 from datasets.imagenet import EvalImages, FileTrainLoader, load_files, select
 from datasets.long_tail import hold_out
 from datasets.normalization import NORMALIZATIONS
-from datasets.workers import naming_files_of_dead_workers
 from models import FAMILIES, build_model
 from train import add_method_flags, resolve, run_folder, train
 from utils import flags
@@ -46,7 +45,6 @@ def step_decay(base, decay_epochs):
     return lambda epoch: base * 0.1 ** sum(epoch >= e for e in decay_epochs)
 
 
-@naming_files_of_dead_workers()
 def main(argv=None):
     show_warnings_plainly()
     args = parse_args(argv)
