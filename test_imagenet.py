@@ -28,7 +28,6 @@ from datasets.long_tail import hold_out
 from datasets.normalization import NORMALIZATIONS
 from datasets.preprocessing import PHOTOGRAPH, Preprocessing
 from datasets.randomness import epoch_indices
-from datasets.workers import naming_files_of_dead_workers
 from models import FAMILIES, build_model
 from utils import flags
 from utils.checkpoint import (
@@ -55,7 +54,6 @@ from utils.text_files import writable_folder
 RANGES = {"image_size": flags.image_size, "val_fraction": flags.fraction}
 
 
-@naming_files_of_dead_workers()
 def main(argv=None):
     show_warnings_plainly()
     args = parse_args(argv)

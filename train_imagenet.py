@@ -15,7 +15,6 @@ from datasets.augment.views import imagenet_views
 from datasets.imagenet import EvalImages, FileTrainLoader, folder_names, load_files, select
 from datasets.long_tail import hold_out
 from datasets.normalization import NORMALIZATIONS
-from datasets.workers import naming_files_of_dead_workers
 from models import FAMILIES, build_model
 from train import add_method_flags, resolve, train, warmed_up
 from utils import flags
@@ -51,7 +50,6 @@ def step_decay(base, decay_epochs, epochs):
     return lambda epoch: base * 0.1 ** sum(epoch >= step for step in steps)
 
 
-@naming_files_of_dead_workers()
 def main(argv=None):
     show_warnings_plainly()
     args = parse_args(argv)

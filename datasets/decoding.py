@@ -1,203 +1,170 @@
-"""One image file: from its bytes to upright pixels and crops, for every kind of file that image sets hold.
+"""One image file: its upright RGB pixels and its crops, or the reason why it has none.
 
-Pillow decodes everything. Plain JPEG files, which are nearly all of them, have quicker decoders, one of
-:data:`JPEG_DECODERS` on the CPU or on a GPU; all of them give the same pixels.
+Pillow reads every format. Plain JPEG files, which are nearly all of them, are decoded by torchvision, to the
+same pixels in about half the time, for as long as torchvision has a decoder.
 """
 
-import functools
+import contextlib
 import io
-import os
-import stat
 import warnings
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
-from datasets.checks import os_reason
-from datasets.pixels import exif_orientation, upright_rgb, why_unreadable
 from utils.errors import first_line
 
-# Said at every call of torchvision's decoder, which is used for as long as it is there.
+try:
+    from torchvision.io import ImageReadMode, decode_jpeg
+except ImportError:
+    decode_jpeg = None
+
+# torchvision announces at every call that its decoder will move.
 warnings.filterwarnings("ignore", message="The image decoding and encoding capabilities of TorchVision")
+# This one names no file, and conversion to RGB drops transparency anyway.
+warnings.filterwarnings("ignore", message="Palette images with Transparency")
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "WEBP")  # Pillow has some that start other programs
-MAX_FILE_BYTES = 2**28
-MAX_PIXELS = 2**26  # 200 MB decoded; the largest photographs of ImageNet have a third of that
-MAX_ASPECT = 100  # scaling a longer strip to a given height could take any amount of memory
-END_OF_JPEG = b"\xff\xd9"
-MAX_REDUCTION = 64  # a box's side by its crop's: the resize of CUDA fails above about 94
+JPEG = ("JPEG", "MPO")  # the names that Pillow gives to JPEG files
+# For each EXIF orientation. ImageOps.exif_transpose fails where any other EXIF field is malformed.
+TO_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class Unreadable(Exception):
     """A file without a whole image in it; the message is the reason, as in "X cannot be read: reason"."""
 
 
-class EncodedImage(NamedTuple):
-    """A file's bytes with its header read; ``height`` and ``width`` are those of the upright image, in
-    pixels.
-
-    ``plain`` marks what every JPEG decoder reads alike: colour, not CMYK, no rotation. The rest is left to
-    Pillow.
-    """
-
-    data: bytearray
-    picture: Image.Image
-    height: int
-    width: int
-    plain: bool
-
-
-def open_image(path: Path) -> EncodedImage:
-    """Reads a file and its header; refuses what would take gigabytes before any of it is decoded.
+def open_picture(path: Path) -> Image.Image:
+    """Reads a file into memory and parses its header; pixels are decoded later.
 
     Raises:
-        Unreadable: no regular file, or no image of a known format and reasonable size.
+        Unreadable: the file cannot be read, or is not an image of one of ``FORMATS``, or has more pixels than
+            Pillow allows (179 million).
     """
     try:
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):
-            raise Unreadable("it is not a file")
-        if not 0 < status.st_size <= MAX_FILE_BYTES:
-            raise Unreadable(f"it has {status.st_size:,} bytes; the bounds are 1 and {MAX_FILE_BYTES:,}")
-        data = bytearray(status.st_size)
-        with open(path, "rb") as file:
-            del data[file.readinto(data) :]
-    except (OSError, ValueError) as error:
-        raise Unreadable(os_reason(error)) from error
+        return Image.open(io.BytesIO(path.read_bytes()), formats=FORMATS)
+    except Exception as error:  # Pillow's parsers raise many kinds for a damaged file
+        raise Unreadable(why_unreadable(error)) from error
+
+
+def why_unreadable(error: Exception) -> str:
+    """Returns one line that says why an image could not be read or decoded."""
+    if isinstance(error, UnidentifiedImageError):  # its own words name a Python object instead of the file
+        return f"it is not an image of the formats {', '.join(FORMATS)}"
+    return getattr(error, "strerror", None) or first_line(error)
+
+
+def orientation(picture: Image.Image) -> int:
+    """Returns the EXIF orientation, 1 to 8; 1 (upright) if none can be read."""
     try:
-        picture = Image.open(io.BytesIO(data), formats=FORMATS)
-    except Exception as error:  # a stranger's bytes: Pillow's parsers raise whatever their code trips over
-        raise Unreadable(why_unreadable(error, FORMATS)) from error
+        value = picture.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # broken EXIF is common in good photographs
+        return 1
+    return value if value in TO_UPRIGHT else 1
+
+
+def upright_size(picture: Image.Image) -> tuple[int, int]:
+    """Returns the height and width of the upright picture, in pixels."""
     width, height = picture.size
-    if width * height > MAX_PIXELS or max(width, height) > MAX_ASPECT * min(width, height):
-        raise Unreadable(f"{width} x {height} pixels are too many or too long a strip")
-    orientation = exif_orientation(picture)
-    # With another transform the file holds RGB, which not every decoder respects.
-    plain = (
-        picture.format in ("JPEG", "MPO")
-        and picture.mode == "RGB"
-        and picture.info.get("adobe_transform", 1) == 1
-        and orientation == 1
-    )
-    if orientation >= 5:  # the four that exchange rows and columns
-        width, height = height, width
-    return EncodedImage(data, picture, height, width, plain)
+    return (width, height) if orientation(picture) >= 5 else (height, width)
 
 
-def _with_torchvision(files: list[Tensor], device: torch.device) -> list[Tensor]:
-    from torchvision.io import ImageReadMode, decode_jpeg  # here, because a later torchvision may lack them
+def upright_rgb(picture: Image.Image) -> Image.Image:
+    """Decodes a picture, turns it as its EXIF orientation says, and converts it to RGB, 8 bits per channel.
 
-    return decode_jpeg(files, ImageReadMode.RGB, device=device)
+    16-bit grey pixels keep their high byte, as Pillow does for 16-bit colour; its own conversion of grey
+    clips everything above 255 to white. Other modes are converted by Pillow.
 
-
-def _with_torchcodec(files: list[Tensor], device: torch.device) -> list[Tensor]:
-    from torchcodec.decoders import decode_jpeg  # optional
-
-    return decode_jpeg(files, mode="RGB", device=device)
-
-
-# (bytes of plain JPEG files, uint8 (L,) on the host; device) -> images, uint8 (3, H, W) on the device
-JpegDecoder = Callable[[list[Tensor], torch.device], list[Tensor]]
-JPEG_DECODERS: dict[str, JpegDecoder] = {"torchvision": _with_torchvision, "torchcodec": _with_torchcodec}
-
-
-@functools.cache
-def jpeg_decoder(device: torch.device) -> tuple[JpegDecoder | None, str]:
-    """Returns the first of :data:`JPEG_DECODERS` that decodes a small image on the device, or None; and why
-    those before it do not, for people to read."""
-    stream = io.BytesIO()
-    Image.new("RGB", (16, 16), (200, 100, 50)).save(stream, "JPEG")
-    file = torch.frombuffer(bytearray(stream.getvalue()), dtype=torch.uint8)
-    reasons = []
-    for name, decode in JPEG_DECODERS.items():
-        try:
-            decode([file], device)
-        except Exception as error:  # a missing package, library or driver, each with an exception of its own
-            reasons.append(f"{name}: {first_line(error)}")
-        else:
-            return decode, "; ".join(reasons)
-    return None, "; ".join(reasons)
+    Raises:
+        ValueError: the pixels are floating-point numbers, or integers of more than 16 bits: such files do not
+            say which value is white.
+        Exception: whatever Pillow's decoders raise for a damaged file.
+    """
+    turn = TO_UPRIGHT.get(orientation(picture))
+    picture.load()
+    if picture.mode == "F":
+        raise ValueError(
+            "its pixels are floating-point numbers, which have no known white; store 8 or 16 bits"
+        )
+    if picture.mode.startswith("I"):  # mode I also holds 16 bits, from PGM or an older Pillow
+        values = np.asarray(picture)
+        if values.min() < 0 or values.max() > 65_535:
+            raise ValueError("its pixels are 32-bit integers, which have no known white; store 8 or 16 bits")
+        picture = Image.fromarray((values >> 8).astype(np.uint8))
+    rgb = picture.convert("RGB")
+    return rgb if turn is None else rgb.transpose(turn)
 
 
-def decode_image(encoded: EncodedImage, shrink: int = 1) -> Tensor:
-    """Returns the upright image as uint8 RGB (3, H, W), in channels-last memory.
-
-    ``shrink`` 2, 4 or 8 decodes at that fraction of the size, in the DCT domain; see :func:`decoding_shrink`.
+def decode(picture: Image.Image, full_size: bool = True) -> Tensor:
+    """Returns the upright pixels of a picture of :func:`open_picture`, uint8 RGB (3, H, W), in channels-last
+    memory. ``full_size`` is False after ``picture.draft``, which torchvision does not know.
 
     Raises:
         Unreadable: the file is truncated or damaged, or its pixels have no known white.
     """
-    cpu = torch.device("cpu")
-    decode, _ = jpeg_decoder(cpu)
+    # A JPEG file that holds RGB or CMYK instead of YCbCr is left to Pillow.
+    plain = picture.format in JPEG and picture.mode == "RGB" and orientation(picture) == 1
+    plain = plain and picture.info.get("adobe_transform", 1) == 1
     try:
-        if encoded.plain and shrink == 1 and decode is not None:
-            return decode([torch.frombuffer(encoded.data, dtype=torch.uint8)], cpu)[0]
-        picture = encoded.picture
-        if shrink > 1:
-            picture.draft("RGB", (picture.width // shrink, picture.height // shrink))
-        picture = upright_rgb(picture)
-        pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
-    except Exception as error:  # see open_image
-        raise Unreadable(why_unreadable(error, FORMATS)) from error
-    return pixels.view(-1, picture.width, 3).permute(2, 0, 1)
+        if plain and full_size and decode_jpeg is not None:
+            data = torch.frombuffer(picture.fp.getbuffer(), dtype=torch.uint8)
+            with contextlib.suppress(RuntimeError):  # Pillow then says what is wrong
+                return decode_jpeg(data, ImageReadMode.RGB)
+        return pixels(upright_rgb(picture))
+    except Exception as error:  # see open_picture
+        raise Unreadable(why_unreadable(error)) from error
+
+
+def pixels(picture: Image.Image | np.ndarray) -> Tensor:
+    """Returns a copy of an RGB picture's pixels, uint8 (3, H, W), in channels-last memory."""
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
 
 
 def resize(image: Tensor, height: int, width: int) -> Tensor:
-    """Resizes one image, uint8 (3, H, W) on any device: bilinear, antialiased, as torchvision does.
+    """Resizes one image, uint8 (3, H, W): bilinear, antialiased, as torchvision does."""
+    return F.interpolate(image.unsqueeze(0), size=(height, width), mode="bilinear", antialias=True)[0]
 
-    CUDA's kernel fails where a side shrinks more than about 94 times; see :func:`is_for_gpu`.
+
+def decode_crops(picture: Image.Image, boxes: Tensor, size: int) -> list[Tensor]:
+    """Cuts boxes from a picture, decoded once, and resizes them.
+
+    A large JPEG file is decoded at 1/2, 1/4 or 1/8 of its size, as long as every box keeps ``size`` pixels a
+    side.
+
+    Args:
+        picture: of :func:`open_picture`.
+        boxes: (top, left, height, width) in pixels of the upright picture, int64 (V, 4).
+
+    Returns:
+        V crops, uint8 (3, size, size).
+
+    Raises:
+        Unreadable: see :func:`decode`.
     """
-    batch = image.unsqueeze(0)
-    if image.is_cuda:  # there is no uint8 kernel there
-        return (
-            F.interpolate(batch.float(), size=(height, width), mode="bilinear", antialias=True)
-            .round_()
-            .clamp_(0, 255)
-            .to(torch.uint8)[0]
-        )
-    return F.interpolate(batch, size=(height, width), mode="bilinear", antialias=True)[0]
-
-
-def resized_crops(image: Tensor, boxes: Tensor, size: int, shrink: int = 1) -> list[Tensor]:
-    """Cuts boxes (V, 4) of (top, left, height, width) in pixels from an image decoded at 1/``shrink`` of its
-    size.
-
-    Returns V crops, uint8 (3, size, size).
-    """
-    corners = (boxes // shrink).tolist()
+    width, smallest = picture.width, int(boxes[:, 2:].min())
+    picture.draft("RGB", tuple(-(-side * size // smallest) for side in picture.size))
+    shrink = round(width / picture.width)
+    image = decode(picture, full_size=shrink == 1)
     return [
         resize(image[:, top : top + height, left : left + width], size, size)
-        for top, left, height, width in corners
+        for top, left, height, width in (boxes // shrink).tolist()
     ]
 
 
-def decoded_crops(encoded: EncodedImage, boxes: Tensor, size: int) -> list[Tensor]:
-    """Decodes an image, no larger than its boxes (V, 4) need, and cuts them: V crops, uint8 (3, size, size).
-
-    Raises:
-        Unreadable: the file is truncated or damaged.
-    """
-    shrink = decoding_shrink(encoded, boxes, size)
-    return resized_crops(decode_image(encoded, shrink), boxes, size, shrink)
-
-
-def decoding_shrink(encoded: EncodedImage, boxes: Tensor, size: int) -> int:
-    """Returns the strongest shrinking, 1, 2, 4 or 8, at which every box still has ``size`` pixels per side; 1
-    for what is no JPEG."""
-    if encoded.picture.format not in ("JPEG", "MPO"):
-        return 1
-    smallest = int(boxes[:, 2:].min())
-    return next((shrink for shrink in (8, 4, 2) if smallest // shrink >= size), 1)
-
-
 def central_crop(image: Tensor, size: int) -> Tensor:
-    """Resizes the shorter side to ``size`` * 256 / 224 and cuts the central square, uint8, as torchvision's
-    Resize and CenterCrop do."""
+    """Resizes the shorter side of uint8 (3, H, W) to ``size`` * 256 / 224 and cuts the central square, uint8
+    (3, size, size), as torchvision's Resize and CenterCrop do."""
     _, height, width = image.shape
     short = size * 256 // 224
     if height <= width:
@@ -206,22 +173,3 @@ def central_crop(image: Tensor, size: int) -> Tensor:
         image = resize(image, short * height // width, short)
     top, left = (round((side - size) / 2) for side in image.shape[1:])
     return image[:, top : top + size, left : left + size]
-
-
-def read_again(path: Path) -> str:
-    """Returns why a file cannot be read, by reading it once more."""
-    try:
-        decode_image(open_image(path))
-    except Unreadable as error:
-        return str(error)
-    return "it could be read when it was tried again"
-
-
-def is_for_gpu(encoded: EncodedImage, boxes: Tensor, size: int) -> bool:
-    """Whether a GPU is to decode a file and cut its boxes (V, 4) to ``size`` pixels per side.
-
-    False for what not every decoder reads alike; for a file that lacks its end, which only the CPU's decoders
-    are known to notice; and for boxes that CUDA cannot reduce in one go.
-    """
-    whole = encoded.plain and encoded.data.endswith(END_OF_JPEG)
-    return whole and int(boxes[:, 2:].max()) <= MAX_REDUCTION * size

@@ -1,29 +1,36 @@
-"""Batches from lists of image files: each file is read once and decoded once per step for all its views.
+"""ImageNet-LT, or any lists of image files: which files, and their batches for training and evaluation.
 
-Which files a step has, and its random crops and views, depend on (seed, epoch, step, rank) and on the files
-alone, so a run can resume at any step. Worker processes read; :mod:`datasets.delivery` has the way from there
-to the device.
+Worker processes read and crop (:mod:`datasets.image_files`); random views are made on the device, on a CPU in
+the workers. Which files a step has, their crops and their views depend on (seed, epoch, step, rank) and on
+the files alone, so a run can resume at any step.
 """
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
+import signal
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
+from datasets.augment.ops import to_device
 from datasets.augment.stages import View, Views
 from datasets.checks import shown
-from datasets.decoding import Unreadable, central_crop, decode_image, open_image
-from datasets.delivery import CpuDelivery, CudaDelivery, StepViews
-from datasets.file_reader import FileReader, ReplacedFiles, StepReader, in_line, none_readable
+from datasets.image_files import (
+    CentralCrop,
+    FileDataset,
+    Item,
+    RandomCrops,
+    Replacements,
+    Source,
+    collate,
+)
 from datasets.image_list import MAX_LABEL, ImageFiles, read_present
 from datasets.loader import Batch
 from datasets.normalization import IMAGENET_NORMALIZATION, Normalization
 from datasets.randomness import epoch_shares, mixed_seed
-from datasets.workers import ReadingPosition, from_workers, slots
 from utils.errors import InputError
 
 CROP_SCALE, OUTLIER_CROP_SCALE = (0.08, 1.0), (0.2, 1.0)
@@ -98,18 +105,88 @@ def balanced_sample(labels: Tensor, size: int, seed: int) -> Tensor:
     return by_class[torch.argsort(rank, stable=True)[:size]].sort().values
 
 
-class Source(NamedTuple):
-    """A list of files that batches draw from.
+class StepViews(NamedTuple):
+    """Makes the normalised views of a step, float32 (N, 3, S, S), on the device of its crops.
 
-    ``batch_size`` is that of the global batch; ``views`` are a file's; ``crop_scale`` is the share of the
-    image's area that a crop covers, from and to.
+    ``views`` has the view for each of the crops, uint8 (n, 3, S, S), that it is called with.
     """
 
-    name: str
-    files: ImageFiles
-    batch_size: int
     views: list[View]
-    crop_scale: tuple[float, float]
+    normalization: Normalization
+
+    def __call__(self, crops: list[Tensor], seed: int) -> Tensor:
+        generator = torch.Generator().manual_seed(mixed_seed("pixels", seed))
+        shape, device = (sum(map(len, crops)), *crops[0].shape[1:]), crops[0].device
+        layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
+        images = torch.empty(shape, device=device, memory_format=layout)
+        parts = images.split([len(of_view) for of_view in crops])
+        for view, of_view, part in zip(self.views, crops, parts, strict=True):
+            view(of_view, generator, out=part, finish=self.normalization)
+        return images
+
+
+class StepSampler:
+    """The items of each step of an epoch, for one process.
+
+    Args:
+        lists: for "images" and, if there are any, "outliers": the number of files, and how many of them a
+            global batch has.
+
+    Attributes:
+        epoch, start_step: where the next iteration begins.
+    """
+
+    def __init__(self, lists: dict[str, tuple[int, int]], seed: int, rank: int, world_size: int) -> None:
+        self.lists, self.seed, self.rank, self.world_size = lists, seed, rank, world_size
+        self.epoch, self.start_step = 0, 0
+
+    def __len__(self) -> int:
+        files, batch_size = self.lists["images"]
+        return files // batch_size
+
+    def __iter__(self) -> Iterator[list[Item]]:
+        orders = [
+            epoch_shares(*sizes, len(self), self.seed, self.epoch, name, self.rank, self.world_size)
+            for name, sizes in self.lists.items()
+        ]
+        for step in range(self.start_step, len(self)):
+            seed = mixed_seed("crops", self.seed, self.epoch, step, self.rank)
+            files = [
+                (source, number) for source, order in enumerate(orders) for number in order[step].tolist()
+            ]
+            yield [Item(*file, seed + place) for place, file in enumerate(files)]
+
+
+def read_ahead(
+    dataset: FileDataset,
+    steps: Sequence[list[Item]] | StepSampler,
+    num_workers: int,
+    device: torch.device,
+    make: Callable[[list[Tensor], int], Tensor] | None = None,
+    persistent: bool = False,
+) -> DataLoader:
+    """Returns the DataLoader that yields a :class:`datasets.image_files.Step` for the items of each step; see
+    :func:`datasets.image_files.collate` for ``make``."""
+    workers = {}
+    if num_workers:
+        workers = {"multiprocessing_context": "fork", "persistent_workers": persistent}
+        workers |= {"worker_init_fn": _leave_signals_to_the_main_process}
+    return DataLoader(
+        dataset,
+        batch_sampler=steps,
+        collate_fn=partial(collate, make=make),
+        num_workers=num_workers,
+        pin_memory=device.type == "cuda",
+        generator=torch.Generator(),  # else every epoch would draw from the global one
+        **workers,
+    )
+
+
+def _leave_signals_to_the_main_process(worker_id: int) -> None:
+    """A terminal or a scheduler signals every process; the main one decides what becomes of the run, and
+    needs batches until then. Workers end when it asks, or when it is gone."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class FileTrainLoader:
@@ -125,7 +202,7 @@ class FileTrainLoader:
         num_workers: processes that read; 0 reads in this one.
 
     Attributes:
-        replaced: :class:`datasets.file_reader.ReplacedFiles` so far.
+        replaced: :class:`datasets.image_files.Replacements` so far.
     """
 
     def __init__(
@@ -145,81 +222,56 @@ class FileTrainLoader:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        self.batch_size, self.num_workers = batch_size, num_workers
-        self.seed, self.rank, self.world_size = seed, rank, world_size
-        self.replaced = ReplacedFiles()
+        self.batch_size, self.num_workers, self.device = batch_size, num_workers, device
+        self.files, self.outliers, self.replaced = files, outliers, Replacements()
         of_images = [views.strong, *([views.contrastive] * 2 if contrastive else [])]
-        self.sources = [Source("images", files, batch_size, of_images, CROP_SCALE)]
+        sources = [Source(files, RandomCrops(len(of_images), CROP_SCALE, image_size), files.labels)]
+        lists = {"images": (len(files.paths), batch_size)}
         if outliers is not None:
-            source = Source("outliers", outliers, outlier_batch_size, [views.outlier], OUTLIER_CROP_SCALE)
-            self.sources.append(source)
-        position = ReadingPosition([source.files for source in self.sources], num_workers)
-        readers = [
-            FileReader(
-                source.files,
-                by_class=source.name == "images",
-                views=len(source.views),
-                scale=source.crop_scale,
-                on_reading=partial(position.note, i),
-            )
-            for i, source in enumerate(self.sources)
-        ]
-        counts = [len(range(rank, source.batch_size, world_size)) for source in self.sources]
-        chain = [view for source in self.sources for view in source.views]
-        rows = [n for n, source in zip(counts, self.sources, strict=True) for _ in source.views]
-        delivery = CudaDelivery if device.type == "cuda" else CpuDelivery
-        self._delivery = delivery(
-            StepReader(readers, counts, seed, rank),
-            StepViews(chain, rows, image_size, normalization, seed=seed, rank=rank, device=device),
-            files.labels,
-            num_workers,
-            device,
+            one_group = torch.zeros_like(outliers.labels)
+            sources.append(Source(outliers, RandomCrops(1, OUTLIER_CROP_SCALE, image_size), one_group))
+            lists["outliers"] = len(outliers.paths), outlier_batch_size
+        self.views = StepViews(
+            [*of_images, *([views.outlier] if outliers is not None else [])], normalization
         )
+        self.steps = StepSampler(lists, seed, rank, world_size)
+        self.share = len(range(rank, batch_size, world_size))
+        make = self.views if device.type == "cpu" else None
+        self.reader = read_ahead(FileDataset(sources), self.steps, num_workers, device, make, persistent=True)
 
     def __len__(self) -> int:
         """Returns the number of steps per epoch."""
-        return len(self.sources[0].files.paths) // self.batch_size
+        return len(self.steps)
 
     @property
     def num_outliers(self) -> int:
         """The number of surrogate outliers to draw from."""
-        return sum(len(source.files.paths) for source in self.sources[1:])
+        return 0 if self.outliers is None else len(self.outliers.paths)
 
     def where(self) -> str:
-        """Returns one line for the log: where the files are, and who reads and decodes them."""
-        listed = ", ".join(
-            f"{len(source.files.paths):,} {source.name} under {source.files.root}" for source in self.sources
-        )
-        return f"{listed}, read by {self.num_workers} worker processes, {self._delivery.where()}"
+        """Returns one line for the log: where the files are, and how many processes read them."""
+        lists = {"images": self.files} | ({} if self.outliers is None else {"outliers": self.outliers})
+        listed = [f"{len(files.paths):,} {name} under {files.root}" for name, files in lists.items()]
+        return f"{', '.join(listed)}, read by {self.num_workers} worker processes"
 
     def report(self) -> list[str]:
-        """Returns lines about the files that could not be read so far, and were replaced, and about those
-        that a GPU's decoder refused."""
-        return [*(f"warning: {line}" for line in self.replaced.report()), *self._delivery.report()]
+        """Returns lines about the files that could not be read so far, and were replaced."""
+        return [f"warning: {line}" for line in self.replaced.report()]
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """Yields the batches of an epoch from ``start_step`` to its end.
 
-        On a CPU the memory of a batch's images is used again: they are good until the next batch but one.
-
         Raises:
             InputError: more than 1 % of the files cannot be read, or none of a class.
         """
-        make = partial(self._delivery.make, epoch, self._orders(epoch))
-        made = from_workers(make, range(start_step, len(self)), self.num_workers)
-        for files, batch in self._delivery.deliver(epoch, made):
-            self.replaced.add(sum(map(len, files.used)), files.unreadable)
-            yield batch
-
-    def _orders(self, epoch: int) -> list[Tensor]:
-        """Returns the numbers of each list's files: int64 (steps, this process's share of the batch)."""
-        place = len(self), self.seed, epoch
-        return [
-            epoch_shares(
-                len(source.files.paths), source.batch_size, *place, source.name, self.rank, self.world_size
-            )
-            for source in self.sources
-        ]
+        self.steps.epoch, self.steps.start_step = epoch, start_step
+        for step in self.reader:
+            self.replaced.add(step)
+            images = step.images
+            if self.device.type == "cuda":
+                images = self.views([to_device(crops, self.device) for crops in images], step.seed)
+            indices = torch.tensor(step.numbers[: self.share])
+            yield Batch(images, to_device(self.files.labels[indices], self.device), indices)
 
 
 class EvalImages:
@@ -237,7 +289,7 @@ class EvalImages:
             test sets: results are about whole sets.
 
     Attributes:
-        replaced: :class:`datasets.file_reader.ReplacedFiles` so far.
+        replaced: :class:`datasets.image_files.Replacements` so far.
     """
 
     def __init__(
@@ -253,13 +305,13 @@ class EvalImages:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        self.files, self.image_size, self.normalization = files, image_size, normalization
-        self.num_workers, self.device, self.replace = num_workers, device, replace
-        self._position = ReadingPosition([files], num_workers)
-        mine = torch.arange(len(files.paths))[rank::world_size]
-        self.replaced = ReplacedFiles(len(mine))
-        self.batches = mine.split(batch_size) if len(mine) else ()  # a small set may leave a process none
-        self.slots = slots(num_workers, batch_size, 3, image_size, image_size, dtype=torch.uint8)
+        self.files, self.normalization, self.device = files, normalization, device
+        mine = range(rank, len(files.paths), world_size)
+        self.replaced = Replacements(len(mine))
+        self.batches = [mine[start : start + batch_size] for start in range(0, len(mine), batch_size)]
+        dataset = FileDataset([Source(files, CentralCrop(image_size), files.labels if replace else None)])
+        steps = [[Item(0, number) for number in batch] for batch in self.batches]
+        self.reader = read_ahead(dataset, steps, num_workers, device)
 
     def __len__(self) -> int:
         """Returns the number of batches of this process."""
@@ -268,35 +320,8 @@ class EvalImages:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Raises InputError at a file that cannot be read, or where more than 1 % cannot be, if they are
         replaced."""
-        for batch, unreadable in from_workers(self._read, range(len(self)), self.num_workers):
-            rows = self.batches[batch]
-            self.replaced.add(len(rows), unreadable)
-            images = self._slot(batch).to(self.device).float().div_(255)  # a copy: the slot is used again
-            images = self.normalization(images)
-            yield (
-                images.contiguous(memory_format=torch.channels_last),
-                self.files.labels[rows].to(self.device),
-            )
-
-    def _slot(self, batch: int) -> Tensor:
-        return self.slots[batch % len(self.slots)][: len(self.batches[batch])]
-
-    def _read(self, batch: int) -> tuple[int, Counter[Path]]:
-        """Puts the uint8 images of a batch into its slot; returns its number, and the files replaced."""
-        slot, unreadable = self._slot(batch), Counter()
-        for place, number in enumerate(self.batches[batch].tolist()):
-            slot[place] = self._image(number, unreadable)
-        return batch, unreadable
-
-    def _image(self, number: int, unreadable: Counter[Path]) -> Tensor:
-        """Returns an image of the list, or the one in its place."""
-        for candidate in in_line(self.files.labels, number):
-            path = self.files.root / self.files.paths[candidate]
-            self._position.note(0, candidate)
-            try:
-                return central_crop(decode_image(open_image(path)), self.image_size)
-            except Unreadable as error:
-                if not self.replace:
-                    raise InputError(f"{path} cannot be read: {error}") from error
-                unreadable[path] = 1  # though met again in the line of the file before it
-        raise none_readable(self.files, self.files.labels, number)
+        for batch, step in zip(self.batches, self.reader, strict=True):
+            self.replaced.add(step)
+            images = self.normalization(step.images[0].to(self.device, non_blocking=True).float().div_(255))
+            labels = self.files.labels[list(batch)].to(self.device)
+            yield images.contiguous(memory_format=torch.channels_last), labels

@@ -1,20 +1,19 @@
-"""Single images of any size and kind, brought to the pixels that a network takes, as in the evaluation."""
+"""Single images of any size and kind, preprocessed for a network as in its evaluation."""
 
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from datasets.decoding import Unreadable, central_crop, decode_image, open_image
+from datasets.decoding import Unreadable, central_crop, decode, open_picture, pixels, upright_rgb
 from datasets.normalization import Normalization
-from datasets.pixels import upright_rgb
 from datasets.scood import RESIZE_MODES, read_image, to_size
 from utils.errors import InputError, first_line
 
 PHOTOGRAPH = "photograph"  # as by datasets.imagenet.EvalImages
+ROUNDING = 1e-3  # beyond 0 and 1; a resize of a float image exceeds them by 1e-6, an 8-bit level is 4e-3
 
 
 class Preprocessing(NamedTuple):
@@ -39,27 +38,27 @@ class Preprocessing(NamedTuple):
         except Exception as error:  # a file that Pillow opened may still turn out to be damaged
             raise InputError(f"the picture cannot be used: {first_line(error)}") from error
         if self.resize in RESIZE_MODES:
-            return _pixels(to_size(picture, self.size, self.resize))
-        return central_crop(_pixels(picture), self.size)
+            return pixels(to_size(picture, self.size, self.resize))
+        return central_crop(pixels(picture), self.size)
 
     def of_tensor(self, image: Tensor) -> Tensor:
         """Returns uint8 (3, size, size), on the CPU, from uint8 (3, H, W), or from floating-point numbers in
         [0, 1], which are rounded to the 8 bits that image files have.
 
         Raises:
-            InputError: another shape or type, or values outside [0, 1].
+            InputError: another shape or type, or values outside [0, 1] by more than rounding explains.
         """
         if image.dim() != 3 or image.shape[0] != 3 or 0 in image.shape:
             raise InputError(f"an image is a tensor (3, H, W), not {tuple(image.shape)}")
         image = image.detach().cpu()
         if image.is_floating_point():
             low, high = float(image.min()), float(image.max())
-            if not (low >= 0 and high <= 1):  # NaN fails, too
+            if not (low >= -ROUNDING and high <= 1 + ROUNDING):  # NaN fails, too
                 raise InputError(
                     "floating-point images have values in [0, 1] and are not normalised; this one has "
                     f"values from {low:.4g} to {high:.4g}"
                 )
-            image = (image.float() * 255).round().to(torch.uint8)
+            image = (image.float().clamp(0, 1) * 255).round().to(torch.uint8)
         if image.dtype != torch.uint8:
             raise InputError(f"image tensors are uint8 or floating-point, not {image.dtype}")
         return self.of_picture(Image.fromarray(image.permute(1, 2, 0).numpy()))
@@ -71,13 +70,8 @@ class Preprocessing(NamedTuple):
             InputError: the file cannot be read.
         """
         if self.resize in RESIZE_MODES:
-            return _pixels(read_image(path, self.resize, self.size))
+            return pixels(read_image(path, self.resize, self.size))
         try:
-            return central_crop(decode_image(open_image(path)), self.size)
+            return central_crop(decode(open_picture(path)), self.size)
         except Unreadable as error:
             raise InputError(f"the image {path} cannot be read: {error}") from error
-
-
-def _pixels(picture):
-    """uint8 (3, H, W), in channels-last memory, as files are decoded."""
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)

@@ -13,9 +13,8 @@ from tqdm import tqdm
 
 from datasets import ImageSet
 from datasets.checks import shown
-from datasets.decoding import FORMATS, open_image
+from datasets.decoding import open_picture, upright_rgb, why_unreadable
 from datasets.image_list import read_present
-from datasets.pixels import upright_rgb, why_unreadable
 from utils.errors import InputError
 
 DEFAULT_SETS = {
@@ -79,7 +78,7 @@ def _read_images(folder: Path, paths: list[str], name: str, resize: str) -> torc
 
 
 def read_image(path: Path, resize: str = "squash", size: int = SIZE) -> np.ndarray:
-    """Decodes one image to upright RGB, uint8 (size, size, 3); see :func:`datasets.pixels.upright_rgb`.
+    """Decodes one image to upright RGB, uint8 (size, size, 3); see :func:`datasets.decoding.upright_rgb`.
 
     ``resize`` is one of ``RESIZE_MODES``, explained at :func:`load_ood_sets`.
 
@@ -87,9 +86,9 @@ def read_image(path: Path, resize: str = "squash", size: int = SIZE) -> np.ndarr
         InputError: the file is missing, unreadable or too large, or its pixels have no known white.
     """
     try:
-        picture = upright_rgb(open_image(path).picture)
+        picture = upright_rgb(open_picture(path))
     except Exception as error:  # Pillow's decoders raise many kinds for a damaged file
-        raise InputError(f"the image {path} cannot be read: {why_unreadable(error, FORMATS)}") from error
+        raise InputError(f"the image {path} cannot be read: {why_unreadable(error)}") from error
     return np.asarray(to_size(picture, size, resize))
 
 
