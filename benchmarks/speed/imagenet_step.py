@@ -7,12 +7,12 @@ with one whose loader reads JPEG files, made here. The goal is a ratio of at mos
 import argparse
 import os
 import tempfile
-import time
 from pathlib import Path
 
 import torch
+from torch.utils.benchmark import timer
 
-from benchmarks.speed.common import Timing, chosen_device, publish, timed
+from benchmarks.speed.common import chosen_device, milliseconds, publish, timed
 from benchmarks.speed.imagenet_loader import make_files
 from datasets.augment.views import imagenet_views
 from datasets.imagenet import FileTrainLoader, ImageFiles
@@ -27,19 +27,17 @@ from utils.run.meter import EpochMeter
 CLASSES = 1000
 
 
-def main():
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", type=chosen_device, default="cuda")
     parser.add_argument("--md", default="ResNet50")
     parser.add_argument("--image_size", type=int, default=224)
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--num_workers", type=int, default=os.cpu_count())
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     settings = parse_args(["--md", args.md])
-    model = (
-        build_model(args.md, CLASSES, family="imagenet")
-        .to(args.device, memory_format=torch.channels_last)
-        .train()
+    model = build_model(args.md, CLASSES, family="imagenet").to(
+        args.device, memory_format=torch.channels_last
     )
     criterion = build_criterion(settings, [100] * CLASSES, model.embedding_dim).to(args.device)
     optimizer, mixed = build_optimizer(model, settings), autocast(args.device, "auto")
@@ -53,9 +51,8 @@ def main():
         made = make_files(Path(folder), 200)
         needed = args.steps * settings.batch_size
         paths = (made.paths * (needed // len(made.paths) + 1))[:needed]
-        files = ImageFiles(made.root, paths, torch.arange(needed) % CLASSES)
         loader = FileTrainLoader(
-            files,
+            ImageFiles(made.root, paths, torch.arange(needed) % CLASSES),
             made,
             imagenet_views(),
             image_size=args.image_size,
@@ -67,30 +64,18 @@ def main():
             device=args.device,
         )
         ready = next(iter(loader.epoch(0)))
-        bare = timed(lambda: train_on([ready]), min(args.steps, 30), warmup=3)
-        # Steps overlap with reading, so the epoch is timed as a whole, after its first batch.
+        bare = timed(lambda: train_on([ready]), min(args.steps, 30))
+        # Steps overlap with reading, so an epoch is timed as a whole, after its first batch.
         batches = iter(loader.epoch(1))
         train_on([next(batches)])
-        if args.device.type == "cuda":
-            torch.cuda.synchronize()
-        begun = time.perf_counter()
+        begun = timer()  # which waits for the GPU
         train_on(batches)
-        if args.device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds = (time.perf_counter() - begun) / (args.steps - 1)
+        seconds = (timer() - begun) / (args.steps - 1)
     head = [f"{args.md}, 32 x 3 + 64 images of {args.image_size}", "ms per step", "ratio"]
-    rows = [["data ready", f"{1e3 * bare.median:.4g}", ""]]
+    rows = [["data ready", milliseconds(bare), ""]]
     rows.append(["full loader", f"{1e3 * seconds:.4g}", f"{seconds / bare.median:.2f} (goal at most 1.10)"])
-    publish(
-        __spec__.name,
-        "imagenet_step",
-        args.device,
-        head,
-        rows,
-        ready=bare,
-        loader=Timing(seconds, seconds, seconds),
-        workers=args.num_workers,
-    )
+    measured = {"ready": bare, "loader": seconds, "workers": args.num_workers}
+    publish(__spec__.name, "imagenet_step", args.device, head, rows, **measured)
 
 
 if __name__ == "__main__":

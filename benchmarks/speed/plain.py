@@ -1,85 +1,17 @@
-"""The plain pipeline, the benchmarks' baseline: views of one PIL image at a time, and ISAC transcribed.
+"""ISAC transcribed from its equations to the letter, the baseline of benchmarks.speed.criterion.
 
-The transcription follows the published recipe to the letter: an N x C x D broadcast for the concentrations,
-and log I by Miller's downward recurrence over orders from 2 nu, a Python loop in float64. It is only for
-measuring and checking.
+An N x C x D broadcast for the concentrations, and log I by Miller's downward recurrence over orders from
+2 nu, a Python loop in float64. It is only for measuring and checking.
 """
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
-from torch import nn
-from torch.utils.data import Dataset
-from torchvision import transforms
-
-from datasets.normalization import CIFAR_NORMALIZATION
+from torch import Tensor, nn
 
 
-class Cutout:
-    """Zeroes a square of a normalised image (3, H, W) around a random centre."""
-
-    def __init__(self, length):
-        self.length = length
-
-    def __call__(self, image):
-        height, width = image.shape[1:]
-        row, column = (int(torch.randint(side, ())) for side in (height, width))
-        top, left = max(0, row - self.length // 2), max(0, column - self.length // 2)
-        image[:, top : row + self.length // 2, left : column + self.length // 2] = 0
-        return image
-
-
-def plain_views(size=32):
-    """Returns (strong, contrastive, outlier): transforms of one PIL image to a normalised tensor."""
-    jitter = transforms.RandomApply([transforms.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8)
-    end = [transforms.ToTensor(), transforms.Normalize(*CIFAR_NORMALIZATION)]
-    crop, flip, grey = (
-        transforms.RandomCrop(size, padding=4),
-        transforms.RandomHorizontalFlip(),
-        transforms.RandomGrayscale(0.2),
-    )
-    policy = transforms.AutoAugment(transforms.AutoAugmentPolicy.CIFAR10)
-    return (
-        transforms.Compose([crop, flip, policy, *end, Cutout(size // 2)]),
-        transforms.Compose([transforms.RandomResizedCrop(size), flip, jitter, grey, *end]),
-        transforms.Compose([crop, flip, jitter, grey, *end]),
-    )
-
-
-def as_pil(images):
-    """Converts uint8 (N, 3, H, W) to a list of PIL images."""
-    return [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
-
-
-class PlainTrainingSet(Dataset):
-    """(view 1, view 2, view 3, label), one PIL image at a time."""
-
-    def __init__(self, images, labels):
-        self.images, self.labels = as_pil(images), labels
-        self.strong, self.contrastive, _ = plain_views()
-
-    def __len__(self):
-        return len(self.images)
-
-    def __getitem__(self, i):
-        image = self.images[i]
-        return self.strong(image), self.contrastive(image), self.contrastive(image), self.labels[i]
-
-
-class PlainOutliers(Dataset):
-    """The outlier view, one PIL image at a time."""
-
-    def __init__(self, images):
-        self.images, self.view = as_pil(images), plain_views()[2]
-
-    def __len__(self):
-        return len(self.images)
-
-    def __getitem__(self, i):
-        return self.view(self.images[i])
-
-
-def miller_log_iv(order, x):
+def miller_log_iv(order: int, x: Tensor) -> Tensor:
     """Returns log I_order(x) for an integer order: downward recurrence from 2 order, normalised by I_0."""
     above, here = torch.zeros_like(x), torch.ones_like(x)
     log_scale, found = torch.zeros_like(x), None
@@ -110,7 +42,7 @@ class MillerLogIv(torch.autograd.Function):
 class PlainISAC(nn.Module):
     """ISAC with one running average per class, like :class:`utils.losses.PATTLoss` under "running"."""
 
-    def __init__(self, class_counts, dim, temperature=0.1):
+    def __init__(self, class_counts: Sequence[int], dim: int, temperature: float = 0.1) -> None:
         super().__init__()
         counts = torch.as_tensor(class_counts, dtype=torch.float64)
         self.register_buffer("log_prior", torch.log(counts / counts.sum()))
@@ -118,7 +50,7 @@ class PlainISAC(nn.Module):
         self.register_buffer("seen", torch.zeros(len(counts), dtype=torch.float64))
         self.temperature = temperature
 
-    def forward(self, embeddings, labels):
+    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         embeddings = F.normalize(embeddings.double(), dim=1)
         self.update(embeddings.detach(), labels)
         resultant = self.mean.norm(dim=1)
@@ -135,7 +67,7 @@ class PlainISAC(nn.Module):
         scores = minus_log_normalizer(k) - minus_log_normalizer(kappa)
         return F.cross_entropy(scores + self.log_prior, labels)
 
-    def update(self, embeddings, labels):
+    def update(self, embeddings: Tensor, labels: Tensor) -> None:
         one_hot = F.one_hot(labels, len(self.mean)).double()
         of_class = embeddings[:, None, :] * one_hot[:, :, None]  # N x C x D
         count = one_hot.sum(dim=0)
