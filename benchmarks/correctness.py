@@ -1,8 +1,7 @@
 """Does a device compute what the CPU computes? python -m benchmarks.correctness --device cuda
 
-The views, a training step in fp32 without TF32 (losses, gradients, class statistics, weights), a step whose
-loss is not finite, and, with two GPUs, DataParallel: each is made on the CPU and on the device from the same
-numbers.
+The views, a training step in fp32 without TF32 (losses, gradients, class statistics, weights), and a step
+whose loss is not finite: each is made on the CPU and on the device from the same numbers.
 """
 
 import argparse
@@ -16,7 +15,7 @@ from datasets.augment.views import cifar_views
 from datasets.loader import Batch
 from models import build_model
 from train import build_criterion, build_optimizer, parse_args, train_one_epoch
-from utils.distributed import Compute, autocast, over_gpus
+from utils.distributed import autocast
 from utils.errors import InputError, exit_cleanly
 from utils.run.guard import StepGuard
 from utils.run.meter import EpochMeter
@@ -33,7 +32,6 @@ BOUNDS = {
     "class statistics": 1e-3,
     "weights": 1e-4,
     "a bad step": 0.0,
-    "DataParallel": 1e-4,
 }
 
 
@@ -75,19 +73,8 @@ def step_on(device: torch.device, finite: bool = True) -> dict[str, Tensor]:
     }
 
 
-def gradients_over(compute: Compute) -> Tensor:
-    """Returns gradients in evaluation mode, where the result does not depend on how a batch is shared out."""
-    torch.manual_seed(0)
-    model = build_model("ResNet20", len(COUNTS)).to(compute.device).eval()
-    images = torch.randn(30, 3, 32, 32, generator=seeded()).to(compute.device)
-    output = over_gpus(model, compute, "fp32")(images)
-    (output.logits.square().mean() + output.embedding.square().mean()).backward()
-    return flat(p.grad for p in model.parameters() if p.grad is not None)
-
-
 def differences(device: torch.device) -> dict[str, float]:
-    """Returns the relative difference between device and CPU of everything in BOUNDS; DataParallel with two
-    GPUs only."""
+    """Returns the relative difference between device and CPU of everything in BOUNDS."""
 
     def relative(mine, reference):
         return float((mine - reference).norm() / reference.norm())
@@ -99,9 +86,6 @@ def differences(device: torch.device) -> dict[str, float]:
     torch.manual_seed(0)
     begun = flat(build_model("ResNet20", len(COUNTS)).parameters())
     found["a bad step"] = relative(step_on(device, finite=False)["weights"], begun)
-    if device.type == "cuda" and torch.cuda.device_count() > 1:
-        two = Compute(torch.device("cuda", 0), (0, 1))
-        found["DataParallel"] = relative(gradients_over(two), gradients_over(Compute(cpu)))
     return found
 
 

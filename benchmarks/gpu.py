@@ -1,11 +1,12 @@
 """Everything that needs CUDA, on one GPU within ten minutes: python -m benchmarks.gpu --drp DATA --srp OUT
 
 In the order of worth: whether the device computes what the CPU computes; the training step and epoch on
-CIFAR10-LT, as it is and compiled; CIFAR10-LT for the full 100 epochs and its test table; the ImageNet step;
-the criterion. Each part has a limit, and is left out if its time is up; result files appear as each ends.
+CIFAR10-LT, as it is and compiled; CIFAR10-LT for the full 100 epochs and its test table; the criterion. Each
+part has a limit, and is left out if its time is up; result files appear as each ends.
 """
 
 import argparse
+import contextlib
 import os
 import signal
 import subprocess
@@ -36,7 +37,6 @@ def plan(drp: Path, srp: Path, dout: list[str] | None) -> list[Part]:
         ([f"{speed}.train", *on_cuda], 90),
         ([f"{speed}.train", *on_cuda, "--compile"], 150),
         (reproduce, 300),
-        ([f"{speed}.imagenet_step", *on_cuda], 90),
         ([f"{speed}.criterion", *on_cuda], 60),
     ]
     return [(["-m", *words], seconds) for words, seconds in parts]
@@ -66,22 +66,11 @@ def run_within(line: list[str], seconds: float) -> str | None:
     except subprocess.TimeoutExpired:
         return "out of time"
     finally:
-        end_group(process)
-
-
-def end_group(process: subprocess.Popen) -> None:
-    """Ends what is left of a process group: asks first, then kills."""
-    try:
-        os.killpg(process.pid, signal.SIGTERM)
-        until = time.monotonic() + GRACE_SECONDS
-        while time.monotonic() < until:
-            process.poll()
-            time.sleep(0.05)
-            os.killpg(process.pid, 0)  # fails once nothing is left
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
-    process.wait()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+            time.sleep(GRACE_SECONDS)
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 
-from benchmarks.records import Way, way_of
 from datasets.registry import BENCHMARKS
 
 PAPER_EPOCHS = 100
@@ -14,27 +13,25 @@ IMAGENET_LT_IMAGES = 115_846
 
 def describe(
     rows: dict[str, list[dict]],
-    ways: list[Way],
     files: str,
-    names_score: bool,
+    score: str | None,
     on_test_data: bool = True,
-    dropped_seeds: set[int] = frozenset(),
+    dropped_seeds: Iterable[int] = (),
 ) -> str:
     """Writes the note.
 
     Args:
-        rows: row -> its records. ways: those that the table shows. files: where the records are.
-        names_score: whether the score is said here, as the table does not. on_test_data: whether the table
-            shows results on test images. dropped_seeds: those that were left out.
+        rows: row -> its records. files: where the records are. score: that of all lines, if it is to be said.
+        on_test_data: whether the table shows results on test images. dropped_seeds: those that were left out.
     """
     records = [record for of_row in rows.values() for record in of_row]
     protocols = dict.fromkeys(protocol(record) for record in records)
-    sets = dict.fromkeys(name for record in records for name in ood_sets(record, ways[0]))
+    sets = dict.fromkeys(name for record in records for name in ood_sets(record))
     data = f"OOD sets: {', '.join(sets)}" if on_test_data else "no test image or OOD set"
     text = [f"{'; '.join(protocols)}; {data}."]
     if any(map(is_reduced, records)):
         text.append("**Reduced protocol: not comparable with published rows.**")
-    if any(has_stand_ins(record, ood_sets(record, ways[0])) for record in records):
+    if any(map(has_stand_ins, records)):
         text.append("**Stand-in outliers and OOD sets, not the authors'.**")
     seeds = unique(record["seed"] for record in records)
     percent = (
@@ -42,7 +39,7 @@ def describe(
     )
     if dropped_seeds:
         percent += f" (left out, as not every row has them: {', '.join(unique(dropped_seeds))})"
-    text.append(f"{percent}; score: {ways[0].score}." if names_score else f"{percent}.")
+    text.append(f"{percent}; score: {score}." if score else f"{percent}.")
     return " ".join([*text, f"{origin(records)}; files: {files}."])
 
 
@@ -62,9 +59,9 @@ def epochs(record: dict) -> tuple[int, int]:
     return (length if finished is None else finished), length
 
 
-def ood_sets(record: dict, way: Way) -> list[str]:
+def ood_sets(record: dict) -> list[str]:
     """Returns the names of a record's OOD sets."""
-    return [row["ood"] for row in record["results"]["rows"] if way_of(row) == way]
+    return list(dict.fromkeys(row["ood"] for row in record["results"]["rows"]))
 
 
 def is_reduced(record: dict) -> bool:
@@ -75,7 +72,7 @@ def is_reduced(record: dict) -> bool:
     return settings["ds"] in PAPER_MODEL and (mine != paper or settings.get("val_fraction", 0) > 0)
 
 
-def has_stand_ins(record: dict, sets: list[str]) -> bool:
+def has_stand_ins(record: dict) -> bool:
     """Tells whether training images, outliers or OOD sets are not the paper's."""
     settings = record["args"]
     if settings["ds"] == "imagenet":
@@ -83,7 +80,7 @@ def has_stand_ins(record: dict, sets: list[str]) -> bool:
     if settings["ds"] not in PAPER_MODEL:
         return False
     paper_outliers = settings.get("num_outliers", PAPER_OUTLIERS) in (0, PAPER_OUTLIERS)
-    return not paper_outliers or set(sets) != set(BENCHMARKS[settings["ds"]].ood_sets)
+    return not paper_outliers or set(ood_sets(record)) != set(BENCHMARKS[settings["ds"]].ood_sets)
 
 
 def origin(records: list[dict]) -> str:

@@ -1,11 +1,13 @@
 """What run directories and result files say: one record for each evaluation of a run."""
 
+import argparse
 import json
 from collections.abc import Iterable
 from pathlib import Path
 from statistics import mean
 from typing import NamedTuple
 
+from utils.calibration import CALIBRATIONS
 from utils.errors import InputError, first_line
 from utils.metrics import OOD_METRICS
 from utils.run.stored import DATA_FLAGS
@@ -29,6 +31,8 @@ class Way(NamedTuple):
     def parse(cls, text: str) -> "Way":
         """Parses ``SCORE`` (no calibration) or ``CALIBRATION/SCORE``."""
         calibration, _, score = text.rpartition("/")
+        if calibration not in ("", *CALIBRATIONS):
+            raise argparse.ArgumentTypeError(f"{calibration!r} is none of {', '.join(CALIBRATIONS)}")
         return cls(calibration or "none", score)
 
     @property
@@ -140,13 +144,12 @@ def by_set(record: dict, way: Way) -> dict[str, dict]:
     return {row["ood"]: row for row in record["results"]["rows"] if way_of(row) == way}
 
 
-def require_way(records: Iterable[dict], way: Way) -> None:
-    """Raises InputError if no record has results of a way, such as of a misspelled score."""
-    records = list(records)
-    there = {way_of(entry): None for record in records for entry in record["results"]["mean"]}
-    if way not in there:
-        names = ", ".join("/".join(other) for other in there)
-        raise InputError(f"{records[0]['name']} has no result of {'/'.join(way)}; there are {names}")
+def require_scores(records: Iterable[dict], ways: Iterable[Way]) -> None:
+    """Raises InputError for a score that none of the records has, such as a misspelled one."""
+    there = dict.fromkeys(entry["score"] for record in records for entry in record["results"]["mean"])
+    missing = [way.score for way in ways if way.score not in there]
+    if missing:
+        raise InputError(f"no result file has --score {missing[0]}; there are {', '.join(there)}")
 
 
 def evaluated_with(record: dict) -> dict:

@@ -18,7 +18,7 @@ from benchmarks.records import (
     metrics,
     read_run,
     require_alike,
-    require_way,
+    require_scores,
 )
 from benchmarks.rows import EVALUATED, EVALUATIONS, ROWS, TABLES
 from utils.errors import InputError
@@ -44,6 +44,12 @@ class Selection(NamedTuple):
     ways: list[Way] | tuple[Way, ...] = (Way("none", "energy"), Way("fc", "energy"))
     columns: list[str] | tuple[str, ...] = FULL
 
+    @property
+    def common_score(self) -> str | None:
+        """The score of all lines, if no column names it."""
+        scores = {way.score for way in self.ways}
+        return scores.pop() if len(scores) == 1 and "score" not in self.columns else None
+
 
 Records = dict[str, list[dict]]  # row -> its records, one per seed
 Lines = tuple[list[str], list[list[str]]]  # a table's head and its rows
@@ -63,8 +69,8 @@ def build(kind: str, argument: str, selection: Selection, results: Path) -> Tabl
     rows, dropped = comparable(folder, kind if kind in TABLES else "ablation", selection.rows)
     head, lines = own.get(kind, lines_by_way)(rows, selection)
     files = f"`{folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder}/`"
-    names_score = kind != "scores" and (kind == "defaults" or one_unnamed_score(selection))
-    text = describe(rows, selection.ways, files, names_score, kind != "defaults", dropped)
+    score = None if kind == "scores" else selection.common_score
+    text = describe(rows, files, score, kind != "defaults", dropped)
     return Table(head, lines, text)
 
 
@@ -99,8 +105,7 @@ def spread(values: list[float | None]) -> str:
 
 def lines_by_way(rows: Records, selection: Selection) -> Lines:
     """Returns a line for each row and way, with the columns of ``selection``."""
-    for way in selection.ways:
-        require_way(chain.from_iterable(rows.values()), way)
+    require_scores(chain.from_iterable(rows.values()), selection.ways)
     lines = []
     for row, records in rows.items():
         for way in selection.ways:
@@ -136,8 +141,7 @@ def scores_lines(rows: Records, selection: Selection) -> Lines:
 
 def sets_lines(rows: Records, selection: Selection) -> Lines:
     """Returns AUROC on each OOD set, with a column for each way."""
-    for way in selection.ways:
-        require_way(chain.from_iterable(rows.values()), way)
+    require_scores(chain.from_iterable(rows.values()), selection.ways)
     lines = []
     for row, records in rows.items():
         found = [[by_set(record, way) for record in records] for way in selection.ways]
@@ -180,11 +184,6 @@ def evaluation_of(row: str) -> str | None:
     return further if name in ROWS and further in EVALUATIONS else None
 
 
-def one_unnamed_score(selection: Selection) -> bool:
-    """Tells whether all lines have one score, which no column names."""
-    return len({way.score for way in selection.ways}) == 1 and "score" not in selection.columns
-
-
 def line_label(row: str, way: Way, selection: Selection) -> str:
     """Returns the row's label, with the way if several are shown and no column tells them apart."""
     name, further = row, evaluation_of(row)
@@ -193,7 +192,7 @@ def line_label(row: str, way: Way, selection: Selection) -> str:
     label = ROWS[name].label if name in ROWS else name
     label += f", {EVALUATIONS[further].label}" if further else ""
     parts = [] if way.calibration == "none" or "calibration" in selection.columns else [way.label]
-    names_score = "score" not in selection.columns and not one_unnamed_score(selection)
+    names_score = "score" not in selection.columns and selection.common_score is None
     parts += [way.score] if names_score else []
     if name == "patt" and names_score:
         parts[-1] += " (ours)" if way.calibration == "probe" else OWNERS.get(way.score, " (ours)")
@@ -211,7 +210,7 @@ def runs_table(folders: list[Path], selection: Selection) -> Table:
         rows.setdefault((key, copies), []).append(record)
     shown = dict(zip(run_labels(list(rows.values())), rows.values(), strict=True))
     head, lines = lines_by_way(shown, selection)
-    text = describe(shown, selection.ways, "the run directories", one_unnamed_score(selection))
+    text = describe(shown, "the run directories", selection.common_score)
     return Table(head, lines, text)
 
 

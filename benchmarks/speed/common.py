@@ -27,41 +27,36 @@ class Timing(NamedTuple):
     low: float
     high: float
 
-    def __truediv__(self, steps: int) -> "Timing":
-        return Timing(*(seconds / steps for seconds in self))
+    def __str__(self) -> str:
+        """Formats ``median (lowest to highest)`` in milliseconds."""
+        median, low, high = (f"{ms:,.0f}" if ms >= 1000 else f"{ms:.4g}" for ms in (1e3 * s for s in self))
+        return median if low == median == high else f"{median} ({low} to {high})"
 
 
-def chosen_device(name: str) -> torch.device:
-    """Parses ``--device``: "cpu", "cuda" or "cuda:1".
+def timed(function: Callable[[], Any], repeats: int, steps: int = 1) -> Timing:
+    """Times one of the ``steps`` of ``function()``, over about ``repeats`` calls after three untimed ones.
 
-    A GPU becomes the current one, whose work and memory are measured. Matrix products in fp32 do not use
-    TF32.
+    Short calls are repeated more often. It waits for the current GPU.
     """
-    torch.set_float32_matmul_precision("highest")
-    try:
-        chosen = torch.device(name)
-    except RuntimeError as error:
-        raise argparse.ArgumentTypeError(f"{name!r} is not cpu, cuda or cuda:INDEX") from error
-    if chosen.type == "cuda":
-        visible = torch.cuda.device_count()
-        if (chosen.index or 0) >= visible:
-            raise argparse.ArgumentTypeError(f"there is no device {name}; visible CUDA devices: {visible}")
-        torch.cuda.set_device(chosen.index or 0)
-    return chosen
-
-
-def timed(function: Callable[[], Any], repeats: int) -> Timing:
-    """Times ``function()`` over about ``repeats`` calls, more if they are short, after three untimed ones."""
     timer = Timer("function()", globals={"function": function}, num_threads=torch.get_num_threads())
     once = timer.timeit(1).median
     times = timer.blocked_autorange(min_run_time=repeats * max(once, LEAST_SECONDS)).times
-    return Timing(statistics.median(times), min(times), max(times))
+    return Timing(*(seconds / steps for seconds in (statistics.median(times), min(times), max(times))))
 
 
-def milliseconds(timing: Timing) -> str:
-    """Formats ``median (lowest to highest)`` with four digits; a single value if there is one."""
-    median, low, high = (f"{ms:,.0f}" if ms >= 1000 else f"{ms:.4g}" for ms in (1e3 * s for s in timing))
-    return median if low == median == high else f"{median} ({low} to {high})"
+def chosen_device(name: str) -> torch.device:
+    """Parses ``--device``: cpu, cuda or cuda:INDEX; that GPU becomes the current one.
+
+    Matrix products in fp32 are made without TF32.
+    """
+    torch.set_float32_matmul_precision("highest")
+    try:
+        device = torch.device(name)
+        if device.type == "cuda":
+            torch.cuda.set_device(device.index or 0)
+    except (RuntimeError, AssertionError) as error:
+        raise argparse.ArgumentTypeError(f"there is no device {name}") from error
+    return device
 
 
 def publish(

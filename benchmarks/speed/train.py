@@ -2,8 +2,8 @@
 
 Breaks down the step of train.py at CIFAR10-LT's sizes (128 x 3 + 256 images of 32 x 32) into data, criterion,
 and optimiser with guard and meter, beside the bare forward and backward pass of the same network on ready
-tensors, and times the evaluation. The images are random, which does not affect time. On a GPU whole epochs
-are timed, so overlapping work counts once.
+tensors. The images are random, which does not affect time. On a GPU whole epochs are timed, so overlapping
+work counts once.
 """
 
 import argparse
@@ -12,9 +12,9 @@ from collections.abc import Callable
 
 import torch
 
-from benchmarks.speed.common import Timing, chosen_device, milliseconds, publish, timed
+from benchmarks.speed.common import chosen_device, publish, timed
 from datasets.augment.views import cifar_views
-from datasets.loader import TrainLoader, evaluation_batches
+from datasets.loader import TrainLoader
 from datasets.long_tail import long_tail_counts
 from datasets.normalization import CIFAR_NORMALIZATION
 from models import build_model
@@ -25,19 +25,21 @@ from utils.run.guard import StepGuard
 from utils.run.meter import EpochMeter
 
 STEPS_AN_EPOCH = 96  # CIFAR10-LT: 12,406 images in batches of 128
-GFLOP_AN_IMAGE = {"ResNet18": 3.35}  # forward and backward of a 32 x 32 image, a multiply-add counts as 2
 
 
-def our_parts(
+def parts_of_a_step(
     settings: argparse.Namespace, device: torch.device, compiled: bool
 ) -> dict[str, Callable[[int], None]]:
     """Returns functions that do n times: bare forward and backward, data, criterion, update, whole step."""
     counts = long_tail_counts(5000, 10, 0.01)
     labels = torch.repeat_interleave(torch.arange(10), torch.tensor(counts))
+    images, outliers = (
+        torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8) for n in (len(labels), 25_000)
+    )
     loader = TrainLoader(
-        random_images(len(labels)),
+        images,
         labels,
-        random_images(25_000),
+        outliers,
         cifar_views(),
         batch_size=settings.batch_size,
         outlier_batch_size=settings.ob,
@@ -81,64 +83,12 @@ def our_parts(
         train_one_epoch(network, objective, optimizer, guard, meter, some, mixed)
 
     return {
-        "bare forward + backward": repeated(bare),
-        "data": repeated(lambda: next(batches)),
-        "criterion": repeated(loss),
-        "optimiser, guard, meter": repeated(update),
+        "bare forward + backward": lambda steps: [bare() for _ in range(steps)],
+        "data": lambda steps: [next(batches) for _ in range(steps)],
+        "criterion": lambda steps: [loss() for _ in range(steps)],
+        "optimiser, guard, meter": lambda steps: [update() for _ in range(steps)],
         "whole step": whole,
     }
-
-
-def repeated(function: Callable) -> Callable[[int], None]:
-    """Returns a function that calls ``function`` n times."""
-
-    def times(n):
-        for _ in range(n):
-            function()
-
-    return times
-
-
-def our_evaluation(settings: argparse.Namespace, images: int, device: torch.device) -> Callable[[], None]:
-    """Returns a function that passes a test set through the network."""
-    model = build_model(settings.model, 10).to(device, memory_format=torch.channels_last).eval()
-    test = random_images(images).to(device), torch.zeros(images, dtype=torch.int64)
-
-    @torch.inference_mode()
-    def evaluate():
-        sizes = {"batch_size": settings.tb, "normalization": CIFAR_NORMALIZATION, "device": device}
-        for batch, _ in evaluation_batches(*test, **sizes):
-            with autocast(device, "auto"):
-                model(batch)
-
-    return evaluate
-
-
-def random_images(n: int) -> torch.Tensor:
-    return torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8)
-
-
-def lines(parts: dict[str, Timing], evaluation: Timing, network: str, images: int) -> list[list[str]]:
-    """Returns the table's rows, with each part's share of the step.
-
-    Args:
-        evaluation: of 1,000 images. images: in a step, of all views.
-    """
-    step = parts["whole step"].median
-    sums = {
-        "data, criterion, optimiser together": sum(list(part.median for part in parts.values())[1:4]),
-        "whole step less bare": step - parts["bare forward + backward"].median,
-    }
-    rows = [[name, milliseconds(t), f"{100 * t.median / step:.2f} %"] for name, t in parts.items()]
-    rows += [
-        [name, f"{1e3 * seconds:,.1f}", f"{100 * seconds / step:.2f} % (goal at most 10 %)"]
-        for name, seconds in sums.items()
-    ]
-    rows.append(["evaluation, 1,000 images", milliseconds(evaluation), ""])
-    rows.append([f"an epoch of {STEPS_AN_EPOCH} steps", f"{1e3 * STEPS_AN_EPOCH * step:,.0f}", ""])
-    if network in GFLOP_AN_IMAGE:
-        rows.append(["achieved", f"{GFLOP_AN_IMAGE[network] * images / step / 1e3:.3g} TFLOP/s", ""])
-    return rows
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -146,15 +96,20 @@ def main(argv: list[str] | None = None) -> None:
     torch.backends.cudnn.benchmark = True
     sizes = ["-b", str(args.batch_size), "--ob", str(2 * args.batch_size)]
     settings = parse_args(["--ds", "cifar10", "--md", args.md, *sizes])
-    parts = {}
-    for name, block in our_parts(settings, args.device, args.compile).items():
-        parts[name] = timed(lambda block=block: block(args.steps), args.repeats) / args.steps
-    evaluation = timed(our_evaluation(settings, 1000, args.device), args.repeats)
-    rows = lines(parts, evaluation, args.md, 5 * args.batch_size)
+    parts = {
+        name: timed(lambda part=part: part(args.steps), args.repeats, args.steps)
+        for name, part in parts_of_a_step(settings, args.device, args.compile).items()
+    }
+    step = parts["whole step"].median
+    rows = [[name, str(time), f"{100 * time.median / step:.2f} %"] for name, time in parts.items()]
+    rest = sum(parts[name].median for name in ("data", "criterion", "optimiser, guard, meter"))
+    share = f"{100 * rest / step:.2f} % (goal at most 10 %)"
+    rows.append(["data, criterion, optimiser together", f"{1e3 * rest:,.1f}", share])
+    rows.append([f"an epoch of {STEPS_AN_EPOCH} steps", f"{1e3 * STEPS_AN_EPOCH * step:,.0f}", ""])
     images = f"{args.md}, {args.batch_size} x 3 + {2 * args.batch_size} images"
     head = [images, "ms (lowest to highest)", "share of the step"]
     claim = f"train-{args.md}" + ("-compiled" if args.compile else "")
-    publish(__spec__.name, claim, args.device, head, rows, seconds=parts, evaluation=evaluation)
+    publish(__spec__.name, claim, args.device, head, rows, seconds=parts)
 
 
 def benchmark_args(argv: list[str] | None = None) -> argparse.Namespace:
