@@ -1,19 +1,21 @@
 """Does a device compute what the CPU computes? python -m benchmarks.correctness --device cuda
 
-The views, a training step in fp32 (losses, gradients, class statistics, weights), a step whose loss is not
-finite, and, with two GPUs, DataParallel: each is made on the CPU and on the device from the same numbers.
+The views, a training step in fp32 without TF32 (losses, gradients, class statistics, weights), and a step
+whose loss is not finite: each is made on the CPU and on the device from the same numbers.
 """
 
 import argparse
+from collections.abc import Iterable
 
 import torch
+from torch import Tensor
 
 from benchmarks.speed.common import chosen_device, publish
 from datasets.augment.views import cifar_views
 from datasets.loader import Batch
 from models import build_model
 from train import build_criterion, build_optimizer, parse_args, train_one_epoch
-from utils.distributed import Compute, autocast, over_gpus
+from utils.distributed import autocast
 from utils.errors import InputError, exit_cleanly
 from utils.guard import StepGuard
 from utils.meter import EpochMeter
@@ -30,22 +32,25 @@ BOUNDS = {
     "class statistics": 1e-3,
     "weights": 1e-4,
     "a bad step": 0.0,
-    "DataParallel": 1e-4,
 }
 
 
-def views_on(device):
-    """Every CIFAR view of the same images, from the same draws."""
+def seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def flat(tensors: Iterable[Tensor]) -> Tensor:
+    return torch.cat([tensor.detach().double().flatten().cpu() for tensor in tensors])
+
+
+def views_on(device: torch.device) -> Tensor:
+    """Returns every CIFAR view of the same images, from the same draws."""
     images = torch.randint(0, 256, (256, 3, 32, 32), dtype=torch.uint8, generator=seeded()).to(device)
     return torch.cat([view(images, seeded()).cpu() for view in cifar_views()])
 
 
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def step_on(device, finite=True):
-    """What one step of train.py leaves: losses, gradients, class statistics, and weights."""
+def step_on(device: torch.device, finite: bool = True) -> dict[str, Tensor]:
+    """Returns what one step of train.py leaves: losses, gradients, class statistics, and weights."""
     torch.manual_seed(0)
     settings = parse_args(["--md", "ResNet20", "--opt", "sgd", "--lr", "0.1"])
     model = build_model("ResNet20", len(COUNTS))
@@ -68,58 +73,35 @@ def step_on(device, finite=True):
     }
 
 
-def gradients_over(compute):
-    """The gradients of a batch in evaluation mode, whose result does not depend on how it is shared out."""
-    torch.manual_seed(0)
-    model = build_model("ResNet20", len(COUNTS)).to(compute.device).eval()
-    images = torch.randn(30, 3, 32, 32, generator=seeded()).to(compute.device)
-    output = over_gpus(model, compute, "fp32")(images)
-    (output.logits.square().mean() + output.embedding.square().mean()).backward()
-    return flat(p.grad for p in model.parameters() if p.grad is not None)
+def differences(device: torch.device) -> dict[str, float]:
+    """Returns the relative difference between device and CPU of everything in BOUNDS."""
 
+    def relative(mine, reference):
+        return float((mine - reference).norm() / reference.norm())
 
-def flat(tensors):
-    return torch.cat([t.detach().double().flatten().cpu() for t in tensors])
-
-
-def difference(mine, reference):
-    return float((mine - reference).norm() / reference.norm())
-
-
-def differences(device):
-    """The relative difference between device and CPU of everything in BOUNDS; DataParallel with two GPUs
-    only."""
-    found = {"views": float(((views_on(device) - views_on(torch.device("cpu"))).abs() > 1e-4).float().mean())}
-    mine, reference = step_on(device), step_on(torch.device("cpu"))
-    found |= {name: difference(mine[name], value) for name, value in reference.items()}
+    cpu = torch.device("cpu")
+    found = {"views": float(((views_on(device) - views_on(cpu)).abs() > 1e-4).float().mean())}
+    mine, reference = step_on(device), step_on(cpu)
+    found |= {name: relative(mine[name], value) for name, value in reference.items()}
     torch.manual_seed(0)
     begun = flat(build_model("ResNet20", len(COUNTS)).parameters())
-    found["a bad step"] = difference(step_on(device, finite=False)["weights"], begun)
-    if device.type == "cuda" and torch.cuda.device_count() > 1:
-        alone = gradients_over(Compute(torch.device("cpu")))
-        found["DataParallel"] = difference(gradients_over(Compute(torch.device("cuda", 0), (0, 1))), alone)
+    found["a bad step"] = relative(step_on(device, finite=False)["weights"], begun)
     return found
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", type=chosen_device, default="cuda")
     device = parser.parse_args(argv).device
     torch.backends.cudnn.allow_tf32 = False
     found = differences(device)
     wrong = [name for name, value in found.items() if not value <= BOUNDS[name]]
+    head = ["device against CPU", "difference", "bound", "within"]
     rows = [
         [name, f"{value:.1e}", f"{BOUNDS[name]:.0e}", "NO" if name in wrong else "yes"]
         for name, value in found.items()
     ]
-    publish(
-        __spec__.name,
-        "correctness",
-        device,
-        ["device against CPU", "difference", "bound", "within"],
-        rows,
-        found=found,
-    )
+    publish(__spec__.name, "correctness", device, head, rows, found=found)
     if wrong:
         raise InputError(f"{device} and the CPU do not agree in: {', '.join(wrong)}")
 

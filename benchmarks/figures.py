@@ -1,26 +1,32 @@
 """The figures in the documents, from a run directory and from result files.
 
-python -m benchmarks.figures run runs/demo/patt --prefix digits
-    a 2-D map of features, the attention weights, and copies of test.py's plots
-python -m benchmarks.figures classes digits_default patt no_isac no_tla ce --prefix digits
+The documents' have ``--out docs/figures`` and a ``--prefix``.
+
+python -m benchmarks.figures run runs/demo/patt
+    a 2-D map of features and the attention weights
+python -m benchmarks.figures classes digits_default patt no_isac no_tla ce
     accuracy per class, with and without PATT's parts
-python -m benchmarks.figures aurocs digits_default patt oe ce --prefix digits
+python -m benchmarks.figures aurocs digits_default patt oe ce
     mean AUROC of every score, with the spread over seeds
-python -m benchmarks.figures strengths digits_default patt --prefix digits
+python -m benchmarks.figures strengths digits_default patt
     AUROC and accuracy against the strength of feature calibration
+python -m benchmarks.figures epochs cifar10_ResNet20_e100_fp32 ce patt
+    AUROC and accuracy against the epoch, from evaluations of kept checkpoints (ROW-epochN-seedS.json)
 """
 
 import argparse
 import shutil
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from sklearn.manifold import TSNE
 
-from benchmarks.records import Way, calibration_of, evaluation, load_records
+from benchmarks.notes import epochs
+from benchmarks.records import RESULTS, ROOT, Way, load_records, metrics, way_of
 from benchmarks.rows import EVALUATED, ROWS
-from benchmarks.runs import RESULTS, ROOT
 from datasets.loader import evaluation_batches
 from datasets.normalization import NORMALIZATIONS
 from datasets.registry import BENCHMARKS
@@ -32,13 +38,22 @@ from utils.distributed import Compute, autocast
 from utils.errors import InputError, exit_cleanly
 from utils.evaluation import extract_features
 from utils.metrics import shot_groups
-from utils.plots import plot_attention, plot_aurocs, plot_class_accuracy, plot_feature_map, plot_strengths
+from utils.plots import (
+    MARKERS,
+    figure,
+    plot_attention,
+    plot_aurocs,
+    plot_class_accuracy,
+    plot_feature_map,
+    style,
+)
 from utils.text_files import writable_folder
 
 POINTS_PER_KIND = 300  # of the 2-D map
+Records = dict[str, list[dict]]  # row -> its records, one per seed
 
 
-def draw_run(run: Path, drp: Path | None, ood_set: str, prefix: str, out: Path) -> None:
+def draw_run(run: Path, drp: Path | None, ood_set: str, out: Path, prefix: str) -> None:
     """Draws the feature map and the attention of a run that test.py evaluated, and copies test.py's plots."""
     checkpoint, detector = load_run(run), load_checkpoint(find_detector(run))
     args, compute = checkpoint["args"], Compute(torch.device("cpu"))
@@ -54,8 +69,7 @@ def draw_run(run: Path, drp: Path | None, ood_set: str, prefix: str, out: Path) 
         )
         return extract_features(model, batches, len(labels), compute, autocast(compute.device, "fp32"))
 
-    groups = shot_groups(checkpoint["class_counts"])
-    groups = {name: torch.from_numpy(members) for name, members in groups.items()}
+    groups = {name: torch.from_numpy(of) for name, of in shot_groups(checkpoint["class_counts"]).items()}
     test = features(*benchmark.load_split(drp, False))
     ood = features(*benchmark.load_ood([ood_set], drp)[ood_set])
     parts = {
@@ -63,80 +77,99 @@ def draw_run(run: Path, drp: Path | None, ood_set: str, prefix: str, out: Path) 
         "tail classes": test.features[groups["few"][test.labels]],
         f"OOD ({ood_set})": ood.features[ood.labels < 0],
     }
-    generator = torch.Generator().manual_seed(0)
-    parts = {
-        name: f[torch.randperm(len(f), generator=generator)[:POINTS_PER_KIND]] for name, f in parts.items()
-    }
+    torch.manual_seed(0)
+    parts = {name: part[torch.randperm(len(part))[:POINTS_PER_KIND]] for name, part in parts.items()}
     points = TSNE(random_state=0, init="pca").fit_transform(torch.cat(list(parts.values())).numpy())
-    owner = np.repeat(np.arange(len(parts)), [len(f) for f in parts.values()])
-    plot_feature_map(points, {name: owner == i for i, name in enumerate(parts)}, out / f"{prefix}_map.png")
+    owner = np.repeat(np.arange(len(parts)), [len(part) for part in parts.values()])
+    plot_feature_map(points, {name: owner == i for i, name in enumerate(parts)}, out / f"{prefix}map.png")
     if "fc" in detector["calibrations"]:
         attention = detector["calibrations"]["fc"]["calibration"]["attention"]
-        plot_attention(attention, out / f"{prefix}_attention.png")
+        plot_attention(attention, out / f"{prefix}attention.png")
     for name in ("scores.png", "roc.png"):
-        if (Path(run) / name).exists():
-            shutil.copyfile(Path(run) / name, out / f"{prefix}_{name}")
+        if out != run and (run / name).exists():
+            shutil.copyfile(run / name, out / f"{prefix}{name}")
 
 
-def rows_of(results: Path, group: str, rows: list[str]) -> dict[str, list[dict]]:
-    """Returns row -> its records, by seed; then those of the rows' further evaluations."""
-    records = load_records(results, group)
-    missing = [row for row in rows if row not in records]
-    if missing:
-        raise InputError(f"{group} has no row {missing[0]}; there are {', '.join(records)}")
-    further = [name for name in records if name.partition("-")[0] in rows]
-    return {row: records[row] for row in [*rows, *sorted(set(further) - set(rows))]}
-
-
-def draw_classes(records: dict[str, list[dict]], path: Path) -> None:
+def draw_classes(rows: list[str], records: Records, path: Path) -> None:
     """Draws mean accuracies per class for rows of a protocol, without FC, and for the first row with FC."""
 
     def mean_by_class(row, calibration):
-        every = (a for r in records[row] for a in r["results"]["accuracy"])
-        found = [a["per_class"] for a in every if calibration_of(a) == calibration]
+        every = (entry for record in records[row] for entry in record["results"]["accuracy"])
+        found = [entry["per_class"] for entry in every if entry["calibration"] == calibration]
         return np.mean(np.array(found, float), axis=0)
 
-    first = next(iter(records))
-    accuracies = {f"{ROWS[first].label}, with FC": mean_by_class(first, "fc")}
-    accuracies |= {ROWS[row].label: mean_by_class(row, "none") for row in records if row in ROWS}
-    plot_class_accuracy(accuracies, records[first][0]["args"]["class_counts"], path)
+    accuracies = {f"{ROWS[rows[0]].label}, with FC": mean_by_class(rows[0], "fc")}
+    accuracies |= {ROWS[row].label: mean_by_class(row, "none") for row in rows}
+    plot_class_accuracy(accuracies, records[rows[0]][0]["args"]["class_counts"], path)
 
 
-def draw_aurocs(records: dict[str, list[dict]], path: Path) -> None:
+def draw_aurocs(rows: list[str], records: Records, path: Path) -> None:
     """Draws the mean AUROC of every score for rows of a protocol, and of the paper's score with FC."""
-    ways = {}
-    for mean in next(iter(records.values()))[0]["results"]["mean"]:
-        way = Way(calibration_of(mean), mean["score"])
-        if way.calibration == "none" or way == Way("fc", "energy"):
-            ways["energy, FC" if way.calibration == "fc" else way.score] = way
+    every = [way_of(entry) for entry in records[rows[0]][0]["results"]["mean"]]
+    ways = {way.score: way for way in every if way.calibration == "none"}
+    ways["energy, FC"] = Way("fc", "energy")
     plot_aurocs(
         {
-            ROWS[row].label: {
-                name: [evaluation(r, way)["auroc"] for r in found] for name, way in ways.items()
-            }
-            for row, found in records.items()
-            if row in ROWS
+            ROWS[row].label: {name: values_of(records[row], way, "auroc") for name, way in ways.items()}
+            for row in rows
         },
         path,
     )
 
 
-def draw_strengths(records: dict[str, list[dict]], path: Path) -> None:
+def draw_strengths(rows: list[str], records: Records, path: Path) -> None:
     """Draws AUROC, accuracy and few-shot accuracy of the first row against the strength of FC."""
-    row, none = next(iter(records)), Way("none", "energy")
-    fc = none._replace(calibration="fc")
-    ways = {0.0: (row, none), 1.0: (row, fc)}
+    row, fc = rows[0], Way("fc", "energy")
+    ways = {0.0: (row, Way("none", "energy")), 1.0: (row, fc)}
     further = [name for name in EVALUATED["strength"] if f"{row}-{name}" in records]
     ways |= {float(name.removeprefix("fc")): (f"{row}-{name}", fc) for name in further}
-    metrics = {"AUROC (energy)": "auroc", "accuracy": "all", "few-shot accuracy": "few"}
-    lines = {
-        f"{ROWS[row].label}: {label}": {
-            strength: [evaluation(record, way)[metric] for record in records[source]]
-            for strength, (source, way) in ways.items()
-        }
-        for label, metric in metrics.items()
-    }
-    plot_strengths(lines, path)
+    shown = {"AUROC (energy)": "auroc", "accuracy": "all", "few-shot accuracy": "few"}
+    with figure(path, width=7.2, height=3.8) as (ax,):
+        for i, (label, metric) in enumerate(shown.items()):
+            values = {s: values_of(records[source], way, metric) for s, (source, way) in ways.items()}
+            draw_ranges(ax, i, f"{ROWS[row].label}: {label}", values)
+        ax.set(xlabel="strength S of feature calibration (1 is the paper's)", ylabel="percent")
+        ax.legend(fontsize="small")
+
+
+def draw_epochs(rows: list[str], records: Records, path: Path) -> None:
+    """Draws AUROC and accuracy of the unchanged network against the epoch, mean and range over seeds."""
+    way = Way("none", "energy")
+    with figure(path, columns=2) as axes:
+        for i, row in enumerate(rows):
+            of_row = [records[name] for name in records if name.partition("-epoch")[0] == row]
+            by_epoch = {}
+            for record in chain.from_iterable(of_row):
+                by_epoch.setdefault(epochs(record)[0], {})[record["seed"]] = metrics(record, way)
+            for ax, metric in zip(axes, ("auroc", "all"), strict=True):
+                values = {e: [of[metric] for of in seeds.values()] for e, seeds in by_epoch.items()}
+                draw_ranges(ax, i, ROWS[row].label, values)
+        for ax, label in zip(axes, ("AUROC, energy (%)", "accuracy (%)"), strict=True):
+            ax.set(xlabel="epoch", ylabel=label)
+        axes[0].legend(fontsize="small")
+
+
+def draw_ranges(ax: Axes, index: int, label: str, values: dict[int, list[float]]) -> None:
+    """Draws a line of means with bars from the lowest to the highest seed; values are fractions."""
+    places = sorted(values)
+    percent = [100 * np.asarray(values[place]) for place in places]
+    middle = np.array([seeds.mean() for seeds in percent])
+    reach = [middle - [seeds.min() for seeds in percent], [seeds.max() for seeds in percent] - middle]
+    look = {"marker": MARKERS[index % len(MARKERS)], "markersize": 4, "capsize": 2}
+    ax.errorbar(places, middle, reach, label=label, **look, **style(index))
+
+
+def values_of(records: list[dict], way: Way, metric: str) -> list[float]:
+    """Returns a metric's value for every seed."""
+    return [metrics(record, way)[metric] for record in records]
+
+
+OF_RESULTS = {
+    "classes": draw_classes,
+    "aurocs": draw_aurocs,
+    "strengths": draw_strengths,
+    "epochs": draw_epochs,
+}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -148,23 +181,28 @@ def main(argv: list[str] | None = None) -> None:
     run.add_argument("run", type=flags.path, help="a run directory of train.py, evaluated by test.py")
     run.add_argument("--drp", type=flags.path, help="the data folder; default: the run's")
     run.add_argument("--ood_set", default="digits89", help="the OOD set on the map")
-    of_results = {"classes": draw_classes, "aurocs": draw_aurocs, "strengths": draw_strengths}
-    for kind in of_results:
-        kinds.add_parser(kind)
-    for kind, of_kind in kinds.choices.items():
-        if kind in of_results:
-            of_kind.add_argument("group", help="a folder of --results")
-            of_kind.add_argument("rows", nargs="+", choices=tuple(ROWS), metavar="ROW")
-            of_kind.add_argument("--results", type=flags.path, default=RESULTS)
-        of_kind.add_argument("--prefix", required=True, help="of the file names")
-        of_kind.add_argument("--out", type=flags.path, default=ROOT / "docs" / "figures")
+    for kind in OF_RESULTS:
+        add = kinds.add_parser(kind).add_argument
+        add("group", help="a folder of --results")
+        add("rows", nargs="+", choices=tuple(ROWS), metavar="ROW")
+        add("--results", type=flags.path, default=RESULTS)
+    for kind in kinds.choices.values():
+        kind.add_argument("--prefix", help="of the file names")
+        out = "default: the run directory or the results' folder; docs/figures for the documents' results"
+        kind.add_argument("--out", type=flags.path, help=out)
     args = parser.parse_args(argv)
-    out = writable_folder(args.out)
+    prefix = f"{args.prefix}_" if args.prefix else ""
     if args.kind == "run":
-        draw_run(args.run, args.drp, args.ood_set, args.prefix, out)
-    else:
-        records = rows_of(args.results, args.group, args.rows)
-        of_results[args.kind](records, out / f"{args.prefix}_{args.kind}.png")
+        out = writable_folder(args.out or args.run)
+        return draw_run(args.run, args.drp, args.ood_set, out, prefix)
+    ours = args.results == RESULTS
+    out = writable_folder(args.out or (ROOT / "docs" / "figures" if ours else args.results / args.group))
+    records = load_records(args.results, args.group)
+    known = {name.partition("-epoch")[0] for name in records} if args.kind == "epochs" else set(records)
+    missing = [row for row in args.rows if row not in known]
+    if missing:
+        raise InputError(f"{args.group} has no row {missing[0]}; there are {', '.join(records)}")
+    OF_RESULTS[args.kind](args.rows, records, out / f"{prefix}{args.kind}.png")
 
 
 if __name__ == "__main__":

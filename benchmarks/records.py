@@ -1,10 +1,25 @@
-"""What result files say: their numbers, and which of them may be averaged."""
+"""What run directories and result files say: one record for each evaluation of a run."""
 
+import argparse
 import json
+from collections.abc import Iterable
 from pathlib import Path
+from statistics import mean
 from typing import NamedTuple
 
-from utils.errors import InputError
+from utils.checkpoint import DATA_FLAGS
+
+from utils.calibration import CALIBRATIONS
+from utils.errors import InputError, first_line
+from utils.metrics import OOD_METRICS
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "runs"  # those that the documents show
+
+# Where things are on this machine; not part of a result.
+LOCAL_FLAGS = DATA_FLAGS | {"data_root_path", "srp", "save_root_path", "resume", "gpu", "figures"}
+# OOD sets that resemble the training images; all others are far.
+NEAR = ("cifar10", "cifar100", "tin", "digits89")
 
 
 class Way(NamedTuple):
@@ -17,73 +32,145 @@ class Way(NamedTuple):
     def parse(cls, text: str) -> "Way":
         """Parses ``SCORE`` (no calibration) or ``CALIBRATION/SCORE``."""
         calibration, _, score = text.rpartition("/")
+        if calibration not in ("", *CALIBRATIONS):
+            raise argparse.ArgumentTypeError(f"{calibration!r} is none of {', '.join(CALIBRATIONS)}")
         return cls(calibration or "none", score)
+
+    @property
+    def label(self) -> str:
+        """The calibration's name in a table."""
+        return self.calibration.replace("fc", "FC")
+
+
+def way_of(entry: dict) -> Way:
+    """Returns the way of an entry of ``rows`` or ``mean``."""
+    return Way(entry["calibration"], entry["score"])
 
 
 def load_records(results: Path, group: str) -> dict[str, list[dict]]:
-    """Loads the run files of a protocol: row -> records, by seed."""
-    files = sorted((results / group).glob("*-seed*.json"))
-    if not files:
-        raise InputError(f"there are no result files in {results / group}")
+    """Loads a protocol's result files: row -> its records, by seed.
+
+    Raises:
+        InputError: there are none.
+    """
     records = {}
-    for file in files:
-        record = json.loads(file.read_text())
-        records.setdefault(record["row"], []).append(record | {"name": str(file)})
+    for file in sorted((results / group).glob("*-seed*.json")):
+        record = json.loads(file.read_text(encoding="utf-8")) | {"name": str(file)}
+        name_calibrations(record["results"])
+        records.setdefault(record["row"], []).append(record)
+    if not records:
+        raise InputError(f"there are no result files in {results / group}")
     return records
 
 
-def evaluation(record: dict, way: Way) -> dict:
-    """Returns the metrics of one way, means over the OOD sets, and the accuracies: key -> fraction, or None.
+def read_run(folder: Path, run: Path | None = None) -> dict:
+    """Reads the record of an evaluated run, or of an evaluation that ``test.py --srp`` put elsewhere.
+
+    Args:
+        folder: where results.json is. run: the run directory; by default that of the evaluated checkpoint.
+
+    Returns:
+        ``name``, ``run`` (folders), ``seed``, ``date``, ``train_seconds``, ``args`` and ``results``. A
+        third-party checkpoint has only the arguments that results.json knows, and no training time.
 
     Raises:
-        InputError: the record does not have it.
+        InputError: it is not an evaluation.
     """
-    accuracies = {calibration_of(a): a for a in record["results"]["accuracy"]}
-    means = {Way(calibration_of(m), m["score"]): m for m in record["results"]["mean"]}
-    if way not in means:
-        there = ", ".join("/".join(other) for other in means)
-        raise InputError(f"{record['name']} has no result of {'/'.join(way)}; it has {there}")
-    return accuracies[way.calibration] | means[way]
+    file = folder / "results.json"
+    if not file.exists():
+        raise InputError(
+            f"{folder} has no results.json; evaluate the run first: test.py --ckpt_path {folder}"
+        )
+    try:
+        results = json.loads(file.read_text(encoding="utf-8"))
+        checkpoint = Path(results.pop("checkpoint", folder))
+        places = [run] if run else [folder, checkpoint, checkpoint.parent]
+        run = next((place for place in places if (place / "args.json").exists()), None)
+        settings, seconds = described(results), None
+        if run:
+            settings = json.loads((run / "args.json").read_text(encoding="utf-8"))
+            log = (run / "log.jsonl").read_text(encoding="utf-8").splitlines()
+            seconds = round(sum(json.loads(line)["seconds"] for line in log), 1)
+        name_calibrations(results)
+        return {
+            "name": str(folder),
+            "run": str(run or folder),
+            "seed": settings["seed"],
+            "date": results["environment"]["date"],
+            "train_seconds": seconds,
+            "args": {name: value for name, value in settings.items() if name not in LOCAL_FLAGS},
+            "results": results,
+        }
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{folder} cannot be read as a run directory: {first_line(error)}") from None
 
 
-def auroc_on(record: dict, way: Way, ood: str) -> float:
-    """The AUROC of one way on one OOD set, a fraction.
+def described(results: dict) -> dict:
+    """Returns what results.json says about the training of a checkpoint."""
+    same = ("seed", "epochs", "rho", "class_counts", "environment")
+    known = {name: results[name] for name in same if results.get(name) is not None}
+    return {"seed": None, "epochs": None, "ds": results["dataset"], "model": results["network"]} | known
 
-    Raises:
-        InputError: the record does not have it.
+
+def name_calibrations(results: dict) -> None:
+    """Adds the calibrations' names to the entries of older files, which only say whether it is FC."""
+    for entry in (*results["rows"], *results["mean"], *results["accuracy"]):
+        entry.setdefault("calibration", "fc" if entry["fc"] else "none")
+
+
+def metrics(record: dict, way: Way) -> dict[str, float | None]:
+    """Returns the numbers of one way, fractions; without those that the record does not have.
+
+    They are the accuracies under the calibration, the OOD metrics averaged over all sets, and AUROC and FPR95
+    averaged over the near and the far sets: ``near_auroc``, ``far_fpr95``.
     """
-    for line in record["results"]["rows"]:
-        if line["ood"] == ood and Way(calibration_of(line), line["score"]) == way:
-            return line["auroc"]
-    raise InputError(f"{record['name']} has no result of {'/'.join(way)} on {ood}")
+    found = {}
+    for entry in record["results"]["accuracy"]:
+        if entry["calibration"] == way.calibration:
+            found |= {name: value for name, value in entry.items() if name != "per_class"}
+    for entry in record["results"]["mean"]:
+        if way_of(entry) == way:
+            found |= {name: entry[name] for name in OOD_METRICS}
+    sets = by_set(record, way)
+    for name, is_near in (("near", True), ("far", False)):
+        for metric in ("auroc", "fpr95"):
+            values = [sets[ood][metric] for ood in sets if (ood in NEAR) == is_near]
+            if values:
+                found[f"{name}_{metric}"] = mean(values)
+    return found
 
 
-def calibration_of(entry: dict) -> str:
-    """Returns the calibration's name; older files only say whether it is FC."""
-    return entry.get("calibration", "fc" if entry["fc"] else "none")
+def by_set(record: dict, way: Way) -> dict[str, dict]:
+    """Returns the numbers of one way on each OOD set: name of the set -> metric -> fraction."""
+    return {row["ood"]: row for row in record["results"]["rows"] if way_of(row) == way}
+
+
+def require_scores(records: Iterable[dict], ways: Iterable[Way]) -> None:
+    """Raises InputError for a score that none of the records has, such as a misspelled one."""
+    there = dict.fromkeys(entry["score"] for record in records for entry in record["results"]["mean"])
+    missing = [way.score for way in ways if way.score not in there]
+    if missing:
+        raise InputError(f"no result file has --score {missing[0]}; there are {', '.join(there)}")
+
+
+def evaluated_with(record: dict) -> dict:
+    """Returns what an evaluation's numbers depend on, beside its run; without settings that were not used."""
+    results = record["results"]
+    names = ["calibration_split", "tnorm", "ood_resize", "num_ood_samples", "num_cal", "precision"]
+    names += [] if "auto" in results else ["fc_strength"]  # auto's is a result
+    sets = ", ".join(sorted({row["ood"] for row in results["rows"]}))
+    return {name: results[name] for name in names if results.get(name) is not None} | {"OOD sets": sets}
 
 
 def require_alike(rows: dict[str, list[dict]]) -> None:
     """Raises InputError if two seeds of a row, which are averaged, were evaluated differently."""
-    for row, (first, *others) in rows.items():
-        mine = evaluated_with(first)
-        for other in others:
-            theirs = evaluated_with(other)
-            for setting in (s for s in mine if mine[s] != theirs.get(s, mine[s])):
-                raise InputError(
-                    f"{row}: {first['name']} and {other['name']} were not evaluated alike: {setting}: "
-                    f"{mine[setting]} against {theirs[setting]}"
-                )
-            mine |= theirs
-
-
-def evaluated_with(record: dict) -> dict:
-    """Returns what an evaluation's numbers depend on, other than its run: settings and OOD sets.
-
-    None says that a setting was not used, such as the split for FC where "auto" chose none.
-    """
-    results = record["results"]
-    settings = ["calibration_split", "tnorm", "ood_resize", "num_ood_samples", "num_cal", "precision"]
-    settings += [] if "auto" in results else ["fc_strength"]  # auto's is a result
-    sets = ", ".join(sorted({line["ood"] for line in results["rows"]}))
-    return {name: results[name] for name in settings if results.get(name) is not None} | {"OOD sets": sets}
+    for row, records in rows.items():
+        settings, named_by = {}, {}
+        for record in records:
+            for name, value in evaluated_with(record).items():
+                if settings.setdefault(name, value) != value:
+                    raise InputError(
+                        f"{row}: {named_by[name]} and {record['name']} were not evaluated alike: {name}: "
+                        f"{settings[name]} against {value}"
+                    )
+                named_by.setdefault(name, record["name"])

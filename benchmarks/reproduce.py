@@ -6,15 +6,16 @@
     python -m benchmarks.reproduce ablation --ds cifar10 --drp DATA --md ResNet20 --epochs 5   reduced
     python -m benchmarks.reproduce imagenet --protocol imagenet --extra --txtt LIST ...   ImageNet-LT
 
-Prints its plan, skips finished runs, resumes interrupted ones, and writes one small JSON file per run for
-``python -m benchmarks.table``. Runs are parallel: one per GPU, or ``--jobs`` on a CPU, with one thread each.
+Prints its plan, skips finished runs, resumes interrupted ones, and writes a small JSON file for each
+evaluation in a run directory, for ``python -m benchmarks.table``. Runs are parallel: one per GPU, or
+``--jobs`` on a CPU, with one thread each.
 """
 
 import argparse
 import json
 import os
+import re
 import shlex
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
@@ -22,11 +23,11 @@ from typing import NamedTuple
 
 import torch
 
+from benchmarks.commands import is_evaluated, require_valid, run_logged
+from benchmarks.records import read_run
 from benchmarks.rows import EVALUATED, EVALUATIONS, NOT_ON_IMAGENET, ROWS, TABLES
-from benchmarks.runs import LOCAL_FLAGS, is_evaluated, read_run, require_valid, run_logged
 from datasets.registry import BENCHMARKS
 from utils import flags
-from utils.checkpoint import DATA_FLAGS
 from utils.errors import InputError, exit_cleanly, first_line
 from utils.text_files import writable_folder, write_text
 
@@ -44,106 +45,104 @@ class Run(NamedTuple):
         return f"{self.group}/{self.row} seed {self.seed}"
 
 
-def commands(run: Run, args: argparse.Namespace, device: str) -> list[list[str]]:
-    """Returns the command lines of a run: training, evaluation, and further evaluations of the table."""
+def commands(run: Run, args: argparse.Namespace, device: str) -> dict[Path, list[list[str]]]:
+    """Returns the command lines that fill each folder of a run: training and evaluation; further ones."""
     script = "_imagenet" if args.ds == "imagenet" else ""
-    data = [] if args.drp is None or args.ds == "imagenet" else ["--drp", str(args.drp)]
-    where = ["--gpu", device, "--seed", str(run.seed), "--srp", str(run.folder)]
-    train = [f"train{script}.py", *where, "--resume", *data]
+    last = [*args.extra, *(["--drp", str(args.drp)] if args.drp else [])]
+    train = [
+        f"train{script}.py",
+        "--gpu",
+        device,
+        "--seed",
+        str(run.seed),
+        "--srp",
+        str(run.folder),
+        "--resume",
+    ]
     train += [] if args.ds == "imagenet" else ["--ds", args.ds]
     train += ROWS[run.row].flags.split()
     for flag, value in (("--md", args.model), ("--epochs", args.epochs), ("--precision", args.precision)):
         train += [] if value is None else [flag, str(value)]
-    test = [f"test{script}.py", "--gpu", device, "--ckpt_path", str(run.folder), *data]
+    test = [f"test{script}.py", "--gpu", device, "--ckpt_path", str(run.folder)]
     test += ["--dout", *args.dout] if args.dout else []
     test += ["--precision", args.precision] if args.precision else []
-    lines = [train + args.extra, test + args.extra]
+    lines = {run.folder: [[*train, *last], [*test, *last]]}
     for name in EVALUATED.get(args.table, ()):
         where = ["--srp", str(run.folder / name)]
-        lines.append([*test, *EVALUATIONS[name].flags.split(), *where, *args.extra])
+        lines[run.folder / name] = [[*test, *EVALUATIONS[name].flags.split(), *where, *last]]
     return lines
 
 
 def portable_commands(run: Run, args: argparse.Namespace) -> list[str]:
     """Returns the command lines as text, without this machine's folders and device."""
-    shown = argparse.Namespace(**vars(args) | {"drp": None, "extra": without_folders(args.extra)})
-    data = [] if args.drp is None else ["--drp", "DATA"]
-    return [
-        " ".join(["python", *line, *data]).replace(str(run.folder), "OUT")
-        for line in commands(run, shown, "GPU")
-    ]
+    every = [line for lines in commands(run, args, "GPU").values() for line in lines]
+    texts = [" ".join(["python", *line]).replace(str(run.folder), "OUT") for line in every]
+    if args.drp:
+        texts = [text.replace(f"--drp {args.drp}", "--drp DATA") for text in texts]
+    return [re.sub(r"(?<=[ =])[/~.]\S*/", "", text) for text in texts]
 
 
-def without_folders(words: list[str]) -> list[str]:
-    """Returns the words of a command line without folders: of a list its name, of a folder its flag's."""
-    shown, flag = [], ""
-    for word in (part for w in words for part in (w.split("=", 1) if w.startswith("--") else [w])):
-        if word.startswith("-"):
-            flag = word.lstrip("-")
-            shown.append(word)
-        elif flag in DATA_FLAGS and flag.startswith("txt"):
-            shown.append(Path(word).name)
-        else:
-            shown.append(flag.upper() if flag in LOCAL_FLAGS else word)
-    return shown
-
-
-def execute(run: Run, args: argparse.Namespace, device: str) -> tuple[bool, str]:
+def execute(run: Run, args: argparse.Namespace, device: str) -> None:
     """Runs the missing parts of one run, logs to its ``log.txt``, and collects its results.
 
-    Returns:
-        (whether it succeeded, a line about it).
+    Raises:
+        InputError: a part fails, or the folder holds something else.
     """
     record, shown = run.folder / "commands.json", portable_commands(run, args)
-    known = shown
-    if record.exists():
-        known = json.loads(record.read_text())
-    elif (run.folder / "args.json").exists():  # a run that was started by hand
-        known = []
-    if known[:2] != shown[:2]:
-        advice = "choose another --srp or --protocol"
-        return False, f"{run.name}: {run.folder} holds a run made by other commands; {advice}"
+    by_hand = (run.folder / "args.json").exists() and not record.exists()
+    known = json.loads(record.read_text()) if record.exists() else shown
+    if by_hand or known[:2] != shown[:2]:
+        raise InputError(
+            f"{run.folder} holds a run made by other commands; choose another --srp or --protocol"
+        )
     run.folder.mkdir(parents=True, exist_ok=True)
-    every = [*known, *(line for line in shown if line not in known)]
-    write_text(record, json.dumps(every, indent=1) + "\n")
-    further = (run.folder / name for name in EVALUATED.get(args.table, ()))
-    made = [run.folder, run.folder, *further]  # what each command completes
-    begun, log = time.monotonic(), run.folder / "log.txt"
-    for line, folder in zip(commands(run, args, device), made, strict=False):
-        status = 0 if is_evaluated(folder) else run_logged(line, log, device)
-        if status:
-            return False, f"{run.name}: failed with status {status}, see {log}"
-    try:
-        collect(run, args.results)
-    except (InputError, OSError) as error:
-        return False, f"{run.name}: its results could not be collected: {first_line(error)}"
-    return True, f"{run.name}: done after {time.monotonic() - begun:.0f} s"
+    write_text(record, json.dumps(list(dict.fromkeys([*known, *shown])), indent=1) + "\n")
+    for folder, lines in commands(run, args, device).items():
+        for line in lines:
+            status = 0 if is_evaluated(folder) else run_logged(line, run.folder / "log.txt", device)
+            if status:
+                raise InputError(f"failed with status {status}, see {run.folder / 'log.txt'}")
+    collect(run, args.results)
 
 
 def collect(run: Run, target: Path) -> None:
-    """Writes a small JSON file with everything the tables need, and one for each further evaluation."""
+    """Writes a small JSON file with everything the tables need for each evaluation in a run directory.
+
+    That of ``OUT/NAME/results.json`` is ROW-NAME.
+    """
     commands = json.loads((run.folder / "commands.json").read_text())
-    further = [(f"-{name}", run.folder / name) for name in EVALUATIONS]
-    for suffix, evaluation in [("", run.folder), *further]:
-        if not (evaluation / "results.json").exists():
-            continue
-        record = {"group": run.group, "row": run.row + suffix, "seed": run.seed, "commands": commands}
-        record |= read_run(run.folder, evaluation)
-        del record["name"]
-        file = target / run.group / f"{run.row}{suffix}-seed{run.seed}.json"
+    for results in sorted([run.folder / "results.json", *run.folder.glob("*/results.json")]):
+        folder = results.parent
+        row = run.row if folder == run.folder else f"{run.row}-{folder.name}"
+        record = {"group": run.group, "row": row, "seed": run.seed, "commands": commands}
+        record |= read_run(folder, run.folder)
+        del record["name"], record["run"]
+        file = target / run.group / f"{row}-seed{run.seed}.json"
         file.parent.mkdir(parents=True, exist_ok=True)
         write_text(file, json.dumps(record, indent=1) + "\n")
 
 
-def expected_seconds(runs: list[Run], args: argparse.Namespace) -> float | None:
-    """Estimates the time of the unfinished runs from logged epochs of the same protocol; None without any."""
-    logs = [r.folder / "log.jsonl" for r in runs if (r.folder / "log.jsonl").exists()]
-    epochs = [json.loads(line) for log in logs for line in log.read_text().splitlines()]
-    if not epochs or args.epochs is None and not (logs[0].parent / "args.json").exists():
-        return None
-    total = args.epochs or json.loads((logs[0].parent / "args.json").read_text())["epochs"]
-    left = sum(not is_evaluated(r.folder) for r in runs)
-    return left * total * sum(e["seconds"] for e in epochs) / len(epochs)
+def execute_all(runs: list[Run], args: argparse.Namespace, devices: list[str]) -> list[str]:
+    """Executes runs, one at a time on each device; returns what went wrong, a sentence per failed run."""
+    free = SimpleQueue()
+    for device in devices:
+        free.put(device)
+
+    def work(run):
+        device = free.get()
+        try:
+            execute(run, args, device)
+        except (InputError, OSError, ValueError) as error:
+            return f"{run.name}: {first_line(error)}"
+        finally:
+            free.put(device)
+
+    failed = []
+    with ThreadPoolExecutor(len(devices)) as pool:
+        for run, trouble in zip(runs, pool.map(work, runs), strict=True):
+            print(trouble or f"{run.name}: done", flush=True)
+            failed += [trouble] if trouble else []
+    return failed
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -156,39 +155,20 @@ def main(argv: list[str] | None = None) -> None:
         for seed in args.seeds
         for row in args.rows
     ]
-    for line in commands(runs[0]._replace(folder=Path(os.devnull)), args, "cpu"):
-        require_valid(line)
-    done = [r for r in runs if is_evaluated(r.folder)]
-    seconds = expected_seconds(runs, args)
-    where = ", ".join(sorted(set(devices)))
-    print(f"{args.table}: {len(runs)} runs, {len(done)} finished; {len(devices)} at a time on {where}")
-    known = seconds is not None
-    print(
-        "expected:",
-        f"{seconds / len(devices) / 60:.0f} minutes" if known else "unknown before an epoch",
-    )
+    for lines in commands(runs[0]._replace(folder=Path(os.devnull)), args, "cpu").values():
+        for line in lines:
+            require_valid(line)
+    done, where = sum(is_evaluated(run.folder) for run in runs), ", ".join(sorted(set(devices)))
+    print(f"{args.table}: {len(runs)} runs, {done} finished; {len(devices)} at a time on {where}")
     for run in runs:
-        print(f"  {run.name}: python {' '.join(commands(run, args, devices[0])[0])}", flush=True)
+        print(
+            f"  {run.name}: {shlex.join(['python', *commands(run, args, devices[0])[run.folder][0]])}",
+            flush=True,
+        )
     if args.plan:
         return
     writable_folder(args.results)
-    free = SimpleQueue()
-    for device in devices:
-        free.put(device)
-
-    def work(run):
-        device = free.get()
-        try:
-            return execute(run, args, device)
-        finally:
-            free.put(device)
-
-    with ThreadPoolExecutor(len(devices)) as pool:
-        outcomes = []
-        for outcome in pool.map(work, runs):
-            print(outcome[1], flush=True)
-            outcomes.append(outcome)
-    failed = [text for succeeded, text in outcomes if not succeeded]
+    failed = execute_all(runs, args, devices)
     if failed:
         raise InputError(f"{len(failed)} of {len(runs)} runs failed; the first: {failed[0]}")
     show = ["--show", args.table, protocol, "--rows", *args.rows, "--results", str(args.results)]
@@ -199,62 +179,38 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "table",
-        choices=tuple(TABLES),
-        help="cifar10, cifar100, imagenet, digits: methods on a benchmark; ablation: the parts of PATT; "
+    add = parser.add_argument
+    tables = (
+        "cifar10, cifar100, imagenet, digits: methods on a benchmark; ablation: the parts of PATT; "
         "departures: those of the authors' release; lambda: both settings of Lambda1 and Lambda2; "
-        "calibration-leak: FC fitted on test labels; strength: of FC; defaults: settings on held-out images",
+        "calibration-leak: FC fitted on test labels; strength: of FC; defaults: settings on held-out images"
     )
-    parser.add_argument(
-        "--ds",
-        choices=(*BENCHMARKS, "imagenet"),
-        help="the data set, for tables not named after one; default cifar10",
-    )
-    parser.add_argument("--rows", nargs="+", metavar="ROW", help="only these rows of the table")
-    parser.add_argument("--seeds", type=flags.count, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--drp", type=flags.path, help="the data folder")
-    parser.add_argument(
-        "--srp", type=flags.path, default=Path("runs/reproduce"), help="where the run directories go"
-    )
-    parser.add_argument(
-        "--results",
-        type=flags.path,
-        default=Path("runs/results"),
-        help="where the small result files go, for benchmarks.table",
-    )
-    parser.add_argument(
-        "--epochs", type=flags.positive_int, help="fewer than the paper's: a reduced protocol"
-    )
-    parser.add_argument("--model", "--md", help="a smaller network than the paper's: a reduced protocol")
-    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"))
-    parser.add_argument("--dout", nargs="+", help="OOD sets other than the paper's six")
-    parser.add_argument("--jobs", type=flags.positive_int, default=1, help="runs at a time on a CPU")
-    parser.add_argument(
-        "--protocol",
-        help="a name for the folder of these runs; default: data set, network, epochs, precision",
-    )
-    parser.add_argument("--plan", action="store_true", help="print the plan only")
-    parser.add_argument(
-        "--extra",
-        nargs=argparse.REMAINDER,
-        default=[],
-        help="further flags for both scripts, last on the line",
-    )
+    add("table", choices=tuple(TABLES), help=tables)
+    ds = "the data set, for tables not named after one; default cifar10"
+    add("--ds", choices=(*BENCHMARKS, "imagenet"), help=ds)
+    add("--rows", nargs="+", metavar="ROW", help="only these rows of the table")
+    add("--seeds", type=flags.count, nargs="+", default=[0, 1, 2])
+    add("--drp", type=flags.path, help="the data folder")
+    add("--srp", type=flags.path, default=Path("runs/reproduce"), help="where the run directories go")
+    results = "where the small result files go, for benchmarks.table"
+    add("--results", type=flags.path, default=Path("runs/results"), help=results)
+    add("--epochs", type=flags.positive_int, help="fewer than the paper's: a reduced protocol")
+    add("--model", "--md", help="a smaller network than the paper's: a reduced protocol")
+    add("--precision", choices=("auto", "fp32", "bf16"))
+    add("--dout", nargs="+", help="OOD sets other than the paper's six")
+    add("--jobs", type=flags.positive_int, default=1, help="runs at a time on a CPU")
+    add("--protocol", help="names the folder of these runs; default: data set, network, epochs, precision")
+    add("--plan", action="store_true", help="print the plan only")
+    extra = "further flags for both scripts, last on the line"
+    add("--extra", nargs=argparse.REMAINDER, default=[], help=extra)
     args = parser.parse_args(argv)
-    own = args.table if args.table in ("cifar10", "cifar100", "digits", "imagenet") else None
+    own = args.table if args.table in (*BENCHMARKS, "imagenet") else None
     if own and args.ds not in (None, own):
-        raise InputError(f"the table {own} is about {own}, not {args.ds}")
+        raise InputError(f"the table {own} is about {own}, not --ds {args.ds}")
     args.ds = own or args.ds or "cifar10"
     if args.table == "calibration-leak" and args.ds == "imagenet":
         raise InputError(
-            "calibration-leak is about CIFAR and the digits; test_imagenet.py calibrates on the "
-            "training list alone"
-        )
-    if args.table == "calibration-leak" and args.ds == "digits" and "--rho" not in args.extra:
-        raise InputError(
-            "the digits have too few test images for a leak at their default tail; add --protocol "
-            "digits_rho0.1 --extra --rho 0.1"
+            "the table calibration-leak is not for ImageNet-LT: its test list is never calibrated on"
         )
     if args.extra and not args.protocol:
         raise InputError(

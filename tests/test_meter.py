@@ -1,7 +1,8 @@
 """The sums of an epoch."""
 
 import torch
-from utils.run.meter import EpochMeter
+
+from utils.meter import EpochMeter
 
 
 def test_the_meter_knows_each_classs_accuracy():
