@@ -7,9 +7,8 @@ from pathlib import Path
 from statistics import mean
 from typing import NamedTuple
 
-from utils.checkpoint import DATA_FLAGS
-
 from utils.calibration import CALIBRATIONS
+from utils.checkpoint import DATA_FLAGS
 from utils.errors import InputError, first_line
 from utils.metrics import OOD_METRICS
 

@@ -1,10 +1,13 @@
 """Which images of each class a long-tailed training set has, and which are held out of it."""
 
+import warnings
 from collections.abc import Sequence
 
 import torch
 
 from utils.errors import InputError
+
+FEW = 5  # held-out images of a class that say little
 
 
 def long_tail_counts(max_count: int, num_classes: int, ratio: float) -> list[int]:
@@ -56,6 +59,8 @@ def long_tail_indices(labels: torch.Tensor, counts: Sequence[int]) -> torch.Tens
 def hold_out(labels: torch.Tensor, fraction: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Holds out the last ``fraction`` of each class's images, at least one.
 
+    Warns if some classes have too few held-out images to choose anything on.
+
     Returns:
         (kept, held out): int64 indices. A class with a single image keeps it.
     """
@@ -65,4 +70,10 @@ def hold_out(labels: torch.Tensor, fraction: float) -> tuple[torch.Tensor, torch
         size = min(max(1, round(fraction * len(rows))), len(rows) - 1)
         kept.append(rows[: len(rows) - size])
         held.append(rows[len(rows) - size :])
+    few = sum(len(rows) < FEW for rows in held)
+    if few:
+        warnings.warn(
+            f"{few} of {len(held)} classes have fewer than {FEW} held-out images: their accuracies say little",
+            stacklevel=2,
+        )
     return torch.cat(kept), torch.cat(held)

@@ -20,7 +20,7 @@ from models import FAMILIES, build_model
 from utils.errors import InputError, first_line
 from utils.text_files import whole_file
 
-LATEST, PREVIOUS = "latest.pth", "previous.pth"
+LATEST, PREVIOUS, BEST = "latest.pth", "previous.pth", "best.pth"
 # Flags that say where a run's data are.
 DATA_FLAGS = {"drp", "txtt", "txtv", "iidp", "iodp", "txt_ood_train", "txt_ood_test"}
 CONTAINERS = ("model", "state_dict", "net", "model_state_dict")  # where third-party checkpoints keep weights
@@ -351,6 +351,16 @@ def progress_of(checkpoint: Any) -> dict[str, int | None]:
     return {name: value if type(value) is int else None for name, value in values.items()}
 
 
+def is_unfinished(checkpoint: Any) -> bool:
+    """Tells whether a checkpoint is known to be from the middle of its run."""
+    progress = progress_of(checkpoint)
+    return (
+        None not in progress.values()
+        and progress["epoch"] < progress["epochs"]
+        and checkpoint.get("finished") is not True  # by --patience, or the best epoch
+    )
+
+
 def caveats(checkpoint: Any, settings: dict, assumed: list[str]) -> list[str]:
     """Returns sentences for readers of the results: what was assumed, whether the run is unfinished, and
     which of two networks was taken.
@@ -363,7 +373,7 @@ def caveats(checkpoint: Any, settings: dict, assumed: list[str]) -> list[str]:
         words = " ".join(f"--{name} {settings[name]}" for name in assumed)
         sentences.append(f"assumed {words}, since neither the checkpoint nor a flag says so")
     progress = progress_of(checkpoint)
-    if None not in progress.values() and progress["epoch"] < progress["epochs"]:
+    if is_unfinished(checkpoint):
         sentences.append(f"the run is unfinished: epoch {progress['epoch']} of {progress['epochs']}")
     if isinstance(checkpoint, dict) and {"state_dict", "state_dict_ema"} <= checkpoint.keys():
         sentences.append("the checkpoint's state_dict was taken, not the state_dict_ema beside it")

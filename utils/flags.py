@@ -131,14 +131,22 @@ def add_training_flags(parser):
     )
     add_boolean(group, "--sync_bn", default=False, help=sync)
     add("--figures", choices=FIGURES, default="png", help="format of the plots")
+    scalars = "also write the log's numbers for TensorBoard, into the run directory"
+    add_boolean(group, "--tensorboard", default=False, help=scalars)
 
     add = parser.add_argument_group("optimisation").add_argument
     add(
         "--val_fraction",
         type=fraction,
         default=0,
-        help="share of each class held out for validation",
+        help="share of each class's training images held out for validation; best.pth keeps the epoch with the "
+        "highest mean class accuracy on them",
     )
+    patience = (
+        "end the run after so many epochs without a higher mean class accuracy on the images held out by "
+    )
+    patience += "--val_fraction; 0: never"
+    add("--patience", type=count, default=0, help=patience)
     add("--epochs", "-e", type=positive_int, help="passes over the training images")
     size = "ID images per step over all processes, each in three views"
     add("--batch_size", "-b", type=positive_int, help=size)
@@ -167,6 +175,8 @@ def check(args: argparse.Namespace, compute: Compute, num_images: int, num_outli
     """
     if args.sync_bn and (compute.world_size == 1 or compute.device.type != "cuda"):
         raise InputError("--sync_bn is for several processes (torchrun) on CUDA")
+    if args.patience and not args.val_fraction:
+        raise InputError("--patience needs held-out images: add --val_fraction 0.2")
     if args.compile and len(compute.gpus) > 1:
         raise InputError("--compile takes one GPU per process: name one in --gpu, or use torchrun")
     sizes = [("--batch_size", args.batch_size, num_images)]

@@ -96,6 +96,12 @@ def class_accuracies(correct, total):
     return [float(c / t) if t else None for c, t in zip(correct, total, strict=True)]
 
 
+def mean_class_accuracy(accuracies):
+    """Returns the mean of the ``per_class`` accuracies that :func:`group_accuracies` found, of classes with
+    images."""
+    return float(np.mean([a for a in accuracies["per_class"] if a is not None]))
+
+
 def group_accuracies(correct, total, class_counts):
     """Returns accuracies from counts per class: ``{all, many, medium, few, per_class}``.
 

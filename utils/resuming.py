@@ -30,7 +30,7 @@ from utils.meter import EpochMeter
 ARGUMENTS = "args.json"  # in a run directory
 # Flags that may change when a run is resumed: how and where it runs, and where its data are (see `restore`).
 FREE_FLAGS = {"resume", "gpu", "num_workers", "srp", "tb", "checkpoint_every_minutes", "max_bad_steps"}
-FREE_FLAGS |= DATA_FLAGS | {"compile", "figures"}
+FREE_FLAGS |= DATA_FLAGS | {"compile", "figures", "init", "patience", "tensorboard"}
 
 
 class TrainingData(NamedTuple):

@@ -10,17 +10,19 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from utils.checkpoint import LATEST, holds_run, save_checkpoint
+from utils.checkpoint import BEST, LATEST, holds_run, save_checkpoint, save_whole
 from utils.console import say
 from utils.distributed import Compute, finish, from_main, in_main, sum_over_processes
 from utils.environment import environment, resumed_in
 from utils.errors import InputError, first_line
 from utils.losses import TERMS
 from utils.meter import EpochMeter
+from utils.metrics import mean_class_accuracy
 from utils.plots import plot_class_counts, plot_history
 from utils.resuming import ARGUMENTS, Trained, TrainingData, find_checkpoint, restore, resumes_in_place
 from utils.text_files import csv_text, write_text
@@ -61,6 +63,7 @@ class Run:
         self.meter = EpochMeter(len(data.class_counts), compute.device)
         self.environment = environment(compute.device)
         self.stopping, self.save_due = False, False
+        self.scalars = None  # TensorBoard's writer
         self.unwritten = set()  # kinds of file whose last write failed
         self.last_save, self.steps_here = None, 0
         self.seconds = 0.0  # of the current epoch, spent before this process started
@@ -68,7 +71,7 @@ class Run:
 
     def epochs(self) -> Iterator[int]:
         """Yields the numbers of the remaining epochs; ends early after a request to stop."""
-        while self.epoch < self.num_epochs and not self.stopping:
+        while not self.finished and not self.stopping:
             self.begun = time.monotonic() - self.seconds
             yield self.epoch
 
@@ -98,6 +101,12 @@ class Run:
                     self.save()
                 if self.stopping:
                     break
+
+    @property
+    def finished(self) -> bool:
+        """Tells whether nothing is left to train: every epoch is, or --patience has run out."""
+        since_best = self.epoch - best_epoch(self.history)
+        return self.epoch == self.num_epochs or 0 < self.settings.get("patience", 0) <= since_best
 
     @property
     def epoch_is_whole(self) -> bool:
@@ -137,16 +146,22 @@ class Run:
         self.history.append(record)
         self.epoch, self.step, self.seconds = self.epoch + 1, 0, 0.0
         self.meter = EpochMeter(len(self.data.class_counts), self.compute.device)
-        if self.save_due or self.stopping or self.epoch == self.num_epochs:
+        if val_accuracy is not None and best_epoch(self.history) == self.epoch:
+            self.save(best=True)
+        if self.save_due or self.stopping or self.finished:
             self.save()
         if self.compute.is_main:
+            for warning in doubts(self.history):
+                say(f"warning: {warning}", sys.stderr)
+            if self.scalars is not None:
+                self._try_to_write("TensorBoard's scalars", add_scalars, self.scalars, record)
             self._try_to_write("the log", write_log, self.folder, self.history)
             say(describe(record, self.num_epochs))
         for line in self.loader.report():  # each process has read its own files
             say(line)
 
-    def save(self) -> None:
-        """Writes a checkpoint; every process must call it."""
+    def save(self, best: bool = False) -> None:
+        """Writes a checkpoint, latest.pth or best.pth; every process must call it."""
         meter = self.meter.state()  # summed over processes
         if self.compute.is_main:
             model, criterion, optimizer, guard = self.trained
@@ -166,7 +181,11 @@ class Run:
                 "class_names": self.data.class_names,
                 "num_outliers": self.loader.num_outliers,
                 "environment": self.environment,
+                "finished": best or self.finished,
             }
+            if best:
+                self._try_to_write(BEST, save_whole, state, self.folder / BEST)
+                return
             self._try_to_write("the checkpoint", save_checkpoint, state, self.folder)
         self.last_save = time.monotonic()
 
@@ -219,10 +238,11 @@ class Run:
                 self.meter.load_state(state["meter"])
             before = state.get("environment")
             before = before if isinstance(before, dict) else self.environment
-            finished = self.epoch == self.num_epochs  # nothing is left to train here
-            self.environment = before if finished else resumed_in(before, self.environment)
+            self.environment = before if self.finished else resumed_in(before, self.environment)
         if not self.compute.is_main:
             return
+        if self.settings.get("tensorboard"):
+            self.scalars = tensorboard_writer(self.folder)
         self._write_arguments()
         counts = self.data.class_counts
         self._draw("class_counts", plot_class_counts, counts)
@@ -230,8 +250,8 @@ class Run:
             f"{len(counts)} classes, {sum(counts):,} images, {len(self.loader)} steps per epoch; "
             f"{self.loader.where()}"
         )
-        if self.epoch == self.num_epochs:
-            say(f"this run is already finished: {self.num_epochs} of {self.num_epochs} epochs")
+        if self.finished:
+            say(f"this run is already finished: {self.epoch} of {self.num_epochs} epochs")
 
     def end(self) -> None:
         """Writes and draws the history, and says where the run is; for the main process.
@@ -244,12 +264,15 @@ class Run:
         self._draw("training", plot_history, self.history)
         say(f"run directory: {self.folder}")
         saved = "the checkpoint" not in self.unwritten
-        if self.epoch == self.num_epochs and not saved:
+        if self.finished and not saved:
             raise InputError(
                 f"the last checkpoint in {self.folder} is older than the run's end: see the warning "
                 "above, then repeat the missing part with --resume"
             )
-        if self.epoch < self.num_epochs:
+        if self.finished and self.epoch < self.num_epochs:
+            best = best_epoch(self.history)
+            say(f"ended by --patience: held-out accuracy is highest after epoch {best}, in {BEST}")
+        if not self.finished:
             where = "there" if saved else "the last checkpoint that could be written"
             say(
                 f"stopped in epoch {self.epoch + 1} of {self.num_epochs}; --resume continues from {where}",
@@ -283,7 +306,7 @@ def open_run(settings: dict, compute: Compute, data: TrainingData, trained: Trai
             run.save()
         yield run
         in_main(compute, run.end)  # a launcher ends the others once one process has ended
-    if run.epoch < run.num_epochs:
+    if not run.finished:
         finish()
         sys.exit(EXIT_STOPPED)
 
@@ -355,6 +378,53 @@ def write_log(folder: Path, history: list[dict]) -> None:
     """Writes ``log.jsonl``, one JSON object per epoch, and ``log.csv``, whole: no gaps after resuming."""
     write_text(folder / "log.jsonl", "".join(json.dumps(record) + "\n" for record in history))
     write_text(folder / "log.csv", csv_text(history))
+
+
+def best_epoch(history: list[dict]) -> int:
+    """Returns the epoch, counted from 1, with the highest mean class accuracy on held-out images.
+
+    It is the first of equals, and the last epoch without held-out images.
+    """
+    accuracies = [
+        mean_class_accuracy(record["val_accuracy"]) for record in history if "val_accuracy" in record
+    ]
+    return accuracies.index(max(accuracies)) + 1 if accuracies else len(history)
+
+
+def doubts(history: list[dict]) -> Iterator[str]:
+    """Yields what looks wrong after the last epoch of ``history``."""
+    record = history[-1]
+    if len(history) == 2 and record["loss"] >= history[0]["loss"]:
+        yield "the loss has not fallen since the first epoch: try a smaller --lr"
+    for kind in ("val", "train"):
+        by_class = [a for a in record.get(f"{kind}_accuracy", {}).get("per_class", ()) if a is not None]
+        if len(by_class) > 1 and sorted(by_class) == [0] * (len(by_class) - 1) + [1]:
+            yield f"every {'held-out' if kind == 'val' else 'training'} image is taken for one class"
+
+
+def tensorboard_writer(folder: Path) -> Any:
+    """Returns a writer of TensorBoard's event files in a run directory.
+
+    Raises:
+        InputError: the package is missing.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise InputError("--tensorboard needs the package tensorboard: pip install tensorboard") from None
+    return SummaryWriter(folder / "tensorboard")
+
+
+def add_scalars(writer: Any, record: dict) -> None:
+    """Writes an epoch's learning rate, loss terms and accuracies for TensorBoard."""
+    values = {name: record[name] for name in ("lr", *TERMS)}
+    for kind in ("train", "val"):
+        accuracy = record.get(f"{kind}_accuracy", {})
+        values |= {f"{kind}_accuracy/{name}": accuracy.get(name) for name in ("all", "many", "medium", "few")}
+    for name, value in values.items():
+        if value is not None:
+            writer.add_scalar(name, value, record["epoch"])
+    writer.flush()
 
 
 def describe(record: dict, epochs: int) -> str:
