@@ -139,14 +139,11 @@ def add_training_flags(parser):
         "--val_fraction",
         type=fraction,
         default=0,
-        help="share of each class's training images held out for validation; best.pth keeps the epoch with the "
-        "highest mean class accuracy on them",
+        help="share of each class's training images held out for validation; best.pth keeps the epoch "
+        "with the highest mean class accuracy on them",
     )
-    patience = (
-        "end the run after so many epochs without a higher mean class accuracy on the images held out by "
-    )
-    patience += "--val_fraction; 0: never"
-    add("--patience", type=count, default=0, help=patience)
+    patience = "end the run after so many epochs without a higher mean class accuracy on held-out images"
+    add("--patience", type=count, default=0, help=f"{patience}; 0: never")
     add("--epochs", "-e", type=positive_int, help="passes over the training images")
     size = "ID images per step over all processes, each in three views"
     add("--batch_size", "-b", type=positive_int, help=size)
