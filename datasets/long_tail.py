@@ -73,7 +73,7 @@ def hold_out(labels: torch.Tensor, fraction: float) -> tuple[torch.Tensor, torch
     few = sum(len(rows) < FEW for rows in held)
     if few:
         warnings.warn(
-            f"{few} of {len(held)} classes have fewer than {FEW} held-out images: their accuracies say little",
+            f"{few} of {len(held)} classes have fewer than {FEW} held-out images, which say little",
             stacklevel=2,
         )
     return torch.cat(kept), torch.cat(held)

@@ -197,7 +197,8 @@ class Run:
                 say(f"warning: {self.folder} was deleted; it is written again", sys.stderr)
                 self._write_arguments()
         except OSError as error:
-            raise InputError(f"{self.folder} was deleted and cannot be made again: {error}") from None
+            reason = error.strerror or error
+            raise InputError(f"{self.folder} was deleted and cannot be made again: {reason}") from None
         try:
             write(*args)
             self.unwritten.discard(what)
