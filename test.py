@@ -29,7 +29,7 @@ from utils.detector import Deployment
 from utils.distributed import autocast, finish, in_main, start
 from utils.errors import InputError, exit_cleanly
 from utils.evaluation import extract_features, prepare_network
-from utils.fitting import trained_statistics
+from utils.fitting import needs_outliers, trained_statistics
 from utils.predictions import predict_files
 from utils.run.checkpoint import open_checkpoint, results_folder
 from utils.run.stored import (
@@ -41,7 +41,7 @@ from utils.run.stored import (
     with_data_of_run,
 )
 from utils.run.weights import network_of, network_weights
-from utils.scores import SCORE_NAMES
+from utils.scores import score_names
 from utils.text_files import writable_folder
 
 
@@ -82,7 +82,10 @@ def main(argv=None):
                 f"its tail (rho {known['rho']})"
             ) from None
         notes.append("feature calibration used labelled TEST images, a leak; for auditing only")
-    outliers = benchmark.load_outliers(args.drp, args.num_ood_samples) if set(names) != {"none"} else None
+    score = args.score or score_names()[0]
+    outliers = None
+    if needs_outliers(names, score):
+        outliers = benchmark.load_outliers(args.drp, args.num_ood_samples)
     if compute.is_main:
         for note in notes:
             say(f"warning: {note}", sys.stderr)
@@ -115,7 +118,7 @@ def main(argv=None):
     if compute.is_main:
         about = {"dataset": known["ds"], "network": known["model"], "checkpoint": str(args.ckpt_path)}
         about |= {"rho": known["rho"], "normalization": known["normalization"]}
-        about |= {"ood_resize": args.ood_resize, "num_ood_samples": args.num_ood_samples, "notes": notes}
+        about |= {"ood_resize": args.ood_resize, "notes": notes}
         preprocessing = Preprocessing(test.images.shape[-1], args.ood_resize, normalization)
         statistics = trained_statistics(checkpoint, len(class_counts), of_training.features.shape[1])
         conclude(
@@ -128,7 +131,7 @@ def main(argv=None):
             progress_of(checkpoint),
             out,
             calibration_split=args.calibration_split,
-            score=args.score or SCORE_NAMES[0],
+            score=score,
             strength=args.fc_strength,
             tnorm=args.tnorm,
             precision=args.precision,

@@ -37,6 +37,7 @@ from utils.detector import Deployment
 from utils.distributed import autocast, finish, in_main, start, to_main
 from utils.errors import InputError, exit_cleanly
 from utils.evaluation import Features, extract_features, prepare_network
+from utils.fitting import needs_outliers
 from utils.predictions import predict_files
 from utils.run.checkpoint import open_checkpoint, results_folder
 from utils.run.stored import (
@@ -48,7 +49,7 @@ from utils.run.stored import (
     with_data_of_run,
 )
 from utils.run.weights import network_of, network_weights
-from utils.scores import SCORE_NAMES
+from utils.scores import score_names
 from utils.text_files import writable_folder
 
 RANGES = {"image_size": flags.image_size, "val_fraction": flags.fraction}
@@ -86,7 +87,8 @@ def main(argv=None):
     ood = load_ood_lists(args.txt_ood_test, args.iodp)
     names = flags.chosen_calibrations(args, held_out is not None)
     outliers = None
-    if set(names) != {"none"}:
+    score = args.score or score_names()[0]
+    if needs_outliers(names, score):
         outliers = load_files(args.txt_ood_train, args.iodp, labelled=False)
         size = min(args.num_cal, len(outliers.paths))
         chosen = epoch_indices(len(outliers.paths), size, args.seed, 0, "calibration")
@@ -132,7 +134,7 @@ def main(argv=None):
     )
     if compute.is_main:
         about = {"dataset": "imagenet", "network": known["model"], "checkpoint": str(args.ckpt_path)}
-        about |= {"normalization": known["normalization"], "num_cal": args.num_cal}
+        about |= {"normalization": known["normalization"]}
         about |= {"calibration_seed": args.seed, "notes": notes}
         preprocessing = Preprocessing(known["image_size"], PHOTOGRAPH, normalization)
         conclude(
@@ -145,7 +147,7 @@ def main(argv=None):
             progress_of(checkpoint),
             out,
             calibration_split="train",
-            score=args.score or SCORE_NAMES[0],
+            score=score,
             strength=args.fc_strength,
             tnorm=args.tnorm,
             precision=args.precision,
