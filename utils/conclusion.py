@@ -12,7 +12,7 @@ from utils.detector import Deployment, write_detector
 from utils.distributed import resolved_precision
 from utils.environment import environment
 from utils.evaluation import Features, evaluate
-from utils.fitting import fit_calibrations
+from utils.fitting import TrainingSets, fit_calibrations
 from utils.report import report
 
 
@@ -69,14 +69,11 @@ def conclude(
     calibrations, facts = fit_calibrations(
         names,
         Classifier.of(model, tnorm),
-        sets.training,
-        None if sets.outliers is None else sets.outliers.features,
+        TrainingSets(sets.training, sets.outliers, sets.held_out, sets.attending),
         class_counts,
-        strength=strength,
-        attending=sets.attending,
-        statistics=statistics,
-        held_out=sets.held_out,
         score=score,
+        strength=strength,
+        statistics=statistics,
     )
     results, scores = evaluate(calibrations, sets.test, sets.ood, class_counts)
     split = calibration_split if "fc" in calibrations else None

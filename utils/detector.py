@@ -120,7 +120,7 @@ class Detector:
                 ``detector.pth`` that they wrote.
             calibration, score: names from the evaluation. Default: the choice of --calibration auto and the
                 score it was judged by; without auto, ``none`` (or the first calibration that was evaluated)
-                and ``combined``.
+                and ``combined``, or ``energy`` if there is no ``combined``.
 
         Raises:
             InputError: the file is missing, damaged or not a detector, lacks the calibration or score, or the
@@ -253,7 +253,9 @@ def write_detector(
     if auto is not None:
         default = auto["chosen"]["calibration"], auto["score"]
     else:
-        default = "none" if "none" in stored else next(iter(stored)), "combined"
+        calibration = "none" if "none" in stored else next(iter(stored))
+        has_combined = "combined" in stored[calibration]["thresholds"]
+        default = calibration, "combined" if has_combined else "energy"
     preprocessing = deployment.preprocessing
     state = {
         "network": deployment.name,

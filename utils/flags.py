@@ -13,7 +13,7 @@ from utils.calibration import CALIBRATIONS
 from utils.checkpoint import DATA_FLAGS, open_checkpoint, stored_arguments
 from utils.distributed import Compute
 from utils.errors import InputError
-from utils.scores import SCORE_NAMES
+from utils.scores import score_names
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
@@ -236,8 +236,8 @@ def add_evaluation_flags(parser):
     )
     parser.add_argument(
         "--score",
-        choices=SCORE_NAMES,
-        help=f"the score that the tables show, default {SCORE_NAMES[0]} (result files hold all); with "
+        choices=score_names(),
+        help=f"the score that the tables show, default {score_names()[0]} (result files hold all); with "
         "--images, the score that decides, default: the detector's",
     )
     parser.add_argument(
@@ -286,8 +286,7 @@ def chosen_calibrations(args, has_held_out):
         has_held_out: whether the checkpoint's run held out training images.
 
     Raises:
-        InputError: flags that contradict each other, "auto" without held-out images, or the probe's score
-            without the probe.
+        InputError: flags that contradict each other, or "auto" without held-out images.
     """
     names = args.calibration
     if not names:
@@ -298,10 +297,6 @@ def chosen_calibrations(args, has_held_out):
         raise InputError(
             "--calibration auto chooses on training images that --val_fraction held out, and this run held "
             "out none; train with --val_fraction 0.1, or name calibrations: none, fc, probe"
-        )
-    if args.score == "probe" and set(names) == {"none"}:
-        raise InputError(
-            "--score probe needs another calibration beside none, such as --calibration none probe"
         )
     if args.fc_strength != 1 and "fc" not in names:
         raise InputError(

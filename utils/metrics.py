@@ -4,7 +4,7 @@ A score is higher where an image looks more out-of-distribution.
 """
 
 import numpy as np
-from sklearn.metrics import average_precision_score, f1_score, roc_auc_score, roc_curve
+from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from utils.errors import InputError
 
@@ -131,10 +131,9 @@ def accuracy_by_shot(predictions, labels, class_counts):
     """
     predictions, labels = np.asarray(predictions), np.asarray(labels)
     correct, total = class_tally(predictions, labels, len(class_counts))
-    macro_f1 = None
-    if len(labels):  # a class neither present nor predicted has no F1
-        classes = np.arange(len(class_counts))
-        macro_f1 = float(f1_score(labels, predictions, labels=classes, average="macro", zero_division=np.nan))
+    in_either = total + np.bincount(predictions, minlength=len(class_counts))  # 2 tp + fp + fn
+    seen = in_either > 0  # a class neither present nor predicted has no F1
+    macro_f1 = float(np.mean(2 * correct[seen] / in_either[seen])) if len(labels) else None
     return group_accuracies(correct, total, class_counts) | {"macro_f1": macro_f1}
 
 

@@ -6,24 +6,34 @@ classes. No test image is used.
 """
 
 import warnings
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
+from tqdm import tqdm
 
-from utils.calibration import CHUNK, Classifier, class_sizes
+from utils.calibration import CHUNK, Classifier, class_sizes, exact_products
 from utils.errors import InputError
 
 INVERSE_REGULARISATION = 0.1  # scikit-learn's C
-TOLERANCE = 1e-6  # converged: no entry of the gradient of the mean loss is larger
-FINEST = 1e-7  # where the fit stops, unless rounding stops it earlier
+TOLERANCE = 3e-6  # then log-probabilities are within 0.01 of the optimum's
+COARSE = 1e-3  # tolerance of the first fit, on few outliers
 CONSTANT = 1e-6  # a feature hardly varies if its variance is below this share of the mean variance
-MAX_ITERATIONS = 2000
-HISTORY, HISTORY_BYTES = 100, 2**30  # of L-BFGS: steps remembered, at most this much memory
+CURVATURE = 0.3  # of the loss, as a share of that where all predictions are the class weights
+COVARIANCE_ROWS = 20_000  # enough to scale the steps by
+MAX_STEPS = 1000
+HISTORY = 10  # of L-BFGS
+TRIALS = 20  # of a step's length
 
 
 class ProbeFit(NamedTuple):
-    """``probe``: a float64 :class:`Classifier` of C + 1 classes, the outliers last, on unstandardised
-    features. ``gradient``: its largest entry where the fit ended, after ``iterations``."""
+    """A fitted probe.
+
+    ``probe``: a float64 :class:`Classifier` of C + 1 classes, the outliers last, on unstandardised features.
+    ``gradient``: its length where the fit ended, after ``iterations`` evaluations. It is measured in units in
+    which the curvature is about 1, so the mean loss is about gradient^2 / 2 above its minimum.
+    """
 
     probe: Classifier
     iterations: int
@@ -34,15 +44,30 @@ class ProbeFit(NamedTuple):
         return self.gradient <= TOLERANCE
 
     def ended(self) -> str:
-        return f"after {self.iterations} iterations, largest gradient {self.gradient:.1e}"
+        return f"after {self.iterations} evaluations, gradient {self.gradient:.1e}"
+
+
+class Rows(NamedTuple):
+    """Images to fit: ``x`` float32 (N, D + 1), standardised features and a 1; ``labels`` int64 (N,);
+    ``weights`` float32 (N,), whose sum is 1."""
+
+    x: Tensor
+    labels: Tensor
+    weights: Tensor
+
+    def gradient(self, parameters: Tensor) -> Tensor:
+        """Returns the gradient of the weighted cross-entropy by weights and, in the last column, biases,
+        float64 (C + 1, D + 1). Products are in float32, their sums in float64."""
+        total, single = torch.zeros_like(parameters), parameters.float()
+        for x, labels, weights in zip(*(part.split(CHUNK) for part in self), strict=True):
+            residual = (single @ x.T).softmax(dim=0)
+            residual[labels, torch.arange(len(labels), device=x.device)] -= 1
+            total += residual.mul_(weights) @ x
+        return total
 
 
 def fit_probe(
-    features: torch.Tensor,
-    labels: torch.Tensor,
-    outlier_features: torch.Tensor,
-    num_classes: int,
-    device: torch.device,
+    features: Tensor, labels: Tensor, outlier_features: Tensor, num_classes: int, device: torch.device
 ) -> ProbeFit:
     """Minimises scikit-learn's objective for ``LogisticRegression(C=0.1)``, (1/2) ||W||^2 + C sum_i w_i CE_i,
     by L-BFGS. Warns if it did not converge.
@@ -63,54 +88,42 @@ def fit_probe(
         raise InputError("the probe needs at least one outlier")
     if not all(bool(torch.isfinite(part.sum())) for part in (features, outlier_features)):
         raise InputError("the probe cannot be fitted: some features are not finite")
-    mean, deviation = (part.to(device) for part in _standard(features))
-    total = len(labels) + len(outlier_features)
-    weights = total / (2 * num_classes) / counts.double()
-    sets = (
-        (features.to(device), labels.to(device), weights[labels].to(device)),
-        _outlier_class(outlier_features.to(device), num_classes, total / 2),
+    mean, deviation = _standard(features)
+    training = Rows(
+        _standardised(features, mean, deviation, device),
+        labels.to(device),
+        (0.5 / num_classes / counts.double())[labels].float().to(device),
     )
-    shrinkage = 1 / (INVERSE_REGULARISATION * total)
-    # Weights (C + 1, D) and, in the last column, biases of standardised features.
+    outliers = _standardised(outlier_features, mean, deviation, device)
+    total = len(features) + len(outliers)
+    shrinkage = torch.full((len(mean) + 1,), 1 / (INVERSE_REGULARISATION * total), dtype=torch.float64)
+    shrinkage = shrinkage.to(device)
+    penalty = shrinkage.clone()
+    penalty[-1] = 0  # of the biases
     parameters = torch.zeros(num_classes + 1, len(mean) + 1, dtype=torch.float64, device=device)
+    # A first fit on few outliers saves most evaluations on all of them.
+    stride = len(outliers) // len(features)
+    evaluations = 0
+    with (
+        exact_products(device),
+        tqdm(desc="probe", unit=" evaluations", delay=2, leave=False, disable=None) as progress,
+    ):
+        for every, tolerance in [(stride, COARSE)] * (stride > 1) + [(1, TOLERANCE)]:
+            rows = _with_outliers(training, outliers[::every], num_classes)
+            scale, basis = _curvature(rows, num_classes, shrinkage)
 
-    def unstandardised():
-        weight = parameters[:, :-1] / deviation
-        return Classifier(weight, parameters[:, -1] - weight @ mean)
+            def gradient(point, rows=rows, scale=scale, basis=basis):
+                nonlocal evaluations
+                evaluations += 1
+                progress.update()
+                parameters = (point / scale) @ basis.T
+                return ((rows.gradient(parameters) + penalty * parameters) @ basis) / scale
 
-    def loss_and_gradient():
-        """Returns the objective divided by C sum_i w_i, so its size does not depend on the number of
-        images."""
-        classifier = unstandardised()
-        loss = 0.5 * shrinkage * parameters[:, :-1].square().sum()
-        weight_gradient, bias_gradient = (torch.zeros_like(part) for part in classifier)
-        for every in sets:
-            for rows, of_rows, weight in zip(*(part.split(CHUNK) for part in every), strict=True):
-                rows = rows.double()
-                residual = classifier.logits(rows).log_softmax(dim=1)
-                loss -= weight @ residual.gather(1, of_rows[:, None])[:, 0] / total
-                residual.exp_()
-                residual[torch.arange(len(rows), device=device), of_rows] -= 1
-                residual *= weight[:, None] / total
-                weight_gradient += residual.T @ rows
-                bias_gradient += residual.sum(dim=0)
-        weight_gradient = (weight_gradient - bias_gradient[:, None] * mean) / deviation
-        weight_gradient += shrinkage * parameters[:, :-1]
-        parameters.grad = torch.cat([weight_gradient, bias_gradient[:, None]], dim=1)
-        return loss
-
-    optimizer = torch.optim.LBFGS(
-        [parameters],
-        max_iter=MAX_ITERATIONS,
-        history_size=min(HISTORY, max(10, HISTORY_BYTES // (2 * parameters.nbytes))),
-        tolerance_grad=FINEST,
-        tolerance_change=0,
-        line_search_fn="strong_wolfe",
-    )
-    optimizer.step(loss_and_gradient)
-    loss_and_gradient()
-    iterations = optimizer.state[parameters]["n_iter"]
-    fit = ProbeFit(unstandardised(), iterations, float(parameters.grad.abs().max()))
+            point, length = _minimise(gradient, (parameters @ basis) * scale, tolerance)
+            parameters = (point / scale) @ basis.T
+    weight = parameters[:, :-1] / deviation.to(device)
+    probe = Classifier(weight, parameters[:, -1] - weight @ mean.to(device))
+    fit = ProbeFit(probe, evaluations, length)
     if not fit.converged:
         warnings.warn(f"the probe did not converge; it ended {fit.ended()}", stacklevel=2)
     return fit
@@ -122,17 +135,83 @@ def _standard(features):
     A feature that hardly varies has the root mean variance instead of its own deviation: divided by that, a
     unit that was barely active in training would decide alone wherever it is active.
     """
-    mean = sum(rows.double().sum(dim=0) for rows in features.split(CHUNK)) / len(features)
-    variance = sum((rows.double() - mean).square().sum(dim=0) for rows in features.split(CHUNK)) / len(
-        features
-    )
+    chunks = features.split(CHUNK)
+    mean = sum(rows.double().sum(dim=0) for rows in chunks) / len(features)
+    variance = sum((rows.double() - mean).square().sum(dim=0) for rows in chunks) / len(features)
     usual = variance.mean()
     variance = torch.where(variance > CONSTANT * usual, variance, usual)
     return mean, torch.where(variance > 0, variance, 1).sqrt()
 
 
-def _outlier_class(features, label, total_weight):
-    """Returns outlier features with their labels and weights."""
-    shape = {"size": (len(features),), "device": features.device}
-    weights = torch.full(**shape, fill_value=total_weight / len(features), dtype=torch.float64)
-    return features, torch.full(**shape, fill_value=label), weights
+def _standardised(features, mean, deviation, device):
+    """Returns standardised features and a column of ones, float32 (N, D + 1)."""
+    x = torch.ones(len(features), len(mean) + 1, dtype=torch.float32, device=device)
+    for rows, target in zip(features.split(CHUNK), x.split(CHUNK), strict=True):
+        target[:, :-1] = (rows.double() - mean) / deviation
+    return x
+
+
+def _with_outliers(training, outliers, num_classes):
+    """Returns the rows of training images and outliers, which have half of the weight."""
+    labels = torch.full((len(outliers),), num_classes, dtype=torch.int64, device=outliers.device)
+    weights = torch.full_like(labels, 1, dtype=torch.float32) * (0.5 / len(outliers))
+    return Rows(*(torch.cat(parts) for parts in zip(training, (outliers, labels, weights), strict=True)))
+
+
+def _curvature(rows, num_classes, shrinkage):
+    """Returns (scale, basis): parameters p are (v / scale) basis^T of a point v around which the curvature of
+    the loss is about 1 in all directions.
+
+    Class c's curvature is about its weight w_c (1 - w_c), times a constant, times the covariance of features,
+    whose eigenvectors are the basis, float64 (D + 1, D + 1); scale is float64 (C + 1, D + 1).
+    """
+    few = slice(None, None, max(1, len(rows.x) // COVARIANCE_ROWS))
+    x, weights = rows.x[few].double(), rows.weights[few].double()
+    variances, basis = torch.linalg.eigh((x * (weights / weights.sum())[:, None]).T @ x)
+    shares = variances.new_full((num_classes + 1,), 0.5 / num_classes)
+    shares[-1] = 0.5
+    curvature = CURVATURE * shares * (1 - shares)
+    return (curvature[:, None] * variances.clamp(min=0) + shrinkage).sqrt(), basis
+
+
+def _minimise(gradient: Callable[[Tensor], Tensor], point: Tensor, tolerance: float) -> tuple[Tensor, float]:
+    """Returns the minimum of a convex function, and the length of its gradient there.
+
+    It is found by L-BFGS (Nocedal and Wright, Numerical Optimization, section 7.2) from gradients alone:
+    rounding hides the last differences of the function's values.
+    """
+    here = gradient(point)
+    steps = changes = here.new_empty(0, here.numel())
+    for _ in range(MAX_STEPS):
+        if float(here.norm()) <= tolerance:
+            break
+        direction = -_inverse_hessian(steps, changes, here.flatten()).view_as(here)
+        slope, length = float((here * direction).sum()), 1.0
+        for _ in range(TRIALS):
+            step = length * direction
+            there = gradient(point + step)
+            new_slope = float((there * direction).sum())
+            if new_slope <= -0.5 * slope:
+                break
+            length *= max(0.1, slope / (slope - new_slope))  # where the slope would be 0 if it were linear
+        change = there - here
+        if bool((step * change).sum() > 0):  # but for rounding
+            steps = torch.cat([steps[-HISTORY + 1 :], step.view(1, -1)])
+            changes = torch.cat([changes[-HISTORY + 1 :], change.view(1, -1)])
+        point, here = point + step, there
+    return point, float(here.norm())
+
+
+def _inverse_hessian(steps, changes, gradient):
+    """Returns L-BFGS's inverse Hessian, in its compact form (Byrd, Nocedal and Schnabel 1994, equation 3.1),
+    times the gradient (P,). ``steps`` and ``changes`` of the gradient: (m, P), the newest last."""
+    if len(steps) == 0:
+        return gradient
+    products = steps @ changes.T
+    gamma = products[-1, -1] / changes[-1].square().sum()
+    upper = products.triu()
+    along = torch.linalg.solve_triangular(upper, (steps @ gradient)[:, None], upper=True)
+    inner = (torch.diag(products.diag()) + gamma * changes @ changes.T) @ along
+    inner -= gamma * (changes @ gradient)[:, None]
+    inner = torch.linalg.solve_triangular(upper.T, inner, upper=False)
+    return gamma * gradient + (inner.T @ steps - gamma * along.T @ changes)[0]

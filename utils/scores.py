@@ -1,6 +1,6 @@
 """Scores: how far out of distribution an image looks, from its features and logits. Higher = more OOD.
 
-To add a score, add a subclass of :class:`Score` here; every table and results file will then contain it.
+To add a score, add a subclass of :class:`Score` here; flags, tables and result files will then contain it.
 ``u`` is the feature vector on the unit sphere, f / |f|.
 """
 
@@ -12,14 +12,14 @@ from typing import ClassVar, NamedTuple
 import torch
 import torch.nn.functional as F
 
-from utils.calibration import CHUNK, Calibration, Outputs, class_sizes
+from utils.calibration import CHUNK, Calibration, Outputs, class_sizes, exact_products
 from utils.errors import InputError
 from utils.vmf import estimate_vmf, log_normalizer
 
 NEIGHBOURS = 5  # k of knn; tail classes have few images
 RIDGE = 0.1  # of mahalanobis, as a share of the mean variance
 ROUNDING = 1e-24  # variances of unit vectors up to this are rounding errors
-COMBINED = ("energy", "mahalanobis", "probe")
+COMBINED = ("energy", "mahalanobis", "probe")  # what the score of that name is the sum of
 
 
 class Training(NamedTuple):
@@ -223,14 +223,16 @@ class Probe(Score):
         return outputs.probe_logits.log_softmax(dim=1)[:, -1]
 
 
-SCORE_NAMES = (*SCORES, "combined")
+def score_names() -> tuple[str, ...]:
+    """Returns the names of all scores that there are at the time of the call."""
+    return (*SCORES, "combined")
 
 
 class FittedScores(NamedTuple):
     """The scores of one calibration, and their sum ``combined``.
 
     ``scores``: name -> :class:`Score`. ``standards``: the (mean, deviation) over the training images of each
-    member of ``combined``; empty if ``combined`` was not asked for.
+    member of ``combined``; empty if there is no ``combined``.
     """
 
     scores: dict[str, Score]
@@ -238,7 +240,8 @@ class FittedScores(NamedTuple):
 
     def __call__(self, outputs: Outputs) -> dict[str, torch.Tensor]:
         """Returns name -> (N,) float64, for the outputs of N images under the calibration."""
-        values = {name: score(outputs) for name, score in self.scores.items()}
+        with exact_products(outputs.features.device):
+            values = {name: score(outputs) for name, score in self.scores.items()}
         if self.standards:
             values["combined"] = sum(
                 (values[name] - mean) / deviation for name, (mean, deviation) in self.standards.items()
@@ -256,24 +259,29 @@ class FittedScores(NamedTuple):
         return cls(scores, {name: tuple(pair) for name, pair in state["standards"].items()})
 
 
-def fit_scores(training: Training, names: Iterable[str] = SCORE_NAMES) -> FittedScores:
+def fit_scores(training: Training, names: Iterable[str] | None = None) -> FittedScores:
     """Fits scores, all by default, on training images alone.
 
-    ``combined`` is the sum of energy, mahalanobis and probe (of those that could be fitted), each
-    standardised by its mean and deviation over the training images.
+    ``combined`` is the sum of energy, mahalanobis and probe, each standardised by its mean and deviation over
+    the training images. Without one of them there is no ``combined``.
 
     Raises:
         InputError: features that do not vary or are not finite, or a class without an image.
     """
-    names = set(names) | (set(COMBINED) if "combined" in names else set())
-    fitted = {name: score.fit(training) for name, score in SCORES.items() if name in names}
-    scores = {name: score for name, score in fitted.items() if score is not None}
-    if "combined" not in names:
-        return FittedScores(scores, {})
-    members = {name: scores[name] for name in COMBINED if name in scores}
+    names = set(score_names() if names is None else names)
+    combined = "combined" in names
+    fitted = {
+        name: score.fit(training)
+        for name, score in SCORES.items()
+        if name in names or (combined and name in COMBINED)
+    }
+    scores = FittedScores({name: score for name, score in fitted.items() if score is not None}, {})
+    if not combined or not scores.scores.keys() >= set(COMBINED):
+        return scores
+    members = FittedScores({name: scores.scores[name] for name in COMBINED}, {})
     outputs = training.calibration.outputs(training.features)
-    values = torch.cat([torch.stack([score(rows) for score in members.values()]) for rows in outputs], dim=1)
+    values = torch.cat([torch.stack(list(members(rows).values())) for rows in outputs], dim=1)
     deviations, means = torch.std_mean(values, dim=1, correction=0)
     deviations = deviations.where(deviations > 0, 1)  # a constant score adds a constant
     standards = zip(means.tolist(), deviations.tolist(), strict=True)
-    return FittedScores(scores, dict(zip(members, standards, strict=True)))
+    return scores._replace(standards=dict(zip(COMBINED, standards, strict=True)))
