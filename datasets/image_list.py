@@ -153,3 +153,9 @@ def _listing(folder: str) -> list[os.DirEntry]:
             return list(entries)
     except OSError:
         return []
+
+
+def overlap(a: ImageFiles, b: ImageFiles) -> int:
+    """Returns how many files are in both lists. (Stand-in until the branch `prepare` is merged.)"""
+    theirs = {os.path.realpath(b.root / path) for path in b.paths}
+    return len({os.path.realpath(a.root / path) for path in a.paths} & theirs)

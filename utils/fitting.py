@@ -3,19 +3,28 @@
 No function here receives a test image or an OOD set, except for auditing (``--calibration_split test``).
 """
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 
 from utils.calibration import CALIBRATIONS, build_calibration, fit_attention
 from utils.console import say
 from utils.errors import InputError
-from utils.evaluation import predict
+from utils.evaluation import Features, predict
 from utils.metrics import class_accuracies, class_tally, ood_metrics
 from utils.probe import fit_probe
-from utils.scores import SCORE_NAMES, Training, fit_scores
+from utils.scores import Training, fit_scores
 
 STRENGTHS = (0.1, 0.25, 0.5, 1.0)  # of FC, tried by "auto"
 HELD_OUT_OUTLIERS = 10  # every tenth
+
+
+class TrainingSets(NamedTuple):
+    training: Features
+    outliers: Features | None
+    held_out: Features | None
+    attending: Features
 
 
 def trained_statistics(checkpoint, num_classes, dim):
@@ -49,15 +58,12 @@ def trained_statistics(checkpoint, num_classes, dim):
 def fit_calibrations(
     names,
     classifier,
-    training,
-    outlier_features,
+    sets,
     class_counts,
     *,
+    score,
     strength=1.0,
-    attending=None,
     statistics=None,
-    held_out=None,
-    score="energy",
 ):
     """Returns the calibrations to evaluate, each with its scores; prints how the probe and "auto" ended.
 
@@ -82,8 +88,10 @@ def fit_calibrations(
     Raises:
         InputError: ``score`` cannot be fitted.
     """
+    training, outliers, held_out, attending = sets
+    outlier_features = None if outliers is None else outliers.features
     attention = probe = None
-    attending = attending or training
+    wanted = {"probe", "auto"} & {*names} or score in ("probe", "combined")
     facts = {"vmf": {}}
     if "auto" in names:
         trials = try_calibrations(
@@ -96,7 +104,7 @@ def fit_calibrations(
     if "fc" in names:
         attention = fit_attention(classifier, attending, outlier_features, class_counts)
         facts["fc_strength"] = strength
-    if outlier_features is not None:
+    if outlier_features is not None and wanted:
         fit = fit_probe(*training, outlier_features, len(class_counts), classifier.weight.device)
         probe = fit.probe
         facts["probe"] = {"iterations": fit.iterations, "gradient": fit.gradient, "converged": fit.converged}
@@ -112,14 +120,14 @@ def fit_calibrations(
     return calibrations, facts
 
 
-def fit_with(score, training, names=SCORE_NAMES):
+def fit_with(score, training, names=None):
     """Returns :func:`utils.scores.fit_scores`, which has to include ``score``.
 
     Raises:
         InputError: ``score`` cannot be fitted.
     """
     fitted = fit_scores(training, names)
-    if score not in (*fitted.scores, "combined"):
+    if score not in fitted.scores and not (score == "combined" and fitted.standards):
         raise InputError(f"--score {score} cannot be fitted: no class has two training images")
     return fitted
 

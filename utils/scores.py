@@ -223,7 +223,8 @@ class Probe(Score):
         return outputs.probe_logits.log_softmax(dim=1)[:, -1]
 
 
-SCORE_NAMES = (*SCORES, "combined")
+def score_names() -> tuple[str, ...]:
+    return (*SCORES, "combined")
 
 
 class FittedScores(NamedTuple):
@@ -256,7 +257,7 @@ class FittedScores(NamedTuple):
         return cls(scores, {name: tuple(pair) for name, pair in state["standards"].items()})
 
 
-def fit_scores(training: Training, names: Iterable[str] = SCORE_NAMES) -> FittedScores:
+def fit_scores(training: Training, names: Iterable[str] | None = None) -> FittedScores:
     """Fits scores, all by default, on training images alone.
 
     ``combined`` is the sum of energy, mahalanobis and probe (of those that could be fitted), each
@@ -265,12 +266,15 @@ def fit_scores(training: Training, names: Iterable[str] = SCORE_NAMES) -> Fitted
     Raises:
         InputError: features that do not vary or are not finite, or a class without an image.
     """
-    names = set(names) | (set(COMBINED) if "combined" in names else set())
+    names = set(names or score_names())
+    names = names | (set(COMBINED) if "combined" in names else set())
     fitted = {name: score.fit(training) for name, score in SCORES.items() if name in names}
     scores = {name: score for name, score in fitted.items() if score is not None}
     if "combined" not in names:
         return FittedScores(scores, {})
-    members = {name: scores[name] for name in COMBINED if name in scores}
+    if not all(name in scores for name in COMBINED):
+        return FittedScores(scores, {})
+    members = {name: scores[name] for name in COMBINED}
     outputs = training.calibration.outputs(training.features)
     values = torch.cat([torch.stack([score(rows) for score in members.values()]) for rows in outputs], dim=1)
     deviations, means = torch.std_mean(values, dim=1, correction=0)
