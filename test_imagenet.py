@@ -74,9 +74,11 @@ def evaluate(args, compute, checkpoint, known, notes, out):
         raise InputError(
             f"--num_cal {args.num_cal} is less than one image for each of the {len(class_counts)} classes"
         )
-    ood = {}
-    if args.txt_ood_test or all(path.exists() for path in data["txt_ood_test"]):
+    ood, missing = {}, [path for path in data["txt_ood_test"] if not path.exists()]
+    if args.txt_ood_test or not missing:
         ood = load_ood_lists(data["txt_ood_test"], iodp)
+    else:
+        notes.append(f"accuracy alone: the OOD list {missing[0]} is missing; --txt_ood_test names another")
     settings, outliers, more = choose_settings(
         args, held_out is not None, lambda: load_files(data["txt_ood_train"], iodp, labelled=False)
     )

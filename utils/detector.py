@@ -78,7 +78,8 @@ class Detection(NamedTuple):
 class ScoringModule(nn.Module):
     """From images to class logits and one OOD score, in its own precision whatever surrounds it.
 
-    ``torch.export`` accepts it; its tensors stay on the device of the detector.
+    ``torch.export.export(module, (images,), strict=False)`` accepts it; its tensors stay on the device of the
+    detector.
     """
 
     def __init__(
@@ -151,7 +152,7 @@ class Detector:
         members = standards or [self.score]
         scores = {name: stored["scores"][name] for name in members}
         self._module = ScoringModule(
-            network.to(device, memory_format=torch.channels_last),
+            network.requires_grad_(False).to(device, memory_format=torch.channels_last),
             normalization,
             Calibration.restore(_on(device, stored["calibration"])),
             FittedScores.restore({"scores": _on(device, scores), "standards": standards}),
