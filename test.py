@@ -9,7 +9,6 @@ Prints the tables and writes results.json, results.csv, results.md, scores.png, 
 the run directory.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -27,63 +26,49 @@ from utils.checkpoint import (
     caveats,
     network_of,
     network_weights,
-    open_checkpoint,
-    progress_of,
     require_classes,
     resolve_settings,
-    results_folder,
     stored_arguments,
 )
-from utils.conclusion import Sets, conclude
 from utils.console import say, show_warnings_plainly
-from utils.detector import Deployment
-from utils.distributed import autocast, finish, in_main, start
+from utils.detector import Subject
+from utils.distributed import autocast
 from utils.errors import InputError, exit_cleanly
 from utils.evaluation import extract_features, prepare_network
-from utils.fitting import trained_statistics
-from utils.predictions import predict_files
-from utils.scores import SCORE_NAMES
-from utils.text_files import writable_folder
+from utils.evaluation_flags import choose_settings, data_of_run, evaluation_parser
+from utils.evaluation_script import run_script
+from utils.fitting import TrainingSets
+from utils.results import Sets, conclude
 
 
 def main(argv=None):
     show_warnings_plainly()
-    args = parse_args(argv)
-    compute = start(args.gpu)
-    if args.images:
-        wanted = flags.one_calibration(args), args.score
-        in_main(
-            compute, lambda: predict_files(args.images, args.ckpt_path, args.srp, compute.device, *wanted)
-        )
-        return finish()
-    checkpoint = open_checkpoint(args.ckpt_path)
-    known, notes = identify(checkpoint, vars(args))
+    run_script(parse_args(argv), identify, evaluate)
+
+
+def evaluate(args, compute, checkpoint, known, notes, out):
+    """Evaluates the network of a checkpoint, which ``known`` describes, and writes the results to ``out``."""
     benchmark, normalization = BENCHMARKS[known["ds"]], NORMALIZATIONS[known["normalization"]]
-    out = args.srp or results_folder(args.ckpt_path)
-    in_main(compute, lambda: writable_folder(out))
+    drp = data_of_run(args, stored_arguments(checkpoint), {"drp": Path("data")})["drp"]
 
     # Read everything first, so missing files are reported before any work is done.
-    ood_sets = benchmark.load_ood(args.dout or benchmark.ood_sets, args.drp, args.ood_resize)
-    test = benchmark.load_split(args.drp, False)
-    training, held_out = benchmark.load_long_tailed(args.drp, known["rho"]), None
+    ood_sets = benchmark.load_ood(args.dout or benchmark.ood_sets, drp, args.ood_resize)
+    test = benchmark.load_split(drp, False)
+    training, held_out = benchmark.load_long_tailed(drp, known["rho"]), None
     if known["val_fraction"]:
         parts = hold_out(training.labels, known["val_fraction"])
         training, held_out = (training.select(part) if len(part) else None for part in parts)
     class_counts = torch.bincount(training.labels, minlength=benchmark.num_classes).tolist()
-    require_classes(checkpoint, class_counts, benchmark.class_names(args.drp))
-    names = flags.chosen_calibrations(args, held_out is not None)
+    class_names = benchmark.class_names(drp)
+    require_classes(checkpoint, class_counts, class_names)
+    settings, outliers, more = choose_settings(
+        args, held_out is not None, lambda: benchmark.load_outliers(drp, args.num_ood_samples)
+    )
+    notes += more
     leaked = None
-    if "fc" in names and args.calibration_split == "test":
-        try:
-            counts = long_tail_counts(int(torch.bincount(test.labels).max()), len(class_counts), known["rho"])
-            leaked = test.select(long_tail_indices(test.labels, counts))
-        except InputError:
-            raise InputError(
-                "--calibration_split test is impossible for this run: the test split has too few images for "
-                f"its tail (rho {known['rho']})"
-            ) from None
+    if settings.calibration_split == "test":
+        leaked = long_tailed_test_images(test, len(class_counts), known["rho"])
         notes.append("feature calibration used labelled TEST images, a leak; for auditing only")
-    outliers = benchmark.load_outliers(args.drp, args.num_ood_samples) if set(names) != {"none"} else None
     if compute.is_main:
         for note in notes:
             say(f"warning: {note}", sys.stderr)
@@ -99,8 +84,7 @@ def main(argv=None):
         mixed_precision = autocast(compute.device, args.precision)
         return extract_features(network, batches, len(labels), compute, mixed_precision, title)
 
-    of_training = features("training images", *training)
-    of_outliers = None
+    of_training, of_outliers = features("training images", *training), None
     if outliers is not None:
         no_labels = torch.full((len(outliers),), -1)
         look = IMAGENET_NORMALIZATION if "normalization" in known["depart"] else normalization
@@ -108,36 +92,38 @@ def main(argv=None):
     sets = Sets(
         test=features("test images", *test),
         ood={name: features(name, *images) for name, images in ood_sets.items()},
-        training=of_training,
-        attending=of_training if leaked is None else features("calibration images", *leaked),
-        outliers=of_outliers,
-        held_out=None if held_out is None else features("held-out images", *held_out),
+        fitting=TrainingSets(
+            training=of_training,
+            outliers=of_outliers,
+            held_out=None if held_out is None else features("held-out images", *held_out),
+            attending=of_training if leaked is None else features("calibration images", *leaked),
+        ),
     )
     if compute.is_main:
         about = {"dataset": known["ds"], "network": known["model"], "checkpoint": str(args.ckpt_path)}
-        about |= {"rho": known["rho"], "normalization": known["normalization"]}
-        about |= {"ood_resize": args.ood_resize, "num_ood_samples": args.num_ood_samples, "notes": notes}
+        about |= {"rho": known["rho"], "normalization": known["normalization"], "ood_resize": args.ood_resize}
+        about |= {"num_outliers": None if outliers is None else len(outliers), "notes": notes}
         preprocessing = Preprocessing(test.images.shape[-1], args.ood_resize, normalization)
-        statistics = trained_statistics(checkpoint, len(class_counts), of_training.features.shape[1])
-        conclude(
-            model,
-            Deployment(known["model"], "cifar", preprocessing, benchmark.class_names(args.drp)),
-            names,
-            sets,
-            class_counts,
-            about,
-            progress_of(checkpoint),
-            out,
-            calibration_split=args.calibration_split,
-            score=args.score or SCORE_NAMES[0],
-            strength=args.fc_strength,
-            tnorm=args.tnorm,
-            precision=args.precision,
-            figures=args.figures,
-            device=compute.device,
-            statistics=statistics,
+        subject = Subject(
+            model, known["model"], "cifar", preprocessing, class_counts, class_names, checkpoint
         )
-    finish()
+        conclude(subject, sets, settings, about, out, compute.device)
+
+
+def long_tailed_test_images(test, num_classes, rho):
+    """Returns the test images that the authors' release calibrates on.
+
+    Raises:
+        InputError: there are too few for the tail.
+    """
+    try:
+        counts = long_tail_counts(int(torch.bincount(test.labels).max()), num_classes, rho)
+        return test.select(long_tail_indices(test.labels, counts))
+    except InputError:
+        raise InputError(
+            "--calibration_split test is impossible for this run: the test split has too few images for "
+            f"its tail (rho {rho})"
+        ) from None
 
 
 RANGES = {"rho": flags.imbalance_ratio, "val_fraction": flags.fraction}
@@ -179,59 +165,32 @@ def identify(checkpoint, given):
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=flags.HelpFormatter)
-    parser.add_argument(
-        "--dataset",
-        "--ds",
-        dest="ds",
-        type=flags.dataset_in_memory,
-        choices=tuple(BENCHMARKS),
-        help="default: the checkpoint's",
+    parser = evaluation_parser(__doc__)
+    add = parser.add_argument
+    of_run = "default: the checkpoint's"
+    in_memory = flags.dataset_in_memory
+    add("--dataset", "--ds", dest="ds", type=in_memory, choices=tuple(BENCHMARKS), help=of_run)
+    add("--model", "--md", choices=tuple(FAMILIES["cifar"]), help=of_run)
+    add("--imbalance_ratio", "--rho", dest="rho", type=flags.imbalance_ratio, help=of_run)
+    data = "the data folder; default: the run's, else data"
+    add("--data_root_path", "--drp", dest="drp", type=flags.path, help=data)
+    ood = "OOD sets, each with a list; default: the benchmark's"
+    add("--dout", nargs="+", metavar="SET", help=ood)
+    resize = (
+        "how to bring OOD images to 32 x 32: squash them, as published tables do, or resize the shorter side "
+        "and crop the centre"
     )
-    parser.add_argument("--model", "--md", choices=tuple(FAMILIES["cifar"]), help="default: the checkpoint's")
-    parser.add_argument(
-        "--imbalance_ratio", "--rho", dest="rho", type=flags.imbalance_ratio, help="default: the checkpoint's"
+    add("--ood_resize", choices=RESIZE_MODES, default=RESIZE_MODES[0], help=resize)
+    leak = "test: reproduces the test-label leak of the authors' release, for auditing only"
+    add("--calibration_split", choices=("train", "test"), default="train", help=leak)
+    points = (
+        "normalization: outliers are normalised with ImageNet's mean and std; default: as in the "
+        "checkpoint's training"
     )
-    parser.add_argument(
-        "--data_root_path",
-        "--drp",
-        dest="drp",
-        type=flags.path,
-        default=Path("data"),
-        help="the data folder; default: the run's",
-    )
-    parser.add_argument(
-        "--dout", nargs="+", metavar="SET", help="OOD sets, each with a list; default: the benchmark's"
-    )
-    parser.add_argument(
-        "--ood_resize",
-        choices=RESIZE_MODES,
-        default=RESIZE_MODES[0],
-        help="how to bring OOD images to 32 x 32: squash them, as published tables do, or resize the "
-        "shorter side and crop the centre",
-    )
-    flags.add_evaluation_flags(parser)
-    parser.add_argument(
-        "--calibration_split",
-        choices=("train", "test"),
-        default="train",
-        help="test: reproduces the test-label leak of the authors' release, for auditing only",
-    )
-    parser.add_argument(
-        "--depart",
-        nargs="+",
-        choices=("normalization",),
-        metavar="POINT",
-        help="normalization: outliers are normalised with ImageNet's mean and std; default: as in "
-        "the checkpoint's training",
-    )
-    parser.add_argument(
-        "--num_ood_samples",
-        type=flags.positive_int,
-        default=300_000,
-        help="how many outliers calibration uses: the first ones of the file",
-    )
-    return flags.parse_evaluation(parser, argv)
+    add("--depart", nargs="+", choices=("normalization",), metavar="POINT", help=points)
+    number = "how many outliers calibration uses: the first ones of the file"
+    add("--num_ood_samples", type=flags.positive_int, default=300_000, help=number)
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

@@ -1,21 +1,20 @@
 """Evaluates a checkpoint of train_imagenet.py on its ID and OOD test lists, with every score and calibration.
 
     python test_imagenet.py --gpu 0 --FC True --txtt LIST --txtv LIST --iidp DIR --iodp DIR --ckpt_path DIR
+    python test_imagenet.py --ckpt_path DIR               the run knows its lists and folders
+    python test_imagenet.py --images PATH... --ckpt_path DIR   afterwards: applies the network to any images
 
-ID test, OOD test and calibration images get the same centre crop. Prints the table and writes
-results.json, results.csv, results.md, scores.png, roc.png and detector.pth into the run
-directory. Afterwards,
-
-    python test_imagenet.py --images PATH... --ckpt_path DIR
-
-applies the network to any images.
+ID test, OOD test and calibration images get the same centre crop. Prints the tables and writes results.json,
+results.csv, results.md, scores.png, roc.png and detector.pth into the run directory. Without a list of OOD
+images it evaluates accuracy alone.
 """
 
-import argparse
+import os
 import sys
 
 import torch
 
+from datasets.image_list import overlap
 from datasets.imagenet import (
     EvalImages,
     balanced_sample,
@@ -34,69 +33,67 @@ from utils.checkpoint import (
     caveats,
     network_of,
     network_weights,
-    open_checkpoint,
-    progress_of,
     require_classes,
     resolve_settings,
-    results_folder,
     stored_arguments,
 )
-from utils.conclusion import Sets, conclude
 from utils.console import say, show_warnings_plainly
-from utils.detector import Deployment
-from utils.distributed import autocast, finish, in_main, start, to_main
+from utils.detector import Subject
+from utils.distributed import autocast, to_main
 from utils.errors import InputError, exit_cleanly
 from utils.evaluation import Features, extract_features, prepare_network
-from utils.predictions import predict_files
-from utils.scores import SCORE_NAMES
-from utils.text_files import writable_folder
+from utils.evaluation_flags import choose_settings, data_of_run, evaluation_parser
+from utils.evaluation_script import run_script
+from utils.fitting import TrainingSets
+from utils.results import Sets, conclude
 
 RANGES = {"image_size": flags.image_size, "val_fraction": flags.fraction}
 
 
 def main(argv=None):
     show_warnings_plainly()
-    args = parse_args(argv)
-    compute = start(args.gpu)
-    if args.images:
-        wanted = flags.one_calibration(args), args.score
-        in_main(
-            compute, lambda: predict_files(args.images, args.ckpt_path, args.srp, compute.device, *wanted)
-        )
-        return finish()
-    checkpoint = open_checkpoint(args.ckpt_path)
-    known, notes = identify(checkpoint, vars(args))
-    normalization = NORMALIZATIONS[known["normalization"]]
-    out = args.srp or results_folder(args.ckpt_path)
-    in_main(compute, lambda: writable_folder(out))
-    if compute.is_main:
-        for note in notes:
-            say(f"warning: {note}", sys.stderr)
+    run_script(parse_args(argv), identify, evaluate)
+
+
+def evaluate(args, compute, checkpoint, known, notes, out):
+    """Evaluates the network of a checkpoint, which ``known`` describes, and writes the results to ``out``."""
+    data = data_of_run(args, stored_arguments(checkpoint), flags.IMAGE_LISTS)
+    iidp, iodp = data["iidp"], data["iodp"]
 
     # Read every list first, so missing files are reported before any work is done.
-    training, held_out = load_files(args.txtt, args.iidp), None
-    class_names = folder_names(training)
+    every, held_out = load_files(data["txtt"], iidp), None
+    class_names, training = folder_names(every), every
     if known["val_fraction"]:
-        parts = hold_out(training.labels, known["val_fraction"])
-        training, held_out = (select(training, part) if len(part) else None for part in parts)
+        parts = hold_out(every.labels, known["val_fraction"])
+        training, held_out = (select(every, part) if len(part) else None for part in parts)
     class_counts = torch.bincount(training.labels).tolist()
     require_classes(checkpoint, class_counts, class_names)
-    test = load_files(args.txtv, args.iidp, num_classes=len(class_counts))
-    ood = load_ood_lists(args.txt_ood_test, args.iodp)
-    names = flags.chosen_calibrations(args, held_out is not None)
-    outliers = None
-    if set(names) != {"none"}:
-        outliers = load_files(args.txt_ood_train, args.iodp, labelled=False)
-        size = min(args.num_cal, len(outliers.paths))
-        chosen = epoch_indices(len(outliers.paths), size, args.seed, 0, "calibration")
-        outliers = select(outliers, chosen)
+    test = load_files(data["txtv"], iidp, num_classes=len(class_counts))
+    require_same_classes(test, class_names or [], data["txtv"])
     if args.num_cal < len(class_counts):
         raise InputError(
             f"--num_cal {args.num_cal} is less than one image for each of the {len(class_counts)} classes"
         )
+    ood, missing = {}, [path for path in data["txt_ood_test"] if not path.exists()]
+    if args.txt_ood_test or not missing:
+        ood = load_ood_lists(data["txt_ood_test"], iodp)
+    else:
+        notes.append(f"accuracy alone: the OOD list {missing[0]} is missing; --txt_ood_test names another")
+    settings, outliers, more = choose_settings(
+        args, held_out is not None, lambda: load_files(data["txt_ood_train"], iodp, labelled=False)
+    )
+    notes += more + overlaps(test, every, ood, outliers)
+    if outliers is not None:
+        size = min(args.num_cal, len(outliers.paths))
+        chosen = epoch_indices(len(outliers.paths), size, args.seed, 0, "calibration")
+        outliers = select(outliers, chosen)
+    if compute.is_main:
+        for note in notes:
+            say(f"warning: {note}", sys.stderr)
 
     model = build_model(known["model"], len(class_counts), family="imagenet")
     network = prepare_network(model, checkpoint, compute, args.precision)
+    normalization = NORMALIZATIONS[known["normalization"]]
 
     def features(title, files, replace=True):
         batches = EvalImages(
@@ -121,37 +118,49 @@ def main(argv=None):
     of_ood = {name: features(name, files, replace=False) for name, files in ood.items()}
     of_training = features("training images", training)
     sample = balanced_sample(training.labels, args.num_cal, args.seed)
-    sets = Sets(
-        test=of_test,
-        ood=of_ood,
+    fitting = TrainingSets(
         training=of_training,
-        attending=Features(*(part[sample] for part in of_training)) if compute.is_main else None,
         outliers=None if outliers is None else features("outliers", outliers),
         held_out=None if held_out is None else features("held-out images", held_out),
+        attending=Features(*(part[sample] for part in of_training)) if compute.is_main else None,
     )
     if compute.is_main:
-        about = {"dataset": "imagenet", "network": known["model"], "checkpoint": str(args.ckpt_path)}
-        about |= {"normalization": known["normalization"], "num_cal": args.num_cal}
-        about |= {"calibration_seed": args.seed, "notes": notes}
+        about = {"dataset": "imagenet", "data": name_of(data["txtt"]), "network": known["model"]}
+        about |= {"checkpoint": str(args.ckpt_path), "normalization": known["normalization"]}
+        about |= {"num_calibration_images": len(sample), "calibration_seed": args.seed, "notes": notes}
+        about["num_outliers"] = None if outliers is None else len(outliers.paths)
         preprocessing = Preprocessing(known["image_size"], PHOTOGRAPH, normalization)
-        conclude(
-            model,
-            Deployment(known["model"], "imagenet", preprocessing, class_names),
-            names,
-            sets,
-            class_counts,
-            about,
-            progress_of(checkpoint),
-            out,
-            calibration_split="train",
-            score=args.score or SCORE_NAMES[0],
-            strength=args.fc_strength,
-            tnorm=args.tnorm,
-            precision=args.precision,
-            figures=args.figures,
-            device=compute.device,
+        subject = Subject(
+            model, known["model"], "imagenet", preprocessing, class_counts, class_names, checkpoint
         )
-    finish()
+        conclude(subject, Sets(of_test, of_ood, fitting), settings, about, out, compute.device)
+
+
+def require_same_classes(files, class_names, list_path):
+    """Raises InputError if an image of a list lies in a folder that is named after another class."""
+    numbers = {name: c for c, name in enumerate(class_names)}
+    for path, label in zip(files.paths, files.labels.tolist(), strict=True):
+        folder = os.path.basename(os.path.dirname(path))
+        if numbers.get(folder, label) != label:
+            raise InputError(
+                f"{list_path}: {path} has the label {label}, which the training list gives to class "
+                f"{class_names[label]!r}, and {numbers[folder]} to {folder!r}"
+            )
+
+
+def overlaps(test, training, ood, outliers):
+    """Returns notes about files that are in two lists that should have none in common."""
+    pairs = [("the test list", test, training, "training images")]
+    if outliers is not None:
+        pairs += [(f"the OOD list {name}", files, outliers, "outliers") for name, files in ood.items()]
+    counts = [(name, overlap(files, others), len(files.paths), what) for name, files, others, what in pairs]
+    return [f"{n:,} of {size:,} images of {name} are {what} too" for name, n, size, what in counts if n]
+
+
+def name_of(training_list):
+    """Returns a name for the user's data: the training list's, or its folder's if that is just "train"."""
+    name = training_list.stem.removesuffix("_train")
+    return training_list.resolve().parent.name if name in ("train", "training") else name
 
 
 def identify(checkpoint, given):
@@ -183,23 +192,20 @@ def identify(checkpoint, given):
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=flags.HelpFormatter)
-    parser.add_argument("--dataset", "--ds", dest="ds", choices=("imagenet",), help="the data set")
-    parser.add_argument(
-        "--model", "--md", choices=tuple(FAMILIES["imagenet"]), help="default: the checkpoint's"
-    )
+    parser = evaluation_parser(__doc__)
+    add = parser.add_argument
+    add("--dataset", "--ds", dest="ds", choices=("imagenet",), help="the data set")
+    add("--model", "--md", choices=tuple(FAMILIES["imagenet"]), help="default: the checkpoint's")
     flags.add_image_lists(parser)
-    parser.add_argument("--image_size", type=flags.image_size, help="default: the checkpoint's")
-    parser.add_argument(
-        "--num_cal",
-        type=flags.positive_int,
-        default=30_000,
-        help="how many training images (class-balanced) feature calibration uses, and how many outliers it "
-        "and the probe use",
+    parser.set_defaults(**dict.fromkeys(flags.IMAGE_LISTS))  # the run's
+    add("--image_size", type=flags.image_size, help="default: the checkpoint's")
+    number = (
+        "how many training images (class-balanced) feature calibration uses, and how many outliers it and "
+        "the probe use"
     )
-    flags.add_evaluation_flags(parser)
+    add("--num_cal", type=flags.positive_int, default=30_000, help=number)
     parser.set_defaults(tb=100)
-    return flags.parse_evaluation(parser, argv)
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

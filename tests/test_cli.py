@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from cifar_files import write_cifar10, write_ood_set
 from command_line import (
     DIGITS,
     DIGITS_NETWORK,
@@ -19,7 +20,8 @@ from command_line import (
 
 import train
 from models import build_model
-from utils import conclusion
+from utils import results as results_module
+from utils.detector import Detector
 
 METRICS = {"auroc", "aupr_in", "aupr_out", "fpr95", "fpr95_id"}
 evaluation = load_script("test")
@@ -49,11 +51,12 @@ def test_the_papers_command_lines(ds, settings, data, tmp_path, capsys, monkeypa
     assert run(evaluation.main, *common, "--FC", "True", "--drp", data, "--ckpt_path", out) == 0
     printed = capsys.readouterr().out
     results = json.loads((out / "results.json").read_text())
-    assert {"dataset", "checkpoint", "rows", "mean", "accuracy", "environment"} <= results.keys()
-    assert results["ood_resize"] == "squash"
-    assert (
-        len(results["rows"]) == 6 * 2 * 8 and len(results["mean"]) == 2 * 8 and len(results["accuracy"]) == 2
-    )
+    assert {"dataset", "checkpoint", "environment"} <= results.keys() and results["ood_resize"] == "squash"
+    scores = {"energy", "msp", "maxlogit", "knn", "vmf", "mahalanobis"}
+    assert len(results["rows"]) == 6 * len(results["mean"]) and len(results["accuracy"]) == 2
+    assert {(m["calibration"], m["score"]) for m in results["mean"]} >= {
+        (way, score) for way in ("none", "fc") for score in scores
+    }
     keys = {"ood", "calibration", "fc", "score", "n_id", "n_ood"}
     assert all(keys | METRICS == row.keys() for row in results["rows"])
     classes = 10 if ds == "cifar10" else 100
@@ -74,25 +77,13 @@ def test_the_papers_command_lines(ds, settings, data, tmp_path, capsys, monkeypa
         assert line == {key: str(value) for key, value in row.items()}
 
 
-def test_a_digits_run_and_its_evaluation(digits_run, capsys):
-    assert run(evaluation.main, "--gpu", "cpu", "--ckpt_path", digits_run) == 0
-    results = json.loads((digits_run / "results.json").read_text())
-    assert results["dataset"] == "digits" and {r["ood"] for r in results["rows"]} == {
-        "digits89",
-        "photo",
-        "noise",
-    }
-    assert torch.load(digits_run / "latest.pth", weights_only=True)["epoch"] == 1
-
-
 @pytest.mark.parametrize(
     "flag,ways",
     [
         ((), ["none", "fc", "probe"]),
         (("--FC",), ["none", "fc"]),
-        (("--FC", "True"), ["none", "fc"]),
-        (("--FC", "False"), ["none"]),
         (("--FC", "no"), ["none"]),
+        (("--score", "combined", "--FC", "no"), ["none"]),
         (("--calibration", "probe", "none"), ["none", "probe"]),
         (("--calibration", "fc"), ["fc"]),
     ],
@@ -113,15 +104,17 @@ def test_fc_and_calibration_mean_what_they_say(flag, ways, digits_run, tmp_path)
     results = json.loads((tmp_path / "results.json").read_text())
     assert [a["calibration"] for a in results["accuracy"]] == ways
     assert {(row["calibration"], row["fc"]) for row in results["rows"]} == {(w, w == "fc") for w in ways}
-    with_outliers = ways != ["none"]
-    assert ("probe" in {row["score"] for row in results["rows"]}) is with_outliers
-    assert ("probe" in results) is with_outliers
+    with_probe = "probe" in ways or "combined" in flag
+    assert (results["num_outliers"] == 50) is (ways != ["none"] or with_probe)
+    if not with_probe:
+        assert not {"probe", "combined"} & {row["score"] for row in results["rows"]}
+    assert ("combined" in {row["score"] for row in results["rows"]}) >= with_probe
 
 
 def test_no_test_image_changes_what_is_fitted(digits_run, tmp_path, monkeypatch):
     """Attention, probe and every score, whatever the test images and OOD sets are."""
     fitted, inverted = [], False
-    fit, digits = conclusion.fit_calibrations, evaluation.BENCHMARKS["digits"]
+    fit, digits = results_module.fit_calibrations, evaluation.BENCHMARKS["digits"]
 
     def record(*args, **kwargs):
         calibrations, facts = fit(*args, **kwargs)
@@ -138,7 +131,7 @@ def test_no_test_image_changes_what_is_fitted(digits_run, tmp_path, monkeypatch)
     def read_ood(*args):
         return {name: changed(images) for name, images in digits.read_ood(*args).items()}
 
-    monkeypatch.setattr(conclusion, "fit_calibrations", record)
+    monkeypatch.setattr(results_module, "fit_calibrations", record)
     replaced = dataclasses.replace(digits, load_split=load_split, read_ood=read_ood)
     monkeypatch.setitem(evaluation.BENCHMARKS, "digits", replaced)
     rows = []
@@ -150,27 +143,42 @@ def test_no_test_image_changes_what_is_fitted(digits_run, tmp_path, monkeypatch)
     assert rows[0] != rows[1]
 
 
-def test_auto_needs_images_that_were_held_out(digits_run, tmp_path, capsys):
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--calibration", "auto"],  # of a run that held out no images
+        ["--calibration", "auto", "none"],
+        ["--fc_strength", 0.5, "--calibration", "probe"],
+        ["--calibration_split", "test", "--calibration", "none"],
+    ],
+)
+def test_flags_that_ask_for_the_impossible(flags, digits_run, tmp_path, capsys):
     argv = ["--gpu", "cpu", "--ckpt_path", digits_run, "--srp", tmp_path]
-    assert_one_sentence(
-        capsys, run(evaluation.main, *argv, "--calibration", "auto"), "--calibration auto", "--val_fraction"
-    )
-    leak = ["--calibration_split", "test", "--calibration", "none"]
-    for flags in (["--calibration", "auto", "none"], ["--fc_strength", 0.5, "--calibration", "probe"], leak):
-        assert_one_sentence(capsys, run(evaluation.main, *argv, *flags), flags[0])
-    assert not (tmp_path / "results.json").exists()
-
-
-def test_a_score_that_cannot_be_fitted_is_refused(digits_run, tmp_path, capsys):
-    argv = ["--gpu", "cpu", "--ckpt_path", digits_run, "--srp", tmp_path, "--dout", "noise"]
-    status = run(evaluation.main, *argv, "--calibration", "none", "--score", "probe")
-    # One line: no set is announced, as no features are computed.
-    assert_one_sentence(capsys, status, "--score probe needs another calibration beside none")
+    assert_one_sentence(capsys, run(evaluation.main, *argv, *flags), flags[0])
+    assert not list(tmp_path.iterdir())
 
 
 def test_fc_and_calibration_do_not_contradict_each_other(digits_run, capsys):
     argv = ["--ckpt_path", digits_run, "--FC", "True", "--calibration", "probe"]
     assert_refused_by_the_parser(capsys, run(evaluation.main, *argv), "--calibration", "--FC")
+
+
+def test_without_outliers_everything_that_needs_none_works(tmp_path, capsys):
+    """As where nobody has the withdrawn TinyImages."""
+    torch.save(build_model("ResNet20", 10).state_dict(), tmp_path / "weights.pth")
+    write_cifar10(tmp_path)
+    write_ood_set(tmp_path, "cifar10", "svhn", [-1] * 3)
+    argv = "--gpu cpu --ds cifar10 --md ResNet20 --dout svhn".split()
+    argv += ["--drp", tmp_path, "--ckpt_path", tmp_path / "weights.pth", "--srp", tmp_path]
+    assert run(evaluation.main, *argv) == 0
+    assert "300K_random_images.npy" in capsys.readouterr().err
+    results, accuracy = table_of(tmp_path)
+    assert accuracy.keys() == {"none"} and "300K_random_images.npy" in " ".join(results["notes"])
+    assert not {"probe", "combined"} & {row["score"] for row in results["rows"]}
+    with pytest.warns(UserWarning, match="--val_fraction"):
+        assert Detector.load(tmp_path).score == "energy"
+    for flags in (["--FC"], ["--score", "combined"]):
+        assert_one_sentence(capsys, run(evaluation.main, *argv, *flags), "300K_random_images.npy")
 
 
 def test_calibration_on_the_test_split_is_possible_and_warned_of(digits_run, tmp_path, capsys):

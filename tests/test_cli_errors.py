@@ -229,3 +229,9 @@ def test_an_ood_set_without_an_ood_image_is_refused(tmp_path, capsys):
     torch.save(build_model("ResNet20", 10).state_dict(), tmp_path / "weights.pth")
     argv = [*CIFAR10_NETWORK, "--drp", tmp_path, "--ckpt_path", tmp_path / "weights.pth"]
     assert_one_sentence(capsys, run(evaluation.main, *argv, "--dout", "tin"), "tin", "out of distribution")
+
+
+def test_images_under_torchrun_are_refused(digits_run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    argv = ["--images", tmp_path, "--ckpt_path", digits_run, "--gpu", "cpu"]
+    assert_one_sentence(capsys, run(evaluation.main, *argv), "--images", "torchrun")

@@ -21,15 +21,15 @@ import train_imagenet
 from datasets.digits import load_digits
 from datasets.long_tail import hold_out
 from datasets.registry import BENCHMARKS
-from utils import conclusion
-from utils.detector import Detection, Detector, keeping_threshold
+from utils import results
+from utils.detector import Detection, Detector
 from utils.errors import InputError
-from utils.scores import SCORE_NAMES
+from utils.scores import score_names
 
 evaluation, imagenet_evaluation = load_script("test"), load_script("test_imagenet")
 WAYS = ("none", "fc", "probe")
 VAL_FRACTION = 0.2
-TRAINING_WARNING = "ignore:no images were held out of training"
+TRAINING_WARNING = "ignore:the detector.s threshold keeps"
 
 
 class Evaluated(NamedTuple):
@@ -41,17 +41,17 @@ class Evaluated(NamedTuple):
 
 
 def evaluate(script, *argv):
-    """Runs a test script and returns the scores that its report was given."""
-    given, report = [], conclusion.report
+    """Runs a test script and returns the scores that its metrics were computed from."""
+    given, original = [], results.evaluate
 
-    def record(results, scores, *rest):
-        given.append(scores)
-        report(results, scores, *rest)
+    def record(*args):
+        given.append(original(*args))
+        return given[0]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(conclusion, "report", record)
+        patch.setattr(results, "evaluate", record)
         assert run(script.main, *argv) == 0
-    return given[0]
+    return given[0][1]
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +62,7 @@ def digits(tmp_path_factory):
     flags = ["--ds", "digits", "--gpu", "cpu", "-b", 128, "--ob", 32, "-e", 1, "--val_fraction", VAL_FRACTION]
     assert run(train.main, *flags, "--srp", folder) == 0
     argv = ["--gpu", "cpu", "--ckpt_path", folder, "--dout", "digits89", "--num_ood_samples", 200]
+    argv += ["--score", "knn"]
     return Evaluated(folder, evaluate(evaluation, *argv))
 
 
@@ -72,7 +73,7 @@ def photographs(tmp_path_factory):
     root, folder = tmp_path_factory.mktemp("photographs"), tmp_path_factory.mktemp("run") / "run"
     data = write_lists(root)
     assert run(train_imagenet.main, *TRAIN, *data, "--srp", folder) == 0
-    scores = evaluate(imagenet_evaluation, *SMALL, *data, "--ckpt_path", folder)
+    scores = evaluate(imagenet_evaluation, *SMALL, "--ckpt_path", folder, "--score", "knn")
     return Evaluated(folder, scores), root
 
 
@@ -87,7 +88,7 @@ def picture(image):
 @pytest.mark.parametrize("way", WAYS)
 def test_scores_of_digits_are_those_of_the_evaluation(way, digits):
     images = load_digits(False).images[::8]
-    for score in SCORE_NAMES:
+    for score in score_names():
         expected = digits.scores[way][score]["digits89"][0][::8]
         found = Detector.load(digits.folder, "cpu", calibration=way, score=score)(images)
         np.testing.assert_allclose(scores_of(found), expected, atol=1e-5, rtol=1e-5)
@@ -171,38 +172,23 @@ def test_what_is_no_image_is_refused(images, words, digits):
         Detector.load(digits.folder)(images)
 
 
-def test_the_threshold_keeps_95_percent_of_held_out_images(digits):
+@pytest.mark.parametrize("way, score", [("none", "combined"), ("none", "energy"), ("fc", "knn")])
+@pytest.mark.parametrize("keep", [0.95, 0.5])
+def test_the_threshold_keeps_a_share_of_held_out_images(keep, way, score, digits):
     training = BENCHMARKS["digits"].load_long_tailed(None, BENCHMARKS["digits"].training["rho"])
     _, held = hold_out(training.labels, VAL_FRACTION)
-    for way, score in (("none", "combined"), ("none", "energy"), ("probe", "msp"), ("fc", "knn")):
-        found = Detector.load(digits.folder, calibration=way, score=score)(training.images[held])
-        kept = sum(not one.ood for one in found)
-        assert kept == math.ceil(0.95 * len(held))
-        assert all(
-            one.ood == (one.score > Detector.load(digits.folder, calibration=way, score=score).threshold)
-            for one in found[:3]
-        )
-
-
-@pytest.mark.parametrize(
-    "scores, threshold",
-    [
-        ([3.0, 1.0, 2.0], 3.0),
-        (list(range(20, 0, -1)), 19.5),
-        (list(range(100)), 94.5),
-        ([1.0] * 99 + [2.0], 1.0),
-    ],
-)
-def test_the_threshold_of_known_scores(scores, threshold):
-    assert keeping_threshold(torch.tensor(scores)) == threshold
+    detector = Detector.load(digits.folder, calibration=way, score=score, keep=None if keep == 0.95 else keep)
+    found = detector(training.images[held])
+    assert sum(not one.ood for one in found) == math.ceil(keep * len(held))
+    assert all(one.ood == (one.score > detector.threshold) for one in found)
 
 
 def test_an_imagenet_run_without_held_out_images(photographs):
     (folder, scores), root = photographs
     files = [root / "val" / f"{i}.jpg" for i in range(6)]
     for way in WAYS:
-        for score in SCORE_NAMES:
-            with pytest.warns(UserWarning, match="threshold keeps 95% of the training images"):
+        for score in score_names():
+            with pytest.warns(UserWarning, match="threshold keeps 95 % of 12 training images"):
                 detector = Detector.load(folder, calibration=way, score=score)
             expected = scores[way][score]["txt_ood_test"][0]
             found = detector.of_prepared(
@@ -271,15 +257,16 @@ def test_images_on_the_command_line(kind, request, photos, tmp_path, capsys):
         assert (*read, row["ood"] == "True") == tuple(one)
 
 
-def test_nothing_is_overwritten_by_predictions(digits, photos, tmp_path, capsys):
+def test_predictions_may_be_made_again_with_another_share(digits, photos, tmp_path, capsys):
     argv = ["--images", photos, "--ckpt_path", digits.folder, "--gpu", "cpu", "--srp", tmp_path / "out"]
-    assert run(evaluation.main, *argv) == 0
+    tables = []
+    for flags in ([], ["--keep", 0.0001]):  # which keeps only the image that looks least OOD
+        assert run(evaluation.main, *argv, *flags) == 0
+        tables.append(list(csv.DictReader((tmp_path / "out" / "predictions.csv").read_text().splitlines())))
     assert not (digits.folder / "predictions.csv").exists()
-    before = (tmp_path / "out" / "predictions.csv").read_bytes()
-    capsys.readouterr()
-    assert run(evaluation.main, *argv, "--score", "knn") == 2
-    assert "predictions.csv is already there" in capsys.readouterr().err
-    assert (tmp_path / "out" / "predictions.csv").read_bytes() == before
+    assert "keeps 0.01 % of" in capsys.readouterr().out
+    assert [row["score"] for row in tables[0]] == [row["score"] for row in tables[1]]
+    assert {row["ood"] for row in tables[1]} == {"True"}
 
 
 def test_the_results_of_a_checkpoint_file_are_found(digits, photos, tmp_path, capsys):

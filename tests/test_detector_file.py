@@ -1,47 +1,48 @@
-"""The file ``detector.pth``: its defaults, what it may hold, and whose it may be."""
+"""The file ``detector.pth``: its defaults, its threshold, what it may hold, and what other files give."""
 
 import math
 import os
-import pickle
 import warnings
 
 import pytest
 import torch
 from image_files import photograph, truncate
 
-from datasets.cifar import class_names
-from datasets.imagenet import ImageFiles, folder_names
 from datasets.normalization import NORMALIZATIONS
 from datasets.preprocessing import Preprocessing
-from datasets.registry import BENCHMARKS
 from models import build_model
 from utils.calibration import Classifier
-from utils.detector import Deployment, Detector, write_detector
+from utils.detector import Detector, Subject, keeping_threshold, write_detector
 from utils.errors import InputError
 from utils.evaluation import Features
-from utils.fitting import fit_calibrations
+from utils.evaluation_flags import Settings
+from utils.fitting import TrainingSets, fit_calibrations
+
+SETTINGS = Settings(["none", "fc", "probe"], "energy", 1.0, False, "fp32", 0.95, "png", False)
 
 
 @pytest.fixture
 def fitted():
-    """A network, and calibrations fitted on random features."""
+    """A network, and calibrations fitted on random features of 60 images."""
     torch.manual_seed(0)
     network = build_model("ResNet20", 3)
     training = Features(torch.rand(60, 64), torch.arange(60) % 3)
+    sets = TrainingSets(training, Features(torch.rand(20, 64), -torch.ones(20).long()), training, training)
     calibrations, _ = fit_calibrations(
-        ["none", "fc", "probe"], Classifier.of(network), training, torch.rand(20, 64), [20, 20, 20]
+        SETTINGS.calibrations, Classifier.of(network), sets, [20, 20, 20], score="energy"
     )
-    return network, calibrations, training
+    return network, calibrations, sets
 
 
-def write(folder, fitted, class_names=None, epoch=30, epochs=30, **settings):
-    network, calibrations, training = fitted
-    settings = {"calibrations": calibrations, "auto": None} | settings
+def write(folder, fitted, names=None, auto=None, epoch=30, sets=None, calibrations=None, **settings):
+    network, made, made_from = fitted
     preprocessing = Preprocessing(16, "squash", NORMALIZATIONS["digits"])
-    settings |= {"progress": {"epoch": epoch, "epochs": epochs}, "precision": "fp32"}
-    deployment = Deployment("ResNet20", "cifar", preprocessing, class_names)
-    write_detector(folder, network, deployment, held_out=training, training=training, **settings)
-    return folder / "detector.pth"
+    checkpoint = {"epoch": epoch, "args": {"epochs": 30}}
+    subject = Subject(network, "ResNet20", "cifar", preprocessing, [20, 20, 20], names, checkpoint)
+    chosen = {name: made[name] for name in calibrations or made}
+    path = folder / "detector.pth"
+    write_detector(path, subject, chosen, sets or made_from, SETTINGS._replace(**settings), auto)
+    return path
 
 
 def test_the_default_is_what_auto_chose(fitted, tmp_path):
@@ -52,38 +53,81 @@ def test_the_default_is_what_auto_chose(fitted, tmp_path):
 
 
 def test_the_default_without_the_network_as_it_is(fitted, tmp_path):
-    network, calibrations, training = fitted
-    detector = Detector.load(write(tmp_path, fitted, calibrations={"fc": calibrations["fc"]}))
+    detector = Detector.load(write(tmp_path, fitted, calibrations=["fc"]))
     assert (detector.calibration, detector.score) == ("fc", "combined")
 
 
-def test_calibrations_share_what_is_equal_on_disk(fitted, tmp_path):
-    network, calibrations, training = fitted
-    path = write(tmp_path, fitted, calibrations={"none": calibrations["none"]})
-    one = path.stat().st_size
-    added = write(
-        tmp_path, fitted, calibrations={"none": calibrations["none"], "other": calibrations["none"]}
-    )
-    assert added.stat().st_size - one < 10_000 < training.features.nbytes
+def test_the_scores_of_all_training_images_are_there_on_request(fitted, tmp_path):
+    path = write(tmp_path, fitted)
+    small = path.stat().st_size
+    with pytest.raises(InputError, match="no score 'knn' .* evaluate the run with --score knn$"):
+        Detector.load(path, score="knn")
+    assert Detector.load(write(tmp_path, fitted, score="knn"), score="knn")(photograph(0))
+    assert path.stat().st_size > small + 60 * 64 * 4
+    with pytest.raises(InputError, match="--calibration probe$"):
+        Detector.load(write(tmp_path, fitted, calibrations=["none"]), calibration="probe")
+    with pytest.raises(InputError, match="no score 'odin' in it, only 'energy', .*'combined'$"):
+        Detector.load(path, score="odin")
+    with pytest.raises(InputError, match="no detector .*test.py, or test_imagenet.py"):
+        Detector.load(tmp_path / "nothing")
 
 
-def test_an_unfinished_run_is_warned_of(fitted, tmp_path):
-    with pytest.warns(UserWarning, match="written at epoch 1 of 4: evaluate the finished run"):
-        Detector.load(write(tmp_path, fitted, epoch=1, epochs=4))
+@pytest.mark.parametrize(
+    "scores, keep, threshold",
+    [
+        ([3.0, 1.0, 2.0], 0.95, 3.0),
+        (list(range(20, 0, -1)), 0.95, 19.5),
+        (list(range(100)), 0.95, 94.5),
+        (list(range(100)), 0.07, 6.5),
+        (list(range(100)), 1.0, 99),
+        (list(range(100)), 1e-9, 0.5),
+        ([1.0] * 99 + [2.0], 0.95, 1.0),
+    ],
+)
+def test_the_threshold_of_known_scores(scores, keep, threshold):
+    assert keeping_threshold(torch.tensor(scores), keep) == threshold
+
+
+def test_the_share_to_keep_is_the_users(fitted, tmp_path):
+    path = write(tmp_path, fitted, keep=0.9)
+    stored = torch.load(path)["calibrations"]["none"]["id_scores"]["energy"]
+    assert stored.dtype == torch.float32 and torch.equal(stored, stored.sort().values) and len(stored) == 60
+    for keep, kept in ((None, 54), (0.9, 54), (0.5, 30), (1, 60)):
+        detector = Detector.load(path, score="energy", keep=keep)
+        assert (detector.keep, detector.num_images) == (keep or 0.9, 60)
+        assert int((stored <= detector.threshold).sum()) == kept
+    for keep in (0, 1.1, -1, math.nan):
+        with pytest.raises(InputError, match=str(keep)):
+            Detector.load(path, keep=keep)
+
+
+def test_equal_scores_are_kept_or_flagged_together(fitted, tmp_path):
+    """Most images of a network that is sure of itself have one score, up to the rounding of float32."""
+    network, _, sets = fitted
+    network.linear.weight.data.mul_(1000)
+    calibrations, _ = fit_calibrations(["none"], Classifier.of(network), sets, [20] * 3, score="msp")
+    path = write(tmp_path, (network, calibrations, sets), calibrations=["none"])
+    detector = Detector.load(path, score="msp")
+    images = torch.randint(256, (40, 3, 16, 16), dtype=torch.uint8, generator=torch.manual_seed(1))
+    found = detector.of_prepared(images)
+    assert {one.ood for one in found if one.score == -1} == {False}
+
+
+def test_what_a_user_should_know_is_warned_of(fitted, tmp_path):
+    training = fitted[2].training
+    few = Features(*(part[:19] for part in training))
+    sets = fitted[2]._replace(held_out=None)
+    for settings, words in (
+        ({"epoch": 1}, "epoch 1 of 30"),
+        ({"sets": fitted[2]._replace(held_out=few)}, "19 held-out images"),
+        ({"sets": sets}, "60 training images, as none were held out"),
+    ):
+        with pytest.warns(UserWarning, match=words):
+            Detector.load(write(tmp_path, fitted, **settings))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        Detector.load(write(tmp_path, fitted, epoch=None, epochs=None))
-        assert Detector.load(write(tmp_path, fitted, epoch=4, epochs=4))(photograph(0))
-
-
-def test_what_is_not_in_the_file_is_refused_with_what_is(fitted, tmp_path):
-    path = write(tmp_path, fitted)
-    with pytest.raises(InputError, match="no calibration 'auto' in it; there are 'none', 'fc', 'probe'"):
-        Detector.load(path, calibration="auto")
-    with pytest.raises(InputError, match="no score 'odin' in it; there are 'energy', 'msp'"):
-        Detector.load(path, score="odin")
-    with pytest.raises(InputError, match="no detector .*run test.py, or test_imagenet.py, on the run first"):
-        Detector.load(tmp_path / "nothing")
+        Detector.load(write(tmp_path, fitted, epoch=None))
+        assert Detector.load(write(tmp_path, fitted))(photograph(0))
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "abacus"])
@@ -97,49 +141,30 @@ class Code:
         return os.mkdir, ("executed",)
 
 
-def test_code_in_the_file_is_refused_and_not_run(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    torch.save({"calibrations": Code()}, tmp_path / "detector.pth")
-    (tmp_path / "bare").mkdir()
-    (tmp_path / "bare" / "detector.pth").write_bytes(pickle.dumps(Code()))
-    for folder in (tmp_path, tmp_path / "bare"):
-        with pytest.raises(InputError, match="detector.pth"):
-            Detector.load(folder)
-    assert not (tmp_path / "executed").exists()
-
-
-HOSTILE = {
+WRONG = {
+    "code": lambda s: s.update(default=Code()),
     "nothing": lambda s: s.clear(),
     "another network": lambda s: s.update(network="ResNet18"),
     "no network": lambda s: s.update(network="__class__"),
     "gigabytes of pixels": lambda s: s.update(image_size=10**6),
-    "a tensor as size": lambda s: s.update(image_size=torch.tensor(16)),
-    "no way to its size": lambda s: s.update(resize="stretch"),
     "one mean": lambda s: s.update(normalization=[[0.5], 3]),
-    "control characters": lambda s: s.update(class_names=["a", "b", "\x1b[2J"]),
-    "a word for an epoch": lambda s: s.update(epoch="1"),
-    "two names": lambda s: s.update(class_names=["a", "b"]),
-    "weights of text": lambda s: s.update(weights="linear.weight"),
     "not finite": lambda s: s["weights"]["conv1.weight"].fill_(math.nan),
-    "no threshold": lambda s: s["calibrations"]["none"]["thresholds"].update(combined=math.nan),
     "no scores": lambda s: s["calibrations"]["none"].pop("scores"),
+    "thresholds of an earlier version": lambda s: s["calibrations"]["none"].pop("id_scores"),
     "attention of one": lambda s: s["calibrations"]["none"]["calibration"].update(attention=torch.ones(1, 2)),
-    "fewer classes": lambda s: s["calibrations"]["none"]["calibration"].update(
-        classifier={"weight": torch.ones(2, 64).double(), "bias": torch.ones(2).double()}
-    ),
-    "a list": lambda s: s.update(calibrations=[1]),
 }
 
 
-@pytest.mark.parametrize("kind", HOSTILE)
-def test_a_strangers_values_are_refused_in_a_sentence(kind, fitted, tmp_path):
-    path = write(tmp_path, fitted, class_names=["a", "b", "c"])
+@pytest.mark.parametrize("kind", WRONG)
+def test_other_files_are_refused_in_a_sentence(kind, fitted, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = write(tmp_path, fitted)
     state = torch.load(path, weights_only=True)
-    HOSTILE[kind](state)
+    WRONG[kind](state)
     torch.save(state, path)
     with pytest.raises(InputError, match="detector.pth") as refusal:
         Detector.load(path)
-    assert "\n" not in str(refusal.value)
+    assert "\n" not in str(refusal.value) and not (tmp_path / "executed").exists()
 
 
 def test_damage_is_refused(fitted, tmp_path):
@@ -149,22 +174,31 @@ def test_damage_is_refused(fitted, tmp_path):
         Detector.load(path)
 
 
-def test_names_of_classes(tmp_path):
-    assert BENCHMARKS["digits"].class_names(tmp_path) == list("01234567")
-    assert class_names("cifar10", tmp_path) is None
-    names = [f"class {c}" for c in range(10)]
-    path = tmp_path / "cifar-10-batches-py" / "batches.meta"
-    path.parent.mkdir()
-    for written in (names, [name.encode() for name in names]):
-        path.write_bytes(pickle.dumps({"label_names": written}, protocol=2))
-        assert BENCHMARKS["cifar10"].class_names(tmp_path) == names
-    for wrong in (names[1:], ["\x1b"] * 10, [("a",)] * 10, 3):
-        path.write_bytes(pickle.dumps({"label_names": wrong}, protocol=2))
-        assert class_names("cifar10", tmp_path) is None
-    for paths, expected in (
-        (["n1/a.jpg", "n1/b.jpg", "x/n2/a.jpg"], ["n1", "n2"]),
-        (["n1/a.jpg", "n3/b.jpg", "n2/a.jpg"], None),
-        (["n/a.jpg", "n/b.jpg", "x/n/a.jpg"], None),
-        (["a.jpg", "b.jpg", "n/c.jpg"], None),
-    ):
-        assert folder_names(ImageFiles(tmp_path, paths, torch.tensor([0, 0, 1]))) == expected
+def test_precision_does_not_depend_on_the_surroundings(fitted, tmp_path):
+    path = write(tmp_path, fitted, score="knn")
+    images = torch.randint(256, (40, 3, 16, 16), dtype=torch.uint8, generator=torch.manual_seed(1))
+    expected = {score: Detector.load(path, score=score)(images) for score in ("combined", "knn", "energy")}
+    for score, found in expected.items():
+        detector = Detector.load(path, score=score)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert detector(images) == found
+        torch.set_default_dtype(torch.float64)
+        try:
+            assert Detector.load(path, score=score)(images) == found
+        finally:
+            torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("score", ["combined", "vmf"])
+def test_the_module_is_exported_and_gives_the_same(score, fitted, tmp_path):
+    detector = Detector.load(write(tmp_path, fitted), score=score)
+    images = torch.randint(256, (5, 3, 16, 16), dtype=torch.uint8, generator=torch.manual_seed(1))
+    sizes = ({0: torch.export.Dim("images", min=1, max=64)},)
+    program = torch.export.export(detector.module(), (images,), dynamic_shapes=sizes, strict=False)
+    torch.export.save(program, tmp_path / "detector.pt2")
+    logits, scores = torch.export.load(tmp_path / "detector.pt2").module()(images[:3])
+    assert logits.dtype == scores.dtype == torch.float32 and logits.shape == (3, 3)
+    for one, of_one, outputs in zip(detector(images[:3]), scores.tolist(), logits, strict=True):
+        assert of_one == pytest.approx(one.score, rel=1e-5)
+        assert one.label == int(outputs.argmax())
+        assert float(outputs.softmax(dim=0).max()) == pytest.approx(one.probability)

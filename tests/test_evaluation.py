@@ -4,19 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from utils.calibration import CALIBRATIONS, Calibration, Classifier, attention_weight, fit_attention
+from utils.calibration import CALIBRATIONS, Classifier, attention_weight
 from utils.distributed import Compute
-from utils.errors import exit_cleanly
-from utils.evaluation import (
-    Features,
-    evaluate,
-    extract_features,
-)
-from utils.fitting import fit_calibrations, trained_statistics
+from utils.evaluation import Features, evaluate, extract_features
+from utils.fitting import TrainingSets, fit_calibrations, trained_statistics
 from utils.losses import PATTLoss
 from utils.metrics import OOD_METRICS, ood_metrics
 from utils.plots import plot_class_accuracy
-from utils.scores import SCORE_NAMES
+from utils.scores import score_names
 
 COUNTS = [9, 8, 3, 2]
 CPU = Compute(torch.device("cpu"))
@@ -37,12 +32,13 @@ def case():
         "far": random_features(5, [-1] * 5, 3),
     }
     training = random_features(sum(COUNTS), [c for c, n in enumerate(COUNTS) for _ in range(n)], 5)
-    return classifier, training, random_features(15, [-1] * 15, 6).features, test, ood
+    return classifier, training, random_features(15, [-1] * 15, 6), test, ood
 
 
 def run(case, names=CALIBRATIONS):
     classifier, training, outliers, test, ood = case
-    calibrations, _ = fit_calibrations(names, classifier, training, outliers, COUNTS)
+    sets = TrainingSets(training, outliers, None, training)
+    calibrations, _ = fit_calibrations(names, classifier, sets, COUNTS, score="energy")
     return calibrations, *evaluate(calibrations, test, ood, COUNTS)
 
 
@@ -53,26 +49,10 @@ def scored(calibrated, features):
     return outputs.logits, fitted(outputs)
 
 
-def test_calibration_multiplies_the_features():
-    weight, bias = torch.tensor([[1.0, 2.0], [3.0, 4.0]]).double(), torch.tensor([10.0, 20.0]).double()
-    features, attention = torch.tensor([[5.0, 6.0]]), torch.tensor([2.0, 0.5]).double()
-    (outputs,) = Calibration(Classifier(weight, bias), attention).outputs(features)
-    assert outputs.logits.tolist() == [[10 + 10 + 6, 20 + 30 + 12]]
-    assert outputs.features.tolist() == [[10, 3]] and outputs.probe_logits is None
-
-
-def test_the_probe_classifies_by_its_logits_of_the_classes(case):
-    calibrations, _, _ = run(case)
-    calibration, test = calibrations["probe"][0], case[3]
-    logits, _ = scored(calibrations["probe"], test.features)
-    assert calibration.probe.weight.shape == (5, 6)
-    assert torch.equal(logits, calibration.probe.logits(test.features)[:, :4])
-
-
 def test_semantically_id_images_of_an_ood_set_count_on_the_id_side(case):
     calibrations, results, scores = run(case)
     _, _, _, test, ood = case
-    assert len(results["rows"]) == 3 * len(SCORE_NAMES) * 2
+    assert len(results["rows"]) == 3 * len(score_names()) * 2
     for row in results["rows"]:
         assert row["fc"] is (row["calibration"] == "fc")
         of_set = ood[row["ood"]]
@@ -91,7 +71,7 @@ def test_semantically_id_images_of_an_ood_set_count_on_the_id_side(case):
 
 def test_the_mean_is_unweighted_over_the_sets(case):
     _, results, _ = run(case)
-    assert len(results["mean"]) == 3 * len(SCORE_NAMES)
+    assert len(results["mean"]) == 3 * len(score_names())
     for mean in results["mean"]:
         keys = ("calibration", "score")
         rows = [r for r in results["rows"] if all(r[key] == mean[key] for key in keys)]
@@ -123,10 +103,15 @@ def test_a_class_without_test_images_has_no_accuracy(case, tmp_path):
 
 
 def test_without_outliers_there_is_no_probe(case):
-    calibrations, _ = fit_calibrations(["none"], *case[:2], None, COUNTS)
+    calibrations, _, _ = run([*case[:2], None, *case[3:]], ["none"])
     _, fitted = calibrations["none"]
-    assert set(fitted.scores) == set(SCORE_NAMES) - {"probe", "combined"}
-    assert set(fitted.standards) == {"energy", "mahalanobis"}
+    assert set(fitted.scores) == set(score_names()) - {"probe", "combined"} and not fitted.standards
+
+
+def test_without_ood_sets_there_is_accuracy(case):
+    _, results, scores = run([*case[:4], {}])
+    assert results["rows"] == results["mean"] == [] and not any(scores.values())
+    assert [a["all"] for a in results["accuracy"]] == [a["all"] for a in run(case)[1]["accuracy"]]
 
 
 def test_the_calibrations_have_one_order_and_are_there_once(case):
@@ -136,10 +121,9 @@ def test_the_calibrations_have_one_order_and_are_there_once(case):
 def test_the_attention_is_that_of_the_equations(case):
     """tests/test_calibration.py has them; here, that their arguments are the right ones."""
     classifier, training, outliers, _, _ = case
-    predicted = classifier.logits(outliers).argmax(dim=1)
+    predicted = classifier.logits(outliers.features).argmax(dim=1)
     prior = torch.tensor(COUNTS) / sum(COUNTS)
-    expected = attention_weight(*training, outliers, predicted, classifier.weight, prior)
-    assert torch.equal(fit_attention(classifier, training, outliers, COUNTS), expected)
+    expected = attention_weight(*training, outliers.features, predicted, classifier.weight, prior)
     assert torch.equal(run(case)[0]["fc"][0].attention, expected)
 
 
@@ -168,14 +152,6 @@ def test_class_statistics_are_taken_from_training_where_they_are_of_unit_feature
         assert trained_statistics(other, 2, 6) is None
 
 
-def test_tau_normalisation_gives_unit_rows_and_no_bias():
-    model = torch.nn.Module()
-    model.linear = torch.nn.Linear(3, 2)
-    plain, unit = Classifier.of(model), Classifier.of(model, tnorm=True)
-    assert torch.allclose(unit.weight.norm(dim=1), torch.ones(2).double()) and not unit.bias.any()
-    assert torch.allclose(unit.weight * plain.weight.norm(dim=1, keepdim=True), plain.weight)
-
-
 class Doubling(torch.nn.Module):
     def forward(self, images):
         return Features(2 * images.flatten(1), None)
@@ -191,27 +167,13 @@ def test_features_of_every_image_once_and_in_order():
         extract_features(Doubling(), batches[:2], 7, CPU, plain)
 
 
-def test_a_set_is_announced_where_there_is_no_terminal(capsys):
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_set_is_announced_once_or_has_a_bar_on_a_terminal(terminal, capsys, monkeypatch):
     images, labels = torch.arange(14.0).view(7, 2), torch.arange(7)
     plain = torch.autocast("cpu", enabled=False)
-    extract_features(Doubling(), [(images, labels)], 7, CPU, plain, "svhn")
-    assert capsys.readouterr().err == "svhn: 7 images\n"
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
     extract_features(Doubling(), [(images, labels)], 7, CPU._replace(rank=1), plain, "svhn")
     assert capsys.readouterr().err == ""
-
-
-def test_a_set_has_a_bar_on_a_terminal(capsys, monkeypatch):
-    images, labels = torch.arange(14.0).view(7, 2), torch.arange(7)
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    extract_features(Doubling(), [(images, labels)], 7, CPU, torch.autocast("cpu", enabled=False), "svhn")
+    extract_features(Doubling(), [(images, labels)], 7, CPU, plain, "svhn")
     err = capsys.readouterr().err
-    assert "svhn:   0%" in err and "0/7" in err and "svhn: 7 images" not in err
-
-
-def test_ctrl_c_ends_a_script_with_one_line(capsys):
-    def interrupted():
-        raise KeyboardInterrupt
-
-    with pytest.raises(SystemExit) as end:
-        exit_cleanly(interrupted)
-    assert end.value.code == 130 and capsys.readouterr().err == "\ninterrupted\n"
+    assert ("svhn:   0%" in err) is terminal and (err == "svhn: 7 images\n") is not terminal

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,31 +15,16 @@ import torch
 from command_line import ROOT, load_script, run
 from image_files import truncate
 from PIL import Image
-from utils.run.checkpoint import load_run
 
 import train_imagenet
-from datasets.imagenet import balanced_sample, load_files
-from utils import conclusion
+from utils import results
+from utils.detector import Detector
 from utils.errors import InputError
-from utils.scores import SCORE_NAMES
+from utils.scores import score_names
 
 evaluation = load_script("test_imagenet")
 CLASSES, SMALL = 3, ["--gpu", "cpu", "--num_workers", "0"]
-TRAIN = [
-    *SMALL,
-    "--md",
-    "ResNet18",
-    "--image_size",
-    "32",
-    "-e",
-    "1",
-    "-b",
-    "4",
-    "--ob",
-    "4",
-    "--randaug_n",
-    "1",
-]
+TRAIN = [*SMALL, *"--md ResNet18 --image_size 32 -e 1 -b 4 --ob 4 --randaug_n 1".split()]
 
 
 def write_images(root, folder, count, seed):
@@ -95,7 +81,7 @@ def test_training_and_evaluation(trained, data, capsys):
     assert run(evaluation.main, *SMALL, *data, "--ckpt_path", trained, "--num_cal", "6") == 0
     rows = results_of(trained)["rows"]
     assert {(r["calibration"], r["score"], r["n_id"], r["n_ood"]) for r in rows} == {
-        (way, score, 6, 5) for way in ("none", "fc", "probe") for score in SCORE_NAMES
+        (way, score, 6, 5) for way in ("none", "fc", "probe") for score in score_names()
     }
     assert set(results_of(trained)["vmf"].values()) == {
         "training features"
@@ -105,14 +91,14 @@ def test_training_and_evaluation(trained, data, capsys):
 
 def test_feature_calibration_sees_num_cal_images_and_scores_see_all(trained, data, tmp_path, monkeypatch):
     """Of classes of 6, 4 and 2 images, a balanced sample of 6 has 2 each."""
-    fitted, original = {}, conclusion.fit_calibrations
+    fitted, original = {}, results.fit_calibrations
 
     def record(*args, **kwargs):
         calibrations, facts = original(*args, **kwargs)
-        fitted.update(training=args[2], attending=kwargs["attending"], scores=calibrations["none"][1].scores)
+        fitted.update(args[2]._asdict(), scores=calibrations["none"][1].scores)
         return calibrations, facts
 
-    monkeypatch.setattr(conclusion, "fit_calibrations", record)
+    monkeypatch.setattr(results, "fit_calibrations", record)
     argv = [*SMALL, *data, "--ckpt_path", trained, "--num_cal", "6", "--srp", tmp_path]
     assert run(evaluation.main, *argv) == 0
     assert fitted["training"].labels.bincount().tolist() == [6, 4, 2]
@@ -246,37 +232,21 @@ def test_two_processes_train(data, tmp_path):
     assert done.returncode != 0 and done.stderr.count("already holds a run") == 1
 
 
-KILLED_IN_EPOCH_2 = """
-import os, signal, sys, time
-from pathlib import Path
-import train_imagenet
-from utils.run.run import Run
-
-def vote(run):
-    if run.epoch == 1:
-        while not (run.out.folder / "latest.pth").exists():
-            time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGKILL)
-    return False, False
-
-Run._vote = vote
-train_imagenet.main(sys.argv[1:])
-"""
-
-
-def test_kill_9_and_resume_gives_the_statistics_of_the_unbroken_run(data, tmp_path):
-    flags = [*TRAIN, *data, "-e", "2"]
+def test_a_stopped_run_resumes_with_moved_images_like_the_unbroken_one(data, tmp_path):
+    flags = [*TRAIN, *data, "-e", "8"]
     assert run(train_imagenet.main, *flags, "--srp", tmp_path / "unbroken") == 0
-    command = [sys.executable, "-c", KILLED_IN_EPOCH_2, *flags, "--srp", tmp_path / "killed"]
-    killed = subprocess.run([str(c) for c in command], cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    assert killed.returncode == -signal.SIGKILL and load_run(tmp_path / "killed")["epoch"] == 1
+    command = [sys.executable, ROOT / "train_imagenet.py", *flags, "--srp", tmp_path / "stopped"]
+    process = subprocess.Popen([str(c) for c in command], env=os.environ | {"OMP_NUM_THREADS": "1"})
+    while not (tmp_path / "stopped" / "log.jsonl").exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=100) != 0
     root = Path(data[data.index("--iidp") + 1])
     shutil.copytree(root, tmp_path / "moved")
     moved = [str(word).replace(str(root), str(tmp_path / "moved")) for word in flags]
-    assert moved != flags
-    assert run(train_imagenet.main, *moved, "--srp", tmp_path / "killed", "--resume") == 0
-    a, b = (torch.load(tmp_path / name / "latest.pth", weights_only=True) for name in ("unbroken", "killed"))
-    assert a["epoch"] == b["epoch"] == 2
+    assert run(train_imagenet.main, *moved, "--srp", tmp_path / "stopped", "--resume") == 0
+    a, b = (torch.load(tmp_path / name / "latest.pth", weights_only=True) for name in ("unbroken", "stopped"))
+    assert a["epoch"] == b["epoch"] == 8
     for part in ("criterion", "model"):
         assert all(torch.equal(a[part][key], b[part][key]) for key in a[part])
 
@@ -290,7 +260,7 @@ def test_classes_of_one_image_leave_nothing_to_hold_out(data, tmp_path, capsys):
     assert json.loads((out / "log.jsonl").read_text())["val_accuracy"]["all"] is None
     assert run(evaluation.main, *SMALL, *lists, "--ckpt_path", out) == 0
     scores = {row["score"] for row in results_of(out)["rows"]}
-    assert scores == set(SCORE_NAMES) - {"mahalanobis"} and (out / "detector.pth").is_file()
+    assert scores == set(score_names()) - {"mahalanobis"} and (out / "detector.pth").is_file()
     auto = run(evaluation.main, *SMALL, *lists, "--ckpt_path", out, "--calibration", "auto")
     assert auto == 2 and "this run held out none" in capsys.readouterr().err
 
@@ -306,7 +276,7 @@ def test_both_command_lines_of_the_authors_parse(data):
         32,
         64,
     )
-    assert (args.tem_scale, args.temperature, args.epochs, args.decay_epochs) == (0.7, 0.1, 100, [0.6, 0.8])
+    assert (args.tem_scale, args.temperature, args.epochs, args.decay_epochs) == (0.7, 0.1, 100, [60, 80])
     assert args.num_ood_samples is None  # the whole list
     args = evaluation.parse_args(["--gpu", "0", "--FC", "True", *data, "--ckpt_path", "DIR"])
     assert args.FC is True and args.num_cal == 30_000
@@ -318,26 +288,9 @@ def test_the_released_recipe_departs_where_it_makes_a_difference():
         train_imagenet.parse_args(["--depart", "crop"])
 
 
-@pytest.mark.parametrize("decay, epochs", [([60, 80], 100), ([0.6, 0.8], 100), ([0.6, 0.8], 5)])
-def test_the_learning_rate_falls_at_the_decay_epochs(decay, epochs):
-    rate = train_imagenet.step_decay(0.1, decay, epochs)
-    first, second = (3, 4) if epochs == 5 else (60, 80)
-    rates = [rate(e) for e in (0, first - 1, first, second - 1, second, epochs - 1)]
-    assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
-
-
-def test_the_learning_rate_rises_over_the_warm_up_epochs():
-    rate = train_imagenet.warmed_up(lambda epoch: 0.8, 3)
-    assert [rate(e) for e in range(5)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 0.8])
-    assert train_imagenet.warmed_up(lambda epoch: 0.8, 0)(0) == 0.8
-
-
-def test_a_calibration_sample_is_as_balanced_as_the_classes_admit():
-    labels = torch.tensor([0] * 10 + [1] * 3 + [2] * 1)
-    for size, expected in ((3, [1, 1, 1]), (7, [3, 3, 1]), (8, [4, 3, 1]), (100, [10, 3, 1])):
-        chosen = balanced_sample(labels, size, seed=0)
-        assert len(chosen.unique()) == len(chosen) and torch.bincount(labels[chosen]).tolist() == expected
-    assert balanced_sample(labels, 5, 0).tolist() != balanced_sample(labels, 5, 1).tolist()
+def test_the_learning_rate_falls_at_the_decay_epochs():
+    rate = train_imagenet.step_decay(0.1, [60, 80])
+    assert [rate(e) for e in (0, 59, 60, 79, 80, 99)] == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
 
 
 @pytest.mark.parametrize(
@@ -363,13 +316,6 @@ def test_wrong_training_lists_are_refused(lines, words, data, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_test_label_beyond_the_classes_is_refused_with_its_line(data, tmp_path):
-    root = Path(data[data.index("--iidp") + 1])
-    (tmp_path / "list.txt").write_text("train/0/0.jpg 2\ntrain/0/1.jpg 3\n")
-    with pytest.raises(InputError, match=r"list.txt, line 2: .*has the label 3, outside 0\.\.2$"):
-        load_files(tmp_path / "list.txt", root, num_classes=3)
-
-
 def test_what_does_not_fit_the_checkpoint_is_refused(trained, data, tmp_path, capsys):
     flags = [*SMALL, *data, "--ckpt_path", trained, "--srp", tmp_path]
     root = data[data.index("--iidp") + 1]
@@ -389,7 +335,56 @@ def test_what_does_not_fit_the_checkpoint_is_refused(trained, data, tmp_path, ca
     assert not (tmp_path / "results.json").exists()
 
 
-def test_a_test_list_has_no_more_classes_than_the_training_list(data):
-    root = data[data.index("--iidp") + 1]
-    with pytest.raises(InputError, match="label 2"):
-        load_files(data[data.index("--txtt") + 1], root, num_classes=2)
+def evaluated(folder, *argv):
+    assert run(evaluation.main, *SMALL, "--srp", folder, *argv) == 0
+    return results_of(folder)
+
+
+def test_the_run_knows_its_lists_and_folders(trained, data, tmp_path):
+    own = evaluated(tmp_path / "own", "--ckpt_path", trained, "--FC", "no")
+    given = evaluated(tmp_path / "given", *data, "--ckpt_path", trained, "--FC", "no")
+    assert own["rows"] == given["rows"] and own["accuracy"] == given["accuracy"]
+    assert own["class_names"] == ["0", "1", "2"] and own["data"] == "txtt"
+    assert (tmp_path / "own" / "results.md").read_text().startswith("# txtt\n")
+
+
+def test_own_photographs_without_ood_images_and_outliers(tmp_path):
+    """Accuracy and a detector, from a run that had neither."""
+    data, out = write_lists(tmp_path), tmp_path / "run"
+    for name in ("txt_ood_train", "txt_ood_test"):
+        where = data.index(f"--{name}")
+        del data[where : where + 2]
+    (tmp_path / "train.txt").write_text((tmp_path / "txtt.txt").read_text())
+    data += ["--txtt", tmp_path / "train.txt"]
+    assert run(train_imagenet.main, *TRAIN, *data, "--oe", "False", "--srp", out) == 0
+    found = evaluated(out, "--ckpt_path", out)
+    assert found["rows"] == found["mean"] == [] and found["data"] == tmp_path.name
+    (row,) = found["accuracy"]
+    assert row["calibration"] == "none" and len(row["per_class"]) == CLASSES and row["all"] is not None
+    assert ["ood_test" in note or "imagenet_extra" in note for note in found["notes"]] == [True, True]
+    text = (out / "results.md").read_text()
+    assert "AUROC" not in text and "| none: ACC ↑" in text and not (out / "roc.png").exists()
+    with pytest.warns(UserWarning, match="12 training images"):
+        detector = Detector.load(out)
+    assert (detector.calibration, detector.score) == ("none", "energy")
+    status = run(evaluation.main, *SMALL, "--ckpt_path", out, "--txt_ood_test", tmp_path / "none.txt")
+    assert status == 2
+
+
+def test_lists_that_share_files_are_noted(trained, data, tmp_path, capsys):
+    root = Path(data[data.index("--iidp") + 1])
+    lines = (root / "txtv.txt").read_text() + "train/0/0.jpg 0\ntrain/1/0.jpg 1\n"
+    (tmp_path / "val.txt").write_text(lines)
+    lists = ["--txtv", tmp_path / "val.txt", "--txt_ood_test", root / "txt_ood_train.txt"]
+    notes = evaluated(tmp_path, *data, *lists, "--ckpt_path", trained)["notes"]
+    assert [note.split(" images of")[0] for note in notes] == ["2 of 8", "8 of 8"]
+    assert "test list" in notes[0] and "txt_ood_train" in notes[1]
+    assert all(f"warning: {note}" in capsys.readouterr().err for note in notes[:1])
+
+
+def test_a_test_list_with_other_classes_is_refused(trained, data, tmp_path, capsys):
+    """Written again with the classes in another order; a list without class folders says nothing."""
+    (tmp_path / "val.txt").write_text("train/0/0.jpg 0\ntrain/2/0.jpg 1\n")
+    status = run(evaluation.main, *SMALL, *data, "--txtv", tmp_path / "val.txt", "--ckpt_path", trained)
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert status == 2 and "val.txt" in error and "'1'" in error and "'2'" in error

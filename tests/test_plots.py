@@ -8,6 +8,8 @@ from pathlib import Path
 import matplotlib.figure
 import numpy as np
 import pytest
+from matplotlib.cbook import is_math_text
+from matplotlib.text import Text
 
 from utils import plots
 
@@ -83,10 +85,6 @@ def test_one_epoch_has_markers_and_terms_that_are_off_are_left_out(drawn, tmp_pa
     assert {line.get_marker() for line in drawn[1].axes[0].lines} == {"None"}
 
 
-def test_six_lines_differ_in_grey():
-    assert len({str(plots.style(i)["linestyle"]) for i in range(6)}) == 6
-
-
 def curves():
     """One way of scoring with AUROC 1 and 0.75 on two sets."""
     perfect = (np.array([0.0, 1.0]), np.array([2.0, 3.0]))
@@ -112,6 +110,25 @@ def test_the_histogram_has_the_threshold_that_catches_95_percent(drawn, tmp_path
     assert np.mean(ood_scores >= line.get_xdata()[0]) == pytest.approx(0.95)
     assert line.get_label() == "95 % of OOD, 25.0 % of ID\nare to the right"  # 50 of 200 are at 50 or above
     assert ax.get_title().startswith("FC, mean AUROC 9")
+
+
+@pytest.mark.parametrize("name", ["$x", "_y", "$a$b_c$", "猫", "a_$1"])
+def test_names_are_text(name, drawn, tmp_path, recwarn):
+    curves = {name: {name: (np.arange(3.0), np.arange(4.0)), "other": (np.arange(3.0), np.arange(4.0))}}
+    plots.plot_roc(curves, tmp_path / "roc.png", name)
+    plots.plot_score_histograms(curves, tmp_path / "scores.png", name)
+    plots.plot_class_accuracy({name: [0.5, None]}, [2, 1], tmp_path / "classes.png")
+    for figure in drawn:
+        assert not any(is_math_text(text.get_text()) for text in figure.findobj(Text))
+    shown = [text.replace(r"\$", "$").strip() for text in labels(drawn[0].axes[0])]
+    assert shown == [f"{name}, AUROC 62.50 %", "other, AUROC 62.50 %", "chance"]
+    assert [text.replace(r"\$", "$").strip() for text in labels(drawn[2].axes[0])] == [name]
+    assert not recwarn.list
+
+
+def test_a_histogram_of_one_score(drawn, tmp_path, recwarn):
+    plots.plot_score_histograms({"none": {"x": (np.ones(5), np.ones(3))}}, tmp_path / "scores.png")
+    assert not recwarn.list and sum(patch.get_height() for patch in drawn[0].axes[0].patches[:-1]) > 0
 
 
 def test_the_scores_stand_beside_each_other_with_the_range_of_the_seeds(drawn, tmp_path):

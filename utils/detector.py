@@ -4,36 +4,37 @@
     detector(pictures)[0].ood
 
 test.py and test_imagenet.py write ``detector.pth`` into the run directory: one self-contained file of tensors
-and plain values, network weights included. It takes 0.1 GB for ResNet18 on CIFAR10-LT and about 2 GB for
-ResNet50 on ImageNet-LT, mostly for the training features of the knn score, with and without FC.
+and plain values, network weights included. It holds every score but knn, which needs the features of all
+training images and is stored with ``--score knn`` alone.
 """
 
+import contextlib
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from datasets.loader import evaluation_batches
 from datasets.normalization import Normalization
-from datasets.preprocessing import PHOTOGRAPH, Preprocessing
-from datasets.scood import RESIZE_MODES
+from datasets.preprocessing import Preprocessing
 from models import build_model
-from utils.calibration import Calibration
-from utils.checkpoint import load_checkpoint, load_weights, results_folder, save_whole
-from utils.console import say
-from utils.distributed import Compute, autocast
+from utils.calibration import CALIBRATIONS, Calibration
+from utils.checkpoint import load_checkpoint, load_weights, progress_of, results_folder, save_whole
+from utils.distributed import autocast
 from utils.errors import InputError, first_line
-from utils.evaluation import Features, extract_features, predict
-from utils.scores import FittedScores
+from utils.evaluation import predict
+from utils.evaluation_flags import Settings
+from utils.fitting import TrainingSets
+from utils.scores import FittedScores, score_names
 
 FILE = "detector.pth"
-KEPT = 0.95  # share of ID images that the threshold keeps
 BATCH = 100  # images per forward pass
+FEW = 20  # a threshold from fewer images is unreliable
+LARGE = ("knn",)  # scores that are stored on request
 
 
 def find_detector(run: Path | str) -> Path:
@@ -41,6 +42,23 @@ def find_detector(run: Path | str) -> Path:
     path = Path(run)
     of_run = results_folder(path) / FILE
     return of_run if path.is_dir() or of_run.exists() else path
+
+
+class Subject(NamedTuple):
+    """A network that is evaluated, and what it takes to apply it.
+
+    ``name``, ``family``: in ``models.FAMILIES``. ``preprocessing``: of images. ``class_counts``: C
+    training-set sizes. ``class_names``: C names, None if unknown. ``checkpoint``: where the network comes
+    from, see :func:`utils.checkpoint.open_checkpoint`.
+    """
+
+    model: nn.Module
+    name: str
+    family: str
+    preprocessing: Preprocessing
+    class_counts: list[int]
+    class_names: list[str] | None
+    checkpoint: Any
 
 
 class Detection(NamedTuple):
@@ -57,51 +75,90 @@ class Detection(NamedTuple):
     ood: bool
 
 
-class Deployment(NamedTuple):
-    """What it takes to apply a network, beside its weights.
+class ScoringModule(nn.Module):
+    """From images to class logits and one OOD score, in its own precision whatever surrounds it.
 
-    ``name``, ``family``: of the network, in ``models.FAMILIES``. ``preprocessing``: of images.
-    ``class_names``: C names, None if unknown.
+    ``torch.export.export(module, (images,), strict=False)`` accepts it; its tensors stay on the device of the
+    detector.
     """
 
-    name: str
-    family: str
-    preprocessing: Preprocessing
-    class_names: list[str] | None
+    def __init__(
+        self,
+        network: nn.Module,
+        normalization: Normalization,
+        calibration: Calibration,
+        fitted: FittedScores,
+        score: str,
+        precision: str,
+    ) -> None:
+        super().__init__()
+        self.network, self.calibration, self.fitted = network, calibration, fitted
+        self.score, self.precision = score, precision
+        device = calibration.classifier.weight.device
+        for name, values in normalization._asdict().items():
+            values = torch.tensor(values, dtype=torch.float32, device=device)
+            self.register_buffer(name, values.view(1, 3, 1, 1))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns float32 logits (N, C) and scores (N,) of uint8 images (N, 3, S, S)."""
+        with torch.autocast(images.device.type, enabled=False):
+            pixels = (images.float() / 255 - self.mean) / self.std
+            with autocast(images.device, self.precision):
+                output = self.network(pixels.contiguous(memory_format=torch.channels_last))
+            logits, scores = [], []
+            for rows in self.calibration.outputs(output.features.float()):
+                logits.append(rows.logits.float())
+                scores.append(self.fitted(rows)[self.score].float())
+            return torch.cat(logits), torch.cat(scores)
 
 
 class Detector:
     """A network with one calibration, one score and its threshold; made by :meth:`load`.
 
+    After a detector was used, worker processes that are *forked* hang, as with any PyTorch model on a CPU:
+    start them with the method "spawn", or before.
+
     Attributes:
         calibration, score: their names. threshold: images with a higher score are OOD.
-        held_out: whether the threshold keeps 95 % of held-out images, or else of training images.
+        keep: the share of ID images that the threshold keeps. num_images: how many those were.
+        held_out: whether they were held out of training, or else training images.
         class_names: C names, or None.
     """
 
-    def __init__(self, state: dict, device: torch.device, calibration: str | None, score: str | None):
+    def __init__(
+        self,
+        state: dict,
+        device: torch.device,
+        calibration: str | None = None,
+        score: str | None = None,
+        keep: float | None = None,
+    ) -> None:
         """Builds the detector from ``state``, as :func:`write_detector` made it; the rest as for
         :meth:`load`."""
-        names = list(state["calibrations"])
-        self.calibration = _choose("calibration", calibration or state["default"][0], names)
-        stored = state["calibrations"][self.calibration]
-        self.score = _choose("score", score or state["default"][1], list(stored["thresholds"]))
-        self.threshold, self.held_out = stored["thresholds"][self.score], state["held_out"]
-        self.class_names, self.precision = state["class_names"], state["precision"]
-        self.device = device
-        self.preprocessing = Preprocessing(
-            state["image_size"], state["resize"], Normalization(*map(tuple, state["normalization"]))
-        )
-        weights = state["weights"]
-        network = build_model(state["network"], len(weights["linear.weight"]), state["family"])
-        load_weights(network, weights)
-        self.network = network.to(device, memory_format=torch.channels_last).eval()
-        self._calibration = Calibration.restore(_on(device, stored["calibration"]))
-        combined = self.score == "combined"
-        members = stored["standards"] if combined else [self.score]
-        scores = {name: _on(device, stored["scores"][name]) for name in members}
-        standards = stored["standards"] if combined else {}
-        self._scores = FittedScores.restore({"scores": scores, "standards": standards})
+        default = state["default"]
+        self.device, self.class_names, self.held_out = device, state["class_names"], state["held_out"]
+        stored = state["calibrations"]
+        self.calibration = _choose("calibration", calibration or default["calibration"], stored, CALIBRATIONS)
+        stored = stored[self.calibration]
+        self.score = _choose("score", score or default["score"], stored["id_scores"], score_names())
+        self.keep, id_scores = default["keep"] if keep is None else keep, stored["id_scores"][self.score]
+        self.num_images, self.threshold = len(id_scores), keeping_threshold(id_scores, self.keep)
+        normalization = Normalization(*map(tuple, state["normalization"]))
+        self.preprocessing = Preprocessing(state["image_size"], state["resize"], normalization)
+        with _default_dtype(torch.float32):
+            network = build_model(state["network"], len(state["weights"]["linear.weight"]), state["family"])
+        load_weights(network, state["weights"])
+        standards = stored["standards"] if self.score == "combined" else {}
+        members = standards or [self.score]
+        scores = {name: stored["scores"][name] for name in members}
+        self._module = ScoringModule(
+            network.requires_grad_(False).to(device, memory_format=torch.channels_last),
+            normalization,
+            Calibration.restore(_on(device, stored["calibration"])),
+            FittedScores.restore({"scores": _on(device, scores), "standards": standards}),
+            self.score,
+            state["precision"],
+        ).eval()
 
     @classmethod
     def load(
@@ -110,22 +167,28 @@ class Detector:
         device: torch.device | str = "cpu",
         calibration: str | None = None,
         score: str | None = None,
+        keep: float | None = None,
     ) -> "Detector":
         """Loads the detector of a run without running code from the file.
 
-        Warns if the run was unfinished, or no images were held out of training to take the threshold from.
+        Warns if the run was unfinished, no images were held out of training to take the threshold from, or
+        they were fewer than 20.
 
         Args:
             run: a run directory or checkpoint file evaluated by test.py or test_imagenet.py, or the
                 ``detector.pth`` that they wrote.
             calibration, score: names from the evaluation. Default: the choice of --calibration auto and the
                 score it was judged by; without auto, ``none`` (or the first calibration that was evaluated)
-                and ``combined``, or ``energy`` if there is no ``combined``.
+                and ``combined``, or ``energy`` where that could not be fitted.
+            keep: the share of held-out (or training) images that the threshold keeps, above 0 and at most 1.
+                Default: ``--keep`` of the evaluation, 0.95.
 
         Raises:
             InputError: the file is missing, damaged or not a detector, lacks the calibration or score, or the
                 device cannot be used.
         """
+        if keep is not None and not 0 < keep <= 1:
+            raise InputError(f"keep is a share above 0 and at most 1, not {keep}")
         path = find_detector(run)
         if not path.is_file():
             raise InputError(
@@ -137,27 +200,37 @@ class Detector:
             raise InputError(f"the device {device} cannot be used: {first_line(error)}") from error
         state = load_checkpoint(path)
         try:
-            _check(state)
-            detector = cls(state, device, calibration, score)
+            detector = cls(state, device, calibration, score, keep)
             size = detector.preprocessing.size
             detector.of_prepared(torch.zeros(1, 3, size, size, dtype=torch.uint8))  # whether all shapes fit
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
-        except Exception as error:  # an untrusted file can cause any error
-            raise InputError(f"{path} is no detector that test.py wrote: {first_line(error)}") from error
-        epoch, epochs = state.get("epoch"), state.get("epochs")
-        if None not in (epoch, epochs) and epoch < epochs:
-            warnings.warn(
-                f"the detector was written at epoch {epoch} of {epochs}: evaluate the finished run",
-                stacklevel=2,
-            )
-        if not detector.held_out:
-            warnings.warn(
-                "no images were held out of training (--val_fraction), so the detector's threshold keeps "
-                f"{KEPT:.0%} of the training images; it will keep fewer new ones",
-                stacklevel=2,
-            )
+        except Exception as error:  # whatever another file causes
+            raise InputError(
+                f"{path} was not written by this version of test.py ({first_line(error)}): evaluate the run "
+                "again"
+            ) from error
+        for warning in detector._warnings(state["epoch"], state["epochs"]):
+            warnings.warn(warning, stacklevel=2)
         return detector
+
+    def _warnings(self, epoch, epochs):
+        kept = f"the detector's threshold keeps {100 * self.keep:g} % of {self.describe_images()}"
+        if None not in (epoch, epochs) and epoch < epochs:
+            yield f"the detector was written at epoch {epoch} of {epochs}: evaluate the finished run"
+        if not self.held_out:
+            yield f"{kept}, as none were held out (--val_fraction); it will keep fewer new ones"
+        if self.num_images < FEW:
+            yield f"{kept}: too few to rely on it"
+
+    def describe_images(self) -> str:
+        """Returns a phrase for the images that the threshold comes from, such as "120 held-out images"."""
+        return f"{self.num_images:,} {'held-out' if self.held_out else 'training'} images"
+
+    def module(self) -> ScoringModule:
+        """Returns the network with its score as a module, from uint8 images (N, 3, S, S) to float32 (logits
+        (N, C), scores (N,)). Images are preprocessed by ``preprocessing``, but not normalised."""
+        return self._module
 
     def __call__(self, images: Image.Image | Tensor | Sequence[Image.Image | Tensor]) -> list[Detection]:
         """Returns one :class:`Detection` per image.
@@ -192,128 +265,94 @@ class Detector:
                 raise InputError(f"image {number}: {error}") from error
         return self.of_prepared(torch.stack(prepared)) if prepared else []
 
+    @torch.inference_mode()
     def of_prepared(self, images: Tensor) -> list[Detection]:
         """Returns one :class:`Detection` per image that :class:`datasets.preprocessing.Preprocessing` has
         brought to size, uint8 (N, 3, S, S)."""
-        batches = evaluation_batches(
-            images,
-            torch.full((len(images),), -1),
-            batch_size=BATCH,
-            normalization=self.preprocessing.normalization,
-            device=self.device,
-        )
-        precision = autocast(self.device, self.precision)
-        features = extract_features(
-            self.network, batches, len(images), Compute(self.device), precision
-        ).features
         found = []
-        with torch.inference_mode():
-            for outputs in self._calibration.outputs(features):
-                probabilities, labels = outputs.logits.softmax(dim=1).max(dim=1)
-                scores = self._scores(outputs)[self.score]
-                for row in zip(labels.tolist(), probabilities.tolist(), scores.tolist(), strict=True):
-                    found.append(self._detection(*row))
+        for batch in images.split(BATCH):
+            logits, scores = self._module(batch.to(self.device))
+            probabilities, labels = logits.double().softmax(dim=1).max(dim=1)
+            columns = (part.tolist() for part in (labels, probabilities, scores))
+            for label, probability, score in zip(*columns, strict=True):
+                name = None if self.class_names is None else self.class_names[label]
+                found.append(Detection(label, name, probability, score, score > self.threshold))
         return found
-
-    def _detection(self, label, probability, score):
-        name = None if self.class_names is None else self.class_names[label]
-        return Detection(label, name, probability, score, score > self.threshold)
 
 
 def write_detector(
-    folder: Path,
-    network: nn.Module,
-    deployment: Deployment,
+    path: Path,
+    subject: Subject,
     calibrations: dict[str, tuple[Calibration, FittedScores]],
-    held_out: Features | None,
-    training: Features,
-    *,
+    sets: TrainingSets,
+    settings: Settings,
     auto: dict | None,
-    progress: dict[str, int | None],
-    precision: str,
 ) -> None:
-    """Writes ``detector.pth``, whole or not at all, and says so.
+    """Writes a detector file, whole or not at all.
 
     Args:
         calibrations: those evaluated, see :func:`utils.fitting.fit_calibrations`.
-        held_out: features of held-out ID images; None if there are none: ``training`` is used instead.
+        sets: the threshold comes from the held-out images, or else from the training images.
+        settings: ``precision`` is not "auto".
         auto: the choice of --calibration auto, which becomes the detector's default; None without auto. See
             the facts of :func:`utils.fitting.fit_calibrations`.
-        progress: of the run, see :func:`utils.checkpoint.progress_of`.
-        precision: of the network's evaluation, without "auto".
 
     Raises:
-        InputError: it cannot be written.
+        OSError: it cannot be written.
     """
     stored = {}
     for name, (calibration, fitted) in calibrations.items():
-        scores = predict(calibration, fitted, (held_out or training).features).scores
-        thresholds = {score: keeping_threshold(values) for score, values in scores.items()}
-        stored[name] = {"calibration": calibration.state(), "thresholds": thresholds} | fitted.state()
+        kept = {n: s for n, s in fitted.scores.items() if n not in LARGE or n == settings.score}
+        fitted = fitted._replace(scores=kept)
+        scores = predict(calibration, fitted, (sets.held_out or sets.training).features).scores
+        id_scores = {score: values.float().sort().values for score, values in scores.items()}
+        stored[name] = {"calibration": calibration.state(), "id_scores": id_scores} | fitted.state()
+    calibration = "none" if "none" in stored else next(iter(stored))
+    score = "combined" if "combined" in stored[calibration]["id_scores"] else "energy"
     if auto is not None:
-        default = auto["chosen"]["calibration"], auto["score"]
-    else:
-        calibration = "none" if "none" in stored else next(iter(stored))
-        has_combined = "combined" in stored[calibration]["thresholds"]
-        default = calibration, "combined" if has_combined else "energy"
-    preprocessing = deployment.preprocessing
+        calibration, score = auto["chosen"]["calibration"], auto["score"]
+    progress = progress_of(subject.checkpoint)
     state = {
-        "network": deployment.name,
-        "family": deployment.family,
-        "weights": network.state_dict(),
-        "image_size": preprocessing.size,
-        "resize": preprocessing.resize,
-        "normalization": [list(part) for part in preprocessing.normalization],
-        "precision": precision,
-        "class_names": deployment.class_names,
+        "network": subject.name,
+        "family": subject.family,
+        "weights": subject.model.state_dict(),
+        "image_size": subject.preprocessing.size,
+        "resize": subject.preprocessing.resize,
+        "normalization": [list(part) for part in subject.preprocessing.normalization],
+        "precision": settings.precision,
+        "class_names": subject.class_names,
         "epoch": progress["epoch"],
         "epochs": progress["epochs"],
         "calibrations": stored,
-        "default": list(default),
-        "held_out": held_out is not None,
+        "default": {"calibration": calibration, "score": score, "keep": settings.keep},
+        "held_out": sets.held_out is not None,
     }
-    path = Path(folder) / FILE
-    try:
-        save_whole(_shared(_on("cpu", state)), path)
-    except OSError as error:
-        raise InputError(str(error)) from None
-    say(f"written: {path} ({path.stat().st_size / 1e6:.0f} MB), for --images and utils.detector")
+    save_whole(_on("cpu", state), path)
 
 
-def keeping_threshold(scores: Tensor) -> float:
-    """Returns the threshold that at least 95 % of the scores (N,) do not exceed. It lies between two
-    scores, so rounding does not decide; for under 20 scores it is the largest."""
+def keeping_threshold(scores: Tensor, keep: float) -> float:
+    """Returns the threshold that at least the share ``keep`` of the scores (N,) do not exceed. It lies
+    between two scores, so rounding does not decide; if all are to be kept it is the largest."""
     ordered = scores.double().sort().values
-    kept = math.ceil(KEPT * len(ordered))
+    kept = max(1, math.ceil(round(keep * len(ordered), 6)))
     return float((ordered[kept - 1] + ordered[min(kept, len(ordered) - 1)]) / 2)
 
 
-def _check(state):
-    """Raises ValueError if plain values in an untrusted file are not a detector's; other defects show on
-    use."""
-    if not isinstance(state, dict) or "calibrations" not in state:
-        raise ValueError("it holds something else; a run or a checkpoint has to be evaluated first")
-    size, resize, names = state["image_size"], state["resize"], state["class_names"]
-    if type(size) is not int or not 1 <= size <= 1024 or resize not in (*RESIZE_MODES, PHOTOGRAPH):
-        raise ValueError("its images have no size")
-    if not all(type(state.get(name)) in (int, type(None)) for name in ("epoch", "epochs")):
-        raise ValueError("its epochs are no numbers")
-    if names is not None and not all(isinstance(word, str) and word.isprintable() for word in names):
-        raise ValueError("its class names are no text")
-    num_classes = len(state["weights"]["linear.weight"])
-    if names is not None and len(names) != num_classes:
-        raise ValueError("it has another number of class names than of classes")
-    for stored in state["calibrations"].values():
-        if len(stored["calibration"]["classifier"]["weight"]) != num_classes:
-            raise ValueError("a calibration of it has another number of classes")
-        if not all(type(value) is float and math.isfinite(value) for value in stored["thresholds"].values()):
-            raise ValueError("a threshold of it is no number")
-
-
-def _choose(what, name, there):
+def _choose(what, name, there, known):
     if name not in there:
-        raise InputError(f"there is no {what} {name!r} in it; there are {', '.join(map(repr, there))}")
+        advice = f"; evaluate the run with --{what} {name}" if name in known else ""
+        raise InputError(f"there is no {what} {name!r} in it, only {', '.join(map(repr, there))}{advice}")
     return name
+
+
+@contextlib.contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def _on(device, value):
@@ -321,17 +360,3 @@ def _on(device, value):
     if isinstance(value, Tensor):
         return value.detach().to(device)
     return {key: _on(device, item) for key, item in value.items()} if isinstance(value, dict) else value
-
-
-def _shared(value, seen=None):
-    """Replaces equal tensors in nested dicts by one tensor, which torch.save stores once."""
-    seen = [] if seen is None else seen
-    if isinstance(value, dict):
-        return {key: _shared(item, seen) for key, item in value.items()}
-    if not isinstance(value, Tensor):
-        return value
-    for other in seen:
-        if other.dtype == value.dtype and other.shape == value.shape and torch.equal(other, value):
-            return other
-    seen.append(value)
-    return value

@@ -4,26 +4,31 @@ The fitting in between is in :mod:`utils.fitting`.
 """
 
 import sys
-from typing import NamedTuple
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 from tqdm import tqdm
 
+from utils.calibration import Calibration
 from utils.checkpoint import load_weights, network_weights, some
 from utils.console import say
-from utils.distributed import over_gpus, to_main
+from utils.distributed import Compute, over_gpus, to_main
 from utils.metrics import OOD_METRICS, accuracy_by_shot, ood_metrics
+from utils.scores import FittedScores
 
 
 class Features(NamedTuple):
     """``features`` float32 (N, D) and ``labels`` int64 (N,), on the CPU."""
 
-    features: torch.Tensor
-    labels: torch.Tensor
+    features: Tensor
+    labels: Tensor
 
 
-def prepare_network(model, checkpoint, compute, precision):
+def prepare_network(model: nn.Module, checkpoint: Any, compute: Compute, precision: str) -> nn.Module:
     """Loads the checkpoint's weights, reports unused keys, and returns the network on its device(s).
 
     Raises:
@@ -38,7 +43,14 @@ def prepare_network(model, checkpoint, compute, precision):
 
 
 @torch.inference_mode()
-def extract_features(network, batches, size, compute, mixed_precision, title=""):
+def extract_features(
+    network: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    size: int,
+    compute: Compute,
+    mixed_precision: AbstractContextManager,
+    title: str = "",
+) -> Features | None:
     """Returns, in the main process, the features of a whole set, every image once and in order; None in the
     others.
 
@@ -82,17 +94,12 @@ class Evaluated(NamedTuple):
     """A set under one calibration, on the CPU: ``predictions`` int64 (N,) and ``scores``, dict of name to
     float64 (N,)."""
 
-    predictions: torch.Tensor
-    scores: dict[str, torch.Tensor]
+    predictions: Tensor
+    scores: dict[str, Tensor]
 
 
-def predict(calibration, fitted, features):
-    """Returns predicted classes and scores of a whole set, in bounded memory.
-
-    Args:
-        calibration: :class:`utils.calibration.Calibration`. fitted: its
-            :class:`utils.scores.FittedScores`. features: (N, D).
-    """
+def predict(calibration: Calibration, fitted: FittedScores, features: Tensor) -> Evaluated:
+    """Returns predicted classes and scores of a whole set from its features (N, D), in bounded memory."""
     predictions, values = [], []
     for outputs in calibration.outputs(features):
         predictions.append(outputs.logits.argmax(dim=1).cpu())
@@ -101,15 +108,19 @@ def predict(calibration, fitted, features):
     return Evaluated(torch.cat(predictions), scores)
 
 
-def evaluate(calibrations, test, ood_sets, class_counts):
+def evaluate(
+    calibrations: dict[str, tuple[Calibration, FittedScores]],
+    test: Features,
+    ood_sets: dict[str, Features],
+    class_counts: list[int],
+) -> tuple[dict[str, list], dict]:
     """Returns scores and metrics under every calibration.
 
     Args:
-        calibrations: dict of name to (:class:`utils.calibration.Calibration`,
-            :class:`utils.scores.FittedScores`).
-        test: the ID test set. ood_sets: dict of name to :class:`Features` whose labels >= 0 count on the ID
-            side.
-        class_counts: (C,) training-set sizes.
+        calibrations: see :func:`utils.fitting.fit_calibrations`.
+        test: the ID test set. ood_sets: by name; images with labels >= 0 count on the ID side. Without any
+            set, only accuracy is measured.
+        class_counts: C training-set sizes.
 
     Returns:
         (results, scores): ``results`` has the lists ``rows`` [ood, calibration, fc, score, n_id, n_ood, the
@@ -126,6 +137,8 @@ def evaluate(calibrations, test, ood_sets, class_counts):
         accuracies.append(columns | accuracy_by_shot(of_test.predictions.numpy(), labels, class_counts))
         of_sets = {ood: predict(calibration, fitted, s.features).scores for ood, s in ood_sets.items()}
         scores[name] = {}
+        if not ood_sets:
+            continue
         for score, id_scores in of_test.scores.items():
             sides, new_rows = {}, []
             for ood, features in ood_sets.items():

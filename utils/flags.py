@@ -1,19 +1,11 @@
 """Types of command-line values; an impossible value is refused before any work starts."""
 
 import argparse
-import contextlib
 import os
-import sys
-import warnings
 from pathlib import Path
 
-from datasets.normalization import NORMALIZATIONS
-from datasets.scood import RESIZE_MODES
-from utils.calibration import CALIBRATIONS
-from utils.checkpoint import DATA_FLAGS, open_checkpoint, stored_arguments
 from utils.distributed import Compute
 from utils.errors import InputError
-from utils.scores import score_names
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
@@ -199,157 +191,25 @@ def plain(args):
     return {name: of(value) for name, value in vars(args).items()}
 
 
-def add_evaluation_flags(parser):
-    """Adds the flags of both test scripts."""
-    parser.add_argument("--ckpt_path", type=path, required=True, help="a run directory or a checkpoint file")
-    parser.add_argument(
-        "--normalization",
-        choices=tuple(NORMALIZATIONS),
-        help="the mean and std used to normalise images, as in training (PASCL's networks: none); "
-        "default: the checkpoint's, else the data set's",
-    )
-    parser.add_argument(
-        "--seed",
-        type=seed,
-        default=3407,
-        help="selects the images used to calibrate on ImageNet-LT; no effect on other data",
-    )
-    parser.add_argument("--gpu", default="0", help=GPU)
-    parser.add_argument(
-        "--num_workers", "--cpus", type=count, default=WORKERS, help="processes that read ImageNet files"
-    )
-    ways = parser.add_mutually_exclusive_group()
-    ways.add_argument(
-        "--calibration",
-        nargs="+",
-        choices=(*CALIBRATIONS, "auto"),
-        help="none: the unchanged network; fc: feature calibration; probe: a linear head re-fitted on "
-        "training features and outliers; auto: none, and the best one on the images held out by "
-        "--val_fraction; default: none fc probe",
-    )
-    add_boolean(ways, "--FC", help="True: --calibration none fc; False: --calibration none")
-    parser.add_argument(
-        "--fc_strength", type=unit, default=1.0, help="S, which weakens FC's attention A to 1 + S (A - 1)"
-    )
-    add_boolean(
-        parser, "--tnorm", default=False, help="normalise the rows of the classifier and drop its bias"
-    )
-    parser.add_argument(
-        "--score",
-        choices=score_names(),
-        help=f"the score that the tables show, default {score_names()[0]} (result files hold all); with "
-        "--images, the score that decides, default: the detector's",
-    )
-    parser.add_argument(
-        "--images",
-        type=path,
-        nargs="+",
-        metavar="PATH",
-        help="instead of evaluating the run, apply its detector to image files, or to all files in folders: "
-        "prints classes, scores and decisions and writes predictions.csv; needs no data set; --calibration "
-        "and --score override the detector's",
-    )
-    parser.add_argument(
-        "--test_batch_size", "--tb", dest="tb", type=positive_int, default=1000, help="images per batch"
-    )
-    parser.add_argument(
-        "--precision",
-        choices=("auto", "fp32", "bf16"),
-        default="auto",
-        help=PRECISION,
-    )
-    parser.add_argument(
-        "--srp", type=path, metavar="DIR", help="where results go; default: the run directory"
-    )
-    parser.add_argument("--figures", choices=FIGURES, default="png", help="format of the plots")
-
-
-def parse_evaluation(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
-    """Parses an evaluation's command line; the data are where the run had them, by default."""
-    argv = sys.argv[1:] if argv is None else argv
-    known = parser.parse_known_args([word for word in argv if word not in ("-h", "--help")])[0]
-    if not known.images:  # these need no data
-        with warnings.catch_warnings(), contextlib.suppress(InputError):
-            warnings.simplefilter("ignore")  # opening a damaged checkpoint again says why
-            stored = stored_arguments(open_checkpoint(known.ckpt_path))
-            places = {name: stored[name] for name in DATA_FLAGS & stored.keys() & vars(known).keys()}
-            if "txt_ood_test" in places:
-                places["txt_ood_test"] = [Path(path) for path in places["txt_ood_test"]]
-            parser.set_defaults(**places)
-    return parser.parse_args(argv)
-
-
-def chosen_calibrations(args, has_held_out):
-    """Returns the names that ``--calibration`` or ``--FC`` asks for.
-
-    Args:
-        has_held_out: whether the checkpoint's run held out training images.
-
-    Raises:
-        InputError: flags that contradict each other, or "auto" without held-out images.
-    """
-    names = args.calibration
-    if not names:
-        names = {None: ["none", "fc", "probe"], True: ["none", "fc"], False: ["none"]}[args.FC]
-    if "auto" in names and len(names) > 1:
-        raise InputError("--calibration auto evaluates none and what it chooses; name no other beside it")
-    if "auto" in names and not has_held_out:
-        raise InputError(
-            "--calibration auto chooses on training images that --val_fraction held out, and this run held "
-            "out none; train with --val_fraction 0.1, or name calibrations: none, fc, probe"
-        )
-    if args.fc_strength != 1 and "fc" not in names:
-        raise InputError(
-            f"--fc_strength {args.fc_strength} needs --calibration fc (auto chooses the strength)"
-        )
-    if getattr(args, "calibration_split", "train") == "test" and "fc" not in names:
-        raise InputError("--calibration_split test is about feature calibration: add --calibration fc")
-    return names
-
-
-def one_calibration(args):
-    """Returns the name that ``--calibration`` gives with ``--images``; None means the detector's own.
-
-    Raises:
-        InputError: several names, ``--FC``, or a flag whose setting the detector already has.
-    """
-    names = args.calibration or []
-    if args.FC is not None or len(names) > 1:
-        raise InputError("with --images give one --calibration, without --FC; default: the detector's")
-    defaults = {"fc_strength": 1, "tnorm": False, "precision": "auto", "normalization": None}
-    defaults["ood_resize"] = RESIZE_MODES[0]
-    for name, default in defaults.items():
-        if getattr(args, name, default) != default:
-            raise InputError(f"with --images leave out --{name}: the detector is applied as it was evaluated")
-    return names[0] if names else None
+LISTS = Path("dataset")
+IMAGE_LISTS = {  # where the images of ImageNet-LT are, by the names of the flags
+    "txtt": LISTS / "ImageNet_LT_train.txt",
+    "txtv": LISTS / "ImageNet_LT_test.txt",
+    "iidp": Path("data/imagenet"),
+    "iodp": Path("data/imagenet_extra"),
+    "txt_ood_train": LISTS / "imagenet_extra_1k_wnid_list_picture.txt",
+    "txt_ood_test": [LISTS / "imagenet_ood_test_1k_wnid_list_picture.txt"],
+}
 
 
 def add_image_lists(parser):
     """Adds the lists and folders of ImageNet-LT, which both of its scripts take."""
-    dataset = Path("dataset")
-    parser.add_argument(
-        "--txtt", type=path, default=dataset / "ImageNet_LT_train.txt", help="training list: path label"
-    )
-    parser.add_argument(
-        "--txtv",
-        type=path,
-        default=dataset / "ImageNet_LT_test.txt",
-        help="test list; training does not read it",
-    )
-    parser.add_argument("--iidp", type=path, default=Path("data/imagenet"), help="folder of the ID images")
-    parser.add_argument(
-        "--iodp", type=path, default=Path("data/imagenet_extra"), help="folder of the outlier and OOD images"
-    )
-    extra, ood = (
-        dataset / "imagenet_extra_1k_wnid_list_picture.txt",
-        dataset / "imagenet_ood_test_1k_wnid_list_picture.txt",
-    )
-    parser.add_argument("--txt_ood_train", type=path, default=extra, help="list of the surrogate outliers")
-    parser.add_argument(
-        "--txt_ood_test",
-        type=path,
-        nargs="+",
-        default=[ood],
-        metavar="LIST",
-        help=f"lists of OOD test images; each is a set named after its file; default: {ood}",
-    )
+    add = parser.add_argument
+    add("--txtt", type=path, help="training list: path label")
+    add("--txtv", type=path, help="test list; training does not read it")
+    add("--iidp", type=path, help="folder of the ID images")
+    add("--iodp", type=path, help="folder of the outlier and OOD images")
+    add("--txt_ood_train", type=path, help="list of the surrogate outliers")
+    ood = "lists of OOD test images; each is a set named after its file"
+    add("--txt_ood_test", type=path, nargs="+", metavar="LIST", help=ood)
+    parser.set_defaults(**IMAGE_LISTS)

@@ -5,6 +5,7 @@ backend is involved.
 """
 
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +29,11 @@ EVERY_CLASS = 20  # with at most this many classes, each has a tick
 Curves = dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]
 
 
+def plain(name: str) -> str:
+    """Returns a label that matplotlib shows as text: "$" begins no formula, "_" hides no legend entry."""
+    return (" " if name.startswith("_") else "") + name.replace("$", r"\$")
+
+
 @contextmanager
 def figure(
     path: str | Path, columns: int = 1, width: float = 4.6, height: float = 3.4, title: str = ""
@@ -37,10 +43,12 @@ def figure(
     temporary = path.with_name(path.name + ".tmp")
     fig = Figure(figsize=(width * columns, height), layout="constrained")
     if title:
-        fig.suptitle(title, fontsize="medium")
+        fig.suptitle(plain(title), fontsize="medium")
     try:
-        yield fig.subplots(1, columns, squeeze=False)[0]
-        fig.savefig(temporary, dpi=110, format=path.suffix[1:])
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r"Glyph \d+ ")  # a letter that the font lacks is a box
+            yield fig.subplots(1, columns, squeeze=False)[0]
+            fig.savefig(temporary, dpi=110, format=path.suffix[1:])
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -90,15 +98,20 @@ def plot_history(history: Sequence[dict], path: str | Path) -> None:
             ax.legend()
 
 
-def mean_auroc(sets: dict[str, tuple[np.ndarray, np.ndarray]]) -> float:
-    """Returns the unweighted mean over OOD sets, in percent."""
-    return float(np.mean([100 * roc_auc_score(*_truth_and_scores(*pair)) for pair in sets.values()]))
-
-
-def _truth_and_scores(id_scores, ood_scores):
+def _truth_and_scores(pair):
     """Returns (is OOD, score) of all images of a set."""
+    id_scores, ood_scores = pair
     truth = np.concatenate([np.zeros(len(id_scores)), np.ones(len(ood_scores))])
     return truth, np.concatenate([id_scores, ood_scores])
+
+
+def _panels(axes, curves):
+    """Yields each panel and its sets with their AUROCs in percent, after writing its title."""
+    for ax, (name, sets) in zip(axes, curves.items(), strict=True):
+        aurocs = {ood: 100 * roc_auc_score(*_truth_and_scores(pair)) for ood, pair in sets.items()}
+        mean = np.mean(list(aurocs.values()))
+        ax.set_title(f"{plain(name)}, mean AUROC {mean:.2f} %", fontsize="medium")
+        yield ax, sets, aurocs
 
 
 def plot_score_histograms(curves: Curves, path: str | Path, title: str = "") -> None:
@@ -110,10 +123,11 @@ def plot_score_histograms(curves: Curves, path: str | Path, title: str = "") -> 
         title: of the whole figure, such as data set, network and epoch.
     """
     with figure(path, columns=len(curves), title=title) as axes:
-        for ax, (name, sets) in zip(axes, curves.items(), strict=True):
+        for ax, sets, _ in _panels(axes, curves):
             id_scores = next(iter(sets.values()))[0]
             ood_scores = np.concatenate([ood for _, ood in sets.values()])
-            bins = np.linspace(*np.percentile(np.concatenate([id_scores, ood_scores]), (0.2, 99.8)), 60)
+            low, high = np.percentile(np.concatenate([id_scores, ood_scores]), (0.2, 99.8))
+            bins = np.linspace(low, high, 60) if low < high else np.linspace(low - 0.5, low + 0.5, 60)
             ax.hist(id_scores, bins, density=True, alpha=0.45, color=SHADES[0], label="ID")
             outline = {"histtype": "step", "linewidth": 1.6, "color": SHADES[1], "label": "OOD"}
             ax.hist(ood_scores, bins, density=True, **outline)
@@ -122,7 +136,6 @@ def plot_score_histograms(curves: Curves, path: str | Path, title: str = "") -> 
             label = f"95 % of OOD, {flagged:.1f} % of ID\nare to the right"
             ax.axvline(threshold, color="black", linestyle="--", linewidth=1, label=label)
             ax.set(xlabel="score (higher = more OOD)", ylabel="density")
-            ax.set_title(f"{name}, mean AUROC {mean_auroc(sets):.2f} %", fontsize="medium")
             ax.set_ylim(top=1.5 * ax.get_ylim()[1])  # room for the legend
             ax.legend(fontsize="small", loc="upper right")
 
@@ -130,15 +143,13 @@ def plot_score_histograms(curves: Curves, path: str | Path, title: str = "") -> 
 def plot_roc(curves: Curves, path: str | Path, title: str = "") -> None:
     """Plots ROC curves, OOD positive, one panel per scoring method; see :func:`plot_score_histograms`."""
     with figure(path, columns=len(curves), width=4.4, height=4.6, title=title) as axes:
-        for ax, (name, sets) in zip(axes, curves.items(), strict=True):
-            for i, (set_name, pair) in enumerate(sets.items()):
-                fpr, tpr, _ = roc_curve(*_truth_and_scores(*pair))
-                auroc = 100 * roc_auc_score(*_truth_and_scores(*pair))
-                ax.plot(fpr, tpr, label=f"{set_name}, AUROC {auroc:.2f} %", **style(i))
+        for ax, sets, aurocs in _panels(axes, curves):
+            for i, (name, pair) in enumerate(sets.items()):
+                fpr, tpr, _ = roc_curve(*_truth_and_scores(pair))
+                ax.plot(fpr, tpr, label=plain(f"{name}, AUROC {aurocs[name]:.2f} %"), **style(i))
             ax.plot([0, 1], [0, 1], color="#999999", linewidth=0.8, label="chance")
             ax.set(xlabel="ID images flagged (false-positive rate)", ylabel="OOD images caught (recall)")
             ax.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
-            ax.set_title(f"{name}, mean AUROC {mean_auroc(sets):.2f} %", fontsize="medium")
             ax.legend(fontsize="small", loc="lower right")
 
 
@@ -161,7 +172,7 @@ def plot_feature_map(points: np.ndarray, kinds: dict[str, np.ndarray], path: str
         looks = (("o", "#9ecae1"), ("^", SHADES[0]), ("x", SHADES[1]), ("s", "#777777"))
         for (name, chosen), (marker, shade) in zip(kinds.items(), looks, strict=False):
             look = {"s": 14, "marker": marker, "color": shade, "linewidths": 0.8, "alpha": 0.8}
-            ax.scatter(*points[chosen].T, label=name, **look)
+            ax.scatter(*points[chosen].T, label=plain(name), **look)
         ax.set(xticks=[], yticks=[])
         ax.legend()
 
@@ -180,7 +191,7 @@ def plot_class_accuracy(
         for i, (name, values) in enumerate(accuracies.items()):
             percent = 100 * np.asarray(values, float)[order]
             marker = MARKERS[i % len(MARKERS)]
-            ax.plot(percent, marker=marker, markersize=4, label=name, **style(i))
+            ax.plot(percent, marker=marker, markersize=4, label=plain(name), **style(i))
         ax.set(xlabel="class, from head to tail (training images)", ylabel="test accuracy (%)")
         if len(order) <= EVERY_CLASS:
             ax.set_xticks(range(len(order)), [str(class_counts[c]) for c in order])
@@ -196,12 +207,9 @@ def plot_aurocs(aurocs: dict[str, dict[str, Sequence[float]]], path: str | Path)
     names = list(next(iter(aurocs.values())))
     with figure(path, width=7.2, height=3.8) as (ax,):
         for i, (row, values) in enumerate(aurocs.items()):
-            percent = [100 * np.asarray(values[name]) for name in names]
-            middle = np.array([seeds.mean() for seeds in percent])
-            reach = [middle - [s.min() for s in percent], [s.max() for s in percent] - middle]
-            offset = (i - (len(aurocs) - 1) / 2) * 0.6 / len(aurocs)
+            places = np.arange(len(names)) + (i - (len(aurocs) - 1) / 2) * 0.6 / len(aurocs)
             look = {"marker": MARKERS[i % len(MARKERS)], "color": SHADES[i % len(SHADES)], "markersize": 5}
-            ax.errorbar(np.arange(len(names)) + offset, middle, reach, linestyle="", label=row, **look)
+            _with_range(ax, places, [values[name] for name in names], linestyle="", label=plain(row), **look)
         ax.set_xticks(range(len(names)), names, rotation=20)
         ax.set(ylabel="mean AUROC (%)")
         ax.grid(axis="y", linewidth=0.4)
@@ -217,10 +225,15 @@ def plot_strengths(values: dict[str, dict[float, Sequence[float]]], path: str | 
     with figure(path, width=7.2, height=3.8) as (ax,):
         for i, (name, by_strength) in enumerate(values.items()):
             strengths = sorted(by_strength)
-            percent = [100 * np.asarray(by_strength[s]) for s in strengths]
-            middle = np.array([seeds.mean() for seeds in percent])
-            reach = [middle - [s.min() for s in percent], [s.max() for s in percent] - middle]
-            look = {"marker": MARKERS[i % len(MARKERS)], "markersize": 4, "capsize": 2}
-            ax.errorbar(strengths, middle, reach, label=name, **look, **style(i))
+            look = {"marker": MARKERS[i % len(MARKERS)], "markersize": 4, "capsize": 2} | style(i)
+            _with_range(ax, strengths, [by_strength[s] for s in strengths], label=plain(name), **look)
         ax.set(xlabel="strength S of feature calibration (1 is the paper's)", ylabel="percent")
         ax.legend(fontsize="small")
+
+
+def _with_range(ax, places, values, **look):
+    """Draws the mean and the range of the seeds' fractions at each place, in percent."""
+    percent = [100 * np.asarray(seeds) for seeds in values]
+    middle = np.array([seeds.mean() for seeds in percent])
+    reach = [middle - [s.min() for s in percent], [s.max() for s in percent] - middle]
+    ax.errorbar(places, middle, reach, **look)

@@ -8,7 +8,7 @@ import torch
 
 from datasets.folders import files_below
 from utils.console import say
-from utils.detector import BATCH, KEPT, Detector, find_detector
+from utils.detector import BATCH, Detector
 from utils.errors import InputError
 from utils.text_files import csv_text, writable_folder, write_text
 
@@ -16,33 +16,21 @@ FILE = "predictions.csv"
 COLUMNS = ("class", "class_name", "probability", "score", "ood")  # of a Detection
 
 
-def predict_files(
-    paths: Sequence[Path],
-    run: Path,
-    out: Path | None,
-    device: torch.device,
-    calibration: str | None,
-    score: str | None,
-) -> None:
+def predict_files(paths: Sequence[Path], detector: Detector, folder: Path) -> None:
     """Prints one line per image and writes ``predictions.csv``; warns about files it cannot read.
 
     Args:
         paths: image files, and folders, see :func:`datasets.folders.files_below`.
-        run: a run directory or a detector file. out: the folder of the table; None: the run's.
-        calibration, score: see :meth:`utils.detector.Detector.load`.
+        folder: of the table, which replaces an earlier one.
 
     Raises:
-        InputError: there is no detector, the table already exists, a folder is empty, or no file can be read.
+        InputError: a folder is empty, no file can be read, or the table cannot be written.
     """
-    detector = Detector.load(run, device, calibration, score)
     files = list(dict.fromkeys(_files(paths)))
-    table = writable_folder(out or find_detector(run).parent) / FILE
-    if table.exists():
-        raise InputError(f"{table} is already there: move it, or choose another folder with --srp")
-    kept = f"keeps {KEPT:.0%} of {'held-out' if detector.held_out else 'training'} images"
+    table = writable_folder(folder) / FILE
     say(
         f"calibration {detector.calibration}, score {detector.score}; OOD above {detector.threshold:.4f}, "
-        f"which {kept}"
+        f"which keeps {100 * detector.keep:g} % of {detector.describe_images()}"
     )
     rows = []
     for start in range(0, len(files), BATCH):

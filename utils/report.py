@@ -1,22 +1,49 @@
-"""Results of one evaluation as text and files."""
+"""Results of one evaluation as text: tables in Markdown, and CSV.
 
-import json
-from pathlib import Path
+``results`` is what :func:`utils.evaluation.evaluate` returns, with a description of the evaluation:
+``dataset``, ``network``, ``normalization``, ``seed``, ``epoch``, ``epochs``, ``score``, ``tnorm``, ``notes``,
+``class_counts``, ``class_names`` and, if there is one, ``rho`` and ``data``, a name for the user's images.
+"""
 
-from utils.console import say
-from utils.errors import InputError
-from utils.flags import FIGURES
+from collections.abc import Sequence
+from typing import Any
+
 from utils.metrics import ACCURACY_COLUMNS, OOD_COLUMNS, OOD_METRICS
-from utils.plots import plot_roc, plot_score_histograms
-from utils.text_files import csv_text, write_text
+from utils.text_files import csv_text
 
 BRIEF = ("auroc", "fpr95")  # columns of the table of every score
+MAX_CLASSES = 100  # of the table of classes
 
 
-def markdown_tables(results, score):
-    """Formats one score's OOD table, the means of every score, and the accuracy table, in percent."""
-    head = ["OOD set", "calibration", "ID / OOD images", *OOD_COLUMNS.values()]
-    lines = []
+def title(results: dict[str, Any]) -> str:
+    """Returns a line for plots: data, network, epoch and score."""
+    epoch = results["epoch"] and f"epoch {results['epoch']}"
+    known = (_data(results), results["network"], epoch, f"score: {results['score']}")
+    return ", ".join(part for part in known if part)
+
+
+def summary(results: dict[str, Any]) -> str:
+    """Describes what was evaluated, and what readers must know about it, as a line and a list in Markdown."""
+    about = [_data(results), results["network"]]
+    for name in ("rho", "normalization", "seed"):
+        if results.get(name) is not None:
+            about.append(f"{name} {results[name]}")
+    if results["epoch"] is not None:
+        about.append(f"epoch {results['epoch']} of {results['epochs'] or 'an unknown number'}")
+    about.append(f"score {results['score']}")
+    if results["tnorm"]:
+        about.append("unit classifier rows without bias (--tnorm)")
+    return "\n".join([f"{', '.join(about)}.", "", *(f"* **Note:** {note}." for note in results["notes"]), ""])
+
+
+def tables(results: dict[str, Any]) -> str:
+    """Formats one score's OOD table and the means of every score, if there are OOD sets, and the accuracy
+    table, in percent."""
+    rows = [[a["calibration"], *(_percent(a[s]) for s in ACCURACY_COLUMNS)] for a in results["accuracy"]]
+    accuracy = _table(["calibration", *ACCURACY_COLUMNS.values()], rows)
+    if not results["rows"]:
+        return f"Percent; without OOD images there is only accuracy.\n\n{accuracy}"
+    score, lines = results["score"], []
     for mean in (m for m in results["mean"] if m["score"] == score):
         name = mean["calibration"]
         for row in (r for r in results["rows"] if r["score"] == score and r["calibration"] == name):
@@ -26,13 +53,12 @@ def markdown_tables(results, score):
     names = [a["calibration"] for a in results["accuracy"]]
     means = {(m["score"], m["calibration"]): m for m in results["mean"]}
     every = [
-        [name, *(_percent(means[name, way][metric]) for way in names for metric in BRIEF)]
-        for name in dict.fromkeys(m["score"] for m in results["mean"])
+        [way, *(_percent(means[way, name][metric]) for name in names for metric in BRIEF)]
+        for way in dict.fromkeys(m["score"] for m in results["mean"])
     ]
-    accuracy = [[a["calibration"], *(_percent(a[s]) for s in ACCURACY_COLUMNS)] for a in results["accuracy"]]
     return "\n".join(
         [
-            _table(head, lines),
+            _table(["OOD set", "calibration", "ID / OOD images", *OOD_COLUMNS.values()], lines),
             "",
             f"Percent; OOD is the positive class; score: {score}. FPR95: share of ID flagged where "
             "95 % of OOD is caught. FPR95-ID: share of OOD accepted where 95 % of ID is kept.",
@@ -41,26 +67,27 @@ def markdown_tables(results, score):
             "",
             _table(["score", *(f"{name}: {OOD_COLUMNS[m]}" for name in names for m in BRIEF)], every),
             "",
-            _table(["calibration", *ACCURACY_COLUMNS.values()], accuracy),
+            accuracy,
         ]
     )
 
 
-def summary(results, score):
-    """Describes what was evaluated, and what readers must know about it, as a line and a list in Markdown."""
-    about = [results["dataset"], results["network"]]
-    for name in ("rho", "normalization", "seed"):
-        if results.get(name) is not None:
-            about.append(f"{name} {results[name]}")
-    if results["epoch"] is not None:
-        about.append(f"epoch {results['epoch']} of {results['epochs'] or 'an unknown number'}")
-    about.append(f"score {score}")
-    if results["tnorm"]:
-        about.append("unit classifier rows without bias (--tnorm)")
-    return "\n".join([f"{', '.join(about)}.", "", *(f"* **Note:** {note}." for note in results["notes"]), ""])
+def markdown(results: dict[str, Any]) -> str:
+    """Formats results.md: what was evaluated, the tables, and accuracy per class, rarest last."""
+    text = f"# {_data(results)}\n\n{summary(results)}\n{tables(results)}\n"
+    counts, accuracies = results["class_counts"], results["accuracy"]
+    if len(counts) > MAX_CLASSES:
+        return text
+    names = results["class_names"] or [str(c) for c in range(len(counts))]
+    rows = [
+        [names[c], str(counts[c]), *(_percent(a["per_class"][c]) for a in accuracies)]
+        for c in sorted(range(len(counts)), key=lambda c: -counts[c])
+    ]
+    head = ["class", "training images", *(f"{a['calibration']}: ACC ↑" for a in accuracies)]
+    return f"{text}\nAccuracy of each class:\n\n{_table(head, rows)}\n"
 
 
-def results_csv(results):
+def results_csv(results: dict[str, Any]) -> str:
     """Formats a CSV row for each OOD set, calibration and score; metrics are fractions, ``fc_strength`` is
     empty without FC."""
     about = {"dataset": results["dataset"]}
@@ -68,51 +95,18 @@ def results_csv(results):
     return csv_text([about | row | {"fc_strength": strength[row["fc"]]} for row in results["rows"]])
 
 
-def report(results, scores, score, folder, figures="png"):
-    """Prints the tables, and writes ``results.json``, ``results.csv``, ``results.md``, ``scores.png`` and
-    ``roc.png`` into the folder.
-
-    Args:
-        results: from :func:`utils.evaluation.evaluate`, with a description of the evaluation: ``dataset``,
-            ``network``, ``normalization``, ``seed``, ``epoch``, ``epochs``, ``tnorm``, ``precision``,
-            ``notes``, ``checkpoint``, ``environment`` and, if there is one, ``rho``.
-        scores: its scores. score: the one that table and plots show.
-        figures: format of the plots, png, pdf or svg.
-    """
-    folder = Path(folder)
-    say(summary(results, score))
-    say(markdown_tables(results, score))
-    try:
-        _write(results, scores, score, folder, figures)
-    except OSError as error:
-        raise InputError(f"the results could not be written to {folder}: {error.strerror or error}") from None
-    names = ("results.json", "results.csv", "results.md", f"scores.{figures}", f"roc.{figures}")
-    say(f"written: {', '.join(str(folder / name) for name in names)}")
-
-
-def _write(results, scores, score, folder, figures):
-    write_text(folder / "results.json", json.dumps(results, indent=1) + "\n")
-    write_text(folder / "results.csv", results_csv(results))
-    text = f"# {results['dataset']}\n\n{summary(results, score)}\n{markdown_tables(results, score)}\n"
-    write_text(folder / "results.md", text)
-    curves = {f"calibration: {name}": of_scores[score] for name, of_scores in scores.items()}
-    epoch = results.get("epoch") and f"epoch {results['epoch']}"
-    known = (results["dataset"], results.get("network"), epoch, f"score: {score}")
-    title = ", ".join(part for part in known if part)
-    plot_score_histograms(curves, folder / f"scores.{figures}", title)
-    plot_roc(curves, folder / f"roc.{figures}", title)
-    for other in {*FIGURES} - {figures}:  # of an earlier evaluation
-        for plot in ("scores", "roc"):
-            (folder / f"{plot}.{other}").unlink(missing_ok=True)
+def _data(results):
+    return results.get("data") or results["dataset"]
 
 
 def _percent(value):
     return "-" if value is None else f"{100 * value:.2f}"
 
 
-def _table(head, rows):
-    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-    lines = [head, ["-" * width for width in widths], *rows]
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [[cell.replace("|", "\\|") for cell in line] for line in (head, *rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    lines.insert(1, ["-" * width for width in widths])
     return "\n".join(
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |"
         for line in lines

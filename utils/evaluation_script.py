@@ -1,0 +1,44 @@
+"""The way of both test scripts from the command line to the results."""
+
+import argparse
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from utils.checkpoint import open_checkpoint, results_folder
+from utils.detector import Detector, find_detector
+from utils.distributed import Compute, finish, start
+from utils.errors import InputError
+from utils.evaluation_flags import one_calibration
+from utils.predictions import predict_files
+from utils.results import exclusive
+
+
+def run_script(
+    args: argparse.Namespace,
+    identify: Callable[[Any, dict[str, Any]], tuple[dict[str, Any], list[str]]],
+    evaluate: Callable[[argparse.Namespace, Compute, Any, dict[str, Any], list[str], Path], None],
+) -> None:
+    """Evaluates a run, or applies its detector to ``--images``.
+
+    Args:
+        identify: (checkpoint, flags) -> what network it is, and notes for readers.
+        evaluate: (args, compute, checkpoint, what it is, notes, output folder); writes the results.
+
+    Raises:
+        InputError: what the user asked for is impossible.
+    """
+    if args.images:
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            raise InputError("--images runs in one process: start it without torchrun")
+        device = start(args.gpu).device
+        detector = Detector.load(args.ckpt_path, device, one_calibration(args), args.score, args.keep)
+        predict_files(args.images, detector, args.srp or find_detector(args.ckpt_path).parent)
+    else:
+        compute = start(args.gpu)
+        checkpoint = open_checkpoint(args.ckpt_path)
+        known, notes = identify(checkpoint, vars(args))
+        with exclusive(args.srp or results_folder(args.ckpt_path), compute) as out:
+            evaluate(args, compute, checkpoint, known, notes, out)
+    finish()
