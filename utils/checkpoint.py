@@ -354,11 +354,9 @@ def progress_of(checkpoint: Any) -> dict[str, int | None]:
 def is_unfinished(checkpoint: Any) -> bool:
     """Tells whether a checkpoint is known to be from the middle of its run."""
     progress = progress_of(checkpoint)
-    return (
-        None not in progress.values()
-        and progress["epoch"] < progress["epochs"]
-        and checkpoint.get("finished") is not True  # by --patience, or the best epoch
-    )
+    if None in (progress["epoch"], progress["epochs"]) or checkpoint.get("finished") is True:
+        return False  # --patience ends runs early, and best.pth is from the best epoch
+    return progress["epoch"] < progress["epochs"]
 
 
 def caveats(checkpoint: Any, settings: dict, assumed: list[str]) -> list[str]:

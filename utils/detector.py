@@ -23,7 +23,7 @@ from datasets.normalization import Normalization
 from datasets.preprocessing import Preprocessing
 from models import build_model
 from utils.calibration import CALIBRATIONS, Calibration
-from utils.checkpoint import load_checkpoint, load_weights, progress_of, results_folder, save_whole
+from utils.checkpoint import is_unfinished, load_checkpoint, load_weights, results_folder, save_whole
 from utils.distributed import autocast
 from utils.errors import InputError, first_line
 from utils.evaluation import predict
@@ -210,14 +210,14 @@ class Detector:
                 f"{path} was not written by this version of test.py ({first_line(error)}): evaluate the run "
                 "again"
             ) from error
-        for warning in detector._warnings(state["epoch"], state["epochs"]):
+        for warning in detector._warnings(state["unfinished"]):
             warnings.warn(warning, stacklevel=2)
         return detector
 
-    def _warnings(self, epoch, epochs):
+    def _warnings(self, unfinished):
         kept = f"the detector's threshold keeps {100 * self.keep:g} % of {self.describe_images()}"
-        if None not in (epoch, epochs) and epoch < epochs:
-            yield f"the detector was written at epoch {epoch} of {epochs}: evaluate the finished run"
+        if unfinished:
+            yield "the detector was written in the middle of its run: evaluate the finished run"
         if not self.held_out:
             yield f"{kept}, as none were held out (--val_fraction); it will keep fewer new ones"
         if self.num_images < FEW:
@@ -311,7 +311,6 @@ def write_detector(
     score = "combined" if "combined" in stored[calibration]["id_scores"] else "energy"
     if auto is not None:
         calibration, score = auto["chosen"]["calibration"], auto["score"]
-    progress = progress_of(subject.checkpoint)
     state = {
         "network": subject.name,
         "family": subject.family,
@@ -321,8 +320,7 @@ def write_detector(
         "normalization": [list(part) for part in subject.preprocessing.normalization],
         "precision": settings.precision,
         "class_names": subject.class_names,
-        "epoch": progress["epoch"],
-        "epochs": progress["epochs"],
+        "unfinished": is_unfinished(subject.checkpoint),
         "calibrations": stored,
         "default": {"calibration": calibration, "score": score, "keep": settings.keep},
         "held_out": sets.held_out is not None,

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from utils.checkpoint import open_checkpoint, results_folder
+from utils.checkpoint import BEST, open_checkpoint, results_folder
 from utils.detector import Detector, find_detector
 from utils.distributed import Compute, finish, start
 from utils.errors import InputError
@@ -37,8 +37,10 @@ def run_script(
         predict_files(args.images, detector, args.srp or find_detector(args.ckpt_path).parent)
     else:
         compute = start(args.gpu)
-        checkpoint = open_checkpoint(args.ckpt_path)
+        checkpoint = open_checkpoint(args.ckpt_path if args.select == "last" else args.ckpt_path / BEST)
         known, notes = identify(checkpoint, vars(args))
+        if args.select == "best":
+            notes.append(f"the network is that of epoch {checkpoint['epoch']}, the best on held-out images")
         with exclusive(args.srp or results_folder(args.ckpt_path), compute) as out:
             evaluate(args, compute, checkpoint, known, notes, out)
     finish()
