@@ -118,7 +118,7 @@ def test_what_a_user_should_know_is_warned_of(fitted, tmp_path):
     few = Features(*(part[:19] for part in training))
     sets = fitted[2]._replace(held_out=None)
     for settings, words in (
-        ({"epoch": 1}, "epoch 1 of 30"),
+        ({"epoch": 1}, "middle of its run"),
         ({"sets": fitted[2]._replace(held_out=few)}, "19 held-out images"),
         ({"sets": sets}, "60 training images, as none were held out"),
     ):

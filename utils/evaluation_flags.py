@@ -56,10 +56,8 @@ def evaluation_parser(description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description, formatter_class=HelpFormatter)
     add = parser.add_argument
     add("--ckpt_path", type=path, required=True, help="a run directory or a checkpoint file")
-    which = (
-        "which network of a run: the last one, as in the paper, or that of the epoch with the highest mean "
-    )
-    which += "class accuracy on held-out training images (--val_fraction)"
+    which = "the last network of a run, as in the paper, or that of the epoch with the highest mean class "
+    which += "accuracy on held-out training images (--val_fraction)"
     add("--select", choices=("last", "best"), default="last", help=which)
     add(
         "--images",
