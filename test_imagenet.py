@@ -127,8 +127,7 @@ def evaluate(args, compute, checkpoint, known, notes, out):
     if compute.is_main:
         about = {"dataset": "imagenet", "data": name_of(data["txtt"]), "network": known["model"]}
         about |= {"checkpoint": str(args.ckpt_path), "normalization": known["normalization"]}
-        about |= {"num_calibration_images": len(sample), "calibration_seed": args.seed, "notes": notes}
-        about["num_outliers"] = None if outliers is None else len(outliers.paths)
+        about |= {"calibration_seed": args.seed, "notes": notes}
         preprocessing = Preprocessing(known["image_size"], PHOTOGRAPH, normalization)
         subject = Subject(
             model, known["model"], "imagenet", preprocessing, class_counts, class_names, checkpoint

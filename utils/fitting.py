@@ -55,6 +55,10 @@ def trained_statistics(checkpoint, num_classes, dim):
     return (mu, kappa) if bool(torch.isfinite(mu).all() & (kappa > 0).all()) else None
 
 
+def needs_outliers(names, score):
+    return "fc" in names or bool({"probe", "auto"} & set(names)) or score in ("probe", "combined")
+
+
 def fit_calibrations(
     names,
     classifier,
@@ -92,7 +96,9 @@ def fit_calibrations(
     outlier_features = None if outliers is None else outliers.features
     attention = probe = None
     wanted = {"probe", "auto"} & {*names} or score in ("probe", "combined")
-    facts = {"vmf": {}}
+    facts = {"num_ood_samples": 0, "vmf": {}}
+    if needs_outliers(names, score):
+        facts["num_ood_samples"] = len(outlier_features)
     if "auto" in names:
         trials = try_calibrations(
             classifier, training, attending, outlier_features, class_counts, held_out, score, statistics
@@ -103,7 +109,7 @@ def fit_calibrations(
         facts["auto"] = {"chosen": chosen, "trials": trials, "score": score}
     if "fc" in names:
         attention = fit_attention(classifier, attending, outlier_features, class_counts)
-        facts["fc_strength"] = strength
+        facts |= {"fc_strength": strength, "num_cal": len(attending.labels)}
     if outlier_features is not None and wanted:
         fit = fit_probe(*training, outlier_features, len(class_counts), classifier.weight.device)
         probe = fit.probe
