@@ -14,7 +14,8 @@ import sys
 
 import torch
 
-from datasets.image_files import (
+from datasets.image_list import overlap
+from datasets.imagenet import (
     EvalImages,
     balanced_sample,
     folder_names,
@@ -22,7 +23,6 @@ from datasets.image_files import (
     load_ood_lists,
     select,
 )
-from datasets.image_list import overlap
 from datasets.long_tail import hold_out
 from datasets.normalization import NORMALIZATIONS
 from datasets.preprocessing import PHOTOGRAPH, Preprocessing
