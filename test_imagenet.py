@@ -15,14 +15,7 @@ import sys
 import torch
 
 from datasets.image_list import overlap
-from datasets.imagenet import (
-    EvalImages,
-    balanced_sample,
-    folder_names,
-    load_files,
-    load_ood_lists,
-    select,
-)
+from datasets.imagenet import EvalImages, balanced_sample, folder_names, load_files, load_ood_lists, select
 from datasets.long_tail import hold_out
 from datasets.normalization import NORMALIZATIONS
 from datasets.preprocessing import PHOTOGRAPH, Preprocessing
