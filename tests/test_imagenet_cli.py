@@ -283,12 +283,8 @@ def test_the_learning_rate_falls_at_the_decay_epochs():
     "lines, words",
     [
         (None, "cannot be read"),
-        (["../x.jpg 0"], "climbs out of its folder"),
-        (["train/0/0.jpg -1"], "label -1"),
         (["train/0/0.jpg 0", "train/0/1.jpg 2"], "class 1 of 3 has no image"),
-        (["train/0/0.jpg 0", "train/0/1.jpg 0"], "images of one class only"),
         (["train/0/0.jpg 0", "train/0/nothing.jpg 0"], "1 of 2 images"),
-        (["train/0/0.jpg zero"], "line 1"),
     ],
 )
 def test_wrong_training_lists_are_refused(lines, words, data, tmp_path, capsys):
