@@ -102,7 +102,7 @@ def evaluate(args, compute, checkpoint, known, notes, out):
     if compute.is_main:
         about = {"dataset": known["ds"], "network": known["model"], "checkpoint": str(args.ckpt_path)}
         about |= {"rho": known["rho"], "normalization": known["normalization"], "ood_resize": args.ood_resize}
-        about |= {"num_outliers": None if outliers is None else len(outliers), "notes": notes}
+        about["notes"] = notes
         preprocessing = Preprocessing(test.images.shape[-1], args.ood_resize, normalization)
         subject = Subject(
             model, known["model"], "cifar", preprocessing, class_counts, class_names, checkpoint

@@ -15,14 +15,7 @@ import sys
 import torch
 
 from datasets.image_list import overlap
-from datasets.imagenet import (
-    EvalImages,
-    balanced_sample,
-    folder_names,
-    load_files,
-    load_ood_lists,
-    select,
-)
+from datasets.imagenet import EvalImages, balanced_sample, folder_names, load_files, load_ood_lists, select
 from datasets.long_tail import hold_out
 from datasets.normalization import NORMALIZATIONS
 from datasets.preprocessing import PHOTOGRAPH, Preprocessing
@@ -127,8 +120,7 @@ def evaluate(args, compute, checkpoint, known, notes, out):
     if compute.is_main:
         about = {"dataset": "imagenet", "data": name_of(data["txtt"]), "network": known["model"]}
         about |= {"checkpoint": str(args.ckpt_path), "normalization": known["normalization"]}
-        about |= {"num_calibration_images": len(sample), "calibration_seed": args.seed, "notes": notes}
-        about["num_outliers"] = None if outliers is None else len(outliers.paths)
+        about |= {"calibration_seed": args.seed, "notes": notes}
         preprocessing = Preprocessing(known["image_size"], PHOTOGRAPH, normalization)
         subject = Subject(
             model, known["model"], "imagenet", preprocessing, class_counts, class_names, checkpoint

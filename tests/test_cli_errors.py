@@ -1,4 +1,4 @@
-"""Help, and what the command lines refuse."""
+"""What the command lines refuse."""
 
 import os
 import subprocess
@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from cifar_files import write_batch, write_cifar10, write_ood_set, write_outliers
+from cifar_files import write_cifar10, write_ood_set, write_outliers
 from command_line import (
     DIGITS,
     DIGITS_NETWORK,
@@ -23,34 +23,6 @@ from models import build_model
 
 evaluation = load_script("test")
 CIFAR10_NETWORK = "--gpu cpu --ds cifar10 --md ResNet20".split()
-
-
-@pytest.mark.parametrize(
-    "script,flags",
-    [
-        (
-            "train",
-            "--seed --replay --gpu --num_workers --cpus --data_root_path --drp --dataset --ds "
-            "--model --md --imbalance_ratio "
-            "--rho --batch_size -b --ood_batch_size --ob --test_batch_size --tb --epochs -e --lr "
-            "--wd --momentum -m --opt --Lambda1 "
-            "--Lambda2 --num_ood_samples --temperature --tem_scale --save_root_path --srp --resume "
-            "--recipe --isac --tla --oe",
-        ),
-        (
-            "test",
-            "--seed --gpu --num_workers --FC --tnorm --model --md --dataset --ds --data_root_path "
-            "--calibration --fc_strength "
-            "--drp --dout "
-            "--num_ood_samples --imbalance_ratio --rho --test_batch_size --tb --ckpt_path "
-            "--calibration_split --score",
-        ),
-    ],
-)
-def test_help_names_every_flag(script, flags, capsys):
-    assert run({"train": train.main, "test": evaluation.main}[script], "--help") == 0
-    words = capsys.readouterr().out.replace(",", " ").replace("[", " ").split()
-    assert [flag for flag in flags.split() if flag not in words] == []
 
 
 def test_a_script_in_a_process_of_its_own_ends_with_one_line_and_status_2(tmp_path):
@@ -117,22 +89,7 @@ def break_truncated(root):
     return [path]
 
 
-def break_missing(root):
-    (root / "cifar-10-batches-py" / "data_batch_3").unlink()
-    return ["data_batch_3"]
-
-
-def break_label(root):
-    write_batch(root / "cifar-10-batches-py" / "data_batch_1", [0, 10], b"labels")
-    return ["data_batch_1", "0..9"]
-
-
 def break_tail(root):
-    write_cifar10(root, [100] * 4 + [0] + [100] * 5)
-    return ["class 4"]
-
-
-def break_short_class(root):
     write_cifar10(root, [100] + [1] * 9)
     return ["class 1 has 1 images"]
 
@@ -142,30 +99,13 @@ def break_outlier_type(root):
     return ["300K_random_images.npy", "float32"]
 
 
-def break_outlier_shape(root):
-    write_outliers(root, np.zeros((9, 3, 32, 32), dtype=np.uint8))
-    return ["300K_random_images.npy", "shape"]
-
-
 def break_no_outliers(root):
     (root / "Tiny_Images_Dataset" / "300K_random_images.npy").unlink()
     return ["300K_random_images.npy", "datasets.prepare"]
 
 
 @pytest.mark.filterwarnings("ignore:the files in")
-@pytest.mark.parametrize(
-    "damage",
-    [
-        break_truncated,
-        break_missing,
-        break_label,
-        break_tail,
-        break_short_class,
-        break_outlier_type,
-        break_outlier_shape,
-        break_no_outliers,
-    ],
-)
+@pytest.mark.parametrize("damage", [break_truncated, break_tail, break_outlier_type, break_no_outliers])
 def test_damaged_data_are_named(damage, tmp_path, capsys):
     write_cifar10(tmp_path)
     write_outliers(tmp_path, np.zeros((300, 32, 32, 3), dtype=np.uint8))

@@ -139,18 +139,6 @@ def test_pictures_lists_and_tensors_give_the_same(kind, size, request, tmp_path)
     assert detector([]) == []
 
 
-def test_grey_and_turned_pictures_are_read_as_by_the_readers_of_files(digits, tmp_path):
-    detector = Detector.load(digits.folder)
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    photograph(1).save(tmp_path / "turned.png", exif=exif)
-    photograph(2).convert("L").save(tmp_path / "grey.png")
-    Image.fromarray(np.arange(256, dtype=np.uint16).reshape(16, 16) * 257).save(tmp_path / "deep.png")
-    for name in ("turned.png", "grey.png", "deep.png"):
-        expected = detector.of_prepared(detector.preprocessing.of_file(tmp_path / name)[None])
-        assert detector(Image.open(tmp_path / name)) == expected
-
-
 @pytest.mark.parametrize(
     "images, words",
     [
@@ -278,16 +266,6 @@ def test_the_results_of_a_checkpoint_file_are_found(digits, photos, tmp_path, ca
     shutil.copy(digits.folder / "detector.pth", tmp_path / "net.pth.results")
     assert run(evaluation.main, *argv) == 0
     assert (tmp_path / "net.pth.results" / "predictions.csv").exists()
-
-
-def test_linked_folders_are_searched_once(digits, photos, tmp_path, capsys):
-    (photos / "linked").symlink_to(photos / "more")
-    (photos / "loop").symlink_to(photos)
-    flags = ["--gpu", "cpu", "--ckpt_path", digits.folder, "--srp", tmp_path / "out"]
-    assert run(evaluation.main, "--images", photos, *flags) == 0
-    with open(tmp_path / "out" / "predictions.csv") as file:
-        found = [row["path"] for row in csv.DictReader(file)]
-    assert found == [str(photos / "a.png"), str(photos / "linked" / "b, c.jpg")]
 
 
 def test_images_that_cannot_be_scored(digits, photos, tmp_path, capsys):

@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from utils.calibration import CALIBRATIONS, Classifier, attention_weight
+from utils.calibration import CALIBRATIONS, Classifier
 from utils.distributed import Compute
 from utils.evaluation import Features, evaluate, extract_features
-from utils.fitting import TrainingSets, fit_calibrations, trained_statistics
-from utils.losses import PATTLoss
+from utils.fitting import TrainingSets, fit_calibrations
 from utils.metrics import OOD_METRICS, ood_metrics
 from utils.plots import plot_class_accuracy
 from utils.scores import score_names
@@ -116,40 +115,6 @@ def test_without_ood_sets_there_is_accuracy(case):
 
 def test_the_calibrations_have_one_order_and_are_there_once(case):
     assert list(run(case, ["probe", "none", "probe"])[0]) == ["none", "probe"]
-
-
-def test_the_attention_is_that_of_the_equations(case):
-    """tests/test_calibration.py has them; here, that their arguments are the right ones."""
-    classifier, training, outliers, _, _ = case
-    predicted = classifier.logits(outliers.features).argmax(dim=1)
-    prior = torch.tensor(COUNTS) / sum(COUNTS)
-    expected = attention_weight(*training, outliers.features, predicted, classifier.weight, prior)
-    assert torch.equal(run(case)[0]["fc"][0].attention, expected)
-
-
-def statistics_of(checkpoint_args, dim=6, epochs=1, normalize=True):
-    """A checkpoint whose criterion has seen embeddings of two classes."""
-    criterion = PATTLoss([2, 2], dim, oe_weight=0, tla_weight=0, normalize=normalize)
-    for _ in range(epochs):
-        criterion.start_epoch()
-        criterion.contrast(random_features(4, [0, 0, 1, 1], 1).features[:, :dim], torch.tensor([0, 0, 1, 1]))
-    args = {"isac": True, "depart": []} | checkpoint_args
-    return {"args": args, "criterion": criterion.state_dict()}, criterion.statistics
-
-
-def test_class_statistics_are_taken_from_training_where_they_are_of_unit_features():
-    checkpoint, statistics = statistics_of({})
-    mu, kappa = trained_statistics(checkpoint, 2, 6)
-    assert torch.equal(mu, statistics.mean_direction) and torch.equal(kappa, statistics.kappa)
-    for other in (
-        statistics_of({"isac": False})[0],
-        statistics_of({"depart": ["embeddings"]}, normalize=False)[0],
-        statistics_of({}, epochs=0)[0],  # random directions
-        statistics_of({}, dim=5)[0],  # of another layer
-        {"model": {}},
-        torch.zeros(3),
-    ):
-        assert trained_statistics(other, 2, 6) is None
 
 
 class Doubling(torch.nn.Module):

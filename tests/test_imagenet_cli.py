@@ -148,14 +148,6 @@ def test_an_unexpected_error_ends_the_process_though_workers_read_ahead(data, tm
     assert ended.returncode == 1 and "Traceback" in ended.stderr and "out of memory" in ended.stderr
 
 
-def test_every_process_reports_the_files_it_could_not_read(tmp_path):
-    data = write_lists(tmp_path)
-    for i in range(5):  # of six
-        truncate(tmp_path / f"train/0/{i}.jpg")
-    ended = torchrun("train_imagenet.py", *TRAIN, *data, "--srp", tmp_path / "run")
-    assert ended.stdout.count("cannot be read and were replaced") == 2, ended.stdout + ended.stderr
-
-
 def test_a_bare_checkpoint_is_named_by_its_keys_and_what_is_assumed_is_said(trained, data, tmp_path, capsys):
     state = torch.load(trained / "latest.pth")["model"]
     torch.save(
@@ -175,23 +167,17 @@ def test_a_bare_checkpoint_is_named_by_its_keys_and_what_is_assumed_is_said(trai
     assert results_of(tmp_path / "none")["rows"] != results["rows"]
 
 
-def test_every_ood_list_is_reported_under_its_name(trained, data, tmp_path):
+def test_every_ood_list_is_reported_under_its_name(trained, data, tmp_path, capsys):
     root = Path(data[data.index("--iodp") + 1])
     lines = (root / "txt_ood_test.txt").read_text().splitlines()
     for name, chosen in (("sky", lines[:3]), ("sea", lines[3:])):
         (tmp_path / f"{name}.txt").write_text("\n".join(chosen) + "\n")
-    argv = [*SMALL, *data, "--ckpt_path", trained, "--srp", tmp_path / "out", "--FC", "False"]
-    lists = ["--txt_ood_test", tmp_path / "sky.txt", tmp_path / "sea.txt"]
-    assert run(evaluation.main, *argv, *lists) == 0
+    argv = [*SMALL, "--ckpt_path", trained, "--srp", tmp_path / "out", "--FC", "False", "--txt_ood_test"]
+    assert run(evaluation.main, *argv, tmp_path / "sky.txt", tmp_path / "sea.txt") == 0
     rows = results_of(tmp_path / "out")["rows"]
     assert {(row["ood"], row["n_ood"]) for row in rows} == {("sky", 3), ("sea", 2)}
-
-
-def test_two_ood_lists_of_one_name_are_refused(trained, data, tmp_path, capsys):
-    argv = [*SMALL, *data, "--ckpt_path", trained, "--srp", tmp_path, "--FC", "False"]
-    twice = [data[data.index("--txt_ood_test") + 1]] * 2
-    assert run(evaluation.main, *argv, "--txt_ood_test", *twice) == 2
-    assert "two lists 'txt_ood_test'" in capsys.readouterr().err
+    assert run(evaluation.main, *argv, tmp_path / "sky.txt", tmp_path / "sky.txt") == 2
+    assert "two lists 'sky'" in capsys.readouterr().err
 
 
 def torchrun(script, *argv):
@@ -297,12 +283,8 @@ def test_the_learning_rate_falls_at_the_decay_epochs():
     "lines, words",
     [
         (None, "cannot be read"),
-        (["../x.jpg 0"], "climbs out of its folder"),
-        (["train/0/0.jpg -1"], "label -1"),
         (["train/0/0.jpg 0", "train/0/1.jpg 2"], "class 1 of 3 has no image"),
-        (["train/0/0.jpg 0", "train/0/1.jpg 0"], "images of one class only"),
         (["train/0/0.jpg 0", "train/0/nothing.jpg 0"], "1 of 2 images"),
-        (["train/0/0.jpg zero"], "line 1"),
     ],
 )
 def test_wrong_training_lists_are_refused(lines, words, data, tmp_path, capsys):

@@ -51,13 +51,6 @@ def test_a_notebooks_backend_is_never_looked_for(tmp_path):
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("suffix, begins", [("png", b"\x89PNG"), ("pdf", b"%PDF"), ("svg", b"<?xml")])
-def test_the_suffix_decides_the_format(suffix, begins, tmp_path):
-    plots.plot_class_counts([3, 2, 1], tmp_path / f"a.{suffix}")
-    assert (tmp_path / f"a.{suffix}").read_bytes().startswith(begins)
-    assert [p.name for p in tmp_path.iterdir()] == [f"a.{suffix}"]
-
-
 def test_a_picture_that_cannot_be_drawn_leaves_the_old_one(tmp_path):
     (tmp_path / "a.png").write_text("old")
     with pytest.raises(RuntimeError), plots.figure(tmp_path / "a.png"):

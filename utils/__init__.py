@@ -2,7 +2,8 @@
 
 losses, vmf: the training objective and its directional statistics
 calibration, probe, scores, fitting: what is fitted on the features of a trained network
-evaluation, metrics, report, plots, conclusion: from features to results
+evaluation, metrics, report, plots, results: from features to tables and files
+evaluation_flags, evaluation_script: the command line of both test scripts
 detector, predictions: a trained network in use
 flags, errors, console, text_files, environment, distributed: what the scripts share
 run/: makes runs survive kills, full disks and bad steps

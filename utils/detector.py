@@ -8,10 +8,9 @@ and plain values, network weights included. It holds every score but knn, which 
 training images and is stored with ``--score knn`` alone.
 """
 
-import contextlib
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -145,8 +144,8 @@ class Detector:
         self.num_images, self.threshold = len(id_scores), keeping_threshold(id_scores, self.keep)
         normalization = Normalization(*map(tuple, state["normalization"]))
         self.preprocessing = Preprocessing(state["image_size"], state["resize"], normalization)
-        with _default_dtype(torch.float32):
-            network = build_model(state["network"], len(state["weights"]["linear.weight"]), state["family"])
+        num_classes = len(state["weights"]["linear.weight"])
+        network = build_model(state["network"], num_classes, state["family"]).float()
         load_weights(network, state["weights"])
         standards = stored["standards"] if self.score == "combined" else {}
         members = standards or [self.score]
@@ -341,16 +340,6 @@ def _choose(what, name, there, known):
         advice = f"; evaluate the run with --{what} {name}" if name in known else ""
         raise InputError(f"there is no {what} {name!r} in it, only {', '.join(map(repr, there))}{advice}")
     return name
-
-
-@contextlib.contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
 
 
 def _on(device, value):

@@ -9,6 +9,7 @@ from datasets.normalization import NORMALIZATIONS
 from datasets.scood import RESIZE_MODES
 from utils.calibration import CALIBRATIONS
 from utils.errors import InputError
+from utils.fitting import needs_outliers
 from utils.flags import (
     FIGURES,
     GPU,
@@ -26,7 +27,6 @@ from utils.flags import (
 from utils.scores import score_names
 
 KEEP = 0.95  # the share of ID images that the detector keeps by default
-OF_OUTLIERS = ("probe", "combined")  # scores that need outliers
 Outliers = TypeVar("Outliers")
 
 
@@ -148,11 +148,12 @@ def choose_settings(
     if split == "test" and "fc" not in names:
         raise InputError("--calibration_split test is about feature calibration: add --calibration fc")
     outliers, notes = None, []
-    if set(names) != {"none"} or score in OF_OUTLIERS:
+    if needs_outliers(names, score):
         try:
             outliers = load_outliers()
         except InputError as error:
-            if asked or score in OF_OUTLIERS or split == "test" or getattr(args, "txt_ood_train", None):
+            required = asked or split == "test" or getattr(args, "txt_ood_train", None)
+            if required or needs_outliers(["none"], score):
                 raise
             names = ["none"]
             notes.append(f"evaluated without outliers, so without fc, probe and combined: {error}")

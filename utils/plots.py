@@ -208,32 +208,12 @@ def plot_aurocs(aurocs: dict[str, dict[str, Sequence[float]]], path: str | Path)
     with figure(path, width=7.2, height=3.8) as (ax,):
         for i, (row, values) in enumerate(aurocs.items()):
             places = np.arange(len(names)) + (i - (len(aurocs) - 1) / 2) * 0.6 / len(aurocs)
+            percent = [100 * np.asarray(values[name]) for name in names]
+            middle = np.array([seeds.mean() for seeds in percent])
+            reach = [middle - [s.min() for s in percent], [s.max() for s in percent] - middle]
             look = {"marker": MARKERS[i % len(MARKERS)], "color": SHADES[i % len(SHADES)], "markersize": 5}
-            _with_range(ax, places, [values[name] for name in names], linestyle="", label=plain(row), **look)
+            ax.errorbar(places, middle, reach, linestyle="", label=plain(row), **look)
         ax.set_xticks(range(len(names)), names, rotation=20)
         ax.set(ylabel="mean AUROC (%)")
         ax.grid(axis="y", linewidth=0.4)
         ax.legend(fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3)  # hides no point
-
-
-def plot_strengths(values: dict[str, dict[float, Sequence[float]]], path: str | Path) -> None:
-    """Plots metrics against the strength S of feature calibration, mean and range over seeds.
-
-    Args:
-        values: name of a line -> S -> its value for every seed, fractions.
-    """
-    with figure(path, width=7.2, height=3.8) as (ax,):
-        for i, (name, by_strength) in enumerate(values.items()):
-            strengths = sorted(by_strength)
-            look = {"marker": MARKERS[i % len(MARKERS)], "markersize": 4, "capsize": 2} | style(i)
-            _with_range(ax, strengths, [by_strength[s] for s in strengths], label=plain(name), **look)
-        ax.set(xlabel="strength S of feature calibration (1 is the paper's)", ylabel="percent")
-        ax.legend(fontsize="small")
-
-
-def _with_range(ax, places, values, **look):
-    """Draws the mean and the range of the seeds' fractions at each place, in percent."""
-    percent = [100 * np.asarray(seeds) for seeds in values]
-    middle = np.array([seeds.mean() for seeds in percent])
-    reach = [middle - [s.min() for s in percent], [s.max() for s in percent] - middle]
-    ax.errorbar(places, middle, reach, **look)
