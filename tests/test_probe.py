@@ -22,6 +22,19 @@ def problem(seed, sizes=(60, 25, 9, 3), outliers=150):
     return x[: len(labels)][order], labels[order], x[len(labels) :]
 
 
+def wide_problem():
+    """Separable classes whose 64 features are correlated: variances from 1 down to 1/4096."""
+    features, labels, outliers = problem(0, (200, 60, 20, 5), 300)
+    g = torch.Generator().manual_seed(1)
+    mixing = torch.randn(64, 64, generator=g) / torch.arange(1, 65)[:, None]
+
+    def widen(x):
+        noise = torch.randn(len(x), 57, generator=g)
+        return (torch.cat([x[:, :6], x[:, 6:] / 1000, noise], dim=1) @ mixing).relu()
+
+    return widen(features), labels, widen(outliers)
+
+
 def reference(features, labels, outliers):
     """scikit-learn's log-probabilities as a function of features."""
     x, o = features.double().numpy(), outliers.double().numpy()
@@ -38,22 +51,24 @@ def reference(features, labels, outliers):
     return lambda f: model.predict_log_proba((f.double().numpy() - mean) / deviation)
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_it_is_scikit_learns_logistic_regression(seed, monkeypatch):
+@pytest.mark.parametrize(
+    "data",
+    [problem(0), problem(1), problem(2, outliers=900), wide_problem()],
+    ids=["seed 0", "seed 1", "many outliers", "wide"],
+)
+def test_it_is_scikit_learns_logistic_regression(data, monkeypatch):
     monkeypatch.setattr(calibration, "CHUNK", 13)
     monkeypatch.setattr(probe, "CHUNK", 13)
-    data = problem(seed)
     fit = fit_probe(*data, C, CPU)
-    assert fit.converged and fit.iterations > 1
+    assert fit.converged and 1 < fit.iterations < 300
     elsewhere = torch.cat([data[0], data[2], 3 * data[0]])
     ours = fit.probe.logits(elsewhere).log_softmax(dim=1)
-    np.testing.assert_allclose(ours, reference(*data)(elsewhere), atol=1e-3)
+    np.testing.assert_allclose(ours, reference(*data)(elsewhere), atol=1e-2)
 
 
 def test_a_class_counts_once_however_many_images_it_has_and_outliers_half_of_all():
     """At the optimum the biases, which are not penalised, make expected and given weights agree."""
     features, labels, outliers = problem(0)
-    weights = []
     for copies in (1, 3):
         many = torch.cat([torch.arange(len(labels)), (labels == 0).nonzero().flatten().repeat(copies - 1)])
         counts = torch.bincount(labels[many])
@@ -63,9 +78,7 @@ def test_a_class_counts_once_however_many_images_it_has_and_outliers_half_of_all
         per_image = np.concatenate(
             [1 / counts[labels[many]].numpy(), np.full(len(outliers), C / len(outliers))]
         )
-        weights.append((per_image[:, None] * p).sum(axis=0))
-    for given in weights:
-        assert given.tolist() == pytest.approx([1, 1, 1, 1, C], abs=1e-5)
+        assert (per_image[:, None] * p).sum(axis=0).tolist() == pytest.approx([1, 1, 1, 1, C], abs=1e-3)
 
 
 @pytest.mark.parametrize("value, scale", [(1e-30, 1), (1e-4, 1), (1e-4, 1000)])
@@ -82,20 +95,34 @@ def test_a_unit_that_was_active_on_one_training_image_does_not_decide(value, sca
     np.testing.assert_allclose(ours, expected, atol=1e-2)
 
 
+def test_its_precision_is_its_own_whatever_surrounds_it():
+    data = problem(0)
+    alone = fit_probe(*data, C, CPU)
+    try:
+        torch.set_default_dtype(torch.float64)
+        with torch.autocast("cpu", torch.bfloat16):
+            surrounded = fit_probe(*data, C, CPU)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(alone.probe.weight, surrounded.probe.weight)
+
+
 def test_a_fit_that_ended_early_says_so(monkeypatch):
-    monkeypatch.setattr(probe, "MAX_ITERATIONS", 3)
+    monkeypatch.setattr(probe, "MAX_STEPS", 3)
     with pytest.warns(UserWarning, match="did not converge"):
         fit = fit_probe(*problem(0), C, CPU)
-    assert not fit.converged and fit.gradient > 1e-6
+    assert not fit.converged and fit.iterations >= 4
 
 
 def test_what_it_cannot_be_fitted_on_is_refused():
     features, labels, outliers = problem(0)
-    with pytest.raises(InputError, match="outlier"):
-        fit_probe(features, labels, outliers[:0], C, CPU)
-    with pytest.raises(InputError, match="class 2 has none"):
-        fit_probe(features[labels != 2], labels[labels != 2], outliers, C, CPU)
-    with pytest.raises(InputError, match="not finite"):
-        fit_probe(features * float("inf"), labels, outliers, C, CPU)
-    with pytest.raises(InputError, match="not finite"):
-        fit_probe(features, labels, outliers * float("nan"), C, CPU)
+    infinite, nan = features * float("inf"), outliers * float("nan")
+    seen = labels != 2
+    for data, named in (
+        ((features, labels, outliers[:0]), "outlier"),
+        ((features[seen], labels[seen], outliers), "class 2"),
+        ((infinite, labels, outliers), "not finite"),
+        ((features, labels, nan), "not finite"),
+    ):
+        with pytest.raises(InputError, match=named):
+            fit_probe(*data, C, CPU)

@@ -1,4 +1,8 @@
-import math
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import mpmath
 import numpy as np
@@ -11,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from utils import calibration, scores
 from utils.calibration import Calibration, Classifier
 from utils.errors import InputError
-from utils.scores import SCORE_NAMES, SCORES, FittedScores, Score, Training, fit_scores
+from utils.scores import SCORES, FittedScores, Training, fit_scores, score_names
 
 C, D = 3, 6
 
@@ -117,17 +121,19 @@ def log_vmf(x, mu, kappa):
     return mpmath.log(constant) + kappa * mpmath.mpf(float(np.dot(mu, x)))
 
 
+def expected_vmf(classes, units):
+    with mpmath.workdps(30):
+        return [float(-max(log_vmf(x, *each) for each in classes)) for x in units]
+
+
 @pytest.mark.parametrize("attention", [False, True], ids=["none", "fc"])
 def test_vmf_estimated_from_training_features_against_mpmath(attention, chunk):
     training, rows = make(attention), features(12, 2)
     u, labels = unit(training, training.features), training.labels.numpy()
-    with mpmath.workdps(30):
-        classes = []
-        for c in range(C):
-            m = u[labels == c].mean(axis=0)
-            r = np.linalg.norm(m)
-            classes.append((m / r, D * r / (1 - r * r)))
-        expected = [float(-max(log_vmf(x, *each) for each in classes)) for x in unit(training, rows)]
+    means = [u[labels == c].mean(axis=0) for c in range(C)]
+    lengths = [np.linalg.norm(m) for m in means]
+    classes = [(m / r, D * r / (1 - r * r)) for m, r in zip(means, lengths, strict=True)]
+    expected = expected_vmf(classes, unit(training, rows))
     np.testing.assert_allclose(values(training, "vmf", rows), expected, atol=1e-8)
 
 
@@ -135,20 +141,10 @@ def test_vmf_takes_the_statistics_of_training_but_not_under_fc():
     mu = torch.nn.functional.normalize(features(C, 5).double(), dim=1)
     kappa = torch.tensor([3.0, 40.0, 900.0]).double()
     training, rows = make(statistics=(mu, kappa)), features(12, 2)
-    with mpmath.workdps(30):
-        expected = [
-            float(-max(log_vmf(x, mu[c].numpy(), kappa[c]) for c in range(C))) for x in unit(training, rows)
-        ]
+    expected = expected_vmf(list(zip(mu.numpy(), kappa, strict=True)), unit(training, rows))
     np.testing.assert_allclose(values(training, "vmf", rows), expected, atol=1e-8)
     estimated = values(make(attention=True), "vmf", rows)
     assert values(make(attention=True, statistics=(mu, kappa)), "vmf", rows).tolist() == estimated.tolist()
-
-
-def test_the_density_of_a_von_mises_fisher_distribution_integrates_to_one():
-    """On the sphere of R^3 the integral over the angle is elementary."""
-    kappa = torch.tensor([0.01, 1.0, 50.0]).double()
-    closed = [k / (4 * math.pi * math.sinh(k)) for k in kappa.tolist()]
-    assert scores.log_normalizer(3, kappa).exp().tolist() == pytest.approx(closed, rel=1e-9)
 
 
 def test_the_probe_reads_features_without_attention():
@@ -160,17 +156,48 @@ def test_the_probe_reads_features_without_attention():
     np.testing.assert_allclose(values(fc, "probe", rows), expected)
 
 
-@pytest.mark.parametrize("probe,members", [(True, 3), (False, 2)])
-def test_combined_is_the_sum_of_its_members_standardised_over_training_images(probe, members):
-    training, rows = make(probe=probe), features(20, 2)
+def test_combined_is_the_sum_of_three_scores_standardised_over_training_images():
+    training, rows = make(), features(20, 2)
     expected = 0
-    for name in ("energy", "mahalanobis", "probe")[:members]:
+    for name in ("energy", "mahalanobis", "probe"):
         of_training = values(training, name, training.features)
         expected = expected + (values(training, name, rows) - of_training.mean()) / of_training.std()
     np.testing.assert_allclose(values(training, "combined", rows), expected)
-    assert set(fit_scores(training).scores) == set(SCORE_NAMES) - {"combined"} - (
-        set() if probe else {"probe"}
-    )
+    (outputs,) = training.calibration.outputs(rows)
+    assert set(fit_scores(training)(outputs)) == set(score_names())
+
+
+def test_combined_is_absent_without_one_of_its_members():
+    training = make()
+    first = torch.stack([(training.labels == c).nonzero()[0, 0] for c in range(C)])
+    single = training._replace(features=training.features[first], labels=training.labels[first])
+    for lacking, missing in ((make(probe=False), "probe"), (single, "mahalanobis")):
+        fitted = fit_scores(lacking)
+        (outputs,) = lacking.calibration.outputs(features(20, 2))
+        assert set(fitted(outputs)) == set(score_names()) - {missing, "combined"}
+        assert set(FittedScores.restore(fitted.state())(outputs)) == set(fitted(outputs))
+
+
+@pytest.mark.parametrize("attention", [False, True], ids=["none", "fc"])
+def test_scores_are_the_same_whatever_surrounds_them(attention):
+    training, rows = make(attention), features(20, 2)
+
+    def all_scores():
+        (outputs,) = training.calibration.outputs(rows)
+        return fit_scores(training)(outputs)
+
+    expected = all_scores()
+    with torch.autocast("cpu", torch.bfloat16):
+        under_autocast = all_scores()
+    try:
+        torch.set_default_dtype(torch.float64)
+        with_default = all_scores()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for name, value in expected.items():
+        assert value.dtype == torch.float64
+        assert torch.equal(under_autocast[name], value), name
+        assert torch.equal(with_default[name], value), name
 
 
 @pytest.mark.parametrize("attention", [False, True], ids=["none", "fc"])
@@ -187,26 +214,31 @@ def test_fitted_scores_are_tensors_and_come_back_from_a_file(attention, tmp_path
     assert list(again.scores) == list(fitted.scores)
 
 
-def test_a_score_is_added_by_one_class(monkeypatch):
-    monkeypatch.setattr(scores, "SCORES", dict(SCORES))
+NORM = """
 
-    class Norm(Score):
-        name = "norm"
+class Norm(Score):
+    name = "norm"
 
-        def __call__(self, outputs):
-            return -outputs.features.norm(dim=1)
-
-    assert values(make(), "norm", features(4, 2)).tolist() == pytest.approx(
-        (-features(4, 2).norm(dim=1)).tolist()
-    )
+    def __call__(self, outputs):
+        return -outputs.features.norm(dim=1)
+"""
 
 
-def test_mahalanobis_needs_a_class_with_two_images():
-    training = make()
-    first = torch.stack([(training.labels == c).nonzero()[0, 0] for c in training.labels.unique()])
-    fitted = fit_scores(training._replace(features=training.features[first], labels=training.labels[first]))
-    assert "mahalanobis" not in fitted.scores and "mahalanobis" not in fitted.standards
-    assert fitted.standards.keys() >= {"energy"}
+def test_a_score_is_added_by_one_class_at_the_end_of_the_file(digits_run, tmp_path):
+    """In a copy of the project: it can be asked for, and is in tables and results."""
+    project = Path(scores.__file__).parents[1]
+    for part in ("datasets", "models", "utils", "test.py"):
+        copy = shutil.copytree if (project / part).is_dir() else shutil.copy
+        copy(project / part, tmp_path / part)
+    with (tmp_path / "utils" / "scores.py").open("a") as file:
+        file.write(NORM)
+    flags = "--gpu cpu --FC False --dout noise --score norm --srp out --ckpt_path"
+    command = [sys.executable, "test.py", *flags.split(), str(digits_run / "latest.pth")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert {"norm", "energy"} <= {row["score"] for row in results["rows"]} and results["score"] == "norm"
+    assert "norm" in (tmp_path / "out" / "results.md").read_text()
 
 
 def test_what_no_score_can_be_fitted_on_is_refused():
