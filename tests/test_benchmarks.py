@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks import correctness, gpu, records, reproduce
-from benchmarks.speed import augment, common, train
+from benchmarks.speed import common, train
 from benchmarks.speed.criterion import log_iv, ours_and_plain
 from utils import losses
 from utils.errors import InputError
@@ -40,36 +40,11 @@ def test_the_training_benchmark_measures_every_part(tmp_path, monkeypatch):
     monkeypatch.setattr(common, "RESULTS", tmp_path)
     train.main(["--md", "ResNet20", "--batch_size", "4", "--repeats", "1"])
     record = json.loads((tmp_path / "train-ResNet20-cpu.json").read_text())
+    assert record["command"].startswith("python -m benchmarks.speed.train")
+    assert {"torch", "device", "commit", "date", "float32_matmul_precision"} <= record["environment"].keys()
     parts = ["bare forward + backward", "data", "criterion", "optimiser, guard, meter", "whole step"]
     assert list(record["seconds"]) == parts and [row[0] for row in record["table"]["rows"]][:5] == parts
     assert all(0 < low <= median <= high for median, low, high in record["seconds"].values())
-
-
-def test_the_training_benchmark_trains_as_train_py_does(monkeypatch):
-    """Its whole step is train.py's function, over as many batches as are timed."""
-    done = []
-    monkeypatch.setattr(train, "train_one_epoch", lambda *args: done.append([step for step, _ in args[5]]))
-    settings = train.parse_args(["--ds", "cifar10", "--md", "ResNet20", "-b", "4", "--ob", "8"])
-    train.parts_of_a_step(settings, torch.device("cpu"), False)["whole step"](3)
-    assert done == [[0, 1, 2]]
-
-
-def test_the_plain_views_are_images_of_the_same_size():
-    picture = augment.Image.new("RGB", (32, 32), "white")
-    for view in augment.plain_views().values():
-        assert view(picture).shape == (3, 32, 32)
-    cut = augment.cutout(torch.ones(3, 32, 32))
-    assert 64 <= int((cut[0] == 0).sum()) <= 256 and (cut[0] == cut[2]).all()
-
-
-def test_a_results_file_holds_the_table_and_where_it_was_made(tmp_path, monkeypatch):
-    monkeypatch.setattr(common, "RESULTS", tmp_path / "results")
-    timing = common.timed(lambda: None, 3)
-    common.publish(__spec__.name, "claim", torch.device("cpu"), ["what"], [["a"]], numbers=timing)
-    record = json.loads((tmp_path / "results" / "claim-cpu.json").read_text())
-    assert record["table"] == {"head": ["what"], "rows": [["a"]]} and len(record["numbers"]) == 3
-    assert record["command"].startswith(f"python -m {__name__}")
-    assert {"torch", "device", "commit", "date", "float32_matmul_precision"} <= record["environment"].keys()
 
 
 def test_time_is_per_step_with_its_spread():
