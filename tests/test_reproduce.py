@@ -94,6 +94,7 @@ def test_one_run_that_fails_does_not_stop_the_others(digits, monkeypatch, capsys
     [
         (["imagenet", "--protocol", "short", "--extra", "-b", "64"], "-b 64"),
         (["digits", "--md", "ResNet"], "--model/--md"),
+        (["calibration-leak", "--ds", "imagenet"], "--calibration_split"),
     ],
 )
 def test_flags_that_a_script_refuses_cost_no_training(words, named, monkeypatch, capsys):
@@ -122,7 +123,6 @@ def test_a_folder_that_other_commands_filled_is_refused(digits, tmp_path, monkey
         (["digits", "--extra", "--rho", "0.05"], "--protocol"),
         (["digits", "--ds", "cifar10"], "--ds cifar10"),
         (["digits", "--rows", "no_oe"], "no row no_oe"),
-        (["calibration-leak", "--ds", "imagenet"], "calibration-leak"),
         (["imagenet", "--drp", "DATA"], "--drp"),
         (["imagenet", "--dout", "svhn"], "--dout"),
     ],
