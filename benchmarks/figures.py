@@ -152,7 +152,7 @@ def draw_epochs(rows: list[str], records: Records, path: Path) -> None:
 def draw_ranges(ax: Axes, index: int, label: str, values: dict[int, list[float]]) -> None:
     """Draws a line of means with bars from the lowest to the highest seed; values are fractions."""
     places = sorted(values)
-    percent = [100 * np.asarray(values[place]) for place in places]
+    percent = [100 * np.asarray(values[place], float) for place in places]
     middle = np.array([seeds.mean() for seeds in percent])
     reach = [middle - [seeds.min() for seeds in percent], [seeds.max() for seeds in percent] - middle]
     look = {"marker": MARKERS[index % len(MARKERS)], "markersize": 4, "capsize": 2}

@@ -85,8 +85,9 @@ def read_run(folder: Path, run: Path | None = None) -> dict:
         checkpoint = Path(results.pop("checkpoint", folder))
         places = [run] if run else [folder, checkpoint, checkpoint.parent]
         run = next((place for place in places if (place / "args.json").exists()), None)
-        settings, seconds = described(results), None
-        if run:
+        if run is None:
+            settings, seconds = described(results), None
+        else:
             settings = json.loads((run / "args.json").read_text(encoding="utf-8"))
             log = (run / "log.jsonl").read_text(encoding="utf-8").splitlines()
             seconds = round(sum(json.loads(line)["seconds"] for line in log), 1)

@@ -208,10 +208,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     if own and args.ds not in (None, own):
         raise InputError(f"the table {own} is about {own}, not --ds {args.ds}")
     args.ds = own or args.ds or "cifar10"
-    if args.table == "calibration-leak" and args.ds == "imagenet":
-        raise InputError(
-            "the table calibration-leak is not for ImageNet-LT: its test list is never calibrated on"
-        )
     if args.extra and not args.protocol:
         raise InputError(
             "--extra needs a --protocol, a name that keeps these runs apart from those without it"

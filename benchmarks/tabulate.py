@@ -201,14 +201,15 @@ def line_label(row: str, way: Way, selection: Selection) -> str:
 
 def runs_table(folders: list[Path], selection: Selection) -> Table:
     """Tabulates any run directories and evaluations; those that differ only in the seed share a row."""
-    rows = {}
+    rows = []
     for record in map(read_run, dict.fromkeys(folders)):
-        key = json.dumps(settings_of(record), sort_keys=True)
-        copies = sum(
-            record["seed"] == other["seed"] for (k, _), of_row in rows.items() if k == key for other in of_row
-        )
-        rows.setdefault((key, copies), []).append(record)
-    shown = dict(zip(run_labels(list(rows.values())), rows.values(), strict=True))
+        alike = [row for row in rows if settings_of(row[0]) == settings_of(record)]
+        others = [row for row in alike if record["seed"] not in [other["seed"] for other in row]]
+        if others:
+            others[0].append(record)
+        else:
+            rows.append([record])
+    shown = dict(zip(run_labels(rows), rows, strict=True))
     head, lines = lines_by_way(shown, selection)
     text = describe(shown, "the run directories", selection.common_score)
     return Table(head, lines, text)
@@ -228,13 +229,13 @@ def run_labels(rows: list[list[dict]]) -> list[str]:
     labels = []
     for name, records in zip(names, rows, strict=True):
         alike = [settings_of(other[0]) for n, other in zip(names, rows, strict=True) if n == name]
-        mine = settings_of(records[0])
+        mine = {k: v for k, v in settings_of(records[0]).items() if k != "class_counts"}
         differ = [f"{k} {v}" for k, v in mine.items() if any(other.get(k) != v for other in alike)]
         labels.append(", ".join([name, *differ]))
-    folders = [", ".join(record["name"] for record in records) for records in rows]
-    return [
-        label if labels.count(label) == 1 else folder for label, folder in zip(labels, folders, strict=True)
-    ]
+    for i, records in enumerate(rows):
+        if labels.count(labels[i]) > 1:  # nothing differs
+            labels[i] = ", ".join(record["name"] for record in records)
+    return labels
 
 
 def common_name(names: list[str]) -> str:

@@ -5,57 +5,64 @@ import json
 from benchmarks import table
 
 METRICS = ("auroc", "aupr_out", "aupr_in", "fpr95", "fpr95_id")
+ENVIRONMENT = {"device": "some CPU", "cpu_cores": 2, "commit": "abc"}
 
 
-def write_record(results, row, seed, auroc, group="digits_default"):
-    """A result file whose AUROC is known; with FC everything is 0.1 lower."""
-    means, accuracy = [], []
+def write_record(results, row, seed, auroc, group="digits_default", args=(), **changed):
+    """A result file of the digits, two OOD sets, energy with and without FC; with FC AUROC is 0.1 lower.
+
+    ``args``: other settings of the training. ``changed``: other entries of ``results``.
+    """
+    found = {"mean": [], "accuracy": [], "rows": [], "epoch": None}
     for fc in (False, True):
-        means.append(
-            {"fc": fc, "score": "energy"} | dict.fromkeys(METRICS, 0.5) | {"auroc": auroc - 0.1 * fc}
-        )
-        accuracy.append(
-            {"fc": fc, "all": 0.75, "many": 0.9, "medium": 0.7, "few": None, "per_class": [0.9, 0.6]}
-        )
-    environment = {"device": "some CPU", "cpu_cores": 2, "commit": "abc"}
-    settings = {
-        "ds": "digits",
-        "model": "ResNet20",
-        "epochs": 30,
-        "rho": 0.1,
-        "class_counts": [9, 3],
-        "environment": environment,
-    }
-    settings["num_outliers"] = 20_000
-    rows = [{"ood": "noise", "fc": False, "score": "energy"}]
-    settings["seed"] = seed
-    record = {
-        "group": group,
-        "row": row,
-        "seed": seed,
-        "date": "2026-01-01",
-        "train_seconds": 90.0,
-        "args": settings,
-    }
-    record["results"] = {"mean": means, "accuracy": accuracy, "rows": rows}
-    record["results"]["environment"] = environment | {"date": "2026-01-01"}
+        about = {"fc": fc, "calibration": "fc" if fc else "none"}
+        numbers = about | {"score": "energy"} | dict.fromkeys(METRICS, 0.5) | {"auroc": auroc - 0.1 * fc}
+        found["mean"].append(numbers)
+        for ood, offset in (("digits89", -0.05), ("noise", 0.05)):
+            line = numbers | {"ood": ood, "n_id": 10, "n_ood": 5, "auroc": numbers["auroc"] + offset}
+            found["rows"].append(line)
+        shots = {"all": 0.75, "many": 0.9, "medium": 0.7, "few": None, "per_class": [0.9, 0.6]}
+        found["accuracy"].append(about | shots)
+    found["environment"] = ENVIRONMENT | {"date": "2026-01-01"}
+    settings = {"ds": "digits", "model": "ResNet20", "epochs": 30, "rho": 0.1, "num_outliers": 20_000}
+    settings |= {"class_counts": [9, 3], "environment": ENVIRONMENT, "seed": seed}
+    record = {"group": group, "row": row, "seed": seed, "date": "2026-01-01", "train_seconds": 90.0}
+    record |= {"args": settings | dict(args), "results": found | changed}
     (results / group).mkdir(parents=True, exist_ok=True)
     (results / group / f"{row}-seed{seed}.json").write_text(json.dumps(record))
+    return record
 
 
-def show(capsys, results, *words):
-    """What ``--show`` prints: the head's cells, the rows' cells, and the note."""
-    table.main(["--show", *words, "--results", str(results), "--format", "markdown"])
-    head, _, *rows, _, note = capsys.readouterr().out.splitlines()
+def write_run(folder, seed, auroc, args=(), **changed):
+    """A run directory as train.py and test.py leave it, as far as tables read it."""
+    made = write_record(folder.parent, "patt", seed, auroc, "made", args, **changed)
+    folder.mkdir(parents=True)
+    (folder / "args.json").write_text(json.dumps(made["args"] | {"srp": str(folder)}))
+    (folder / "log.jsonl").write_text('{"seconds": 60.0}\n{"seconds": 30.0}\n')
+    write_evaluation(folder, folder, seed, auroc, **changed)
+
+
+def write_evaluation(folder, run, seed, auroc, **changed):
+    """results.json as ``test.py --srp`` writes it."""
+    made = write_record(folder.parent, "patt", seed, auroc, "made", **changed)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "results.json").write_text(json.dumps(made["results"] | {"checkpoint": str(run)}))
+
+
+def cells(printed):
+    """The head's cells, the rows' cells, and the note of a printed Markdown table."""
+    head, _, *rows, _, note = printed.splitlines()
     head, *rows = ([cell.strip() for cell in line.split("|")[1:-1]] for line in (head, *rows))
     return head, rows, note
 
 
-def write_run(folder, seed, auroc, **settings):
-    """A run directory as train.py and test.py leave it, as far as tables read it."""
-    write_record(folder.parent, "patt", seed, auroc, group="made")
-    made = json.loads((folder.parent / "made" / f"patt-seed{seed}.json").read_text())
-    folder.mkdir(parents=True)
-    (folder / "args.json").write_text(json.dumps(made["args"] | settings | {"srp": str(folder)}))
-    (folder / "log.jsonl").write_text('{"seconds": 60.0}\n{"seconds": 30.0}\n')
-    (folder / "results.json").write_text(json.dumps(made["results"] | {"checkpoint": str(folder)}))
+def show(capsys, results, *words):
+    """What ``--show`` prints, as :func:`cells`."""
+    table.main(["--show", *words, "--results", str(results), "--format", "markdown"])
+    return cells(capsys.readouterr().out)
+
+
+def show_runs(capsys, *words):
+    """What ``--runs`` prints, as :func:`cells`."""
+    table.main(["--runs", *map(str, words), "--format", "markdown"])
+    return cells(capsys.readouterr().out)

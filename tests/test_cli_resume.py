@@ -10,15 +10,14 @@ from contextlib import closing
 import pytest
 import torch
 from command_line import DIGITS, assert_one_sentence, assert_same, run
-from utils.run.checkpoint import load_run, save_checkpoint
-from utils.run.directory import RunDirectory
-from utils.run.signals import EXIT_STOPPED
 
 import train
 import train_imagenet
 from datasets.loader import TrainLoader
 from models import build_model
+from utils.checkpoint import load_run, save_checkpoint
 from utils.environment import resumed_in
+from utils.run import EXIT_STOPPED, RunDirectory
 from utils.run import run as run_module
 
 

@@ -7,13 +7,13 @@ import threading
 import numpy as np
 import pytest
 import torch
+from datasets.delivery import ROOM_PER_FILE, CudaDelivery
 from image_files import photograph, truncate
 from PIL import Image
 
 from datasets import delivery, imagenet
 from datasets.augment.views import imagenet_views
 from datasets.decoding import JPEG_DECODERS
-from datasets.delivery import ROOM_PER_FILE, CudaDelivery
 from datasets.imagenet import EvalImages, FileTrainLoader, ImageFiles
 
 CPU = torch.device("cpu")

@@ -8,10 +8,6 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from utils.run.guard import StepGuard
-from utils.run.meter import EpochMeter
-from utils.run.run import Trained, open_run
-from utils.run.signals import EXIT_STOPPED
 
 from datasets.loader import evaluation_batches
 from datasets.normalization import CIFAR_NORMALIZATION
@@ -19,8 +15,10 @@ from models import build_model
 from utils.distributed import Compute, InterleavedDataParallel, autocast, interleaved, parallelize, start
 from utils.errors import InputError
 from utils.evaluation import extract_features
+from utils.guard import StepGuard
 from utils.losses import PATTLoss
-from utils.run import checkpoint
+from utils.meter import EpochMeter
+from utils.run import EXIT_STOPPED, Trained, checkpoint, open_run
 
 BATCH, OUTLIERS, STEPS = 8, 6, 3
 COUNTS = [20, 9, 4]

@@ -9,7 +9,7 @@ from utils import flags
 from utils.errors import InputError
 
 PROGRAMS = ["train", "train_imagenet", "test", "test_imagenet", "datasets.prepare"]
-PROGRAMS += [f"benchmarks.{name}" for name in ("figures", "gpu", "reproduce", "table", "speed.precision")]
+PROGRAMS += [f"benchmarks.{name}" for name in ("figures", "gpu", "reproduce", "table")]
 
 
 @pytest.mark.parametrize("program", PROGRAMS)

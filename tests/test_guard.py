@@ -1,11 +1,11 @@
 import pytest
 import torch
-from utils.run.guard import StepGuard
-from utils.run.meter import EpochMeter
 
 from models import build_model
 from utils.errors import InputError
+from utils.guard import StepGuard
 from utils.losses import PATTLoss
+from utils.meter import EpochMeter
 
 BATCH, OUTLIERS = 4, 3
 LABELS = torch.tensor([0, 1, 2, 0])

@@ -7,6 +7,7 @@ from collections import Counter
 
 import pytest
 import torch
+from datasets.workers import STEPS_AHEAD, naming_files_of_dead_workers
 from image_files import UNREADABLE, photograph, truncate
 from PIL import Image
 from torchvision.transforms import v2
@@ -16,7 +17,6 @@ from datasets.augment.stages import HorizontalFlip, ToFloat, View, Views
 from datasets.augment.views import imagenet_views
 from datasets.decoding import decode_image, open_image, read_again
 from datasets.imagenet import EvalImages, FileTrainLoader, ImageFiles
-from datasets.workers import STEPS_AHEAD, naming_files_of_dead_workers
 from utils.errors import InputError
 
 CPU = torch.device("cpu")

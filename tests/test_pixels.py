@@ -4,10 +4,9 @@ import zlib
 
 import numpy as np
 import pytest
+from datasets.pixels import exif_orientation, upright_rgb
 from image_files import photograph
 from PIL import Image
-
-from datasets.pixels import exif_orientation, upright_rgb
 
 
 def png_16_bit(values):

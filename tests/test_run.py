@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from command_line import load_script, run
-from utils.run.checkpoint import load_run
 
 import train
 from models import build_model
 from utils import flags
+from utils.checkpoint import load_run
 from utils.distributed import autocast
 from utils.losses import PATTLoss
 from utils.run import run as run_module

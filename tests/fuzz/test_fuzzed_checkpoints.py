@@ -9,17 +9,16 @@ from command_line import load_script
 from fuzzing import damaged, fuzz, plain_values, read_or_refuse
 from hypothesis import given
 from hypothesis import strategies as st
-from utils.run.checkpoint import load_checkpoint
-from utils.run.guard import StepGuard
-from utils.run.meter import EpochMeter
-from utils.run.run import Trained
-from utils.run.run import restore as resume_from
-from utils.run.weights import load_weights, network_weights
 
 from datasets.normalization import NORMALIZATIONS
 from datasets.registry import BENCHMARKS
 from models import FAMILIES, build_model
+from utils.checkpoint import load_checkpoint, load_weights, network_weights
+from utils.guard import StepGuard
 from utils.losses import PATTLoss
+from utils.meter import EpochMeter
+from utils.run import Trained
+from utils.run import restore as resume_from
 
 evaluation = load_script("test")
 
