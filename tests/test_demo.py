@@ -38,7 +38,6 @@ def test_its_commands_are_valid(method, tmp_path):
     args = train.parse_args(training[1:])
     assert (args.ds, args.srp, args.isac, args.resume) == ("digits", tmp_path / method, method == "patt", "")
     (tmp_path / method).mkdir()
-    save_checkpoint({"args": {}}, tmp_path / method)  # test.py looks in it for the data
     assert load_script("test").parse_args(evaluation[1:]).ckpt_path == tmp_path / method
 
 
