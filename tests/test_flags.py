@@ -7,6 +7,7 @@ from command_line import load_script
 
 from utils import flags
 from utils.errors import InputError
+from utils.evaluation_flags import one_calibration
 
 PROGRAMS = ["train", "train_imagenet", "test", "test_imagenet", "datasets.prepare"]
 PROGRAMS += [f"benchmarks.{name}" for name in ("figures", "gpu", "reproduce", "table")]
@@ -66,6 +67,6 @@ def test_the_home_of_a_user_who_does_not_exist(capsys):
 def test_a_detector_does_not_take_other_settings(script, given):
     argv = ["--images", "photo.jpg", "--ckpt_path", "run", "--calibration", "fc"]
     parse_args = load_script(script).parse_args
-    assert flags.one_calibration(parse_args(argv)) == "fc"
+    assert one_calibration(parse_args(argv)) == "fc"
     with pytest.raises(InputError, match=f"^with --images leave out {given[0]}: "):
-        flags.one_calibration(parse_args([*argv, *given]))
+        one_calibration(parse_args([*argv, *given]))
