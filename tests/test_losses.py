@@ -41,16 +41,6 @@ def log_prior():
     return np.log(np.array(COUNTS) / sum(COUNTS))
 
 
-def test_logit_adjustment_by_hand():
-    z = torch.tensor([[1.0, -1.0]])
-    prior = torch.tensor([0.75, 0.25])
-    # z / T + log pi = (2 + log .75, -2 + log .25)
-    expected = math.log(1 + 0.75 / 0.25 * math.exp(4))
-    assert float(logit_adjusted_ce(z, torch.tensor([1]), prior.log(), 0.5)) == pytest.approx(
-        expected, rel=1e-6
-    )
-
-
 def test_the_temperature_divides_the_logits_only():
     logits, _ = inputs()
     z = logits[:BATCH]
@@ -140,21 +130,13 @@ def test_without_isac_the_classifiers_term_has_weight_1_and_there_are_no_views_2
     assert float(terms["loss"]) == pytest.approx(float(terms["tla"] + 0.3 * terms["oe"]), rel=1e-7)
 
 
-def test_without_tla_it_is_plain_cross_entropy():
-    loss = criterion(tla=False)
+def test_without_a_term_the_others_stay():
     logits, embeddings = inputs()
-    assert float(loss(logits, embeddings, LABELS)["tla"]) == pytest.approx(
-        loop_ce(logits[:BATCH], LABELS), rel=1e-9
-    )
-
-
-def test_without_oe_there_are_no_outliers():
+    plain = loop_ce(logits[:BATCH], LABELS)
+    assert float(criterion(tla=False)(logits, embeddings, LABELS)["tla"]) == pytest.approx(plain, rel=1e-9)
     terms = criterion(oe=False)(*inputs(outliers=0), LABELS)
     assert float(terms["oe"]) == 0
     assert float(terms["loss"]) == pytest.approx(float(terms["isac"] + 0.7 * terms["tla"]), rel=1e-7)
-
-
-def test_without_all_three_it_is_plain_cross_entropy_alone():
     logits, embeddings = inputs(views=1, outliers=0)
     terms = criterion(isac=False, tla=False, oe=False)(logits, embeddings, LABELS)
     assert float(terms["loss"]) == pytest.approx(loop_ce(logits, LABELS), rel=1e-9)
