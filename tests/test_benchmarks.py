@@ -10,7 +10,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from command_line import load_script
-from utils.run.checkpoint import save_checkpoint
 
 import train as train_script
 from benchmarks import correctness, gpu, reproduce, runs
@@ -18,6 +17,7 @@ from benchmarks.speed import common, memory, precision, train
 from benchmarks.speed.criterion import batch, ours, peak_memory, plain
 from benchmarks.speed.plain import MillerLogIv, PlainISAC
 from utils import losses
+from utils.checkpoint import save_checkpoint
 from utils.errors import InputError
 from utils.losses import PATTLoss
 

@@ -9,10 +9,6 @@ import torch
 from command_line import load_script
 from fake_cuda import CUDA, DeviceMistake, replaced
 from PIL import Image
-from utils.run.guard import StepGuard
-from utils.run.meter import EpochMeter
-from utils.run.run import Run
-from utils.run.signals import EXIT_STOPPED
 
 import train
 from benchmarks import correctness
@@ -27,6 +23,9 @@ from models.resnet_cifar import SmallImageResNet
 from utils import losses, vmf
 from utils.detector import Detector
 from utils.distributed import Compute, autocast, parallelize
+from utils.guard import StepGuard
+from utils.meter import EpochMeter
+from utils.run import EXIT_STOPPED, Run
 
 pytestmark = pytest.mark.skipif(
     not fake_cuda.SUPPORTED,

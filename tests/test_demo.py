@@ -5,10 +5,10 @@ import subprocess
 
 import pytest
 from command_line import load_script
-from utils.run.checkpoint import save_checkpoint
 
 import train
 from benchmarks import demo, runs
+from utils.checkpoint import save_checkpoint
 from utils.errors import InputError
 
 AUROCS = {

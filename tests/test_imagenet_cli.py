@@ -14,11 +14,11 @@ import torch
 from command_line import ROOT, load_script, run
 from image_files import truncate
 from PIL import Image
-from utils.run.checkpoint import load_run
 
 import train_imagenet
 from datasets.imagenet import balanced_sample, load_files
 from utils import conclusion
+from utils.checkpoint import load_run
 from utils.errors import InputError
 from utils.scores import SCORE_NAMES
 
@@ -250,11 +250,11 @@ KILLED_IN_EPOCH_2 = """
 import os, signal, sys, time
 from pathlib import Path
 import train_imagenet
-from utils.run.run import Run
+from utils.run import Run
 
 def vote(run):
     if run.epoch == 1:
-        while not (run.out.folder / "latest.pth").exists():
+        while not (run.folder / "latest.pth").exists():
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGKILL)
     return False, False

@@ -1,8 +1,8 @@
 import pytest
 import torch
-from utils.run.weights import load_weights, network_of, network_weights
 
 from models import FAMILIES, Output, build_model
+from utils.checkpoint import load_weights, network_of, network_weights
 from utils.errors import InputError
 
 SMALL = list(FAMILIES["cifar"])

@@ -6,16 +6,16 @@ import contextlib
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from utils.run.guard import StepGuard
-from utils.run.meter import EpochMeter
 
 from datasets.augment.views import cifar_views
 from datasets.loader import TrainLoader
 from datasets.normalization import CIFAR_NORMALIZATION
 from models import build_model
 from train import build_optimizer, parse_args, train_one_epoch
+from utils import guard as guard_module
+from utils.guard import StepGuard
 from utils.losses import PATTLoss
-from utils.run import guard as guard_module
+from utils.meter import EpochMeter
 
 # Operators whose result, or whose result's shape, depends on values: on a GPU each waits for the device.
 WAITING = {

@@ -112,7 +112,9 @@ def test_a_crash_between_the_renames_of_a_save_loses_nothing(driver, unbroken, t
 
 def test_a_second_signal_ends_at_once():
     code = "import os, signal\nfrom utils.run import stop_request\nwith stop_request() as stop:\n"
-    code += "    os.kill(os.getpid(), signal.SIGTERM)\n    assert stop.is_set()\n    print('first', flush=True)\n"
+    code += (
+        "    os.kill(os.getpid(), signal.SIGTERM)\n    assert stop.is_set()\n    print('first', flush=True)\n"
+    )
     code += "    os.kill(os.getpid(), signal.SIGTERM)\n    print('second', flush=True)\n"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == -signal.SIGTERM and done.stdout == "first\n"
