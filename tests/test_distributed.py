@@ -1,24 +1,35 @@
 import os
 import socket
+import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from command_line import ROOT
 
 from datasets.loader import evaluation_batches
 from datasets.normalization import CIFAR_NORMALIZATION
 from models import build_model
-from utils.distributed import Compute, InterleavedDataParallel, autocast, interleaved, parallelize, start
+from utils import run as run_module
+from utils.distributed import (
+    Compute,
+    InterleavedDataParallel,
+    autocast,
+    interleaved,
+    parallelize,
+    refuse_torchrun,
+    start,
+)
 from utils.errors import InputError
 from utils.evaluation import extract_features
 from utils.guard import StepGuard
 from utils.losses import PATTLoss
 from utils.meter import EpochMeter
-from utils.run import EXIT_STOPPED, Trained, checkpoint, open_run
+from utils.resuming import Trained, TrainingData
+from utils.run import open_run
 
 BATCH, OUTLIERS, STEPS = 8, 6, 3
 COUNTS = [20, 9, 4]
@@ -165,38 +176,14 @@ def empty_run(compute, folder):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     settings = {"srp": f"{folder}/out", "epochs": 1, "resume": None, "checkpoint_every_minutes": 0}
     trained = Trained(model, torch.nn.Module(), optimizer, StepGuard(optimizer, [model], 3))
-    return open_run(settings | {"figures": "png"}, compute, NoData(), [1], trained)
-
-
-def stopped_worker(rank, port, folder):
-    """Saves and stops; the write lasts until process 1 has ended, or so long that it would have."""
-    compute, left, write = join(rank, port), Path(folder) / "left", checkpoint.save_checkpoint
-
-    def slow(state, out):
-        patience = time.monotonic() + 2
-        while not left.exists() and time.monotonic() < patience:
-            time.sleep(0.01)
-        write(state, out)
-
-    checkpoint.save_checkpoint = slow
-    with pytest.raises(SystemExit) as end, empty_run(compute, folder) as run:
-        run.save()
-    assert end.value.code == EXIT_STOPPED
-    if rank == 1:
-        left.write_text(str((Path(folder) / "out" / checkpoint.LATEST).exists()))
-
-
-def test_no_process_of_a_stopped_run_ends_before_its_checkpoint_is_written(tmp_path):
-    """A launcher ends the others once one has ended."""
-    mp.spawn(stopped_worker, (free_port(), str(tmp_path)), nprocs=2)
-    assert (tmp_path / "left").read_text() == "True"
+    return open_run(settings | {"figures": "png"}, compute, TrainingData(NoData(), [1]), trained)
 
 
 def unsaved_worker(rank, port, folder):
     def broken(*_):
         raise OSError(28, "No space left on device")
 
-    compute, checkpoint.save_checkpoint = join(rank, port), broken
+    compute, run_module.save_checkpoint = join(rank, port), broken
     with pytest.raises(InputError if rank == 0 else SystemExit) as end, empty_run(compute, folder) as run:
         run.epoch = 1
         run.save()
@@ -207,6 +194,47 @@ def unsaved_worker(rank, port, folder):
 def test_every_process_of_a_run_that_could_not_be_saved_ends_with_an_error(tmp_path):
     mp.spawn(unsaved_worker, (free_port(), str(tmp_path)), nprocs=2)
     assert (tmp_path / "0").exists() and (tmp_path / "1").exists()
+
+
+FAILS = """
+import atexit, time, torch
+from utils.distributed import start, sum_over_processes
+from utils.errors import InputError, exit_cleanly
+
+def main():
+    compute = start("cpu")
+    sum_over_processes(torch.ones(1))
+    if compute.rank == 1:
+        atexit.register(time.sleep, 600)  # as leaving a group of NCCL may wait
+        raise InputError("a file is damaged")
+    sum_over_processes(torch.ones(1))
+
+exit_cleanly(main)
+"""
+
+
+def test_an_error_of_one_process_ends_all_within_seconds():
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+    processes = []
+    for rank in ("0", "1"):
+        environment = os.environ | shared | {"RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-c", FAILS]
+        pipe = subprocess.PIPE
+        processes.append(subprocess.Popen(command, cwd=ROOT, env=environment, stderr=pipe, text=True))
+    messages = [process.communicate(timeout=60)[1] for process in processes]
+    assert processes[1].returncode == 2 and messages[1] == "error: a file is damaged\n"
+    assert processes[0].returncode != 0
+
+
+@pytest.mark.parametrize("rank,end", [("0", InputError), ("1", SystemExit)])
+def test_what_one_process_does_is_refused_under_torchrun_by_the_first_alone(rank, end, monkeypatch):
+    refuse_torchrun("--images")
+    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "x", "MASTER_PORT": "1"}
+    for name, value in names.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(end) as refusal:
+        refuse_torchrun("--images")
+    assert "--images" in str(refusal.value) if end is InputError else refusal.value.code == 0
 
 
 @pytest.mark.parametrize(

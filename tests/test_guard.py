@@ -138,3 +138,10 @@ def test_a_bad_step_is_not_counted_among_an_epochs_losses():
         terms = dict.fromkeys(("loss", "isac", "tla", "oe"), torch.tensor(value))
         meter.add(terms, logits, torch.tensor([0, 1, 2]), applied)
     assert meter.losses() == dict.fromkeys(("loss", "isac", "tla", "oe"), 2.0)
+
+
+def test_the_meter_knows_each_classs_accuracy():
+    meter = EpochMeter(3, "cpu")
+    logits = torch.eye(3)[torch.tensor([0, 1, 0, 0])]
+    meter.add_answers(logits, torch.tensor([0, 0, 0, 1]))
+    assert meter.accuracies([3, 2, 1])["per_class"] == [2 / 3, 0.0, None]

@@ -12,10 +12,10 @@ from datasets.loader import TrainLoader
 from datasets.normalization import CIFAR_NORMALIZATION
 from models import build_model
 from train import build_optimizer, parse_args, train_one_epoch
+from utils import guard as guard_module
 from utils.guard import StepGuard
 from utils.losses import PATTLoss
 from utils.meter import EpochMeter
-from utils.run import guard as guard_module
 
 # Operators whose result, or whose result's shape, depends on values: on a GPU each waits for the device.
 WAITING = {

@@ -12,10 +12,10 @@ from command_line import load_script, run
 import train
 from models import build_model
 from utils import flags
+from utils import run as run_module
 from utils.checkpoint import load_run
 from utils.distributed import autocast
 from utils.losses import PATTLoss
-from utils.run import run as run_module
 
 TINY = (
     "--ds digits --gpu cpu --rho 0.1 --val_fraction 0.9 -b 8 --ob 8 --num_ood_samples 32 --lr 0.002".split()
@@ -56,14 +56,6 @@ def test_a_run_is_resumed_with_its_own_flags(finished, tmp_path, capsys):
     assert "epoch 2/2" in capsys.readouterr().out
     args = json.loads((folder / "args.json").read_text())
     assert args["lr"] == 0.002 and args["batch_size"] == 8 and args["ds"] == "digits" and args["epochs"] == 2
-
-
-def test_a_flag_that_differs_from_the_runs_says_what_to_do(finished, capsys):
-    assert run(train.main, "--srp", finished, "--resume", "--lr", 0.5) == 2
-    assert "--lr is 0.5, but the run to resume has 0.002; omit the flag" in (message := error(capsys))
-    assert "--srp" in message
-    assert run(train.main, "--srp", finished, "--resume", "-e", 9) == 2
-    assert "train a run of that length in another --srp" in error(capsys)
 
 
 def test_a_finished_run_says_that_it_is_finished(finished, capsys):
@@ -165,3 +157,10 @@ def test_a_head_is_trained_and_left_out_of_the_evaluation(tmp_path, capsys):
 def test_a_head_without_the_contrastive_term_is_refused(tmp_path, capsys):
     assert run(train.main, *TINY, "--head", "--isac", "False", "--srp", tmp_path) == 2
     assert "--head" in error(capsys)
+
+
+def test_an_epoch_without_validation_images_is_described_without_a_number():
+    shots = dict.fromkeys(("all", "many", "medium", "few"))
+    record = {"epoch": 1, "loss": 1.0, "isac": 0.0, "tla": 1.0, "oe": 0.0, "seconds": 2.0}
+    text = run_module.describe(record | {"val_accuracy": shots}, 3)
+    assert "no images" in text and "0.00 " not in text.partition("|")[2]

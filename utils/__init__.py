@@ -6,5 +6,6 @@ evaluation, metrics, report, plots, results: from features to tables and files
 evaluation_flags, evaluation_script: the command line of both test scripts
 detector, predictions: a trained network in use
 flags, errors, console, text_files, environment, distributed: what the scripts share
-run/: makes runs survive kills, full disks and bad steps
+run, resuming, checkpoint: a run in its directory, which survives kills and full disks
+guard, meter: applies finite steps only, and sums up an epoch
 """

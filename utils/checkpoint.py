@@ -1,7 +1,6 @@
 """Checkpoints: files that are whole or absent and hold no code, and what a checkpoint says about its run."""
 
 import argparse
-import contextlib
 import os
 import pickle
 import re
@@ -52,19 +51,19 @@ def save_whole(state: dict, path: Path, previous: Path | None = None) -> None:
     """
     try:
         with whole_file(path, "xb") as file:
-            torch.save(state, file)
+            torch.save(_on_cpu(state), file)
             file.flush()
             os.fsync(file.fileno())
             if previous is not None and _is_whole(path):  # a damaged file must not become the previous one
                 os.replace(path, previous)
-        with contextlib.suppress(OSError):  # not every file system can flush a rename
-            descriptor = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         raise OSError(f"{path} could not be written: {error}") from error
+
+
+def _on_cpu(value):
+    if isinstance(value, dict):
+        return {key: _on_cpu(item) for key, item in value.items()}
+    return value.detach().cpu() if isinstance(value, Tensor) else value
 
 
 def _is_whole(path):

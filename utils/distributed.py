@@ -83,7 +83,7 @@ def start(gpu: str) -> Compute:
 
 
 def _keep_freed_memory():
-    """Has glibc keep freed memory for the next step: returning it costs an eighth of a step on a CPU."""
+    """Has glibc keep freed memory for the next step: returning it costs a twelfth of a CPU's step."""
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)
         if hasattr(libc, "mallopt"):

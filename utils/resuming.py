@@ -77,7 +77,9 @@ def parse_training(
     ds = stored.get("ds", typed.ds)
     if ds not in defaults:
         script = "train_imagenet.py" if ds == "imagenet" else "train.py"
-        raise InputError(f"the run to resume is of {reprlib.repr(ds)}: resume it with {script}")
+        raise InputError(
+            f"the run in {typed.resume or folder} is of {reprlib.repr(ds)}: resume it with {script}"
+        )
     names = vars(typed).keys() - {"resume", "srp"}
     own = {name: value for name, value in stored.items() if name in names}
     if "txt_ood_test" in own:

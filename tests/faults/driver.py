@@ -1,11 +1,11 @@
 """Runs train.py's main many times, each in a forked child: importing torch once instead of every time.
 
 Reads one JSON object per line from standard input, {argv, kill_at: number or null, signal: number,
-file_limit: bytes or null, stdout: path or null, closed: whether there are no streams}, and answers with {status, events, output} on standard
-output; status is negative for a child that died of a signal. A child sends itself the signal at its
-``kill_at``-th audit event (files opened and renamed, objects pickled, modules imported ...): a moment of the
-run, not of the clock, so a busy machine changes nothing. ``events`` is how many there were in a child that
-ended by itself.
+file_limit: bytes or null, stdout: path or null, closed: whether there are no streams}, and answers with
+{status, events, output} on standard output; status is negative for a child that died of a signal. A child
+sends itself the signal at its ``kill_at``-th audit event (files opened and renamed, objects pickled, modules
+imported ...): a moment of the run, not of the clock, so a busy machine changes nothing. ``events`` is how
+many there were in a child that ended by itself.
 """
 
 import json

@@ -14,11 +14,6 @@ from datasets.normalization import NORMALIZATIONS
 from datasets.registry import BENCHMARKS
 from models import FAMILIES, build_model
 from utils.checkpoint import load_checkpoint, load_weights, network_weights
-from utils.guard import StepGuard
-from utils.losses import PATTLoss
-from utils.meter import EpochMeter
-from utils.run import Trained
-from utils.run import restore as resume_from
 
 evaluation = load_script("test")
 
@@ -77,85 +72,6 @@ def test_arguments_in_checkpoints(name, value, epoch, record_count):
         assert known["normalization"] in NORMALIZATIONS and isinstance(known["depart"], list)
         assert 0 < known["rho"] <= 1 and 0 <= known["val_fraction"] <= 0.9
         assert all(isinstance(note, str) and "\n" not in note and len(note) < 500 for note in notes)
-
-
-def training_objects():
-    model, criterion = build_model("ResNet20", 2), PATTLoss([4, 2], 64, oe_weight=0.1, tla_weight=0.5)
-    optimizer = torch.optim.Adam(model.parameters(), fused=True)
-    return model, criterion, optimizer, StepGuard(optimizer, [model, criterion], 3)
-
-
-def good_state():
-    """A state of training, and how to restore it."""
-    model, criterion, optimizer, guard = TRAINING.setdefault("objects", training_objects())
-    averages = {
-        "step": torch.tensor(1.0),
-        "exp_avg": torch.zeros(16, 3, 3, 3),
-        "exp_avg_sq": torch.zeros(16, 3, 3, 3),
-    }
-    state = {
-        "model": model.state_dict(),
-        "criterion": criterion.state_dict(),
-        "rng": torch.get_rng_state(),
-        "epoch": 0,
-        "step": 1,
-        "optimizer": {"state": {0: averages}, "param_groups": optimizer.state_dict()["param_groups"]},
-        "meter": EpochMeter(2, "cpu").state(),
-        "history": [],
-        "seconds": 1.0,
-        "class_counts": [4, 2],
-        "num_outliers": 8,
-        "bad_in_row": 0,
-    }
-
-    def restore(state):
-        """Resumes from it by one step."""
-        resume_from(state, Trained(model, criterion, optimizer, guard), [4, 2], 8, 5)
-        for parameter in model.parameters():
-            parameter.grad = torch.zeros_like(parameter)
-        optimizer.step()
-        return state
-
-    return state, restore
-
-
-PLACES = ["", "optimizer", "optimizer.state", "optimizer.state.0", "optimizer.param_groups.0", "meter"]
-
-
-@fuzz(300)
-@given(path=st.sampled_from(PLACES), value=plain_values, draw_from=st.data())
-def test_states_to_go_on_from(path, value, draw_from, record_count):
-    """One value of a good training checkpoint, at any of these depths, is replaced."""
-    record_count("fuzzed inputs")
-    state, restore = good_state()
-    place = state
-    for key in filter(None, path.split(".")):
-        place = place[int(key) if key.isdecimal() else key]
-    key = draw_from.draw(st.sampled_from(sorted(place, key=str)))
-    # of epoch and step, find_checkpoint has seen the type
-    if key not in ("epoch", "step") or path or type(value) is int:
-        place[key] = value
-        read_or_refuse(restore, state)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"step": -1},
-        {"step": 5},
-        {"epoch": -1},
-        {"class_counts": [4, 3]},
-        {"num_outliers": 9},
-        {"history": {}},
-    ],
-)
-def test_a_position_that_no_run_has_is_refused(change):
-    state, restore = good_state()
-    assert read_or_refuse(restore, state) is state
-    assert read_or_refuse(restore, state | change) is None
-
-
-TRAINING = {}
 
 
 MODELS = {}
