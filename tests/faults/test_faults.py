@@ -1,25 +1,20 @@
 """Runs that are killed, stopped, crowded out and starved of disk: nothing is lost, and resuming gives the
 unbroken run."""
 
-import contextlib
 import errno
 import fcntl
 import json
 import os
 import random
-import re
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from command_line import ROOT
-from PIL import Image
 
 from utils.errors import InputError
 from utils.run.checkpoint import LATEST, load_checkpoint, save_checkpoint
@@ -266,38 +261,6 @@ def test_two_processes_evaluate_every_image_as_one_does(unbroken, tmp_path):
         assert one.keys() == two.keys()
         for key, value in one.items():  # batches of other sizes round otherwise, and knn has ties
             assert value == (pytest.approx(two[key], rel=1e-3) if type(value) is float else two[key]), key
-
-
-def test_a_worker_that_is_killed_is_reported_by_the_file_it_read(tmp_path):
-    for name, classes, count in (("id", 2, 40), ("outliers", 1, 20)):
-        (tmp_path / name).mkdir()
-        for i in range(count):
-            pixels = np.random.default_rng(i).integers(0, 256, (400, 400, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(tmp_path / name / f"{i}.png")
-        (tmp_path / f"{name}.txt").write_text("".join(f"{i}.png {i % classes}\n" for i in range(count)))
-    flags = "--gpu cpu --num_workers 1 --md ResNet18 --image_size 32 -e 1000 -b 8 --ob 4"
-    for flag, name in (
-        ("txtt", "id.txt"),
-        ("iidp", "id"),
-        ("txt_ood_train", "outliers.txt"),
-        ("iodp", "outliers"),
-    ):
-        flags += f" --{flag} {tmp_path}/{name}"
-    flags += f" --srp {tmp_path}/out"
-    command = [sys.executable, "train_imagenet.py", *flags.split()]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    while process.poll() is None:
-        for worker in children.read_text().split() if (tmp_path / "out" / LATEST).exists() else ():
-            with contextlib.suppress(OSError):  # it may just have ended with its epoch
-                read = re.search(r"rchar: (\d+)", Path(f"/proc/{worker}/io").read_text())
-                if int(read[1]) > 100_000:  # a file's worth of bytes
-                    os.kill(int(worker), signal.SIGKILL)
-        time.sleep(0.001)
-    message = process.communicate()[1]
-    assert process.returncode == 2 and message.count("error: ") == 1, message
-    assert re.search(rf"died while it read {tmp_path}/(id|outliers)/\d+.png: ", message), message
 
 
 def test_what_is_there_outlives_a_quota(driver, unbroken, tmp_path):
