@@ -66,15 +66,9 @@ class Item(NamedTuple):
     seed: int = 0
 
 
-class Failure(NamedTuple):
-    """A file that could not be read, and the reason."""
-
-    path: str
-    reason: str
-
-
 class ReadFile(NamedTuple):
-    """What was read for an item: the number of the file used, its crops, and the files it replaces.
+    """What was read for an item: the number of the file used, its crops, and the files it replaces, with the
+    reasons.
 
     ``crops`` is None if neither the file nor any in its place could be read.
     """
@@ -82,7 +76,7 @@ class ReadFile(NamedTuple):
     item: Item
     number: int
     crops: list[Tensor] | None
-    failures: list[Failure]
+    failures: dict[Path, str]
 
 
 class Step(NamedTuple):
@@ -95,7 +89,7 @@ class Step(NamedTuple):
 
     images: list[Tensor] | Tensor | None
     numbers: list[int]
-    failures: list[Failure]
+    failures: dict[Path, str]
     seed: int
 
 
@@ -107,13 +101,13 @@ class FileDataset(Dataset):
 
     def __getitem__(self, item: Item) -> ReadFile:
         files, crop, groups = self.sources[item.source]
-        failures = []
+        failures = {}
         for number in in_line(groups, item.number):
             path = files.root / files.paths[number]
             try:
                 return ReadFile(item, number, crop(open_picture(path), item.seed), failures)
             except Unreadable as error:
-                failures.append(Failure(str(path), str(error)))
+                failures[path] = str(error)
         return ReadFile(item, item.number, None, failures)
 
 
@@ -134,8 +128,8 @@ def collate(read: list[ReadFile], make: Callable[[list[Tensor], int], Tensor] | 
     crops = []
     for _, of_list in itertools.groupby(read, key=lambda file: file.item.source):
         crops += map(torch.stack, zip(*(file.crops for file in of_list), strict=True))
-    images = crops if make is None else make(crops, seed)
-    return Step(images, numbers, [failure for file in read for failure in file.failures], seed)
+    failures = {path: reason for file in read for path, reason in file.failures.items()}
+    return Step(crops if make is None else make(crops, seed), numbers, failures, seed)
 
 
 class Replacements:
@@ -145,7 +139,7 @@ class Replacements:
         expected: how many files will be read in all, if that is known.
 
     Attributes:
-        times: how often each unreadable file was met, by its full path.
+        times: how many steps met each unreadable file, by its full path.
         read: how many files were read, these included.
     """
 
@@ -162,12 +156,12 @@ class Replacements:
                 those read so far or expected, are unreadable.
         """
         if step.images is None:
-            (path, reason), *others = step.failures
+            (path, reason), *others = step.failures.items()
             others = f"; nor can any of the {len(others)} files that could replace it" if others else ""
             raise InputError(f"{path} cannot be read: {reason}{others}")
         self.read += len(step.numbers) + len(step.failures)
-        self.times.update(Path(failure.path) for failure in step.failures)
-        self.reasons |= {Path(failure.path): failure.reason for failure in step.failures}
+        self.times.update(step.failures.keys())
+        self.reasons |= step.failures
         bearable = UNREADABLE_SHARE * max(self.read, self.expected)
         if len(self.times) > UNREADABLE_FLOOR and self.times.total() > bearable:
             raise InputError(

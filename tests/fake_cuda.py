@@ -35,7 +35,6 @@ data_parallel = importlib.import_module("torch.nn.parallel.data_parallel")  # a 
 MAY_WAIT = {
     "place": "once per run",
     "_channel_constants": "once per run",
-    "StepViews.__init__": "once per run",
     "train": "once per run",
     "Run.begin": "once per run",
     "restore": "once per run",

@@ -130,22 +130,22 @@ def test_damaged_images_are_replaced_and_noted_but_not_in_test_sets(tmp_path, ca
         assert f"{name} cannot be read" in capsys.readouterr().err
 
 
-def test_an_unexpected_error_ends_the_process_though_workers_read_ahead(data, tmp_path):
-    code = """if True:
-        import train_imagenet
-        from utils.errors import exit_cleanly
-        from utils.losses import PATTLoss
-
-        def forward(*_):
-            raise RuntimeError("out of memory")
-
-        PATTLoss.forward = forward
-        exit_cleanly(train_imagenet.main)
-    """
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("losses.PATTLoss.forward = lambda *_: [][1]", "IndexError"),
+        ("image_files.open_picture = lambda _: os.kill(os.getpid(), signal.SIGKILL)", "DataLoader worker"),
+    ],
+    ids=["in the step", "a worker dies"],
+)
+def test_an_unexpected_error_ends_the_process_though_workers_read_ahead(data, tmp_path, fault, words):
+    code = "import os, signal, train_imagenet; from datasets import image_files; from utils import errors, "
+    code += f"losses; {fault}; errors.exit_cleanly(train_imagenet.main)"
     flags = [*TRAIN, *data, "--num_workers", "1", "--srp", str(tmp_path / "run")]
-    command = [sys.executable, "-c", code, *flags]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert ended.returncode == 1 and "Traceback" in ended.stderr and "out of memory" in ended.stderr
+    ended = subprocess.run(
+        [sys.executable, "-c", code, *flags], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert ended.returncode == 1 and "Traceback" in ended.stderr and words in ended.stderr
 
 
 def test_a_bare_checkpoint_is_named_by_its_keys_and_what_is_assumed_is_said(trained, data, tmp_path, capsys):

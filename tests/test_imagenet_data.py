@@ -1,22 +1,19 @@
-import errno
 import itertools
-import multiprocessing.synchronize
-import os
 import time
 from collections import Counter
 
 import pytest
 import torch
-from datasets.workers import STEPS_AHEAD, naming_files_of_dead_workers
+from datasets.workers import STEPS_AHEAD
 from image_files import UNREADABLE, photograph, truncate
 from PIL import Image
 from torchvision.transforms import v2
 
-from datasets import decoding, file_reader, imagenet, workers
+from datasets import image_files
 from datasets.augment.stages import HorizontalFlip, ToFloat, View, Views
 from datasets.augment.views import imagenet_views
-from datasets.decoding import decode_image, open_image, read_again
-from datasets.imagenet import EvalImages, FileTrainLoader, ImageFiles
+from datasets.decoding import decode, open_picture
+from datasets.imagenet import STEPS_AHEAD, EvalImages, FileTrainLoader, ImageFiles
 from utils.errors import InputError
 
 CPU = torch.device("cpu")
@@ -87,12 +84,12 @@ def test_views_of_a_batch_show_their_own_images(tmp_path):
 
 def test_an_image_is_read_and_decoded_once_for_its_three_views(files, outliers, monkeypatch):
     opened, decoded = Counter(), Counter()
-    open_, decode = file_reader.open_image, decoding.decode_image
-    monkeypatch.setattr(file_reader, "open_image", lambda path: opened.update([path.name]) or open_(path))
-    monkeypatch.setattr(decoding, "decode_image", lambda *a: decoded.update([len(a[0].data)]) or decode(*a))
-    loader = train_loader(files, outliers)
-    next(loader.epoch(0))
-    assert opened.total() == decoded.total() == 4 + 6 and max(opened.values()) == 1
+    open_, crop = image_files.open_picture, image_files.decode_crops
+    monkeypatch.setattr(image_files, "open_picture", lambda path: opened.update([path.name]) or open_(path))
+    monkeypatch.setattr(image_files, "decode_crops", lambda *a: decoded.update([len(a[1])]) or crop(*a))
+    next(train_loader(files, outliers).epoch(0))
+    assert opened.total() == 4 + 6 and max(opened.values()) == 1
+    assert decoded == {3: 4, 1: 6}  # boxes: files
 
 
 def kept(batches):
@@ -110,10 +107,11 @@ def same(batches, others):
 
 def test_an_epoch_goes_on_at_any_step_whatever_the_number_of_workers(files, outliers):
     whole = kept(train_loader(files, outliers).epoch(3))
-    assert same(whole[1:], kept(train_loader(files, outliers).epoch(3, start_step=1)))
-    assert same(whole, kept(train_loader(files, outliers, num_workers=2).epoch(3)))
-    assert same(whole[2:], kept(train_loader(files, outliers, num_workers=1).epoch(3, start_step=2)))
-    assert list(train_loader(files, outliers).epoch(3, start_step=3)) == []
+    helped = train_loader(files, outliers, num_workers=2)
+    next(helped.epoch(2))  # left after its first batch: the workers stay, and forget it
+    for loader in (train_loader(files, outliers), helped, train_loader(files, outliers, num_workers=1)):
+        for start in (1, 0, 2, 3):
+            assert same(whole[start:], kept(loader.epoch(3, start_step=start)))
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -164,8 +162,7 @@ def test_an_unreadable_file_is_replaced_by_one_of_its_class_and_named(files, out
     list(loader.epoch(1))
     assert loader.replaced.times == {files.root / "image3.jpg": 2, outliers.root / "outlier2.jpg": 2}
     (line,) = loader.report()
-    assert "2 files" in line and "image3.jpg (2x)" in line
-    assert line.endswith(f"the reason for {files.root}/image3.jpg: {read_again(files.root / 'image3.jpg')}")
+    assert "2 files" in line and f"{files.root}/image3.jpg (2x: " in line
 
 
 def test_the_same_files_are_replaced_with_any_number_of_workers(files, outliers):
@@ -180,7 +177,7 @@ def test_a_run_stops_when_more_than_one_percent_cannot_be_read(tmp_path):
     files = save_list(tmp_path / "id", 24)
     for i in range(0, 16, 2):
         truncate(files.root / f"image{i}.jpg")
-    with pytest.raises(InputError, match=r"more than 1%.*image\d+\.jpg.*the reason for \S+: \S+"):
+    with pytest.raises(InputError, match=r"more than 1%.*image\d+\.jpg"):
         list(train_loader(files).epoch(0))
 
 
@@ -196,52 +193,8 @@ def test_one_bad_file_in_a_small_set_never_stops_a_run(files):
 def test_a_class_without_any_readable_file_is_an_error(files, num_workers):
     for path in files.paths[::2]:
         truncate(files.root / path)
-    with pytest.raises(InputError, match=r"^none of the 7 files in line for \S+\d+.jpg can be .*truncated"):
+    with pytest.raises(InputError, match=rf"^{files.root}/image\d+.jpg cannot be read: .* 6 files"):
         list(train_loader(files, num_workers=num_workers).epoch(0))
-
-
-def test_the_file_at_which_a_worker_died_is_named(files, monkeypatch):
-    open_ = imagenet.open_image
-    for module in (imagenet, file_reader):
-        monkeypatch.setattr(
-            module, "open_image", lambda path: os._exit(1) if path.name == "image4.jpg" else open_(path)
-        )
-    loader = train_loader(files, batch_size=13, num_workers=1)
-    batches = EvalImages(files, image_size=SIZE, batch_size=4, num_workers=1, device=CPU)
-    for consume in (lambda: list(loader.epoch(0)), lambda: list(batches)):
-        with pytest.raises(InputError, match=f"died while it read {files.root}/image4.jpg: "):
-            naming_files_of_dead_workers()(consume)()
-
-
-def test_a_bus_error_is_not_blamed_on_a_file(files):
-    position = workers.ReadingPosition([files], num_workers=1)
-    position.at[0] = 123
-    assert position.path(123) == files.root / "image0.jpg"
-    told = "DataLoader worker (pid 123) is killed by signal: Bus error. It is possible that dataloader's"
-    with (
-        pytest.raises(InputError, match="^a worker process died of a bus error: .* memory .*/dev/shm"),
-        naming_files_of_dead_workers(),
-    ):
-        raise RuntimeError(told)
-
-
-def test_a_full_dev_shm_is_named(files, monkeypatch):
-    def full(*_, **__):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(multiprocessing.synchronize.SemLock, "__init__", full)
-    with pytest.raises(InputError, match="^/dev/shm is full.*need 44 kB.*--shm-size.*--num_workers 0"):
-        list(train_loader(files, num_workers=1).epoch(0))
-
-
-def test_memory_that_the_machine_refuses_is_named():
-    with pytest.raises(InputError, match="GB of memory for batches .* lower --num_workers or the batch"):
-        workers.slots(4, 2**50, dtype=torch.uint8)
-
-
-def test_other_errors_stay_what_they_are():
-    with pytest.raises(RuntimeError, match="^out of memory$"), naming_files_of_dead_workers():
-        raise RuntimeError("out of memory")
 
 
 # --- evaluation
@@ -261,7 +214,7 @@ def test_central_crop_is_torchvisions(tmp_path, height, width):
         ]
     )
     # Older versions of torch round a resized uint8 image by its memory layout: one level of 255.
-    expected = reference(decode_image(open_image(tmp_path / "a.jpg")))
+    expected = reference(decode(open_picture(tmp_path / "a.jpg")))
     assert ((images[0] - expected).abs() * STD.view(3, 1, 1) <= 1.01 / 255).all()
     # Pillow rounds between the two passes of its resize, so results may differ by one level of 255.
     by_pillow = reference(v2.functional.pil_to_tensor(v2.Resize(32)(Image.open(tmp_path / "a.jpg"))))
@@ -316,16 +269,14 @@ def test_an_unreadable_image_can_give_its_place_to_the_next_of_its_class(files, 
     assert torch.equal(images, intact[expected])
     assert batches.replaced.times == {files.root / "image9.jpg": 1, files.root / "image12.jpg": 1}
     (line,) = batches.replaced.report()
-    assert line.startswith("2 files cannot be read and were replaced: ") and "image9.jpg (1x)" in line
+    assert line.startswith("2 files cannot be read and were replaced: ") and "image9.jpg (1x: " in line
 
 
 def test_a_class_of_which_no_image_can_be_read_is_an_error_in_evaluation_too(files):
     for path in files.paths[1::2]:
         truncate(files.root / path)
     settings = dict(image_size=SIZE, batch_size=4, num_workers=0, device=CPU)
-    with pytest.raises(
-        InputError, match=r"^none of the 6 files in line for \S+image1.jpg can be read; .*truncated"
-    ):
+    with pytest.raises(InputError, match=r"image1.jpg cannot be read: .* 5 files"):
         list(EvalImages(files, replace=True, **settings))
 
 

@@ -136,10 +136,10 @@ def test_missing_images_are_counted(tmp_path):
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
-        ("empty", "it has 0 bytes"),
+        ("empty", "it is not an image of"),
         ("truncated", "truncated"),
-        ("text", "it is no image of the formats JPEG, PNG, BMP, GIF, PPM, WEBP$"),
-        ("postscript", "it is no image of the formats"),
+        ("text", "it is not an image of the formats JPEG, PNG, BMP, GIF, PPM, WEBP$"),
+        ("postscript", "it is not an image of the formats"),
     ],
 )
 def test_unreadable_images_are_named_with_the_reason(tmp_path, damage, reason):
@@ -156,7 +156,7 @@ def test_unreadable_images_are_named_with_the_reason(tmp_path, damage, reason):
 
 @pytest.mark.parametrize("size", [(9_000, 9_000), (60_000, 60_000), (1, 1_000_000)])
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_images_that_unpack_or_resize_to_gigabytes_are_refused(tmp_path, size):
+def test_images_that_unpack_to_gigabytes_are_refused(tmp_path, size):
     (tmp_path / "x.png").write_bytes(png_header(*size))
-    with pytest.raises(InputError, match="x.png cannot be read: .*(too long a strip|bomb)"):
+    with pytest.raises(InputError, match="x.png cannot be read: .*bomb"):
         read_image(tmp_path / "x.png")
