@@ -4,7 +4,6 @@ from collections import Counter
 
 import pytest
 import torch
-from datasets.workers import STEPS_AHEAD
 from image_files import UNREADABLE, photograph, truncate
 from PIL import Image
 from torchvision.transforms import v2
