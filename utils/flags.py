@@ -260,7 +260,9 @@ def add_evaluation_flags(parser):
 def parse_evaluation(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
     """Parses an evaluation's command line; the data are where the run had them, by default."""
     argv = sys.argv[1:] if argv is None else argv
-    known = parser.parse_known_args([word for word in argv if word not in ("-h", "--help")])[0]
+    if {"-h", "--help"} & set(argv):
+        return parser.parse_args(argv)
+    known = parser.parse_known_args(argv)[0]
     if not known.images:  # these need no data
         with warnings.catch_warnings(), contextlib.suppress(InputError):
             warnings.simplefilter("ignore")  # opening a damaged checkpoint again says why
