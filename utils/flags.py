@@ -191,6 +191,7 @@ def plain(args):
     return {name: of(value) for name, value in vars(args).items()}
 
 
+<<<<<<< HEAD
 LISTS = Path("dataset")
 IMAGE_LISTS = {  # where the images of ImageNet-LT are, by the names of the flags
     "txtt": LISTS / "ImageNet_LT_train.txt",
@@ -200,6 +201,138 @@ IMAGE_LISTS = {  # where the images of ImageNet-LT are, by the names of the flag
     "txt_ood_train": LISTS / "imagenet_extra_1k_wnid_list_picture.txt",
     "txt_ood_test": [LISTS / "imagenet_ood_test_1k_wnid_list_picture.txt"],
 }
+=======
+def add_evaluation_flags(parser):
+    """Adds the flags of both test scripts."""
+    parser.add_argument("--ckpt_path", type=path, required=True, help="a run directory or a checkpoint file")
+    parser.add_argument(
+        "--normalization",
+        choices=tuple(NORMALIZATIONS),
+        help="the mean and std used to normalise images, as in training (PASCL's networks: none); "
+        "default: the checkpoint's, else the data set's",
+    )
+    parser.add_argument(
+        "--seed",
+        type=seed,
+        default=3407,
+        help="selects the images used to calibrate on ImageNet-LT; no effect on other data",
+    )
+    parser.add_argument("--gpu", default="0", help=GPU)
+    parser.add_argument(
+        "--num_workers", "--cpus", type=count, default=WORKERS, help="processes that read ImageNet files"
+    )
+    ways = parser.add_mutually_exclusive_group()
+    ways.add_argument(
+        "--calibration",
+        nargs="+",
+        choices=(*CALIBRATIONS, "auto"),
+        help="none: the unchanged network; fc: feature calibration; probe: a linear head re-fitted on "
+        "training features and outliers; auto: none, and the best one on the images held out by "
+        "--val_fraction; default: none fc probe",
+    )
+    add_boolean(ways, "--FC", help="True: --calibration none fc; False: --calibration none")
+    parser.add_argument(
+        "--fc_strength", type=unit, default=1.0, help="S, which weakens FC's attention A to 1 + S (A - 1)"
+    )
+    add_boolean(
+        parser, "--tnorm", default=False, help="normalise the rows of the classifier and drop its bias"
+    )
+    parser.add_argument(
+        "--score",
+        choices=SCORE_NAMES,
+        help=f"the score that the tables show, default {SCORE_NAMES[0]} (result files hold all); with "
+        "--images, the score that decides, default: the detector's",
+    )
+    parser.add_argument(
+        "--images",
+        type=path,
+        nargs="+",
+        metavar="PATH",
+        help="instead of evaluating the run, apply its detector to image files, or to all files in folders: "
+        "prints classes, scores and decisions and writes predictions.csv; needs no data set; --calibration "
+        "and --score override the detector's",
+    )
+    parser.add_argument(
+        "--test_batch_size", "--tb", dest="tb", type=positive_int, default=1000, help="images per batch"
+    )
+    parser.add_argument(
+        "--precision",
+        choices=("auto", "fp32", "bf16"),
+        default="auto",
+        help=PRECISION,
+    )
+    parser.add_argument(
+        "--srp", type=path, metavar="DIR", help="where results go; default: the run directory"
+    )
+    parser.add_argument("--figures", choices=FIGURES, default="png", help="format of the plots")
+
+
+def parse_evaluation(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
+    """Parses an evaluation's command line; the data are where the run had them, by default."""
+    argv = sys.argv[1:] if argv is None else argv
+    if {"-h", "--help"} & set(argv):
+        return parser.parse_args(argv)
+    known = parser.parse_known_args(argv)[0]
+    if not known.images:  # these need no data
+        with warnings.catch_warnings(), contextlib.suppress(InputError):
+            warnings.simplefilter("ignore")  # opening a damaged checkpoint again says why
+            stored = stored_arguments(open_checkpoint(known.ckpt_path))
+            places = {name: stored[name] for name in DATA_FLAGS & stored.keys() & vars(known).keys()}
+            if "txt_ood_test" in places:
+                places["txt_ood_test"] = [Path(path) for path in places["txt_ood_test"]]
+            parser.set_defaults(**places)
+    return parser.parse_args(argv)
+
+
+def chosen_calibrations(args, has_held_out):
+    """Returns the names that ``--calibration`` or ``--FC`` asks for.
+
+    Args:
+        has_held_out: whether the checkpoint's run held out training images.
+
+    Raises:
+        InputError: flags that contradict each other, "auto" without held-out images, or the probe's score
+            without the probe.
+    """
+    names = args.calibration
+    if not names:
+        names = {None: ["none", "fc", "probe"], True: ["none", "fc"], False: ["none"]}[args.FC]
+    if "auto" in names and len(names) > 1:
+        raise InputError("--calibration auto evaluates none and what it chooses; name no other beside it")
+    if "auto" in names and not has_held_out:
+        raise InputError(
+            "--calibration auto chooses on training images that --val_fraction held out, and this run held "
+            "out none; train with --val_fraction 0.1, or name calibrations: none, fc, probe"
+        )
+    if args.score == "probe" and set(names) == {"none"}:
+        raise InputError(
+            "--score probe needs another calibration beside none, such as --calibration none probe"
+        )
+    if args.fc_strength != 1 and "fc" not in names:
+        raise InputError(
+            f"--fc_strength {args.fc_strength} needs --calibration fc (auto chooses the strength)"
+        )
+    if getattr(args, "calibration_split", "train") == "test" and "fc" not in names:
+        raise InputError("--calibration_split test is about feature calibration: add --calibration fc")
+    return names
+
+
+def one_calibration(args):
+    """Returns the name that ``--calibration`` gives with ``--images``; None means the detector's own.
+
+    Raises:
+        InputError: several names, ``--FC``, or a flag whose setting the detector already has.
+    """
+    names = args.calibration or []
+    if args.FC is not None or len(names) > 1:
+        raise InputError("with --images give one --calibration, without --FC; default: the detector's")
+    defaults = {"fc_strength": 1, "tnorm": False, "precision": "auto", "normalization": None}
+    defaults["ood_resize"] = RESIZE_MODES[0]
+    for name, default in defaults.items():
+        if getattr(args, name, default) != default:
+            raise InputError(f"with --images leave out --{name}: the detector is applied as it was evaluated")
+    return names[0] if names else None
+>>>>>>> run/run
 
 
 def add_image_lists(parser):

@@ -4,6 +4,7 @@ each time."""
 import sys
 
 import torch
+from torch import Tensor
 
 from utils.console import say
 from utils.distributed import in_process_group, sum_over_processes
@@ -26,7 +27,7 @@ class StepGuard:
         max_bad_steps: so many bad steps in a row stop the run.
     """
 
-    def __init__(self, optimizer, modules, max_bad_steps):
+    def __init__(self, optimizer: torch.optim.Optimizer, modules: list[torch.nn.Module], max_bad_steps: int):
         self.optimizer = optimizer
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.modules = modules
@@ -40,16 +41,16 @@ class StepGuard:
                 for p in group["params"]:
                     optimizer.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
 
-    def remember(self):
-        """Takes the buffers as they are for good; to be called before the first step and after any other
-        change of them."""
+    def remember(self) -> None:
+        """Remembers the last good buffers; to be called before the first step and after any other change of
+        them."""
         by_dtype = {}
         for buffer in (b for module in self.modules for b in module.buffers() if b.is_floating_point()):
             by_dtype.setdefault(buffer.dtype, []).append(buffer)
         self.buffers = list(by_dtype.values())
         self.good = [torch.cat([b.flatten() for b in group]) for group in self.buffers]
 
-    def step(self, terms, indices, step):
+    def step(self, terms: dict[str, Tensor], indices: Tensor, step: int) -> Tensor:
         """Applies one step if it is sound.
 
         Args:
@@ -84,7 +85,7 @@ class StepGuard:
             self.check()
         return ~bad
 
-    def check(self):
+    def check(self) -> None:
         """Looks at the flags of the steps since the last look, and reports the bad ones."""
         pending, self.pending = self.pending, []
         if not pending:

@@ -1,6 +1,7 @@
 """An epoch's losses and accuracies, summed on the device and read once."""
 
 import torch
+from torch import Tensor
 
 from utils.distributed import sum_over_processes
 from utils.losses import TERMS
@@ -10,14 +11,16 @@ from utils.metrics import group_accuracies
 class EpochMeter:
     """Sums of the loss terms over the applied steps, and of right answers by class over all."""
 
-    def __init__(self, num_classes, device):
+    def __init__(self, num_classes: int, device: torch.device | str):
         self.sums = torch.zeros(len(TERMS), dtype=torch.float64, device=device)
         self.steps = torch.zeros((), dtype=torch.float64, device=device)
         self.correct = torch.zeros(num_classes, dtype=torch.float64, device=device)
         self.total = torch.zeros(num_classes, dtype=torch.float64, device=device)
 
     @torch.no_grad()
-    def add(self, terms, logits, labels, applied=True):
+    def add(
+        self, terms: dict[str, Tensor], logits: Tensor, labels: Tensor, applied: Tensor | bool = True
+    ) -> None:
         """Adds one step: the criterion's terms, and ``logits`` (B, C) for ``labels`` (B,); ``applied`` may
         live on the device."""
         values = torch.stack([terms[name].detach() for name in TERMS])
@@ -27,21 +30,21 @@ class EpochMeter:
         self.add_answers(logits, labels)
 
     @torch.no_grad()
-    def add_answers(self, logits, labels):
+    def add_answers(self, logits: Tensor, labels: Tensor) -> None:
         """Counts right answers only."""
         self.correct.index_add_(0, labels, (logits.argmax(dim=1) == labels).double())
         self.total.index_add_(0, labels, torch.ones_like(labels, dtype=torch.float64))
 
-    def state(self):
-        """What has been summed, over all processes: a dict of tensors."""
+    def state(self) -> dict[str, Tensor]:
+        """Returns what has been summed, over all processes."""
         return {name: sum_over_processes(value.clone()) for name, value in vars(self).items()}
 
-    def load_state(self, state):
+    def load_state(self, state: dict[str, Tensor]) -> None:
         """Takes the sums that :meth:`state` returned."""
         for name, value in state.items():
             getattr(self, name).copy_(value)
 
-    def losses(self):
+    def losses(self) -> dict[str, float]:
         """``{loss, isac, tla, oe}``: means over the steps (and processes)."""
         state = self.state()
         means = state["sums"] / state["steps"].clamp(min=1)
