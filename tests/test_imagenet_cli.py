@@ -218,28 +218,8 @@ def test_two_processes_train(data, tmp_path):
     assert done.returncode != 0 and done.stderr.count("already holds a run") == 1
 
 
-<<<<<<< HEAD
 def test_a_stopped_run_resumes_with_moved_images_like_the_unbroken_one(data, tmp_path):
     flags = [*TRAIN, *data, "-e", "8"]
-=======
-KILLED_IN_EPOCH_2 = """
-import os, signal, sys
-import train_imagenet
-from utils.run import Run
-
-def vote(run):
-    if run.epoch == 1:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return False, run.epoch_is_whole
-
-Run._vote = vote
-train_imagenet.main(sys.argv[1:])
-"""
-
-
-def test_kill_9_and_resume_gives_the_statistics_of_the_unbroken_run(data, tmp_path):
-    flags = [*TRAIN, *data, "-e", "2"]
->>>>>>> run/run
     assert run(train_imagenet.main, *flags, "--srp", tmp_path / "unbroken") == 0
     command = [sys.executable, ROOT / "train_imagenet.py", *flags, "--srp", tmp_path / "stopped"]
     process = subprocess.Popen([str(c) for c in command], env=os.environ | {"OMP_NUM_THREADS": "1"})

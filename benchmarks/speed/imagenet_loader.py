@@ -1,7 +1,8 @@
 """The ImageNet loader against a plain one: python -m benchmarks.speed.imagenet_loader
 
 Both return three views, 224 x 224 and normalised, of 500 x 375 JPEG files. The plain one decodes each image
-once per view with Pillow and applies torchvision's transforms. On k cores both have k workers (on one core none).
+once per view with Pillow and applies torchvision's transforms. On k cores both have k workers (on
+one core none).
 """
 
 import argparse
