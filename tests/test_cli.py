@@ -113,9 +113,9 @@ def test_fc_and_calibration_mean_what_they_say(flag, ways, digits_run, tmp_path)
     results = json.loads((tmp_path / "results.json").read_text())
     assert [a["calibration"] for a in results["accuracy"]] == ways
     assert {(row["calibration"], row["fc"]) for row in results["rows"]} == {(w, w == "fc") for w in ways}
-    with_outliers = ways != ["none"]
-    assert ("probe" in {row["score"] for row in results["rows"]}) is with_outliers
-    assert ("probe" in results) is with_outliers
+    with_probe = "probe" in ways
+    assert ("probe" in {row["score"] for row in results["rows"]}) is with_probe
+    assert ("probe" in results) is with_probe
 
 
 def test_no_test_image_changes_what_is_fitted(digits_run, tmp_path, monkeypatch):

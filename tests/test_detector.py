@@ -24,7 +24,7 @@ from datasets.registry import BENCHMARKS
 from utils import conclusion
 from utils.detector import Detection, Detector, keeping_threshold
 from utils.errors import InputError
-from utils.scores import SCORE_NAMES
+from utils.scores import score_names
 
 evaluation, imagenet_evaluation = load_script("test"), load_script("test_imagenet")
 WAYS = ("none", "fc", "probe")
@@ -87,7 +87,7 @@ def picture(image):
 @pytest.mark.parametrize("way", WAYS)
 def test_scores_of_digits_are_those_of_the_evaluation(way, digits):
     images = load_digits(False).images[::8]
-    for score in SCORE_NAMES:
+    for score in score_names():
         expected = digits.scores[way][score]["digits89"][0][::8]
         found = Detector.load(digits.folder, "cpu", calibration=way, score=score)(images)
         np.testing.assert_allclose(scores_of(found), expected, atol=1e-5, rtol=1e-5)
@@ -201,7 +201,7 @@ def test_an_imagenet_run_without_held_out_images(photographs):
     (folder, scores), root = photographs
     files = [root / "val" / f"{i}.jpg" for i in range(6)]
     for way in WAYS:
-        for score in SCORE_NAMES:
+        for score in score_names():
             with pytest.warns(UserWarning, match="threshold keeps 95% of the training images"):
                 detector = Detector.load(folder, calibration=way, score=score)
             expected = scores[way][score]["txt_ood_test"][0]

@@ -19,7 +19,7 @@ from utils.calibration import Classifier
 from utils.detector import Deployment, Detector, write_detector
 from utils.errors import InputError
 from utils.evaluation import Features
-from utils.fitting import fit_calibrations
+from utils.fitting import TrainingSets, fit_calibrations
 
 
 @pytest.fixture
@@ -28,9 +28,9 @@ def fitted():
     torch.manual_seed(0)
     network = build_model("ResNet20", 3)
     training = Features(torch.rand(60, 64), torch.arange(60) % 3)
-    calibrations, _ = fit_calibrations(
-        ["none", "fc", "probe"], Classifier.of(network), training, torch.rand(20, 64), [20, 20, 20]
-    )
+    sets = TrainingSets(training, Features(torch.rand(20, 64), None), None, training)
+    names, classifier = ["none", "fc", "probe"], Classifier.of(network)
+    calibrations, _ = fit_calibrations(names, classifier, sets, [20, 20, 20], score="energy")
     return network, calibrations, training
 
 

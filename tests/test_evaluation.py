@@ -12,11 +12,11 @@ from utils.evaluation import (
     evaluate,
     extract_features,
 )
-from utils.fitting import fit_calibrations, trained_statistics
+from utils.fitting import TrainingSets, fit_calibrations, trained_statistics
 from utils.losses import PATTLoss
 from utils.metrics import OOD_METRICS, ood_metrics
 from utils.plots import plot_class_accuracy
-from utils.scores import SCORE_NAMES
+from utils.scores import score_names
 
 COUNTS = [9, 8, 3, 2]
 CPU = Compute(torch.device("cpu"))
@@ -42,7 +42,8 @@ def case():
 
 def run(case, names=CALIBRATIONS):
     classifier, training, outliers, test, ood = case
-    calibrations, _ = fit_calibrations(names, classifier, training, outliers, COUNTS)
+    sets = TrainingSets(training, Features(outliers, None), None, training)
+    calibrations, _ = fit_calibrations(names, classifier, sets, COUNTS, score="combined")
     return calibrations, *evaluate(calibrations, test, ood, COUNTS)
 
 
@@ -72,7 +73,7 @@ def test_the_probe_classifies_by_its_logits_of_the_classes(case):
 def test_semantically_id_images_of_an_ood_set_count_on_the_id_side(case):
     calibrations, results, scores = run(case)
     _, _, _, test, ood = case
-    assert len(results["rows"]) == 3 * len(SCORE_NAMES) * 2
+    assert len(results["rows"]) == 3 * len(score_names()) * 2
     for row in results["rows"]:
         assert row["fc"] is (row["calibration"] == "fc")
         of_set = ood[row["ood"]]
@@ -91,7 +92,7 @@ def test_semantically_id_images_of_an_ood_set_count_on_the_id_side(case):
 
 def test_the_mean_is_unweighted_over_the_sets(case):
     _, results, _ = run(case)
-    assert len(results["mean"]) == 3 * len(SCORE_NAMES)
+    assert len(results["mean"]) == 3 * len(score_names())
     for mean in results["mean"]:
         keys = ("calibration", "score")
         rows = [r for r in results["rows"] if all(r[key] == mean[key] for key in keys)]
@@ -123,10 +124,11 @@ def test_a_class_without_test_images_has_no_accuracy(case, tmp_path):
 
 
 def test_without_outliers_there_is_no_probe(case):
-    calibrations, _ = fit_calibrations(["none"], *case[:2], None, COUNTS)
+    sets = TrainingSets(case[1], None, None, case[1])
+    calibrations, _ = fit_calibrations(["none"], case[0], sets, COUNTS, score="energy")
     _, fitted = calibrations["none"]
-    assert set(fitted.scores) == set(SCORE_NAMES) - {"probe", "combined"}
-    assert set(fitted.standards) == {"energy", "mahalanobis"}
+    assert set(fitted.scores) == set(score_names()) - {"probe", "combined"}
+    assert not fitted.standards
 
 
 def test_the_calibrations_have_one_order_and_are_there_once(case):
@@ -163,7 +165,6 @@ def test_class_statistics_are_taken_from_training_where_they_are_of_unit_feature
         statistics_of({}, epochs=0)[0],  # random directions
         statistics_of({}, dim=5)[0],  # of another layer
         {"model": {}},
-        torch.zeros(3),
     ):
         assert trained_statistics(other, 2, 6) is None
 

@@ -20,7 +20,7 @@ from datasets.imagenet import balanced_sample, load_files
 from utils import conclusion
 from utils.errors import InputError
 from utils.run.checkpoint import load_run
-from utils.scores import SCORE_NAMES
+from utils.scores import score_names
 
 evaluation = load_script("test_imagenet")
 CLASSES, SMALL = 3, ["--gpu", "cpu", "--num_workers", "0"]
@@ -95,7 +95,7 @@ def test_training_and_evaluation(trained, data, capsys):
     assert run(evaluation.main, *SMALL, *data, "--ckpt_path", trained, "--num_cal", "6") == 0
     rows = results_of(trained)["rows"]
     assert {(r["calibration"], r["score"], r["n_id"], r["n_ood"]) for r in rows} == {
-        (way, score, 6, 5) for way in ("none", "fc", "probe") for score in SCORE_NAMES
+        (way, score, 6, 5) for way in ("none", "fc", "probe") for score in score_names()
     }
     assert set(results_of(trained)["vmf"].values()) == {
         "training features"
@@ -290,7 +290,7 @@ def test_classes_of_one_image_leave_nothing_to_hold_out(data, tmp_path, capsys):
     assert json.loads((out / "log.jsonl").read_text())["val_accuracy"]["all"] is None
     assert run(evaluation.main, *SMALL, *lists, "--ckpt_path", out) == 0
     scores = {row["score"] for row in results_of(out)["rows"]}
-    assert scores == set(SCORE_NAMES) - {"mahalanobis"} and (out / "detector.pth").is_file()
+    assert scores == set(score_names()) - {"mahalanobis", "combined"} and (out / "detector.pth").is_file()
     auto = run(evaluation.main, *SMALL, *lists, "--ckpt_path", out, "--calibration", "auto")
     assert auto == 2 and "this run held out none" in capsys.readouterr().err
 
