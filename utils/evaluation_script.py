@@ -1,15 +1,13 @@
 """The way of both test scripts from the command line to the results."""
 
 import argparse
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from utils.checkpoint import BEST, open_checkpoint, results_folder
 from utils.detector import Detector, find_detector
-from utils.distributed import Compute, finish, start
-from utils.errors import InputError
+from utils.distributed import Compute, finish, refuse_torchrun, start
 from utils.evaluation_flags import one_calibration
 from utils.predictions import predict_files
 from utils.results import exclusive
@@ -30,8 +28,7 @@ def run_script(
         InputError: what the user asked for is impossible.
     """
     if args.images:
-        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-            raise InputError("--images runs in one process: start it without torchrun")
+        refuse_torchrun("--images")
         device = start(args.gpu).device
         detector = Detector.load(args.ckpt_path, device, one_calibration(args), args.score, args.keep)
         predict_files(args.images, detector, args.srp or find_detector(args.ckpt_path).parent)
