@@ -1,11 +1,11 @@
 """Bytes to batches.
 
 registry: one record per data set that fits in memory; cifar, digits, scood, outliers, long_tail: which images
-imagenet, image_list, file_reader, decoding, pixels, workers, delivery: the same for lists of image files
+imagenet, image_list, image_files, decoding: lists of image files, read and cropped by worker processes
 loader, normalization, randomness: how batches are made and ordered
-preprocessing, folders: any image for a trained network; lists from folders of photographs
-augment/, files/: random views; reading files from strangers
-prepare: fetches and checks data sets from the command line
+preprocessing: any image for a trained network
+augment/: random views
+prepare: prepares data sets from the command line; fetch, folders and own_sets do the work, checks the names
 """
 
 from typing import NamedTuple

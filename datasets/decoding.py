@@ -1,7 +1,7 @@
 """One image file: its upright RGB pixels and its crops, or the reason why it has none.
 
 Pillow reads every format. Plain JPEG files, which are nearly all of them, are decoded by torchvision, to the
-same pixels in about half the time, for as long as torchvision has a decoder.
+same pixels in about half the time, until torchvision removes its decoder.
 """
 
 import contextlib

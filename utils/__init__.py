@@ -7,5 +7,6 @@ evaluation_flags, evaluation_script: the command line of both test scripts
 detector, predictions: a trained network in use
 flags, errors, console, text_files, environment, distributed: what the scripts share
 run, resuming, checkpoint: a run in its directory, which survives kills and full disks
+initial_weights: networks that start from a trained backbone
 guard, meter: applies finite steps only, and sums up an epoch
 """

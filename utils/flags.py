@@ -59,7 +59,7 @@ def number(kind, low=None, high=None, above=None):
 
 
 def path(text):
-    """Parses a path; a leading ``~`` is the home directory, even where the shell keeps it."""
+    """Parses a path; a leading ``~`` is the home directory, even if the shell did not expand it."""
     if not text:  # as from an unset variable; it would be the current folder
         raise argparse.ArgumentTypeError("the path is empty")
     try:

@@ -22,7 +22,7 @@ DEBYE_TERMS = 8  # of Debye's expansion; with them and orders >= 15 the error of
 SMALLEST_ORDER = 15.0
 ROUNDING = 2.0**-53
 KAPPA_MIN, KAPPA_MAX = 1e-3, 1e5
-UNSEEN_RESULTANT = 0.9  # the mean resultant length R of a class that no batch has shown yet
+UNSEEN_RESULTANT = 0.9  # the mean resultant length R of a class not yet seen
 
 
 @cache
@@ -208,7 +208,7 @@ class ClassVMF(nn.Module):
     """A von Mises-Fisher distribution on the unit sphere of R^dim for every class, estimated while training.
 
     Class c's mean embedding m_c gives mu_c = m_c / |m_c|, R = |m_c| and kappa_c = p R / (1 - R^2) (Banerjee
-    et al. 2005, leading term), kept in [1e-3, 1e5]. A class that no batch has shown yet has a random
+    et al. 2005, leading term), kept in [1e-3, 1e5]. A class not yet seen has a random
     direction and R = 0.9. The statistics are buffers: they carry no gradient and belong in the checkpoint. In
     a process group they are those of the global batch.
 
