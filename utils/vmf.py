@@ -208,9 +208,9 @@ class ClassVMF(nn.Module):
     """A von Mises-Fisher distribution on the unit sphere of R^dim for every class, estimated while training.
 
     Class c's mean embedding m_c gives mu_c = m_c / |m_c|, R = |m_c| and kappa_c = p R / (1 - R^2) (Banerjee
-    et al. 2005, leading term), kept in [1e-3, 1e5]. A class not yet seen has a random
-    direction and R = 0.9. The statistics are buffers: they carry no gradient and belong in the checkpoint. In
-    a process group they are those of the global batch.
+    et al. 2005, leading term), kept in [1e-3, 1e5]. A class not yet seen has a random direction and R = 0.9.
+    The statistics are buffers: they carry no gradient and belong in the checkpoint. In a process group they
+    are those of the global batch.
 
     Args:
         num_classes: C.
