@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from utils.checkpoint import BEST, LATEST, holds_run, save_checkpoint, save_whole
+from utils.checkpoint import BEST, holds_run, save_checkpoint, save_whole
 from utils.console import say
 from utils.distributed import Compute, finish, from_main, in_main, sum_over_processes
 from utils.environment import environment, resumed_in
@@ -344,7 +344,7 @@ def taken_folder(folder: Path, resume: str | None) -> Iterator[None]:
             if resume:
                 advice = f"--resume {resume} needs another --srp"
             raise InputError(f"{folder} already holds a run; {advice}")
-        for left in folder.glob(f"{LATEST}.*.tmp"):  # by a run that was killed while it saved
+        for left in folder.glob("*.pth.*.tmp"):  # by a run that was killed while it saved
             left.unlink(missing_ok=True)
         with suppress(OSError):  # on a full disk the lock holds without the owner's name
             lock.truncate(0)
