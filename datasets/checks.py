@@ -7,13 +7,13 @@ _CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f]")
 
 
 def os_reason(error: Exception) -> str:
-    """Returns the operating system's words alone (the caller names the file), e.g. ``No such file or
+    """Returns the operating system's message without the file, which the caller names, e.g. ``No such file or
     directory``."""
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def inner_path(name: str) -> str:
-    """Returns ``name``, a path inside some folder, normalised. Links on the disk are not looked at.
+    """Returns ``name``, a path inside some folder, normalised. Links on the disk are not followed.
 
     Raises:
         ValueError: the path is empty or absolute, contains ``..``, or has a control character in it, such as

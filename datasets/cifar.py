@@ -111,7 +111,7 @@ def _read_dict(path: Path) -> dict:
     except Exception as error:  # a damaged pickle raises whatever the misread instruction does
         raise InputError(f"{path} is damaged or no CIFAR file: {first_line(error)}") from error
     if not isinstance(content, dict):
-        raise InputError(f"{path} holds no dictionary")
+        raise InputError(f"{path} does not hold a dictionary")
     return content
 
 

@@ -37,7 +37,7 @@ def read_image_list(
     """Returns the paths relative to ``root``, and the labels, int64 (N,), of a list, in its order.
 
     ``labels`` are those that a line may have; that of a line with braces is its ``sc_label``. With None, a
-    label is optional and not looked at, and all labels are -1. Blank lines are skipped. :func:`find_missing`
+    label is optional and ignored: all labels are -1. Blank lines are skipped. :func:`find_missing`
     tells whether the images are there.
 
     Raises:
@@ -78,7 +78,7 @@ def read_present(list_path: Path, root: Path, labels: range | None) -> tuple[lis
 
 
 def find_missing(paths: Sequence[str], root: Path) -> list[str]:
-    """Returns the entries, as :func:`read_image_list` gives them, that are no file under ``root``."""
+    """Returns the entries, as :func:`read_image_list` gives them, that are not files under ``root``."""
     missing = set()
     for folder, names in _by_folder(paths).items():
         there = {entry.name for entry in _listing(os.path.join(root, folder)) if entry.is_file()}
@@ -90,7 +90,7 @@ def find_missing(paths: Sequence[str], root: Path) -> list[str]:
 
 
 def overlap(first: ImageFiles, second: ImageFiles) -> int:
-    """Returns the number of files that are in both lists, however links name them."""
+    """Returns the number of files that are in both lists, also where links give them two names."""
     return len(_real_paths(first) & _real_paths(second))
 
 

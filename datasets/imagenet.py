@@ -44,7 +44,7 @@ def load_files(
     Args:
         num_classes: labels have to be below it; None takes the list to be a training list, whose labels 0 ..
             C - 1 all occur.
-        labelled: False for lists of outliers, whose labels are not looked at.
+        labelled: False for lists of outliers, whose labels are ignored.
 
     Raises:
         InputError: see :func:`datasets.image_list.read_present`; or a training list has one class only, or a
@@ -62,7 +62,7 @@ def load_files(
 
 
 def load_ood_lists(list_paths: Sequence[Path], root: Path) -> dict[str, ImageFiles]:
-    """Reads lists of OOD images, whose labels are not looked at: list's file name without ending -> files.
+    """Reads lists of OOD images, whose labels are ignored: the list's file name without ending -> files.
 
     Raises:
         InputError: see :func:`load_files`; or two lists have the same name.
@@ -108,8 +108,8 @@ def balanced_sample(labels: Tensor, size: int, seed: int) -> Tensor:
 class StepViews:
     """Makes the normalised views of a step on the device of its crops.
 
-    On a CPU the memory of the images is used again, as the first touch of fresh memory would take a seventh
-    of the time: images are good until the next step but one.
+    On a CPU the memory of the images is reused after two steps: the first touch of fresh memory would take a
+    seventh of the time.
 
     Args:
         views: for each of the crops, uint8 (n, 3, S, S), that it is called with.
@@ -197,8 +197,8 @@ def read_ahead(
 
 
 def _leave_signals_to_the_main_process(worker_id: int) -> None:
-    """A terminal or a scheduler signals every process; the main one decides what becomes of the run, and
-    needs batches until then. Workers end when it asks, or when it is gone."""
+    """A terminal or a scheduler signals every process; the main one decides when to stop, and needs batches
+    until then. Workers end when it asks, or when it has ended."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
@@ -208,7 +208,7 @@ class FileTrainLoader:
 
     Args:
         files: the training list.
-        outliers: the list of outliers, or None; its labels are not looked at.
+        outliers: the list of outliers, or None; its labels are ignored.
         views: of crops, such as :func:`datasets.augment.views.imagenet_views`.
         image_size: S, the side of a view in pixels.
         batch_size, outlier_batch_size: of the global batch, which the ``world_size`` processes share.
@@ -275,7 +275,7 @@ class FileTrainLoader:
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """Yields the batches of an epoch from ``start_step`` to its end.
 
-        On a CPU the memory of a batch's images is used again: they are good until the next batch but one.
+        On a CPU the memory of a batch's images is reused after two batches.
 
         Raises:
             InputError: more than 1 % of the files cannot be read, or none of a class.

@@ -56,8 +56,8 @@ def write_ood_set(name: str, folder: Path, root: Path) -> list[str]:
         What was written and what was left out.
 
     Raises:
-        InputError: the folder has no readable picture, there is such a set already, the name is no file name,
-            or the disk cannot be written.
+        InputError: the folder has no readable picture, there is such a set already, the name cannot be
+            a file name, or the disk cannot be written.
     """
     if "/" in name or name in ("", ".", ".."):
         raise InputError(f"the OOD set needs a name without a slash, not {shown(name)}")

@@ -77,7 +77,7 @@ def _is_whole(path):
 def _check_sums(path):
     """Raises ValueError, OSError or BadZipFile if a file is damaged, which torch itself does not notice.
 
-    Files from before torch 1.6 are no zip files and have no checksums.
+    Files from before torch 1.6 are not zip files and have no checksums.
     """
     with open(path, "rb") as file:
         start = file.read(4)
@@ -188,7 +188,9 @@ def network_weights(checkpoint: Any) -> dict[str, Tensor]:
     named = [(WRAPPERS.sub("", key), value) for key, value in _named_tensors(checkpoint)]
     weights = dict(named)
     if not weights:
-        keys = f"its keys are {some(checkpoint)}" if isinstance(checkpoint, dict) else "it is no dictionary"
+        keys = (
+            f"its keys are {some(checkpoint)}" if isinstance(checkpoint, dict) else "it is not a dictionary"
+        )
         raise InputError(
             f"the checkpoint holds no network weights, neither bare nor in {', '.join(CONTAINERS)}: {keys}"
         )
@@ -316,7 +318,7 @@ def resolve_settings(given: dict, stored: dict, defaults: dict, ranges: dict) ->
     for name in defaults.keys() & stored.keys():
         if not _is_argument(stored[name], defaults[name], ranges.get(name)):
             value = reprlib.repr(stored[name])
-            raise InputError(f"the checkpoint's --{name} {value} is no value of that flag")
+            raise InputError(f"the checkpoint's --{name} {value} is not a value of that flag")
     given = {name: value for name, value in given.items() if value is not None and name in defaults}
     for name in given.keys() & stored.keys():
         ours, theirs = given[name], stored[name]

@@ -199,7 +199,7 @@ class Detector:
             raise InputError(f"the device {device} cannot be used: {first_line(error)}") from error
         state = load_checkpoint(path)
         if not isinstance(state, dict) or "calibrations" not in state:
-            raise InputError(f"{path} is no detector: run test.py, or test_imagenet.py, on the run first")
+            raise InputError(f"{path} is not a detector: run test.py, or test_imagenet.py, on the run first")
         try:
             detector = cls(state, device, calibration, score, keep)
             size = detector.preprocessing.size

@@ -40,8 +40,8 @@ def start(gpu: str) -> Compute:
             flag is "cpu" or there is no CUDA.
 
     Raises:
-        InputError: a GPU does not exist, the value is no list of indices or has too few for the processes, or
-            the processes cannot find each other.
+        InputError: a GPU does not exist, the value is not a list of indices or has too few for the processes,
+            or the processes cannot find each other.
     """
     _keep_freed_memory()
     wants_cuda = gpu != "cpu"

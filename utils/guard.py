@@ -10,7 +10,7 @@ from utils.console import say
 from utils.distributed import in_process_group, sum_over_processes
 from utils.errors import InputError
 
-CHECK_EVERY = {"cuda": 32, "cpu": 1}  # steps between looks at the flags: a look is a synchronisation
+CHECK_EVERY = {"cuda": 32, "cpu": 1}  # steps between checks of the flags, which synchronise with the device
 
 
 class StepGuard:
@@ -33,7 +33,7 @@ class StepGuard:
         self.modules = modules
         self.max_bad_steps = max_bad_steps
         self.bad_in_row = 0
-        self.pending = []  # (flags on the device, their names, step, batch indices), not yet looked at
+        self.pending = []  # (flags on the device, their names, step, batch indices), not yet checked
         optimizer.grad_scale = None
         # Fused SGD leaves its buffers uninitialised where the first step is skipped.
         for group in optimizer.param_groups:
@@ -86,7 +86,7 @@ class StepGuard:
         return ~bad
 
     def check(self) -> None:
-        """Looks at the flags of the steps since the last look, and reports the bad ones."""
+        """Checks the flags of the steps since the last check, and reports bad steps."""
         pending, self.pending = self.pending, []
         if not pending:
             return

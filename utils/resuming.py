@@ -68,7 +68,7 @@ def parse_training(
         defaults: name of a data set -> defaults of the flags that depend on it; ``--help`` shows them.
 
     Raises:
-        InputError: the checkpoint is damaged or of no run, or its run is of another data set.
+        InputError: the checkpoint is damaged or not from a run, or its run is on another data set.
     """
     argv = sys.argv[1:] if argv is None else argv
     typed = parser.parse_known_args([word for word in argv if word not in ("-h", "--help")])[0]
@@ -103,7 +103,7 @@ def _stored_flags(resume, folder):
             warnings.simplefilter("ignore")  # of a damaged checkpoint; opening it again warns
             stored = stored_arguments(open_checkpoint(resume or folder))
         if not stored:
-            raise InputError(f"{resume or folder} is no checkpoint of train.py or train_imagenet.py")
+            raise InputError(f"{resume or folder} is not a checkpoint of train.py or train_imagenet.py")
         return stored
     try:
         stored = stored_arguments({"args": json.loads((folder / ARGUMENTS).read_text())})
@@ -140,7 +140,7 @@ def find_checkpoint(folder: Path, resume: str | None, settings: dict) -> dict | 
     state = open_checkpoint(source)
     known = stored_arguments(state)
     if not known or not {"criterion", "optimizer", "epoch", "step"} <= state.keys():
-        raise InputError(f"{source} is no checkpoint of train.py or train_imagenet.py to resume from")
+        raise InputError(f"{source} is not a checkpoint of train.py or train_imagenet.py to resume from")
     if known.get("precision") == "auto":  # an older run, which did not record what that was on its device
         known = known | {"precision": settings["precision"]}
     for name, value in settings.items():
