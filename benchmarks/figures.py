@@ -1,6 +1,7 @@
 """The figures in the documents, from a run directory and from result files.
 
-The documents' have ``--out docs/figures`` and a ``--prefix``.
+Those in the documents were drawn with ``--prefix digits`` or ``cifar10``, and ``run`` with ``--out
+docs/figures``.
 
 python -m benchmarks.figures run runs/demo/patt
     a 2-D map of features and the attention weights

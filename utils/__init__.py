@@ -9,4 +9,6 @@ flags, errors, console, text_files, environment, distributed: what the scripts s
 run, resuming, checkpoint: a run in its directory, which survives kills and full disks
 initial_weights: networks that start from a trained backbone
 guard, meter: applies finite steps only, and sums up an epoch
+
+detector, predictions and evaluation_flags use datasets; datasets uses errors, console and flags alone.
 """
