@@ -1,8 +1,7 @@
 """The ImageNet loader against a plain one: python -m benchmarks.speed.imagenet_loader
 
-Both return three views, 224 x 224 and normalised, of 500 x 375 JPEG files. The plain one decodes each image
-once per view with Pillow and applies torchvision's transforms. On k cores both have k workers (on
-one core none).
+Both return three normalised views, 224 x 224, of 500 x 375 JPEG files. The plain one decodes a file once
+per view with Pillow and applies torchvision's transforms. On k cores both have k workers (on one core none).
 """
 
 import argparse
