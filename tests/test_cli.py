@@ -20,6 +20,7 @@ from command_line import (
 import train
 from models import build_model
 from utils import conclusion
+from utils.scores import score_names
 
 METRICS = {"auroc", "aupr_in", "aupr_out", "fpr95", "fpr95_id"}
 evaluation = load_script("test")
@@ -51,9 +52,9 @@ def test_the_papers_command_lines(ds, settings, data, tmp_path, capsys, monkeypa
     results = json.loads((out / "results.json").read_text())
     assert {"dataset", "checkpoint", "rows", "mean", "accuracy", "environment"} <= results.keys()
     assert results["ood_resize"] == "squash"
-    assert (
-        len(results["rows"]) == 6 * 2 * 8 and len(results["mean"]) == 2 * 8 and len(results["accuracy"]) == 2
-    )
+    scores = len(score_names()) - 2  # no probe was asked for, so there is no combined score
+    assert len(results["rows"]) == 6 * 2 * scores and len(results["mean"]) == 2 * scores
+    assert len(results["accuracy"]) == 2
     keys = {"ood", "calibration", "fc", "score", "n_id", "n_ood"}
     assert all(keys | METRICS == row.keys() for row in results["rows"])
     classes = 10 if ds == "cifar10" else 100
@@ -161,11 +162,13 @@ def test_auto_needs_images_that_were_held_out(digits_run, tmp_path, capsys):
     assert not (tmp_path / "results.json").exists()
 
 
-def test_a_score_that_cannot_be_fitted_is_refused(digits_run, tmp_path, capsys):
+def test_a_score_that_needs_the_probe_has_it_fitted(digits_run, tmp_path):
     argv = ["--gpu", "cpu", "--ckpt_path", digits_run, "--srp", tmp_path, "--dout", "noise"]
-    status = run(evaluation.main, *argv, "--calibration", "none", "--score", "probe")
-    # One line: no set is announced, as no features are computed.
-    assert_one_sentence(capsys, status, "--score probe needs another calibration beside none")
+    argv += ["--calibration", "none", "--score", "combined", "--num_ood_samples", 50]
+    assert run(evaluation.main, *argv) == 0
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert {"probe", "combined"} <= {row["score"] for row in results["mean"]}
+    assert (results["score"], results["num_ood_samples"]) == ("combined", 50)
 
 
 def test_fc_and_calibration_do_not_contradict_each_other(digits_run, capsys):
