@@ -20,13 +20,8 @@ from command_line import (
 
 import train
 from models import build_model
-<<<<<<< HEAD
 from utils import results as results_module
 from utils.detector import Detector
-=======
-from utils import conclusion
-from utils.scores import score_names
->>>>>>> scores/scores
 
 METRICS = {"auroc", "aupr_in", "aupr_out", "fpr95", "fpr95_id"}
 evaluation = load_script("test")
@@ -57,20 +52,12 @@ def test_the_papers_command_lines(ds, settings, data, tmp_path, capsys, monkeypa
     assert run(evaluation.main, *common, "--FC", "True", "--drp", data, "--ckpt_path", out) == 0
     printed = capsys.readouterr().out
     results = json.loads((out / "results.json").read_text())
-<<<<<<< HEAD
     assert {"dataset", "checkpoint", "environment"} <= results.keys() and results["ood_resize"] == "squash"
     scores = {"energy", "msp", "maxlogit", "knn", "vmf", "mahalanobis"}
     assert len(results["rows"]) == 6 * len(results["mean"]) and len(results["accuracy"]) == 2
     assert {(m["calibration"], m["score"]) for m in results["mean"]} >= {
         (way, score) for way in ("none", "fc") for score in scores
     }
-=======
-    assert {"dataset", "checkpoint", "rows", "mean", "accuracy", "environment"} <= results.keys()
-    assert results["ood_resize"] == "squash"
-    scores = len(score_names()) - 2  # no probe was asked for, so there is no combined score
-    assert len(results["rows"]) == 6 * 2 * scores and len(results["mean"]) == 2 * scores
-    assert len(results["accuracy"]) == 2
->>>>>>> scores/scores
     keys = {"ood", "calibration", "fc", "score", "n_id", "n_ood"}
     assert all(keys | METRICS == row.keys() for row in results["rows"])
     classes = 10 if ds == "cifar10" else 100
@@ -155,27 +142,8 @@ def test_no_test_image_changes_what_is_fitted(digits_run, tmp_path, monkeypatch)
 )
 def test_flags_that_ask_for_the_impossible(flags, digits_run, tmp_path, capsys):
     argv = ["--gpu", "cpu", "--ckpt_path", digits_run, "--srp", tmp_path]
-<<<<<<< HEAD
     assert_one_sentence(capsys, run(evaluation.main, *argv, *flags), flags[0])
     assert not list(tmp_path.iterdir())
-=======
-    assert_one_sentence(
-        capsys, run(evaluation.main, *argv, "--calibration", "auto"), "--calibration auto", "--val_fraction"
-    )
-    leak = ["--calibration_split", "test", "--calibration", "none"]
-    for flags in (["--calibration", "auto", "none"], ["--fc_strength", 0.5, "--calibration", "probe"], leak):
-        assert_one_sentence(capsys, run(evaluation.main, *argv, *flags), flags[0])
-    assert not (tmp_path / "results.json").exists()
-
-
-def test_a_score_that_needs_the_probe_has_it_fitted(digits_run, tmp_path):
-    argv = ["--gpu", "cpu", "--ckpt_path", digits_run, "--srp", tmp_path, "--dout", "noise"]
-    argv += ["--calibration", "none", "--score", "combined", "--num_ood_samples", 50]
-    assert run(evaluation.main, *argv) == 0
-    results = json.loads((tmp_path / "results.json").read_text())
-    assert {"probe", "combined"} <= {row["score"] for row in results["mean"]}
-    assert (results["score"], results["num_ood_samples"]) == ("combined", 50)
->>>>>>> scores/scores
 
 
 def test_fc_and_calibration_do_not_contradict_each_other(digits_run, capsys):

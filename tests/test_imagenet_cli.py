@@ -95,11 +95,7 @@ def test_feature_calibration_sees_num_cal_images_and_scores_see_all(trained, dat
 
     def record(*args, **kwargs):
         calibrations, facts = original(*args, **kwargs)
-<<<<<<< HEAD
         fitted.update(args[2]._asdict(), scores=calibrations["none"][1].scores)
-=======
-        fitted.update(args[2]._asdict(), scores=calibrations["none"][1].scores, num_cal=facts["num_cal"])
->>>>>>> scores/scores
         return calibrations, facts
 
     monkeypatch.setattr(results, "fit_calibrations", record)
