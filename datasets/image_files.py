@@ -173,11 +173,9 @@ class Replacements:
         """Returns a line about them, if there are any."""
         if not self.times:
             return []
-        one = len(self.times) == 1
-        counted = (
-            "1 file cannot be read and was" if one else f"{len(self.times)} files cannot be read and were"
-        )
-        return [f"{counted} replaced: {self._named()}"]
+        count = len(self.times)
+        were = "file cannot be read and was" if count == 1 else "files cannot be read and were"
+        return [f"{count} {were} replaced: {self._named()}"]
 
     def _named(self) -> str:
         """Returns the five files met most often, with the reasons."""

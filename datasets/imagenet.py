@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
 
 from datasets.augment.ops import to_device
 from datasets.augment.stages import View, Views
@@ -133,7 +133,8 @@ class StepViews:
         if device.type == "cuda":
             return torch.empty(shape, device=device, memory_format=torch.channels_last)
         if len(self.buffers) < 2 + STEPS_AHEAD:
-            self.buffers.append(torch.empty(shape).share_memory_())  # a worker's batches then are not copied
+            images = torch.empty(shape)
+            self.buffers.append(images if get_worker_info() is None else images.share_memory_())
         else:
             self.buffers.append(self.buffers.pop(0))
         return self.buffers[-1]
@@ -165,9 +166,7 @@ class StepSampler:
         ]
         for step in range(self.start_step, len(self)):
             seed = mixed_seed("crops", self.seed, self.epoch, step, self.rank)
-            files = [
-                (source, number) for source, order in enumerate(orders) for number in order[step].tolist()
-            ]
+            files = [(source, n) for source, order in enumerate(orders) for n in order[step].tolist()]
             yield [Item(*file, seed + place) for place, file in enumerate(files)]
 
 
@@ -236,18 +235,17 @@ class FileTrainLoader:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        self.batch_size, self.num_workers, self.device = batch_size, num_workers, device
         self.files, self.outliers, self.replaced = files, outliers, Replacements()
-        of_images = [views.strong, *([views.contrastive] * 2 if contrastive else [])]
-        sources = [Source(files, RandomCrops(len(of_images), CROP_SCALE, image_size), files.labels)]
+        self.batch_size, self.num_workers, self.device = batch_size, num_workers, device
+        of_crop = [views.strong, *([views.contrastive] * 2 if contrastive else [])]
+        sources = [Source(files, RandomCrops(len(of_crop), CROP_SCALE, image_size), files.labels)]
         lists = {"images": (len(files.paths), batch_size)}
         if outliers is not None:
             one_group = torch.zeros_like(outliers.labels)
             sources.append(Source(outliers, RandomCrops(1, OUTLIER_CROP_SCALE, image_size), one_group))
             lists["outliers"] = len(outliers.paths), outlier_batch_size
-        self.views = StepViews(
-            [*of_images, *([views.outlier] if outliers is not None else [])], normalization
-        )
+            of_crop.append(views.outlier)
+        self.views = StepViews(of_crop, normalization)
         self.steps = StepSampler(lists, seed, rank, world_size)
         self.share = len(range(rank, batch_size, world_size))
         make = self.views if device.type == "cpu" else None

@@ -4,7 +4,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from utils import fitting
-from utils.calibration import Classifier, attention_weight, build_calibration
+from utils.calibration import Classifier, attention_weight
 from utils.errors import InputError
 from utils.evaluation import Features
 from utils.fitting import TrainingSets, fit_calibrations, trained_statistics, try_calibrations
@@ -162,12 +162,6 @@ def test_auto_says_which_score_cannot_be_fitted(score, classifier, sets):
     single = sets._replace(training=Features(*(part[first] for part in sets.training)))
     with pytest.raises(InputError, match=f"--score {score}"):
         fit(["auto"], classifier, single, score)
-
-
-def test_a_calibration_is_built_by_name(classifier):
-    assert build_calibration("none", classifier).attention is None
-    attention = torch.tensor([0.0, 2.0])
-    assert build_calibration("fc", classifier, attention, strength=0.5).attention.tolist() == [0.5, 1.5]
 
 
 def test_statistics_of_embeddings_from_a_head_are_not_those_of_features():

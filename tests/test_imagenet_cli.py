@@ -103,7 +103,7 @@ def test_feature_calibration_sees_num_cal_images_and_scores_see_all(trained, dat
     assert run(evaluation.main, *argv) == 0
     assert fitted["training"].labels.bincount().tolist() == [6, 4, 2]
     assert len(fitted["scores"]["knn"].bank) == 12
-    assert fitted["attending"].labels.bincount().tolist() == [2, 2, 2]
+    assert fitted["attending"].labels.bincount().tolist() == [2, 2, 2] and fitted["num_cal"] == 6
     for feature, label in zip(*fitted["attending"], strict=True):
         of_class = fitted["training"].features[fitted["training"].labels == label]
         assert (of_class == feature).all(dim=1).any()
