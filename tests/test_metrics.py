@@ -3,7 +3,7 @@ import pytest
 from sklearn.metrics import average_precision_score, f1_score, recall_score, roc_auc_score
 
 from datasets.long_tail import long_tail_counts
-from utils.metrics import accuracy_by_shot, class_accuracies, group_accuracies, ood_metrics, shot_groups
+from utils.metrics import accuracy_by_shot, group_accuracies, ood_metrics, shot_groups
 
 
 def pairwise_auroc(id_scores, ood_scores):
@@ -149,7 +149,7 @@ def test_an_accuracy_over_no_images_is_none():
     empty = accuracy_by_shot(np.zeros(0, int), np.zeros(0, int), [9, 5, 2])
     assert empty.pop("per_class") == [None] * 3
     assert empty == dict.fromkeys(("all", "many", "medium", "few", "macro_f1"))
-    assert class_accuracies(np.array([1, 0, 0]), np.array([2, 1, 0])) == [0.5, 0.0, None]
+    assert group_accuracies([1, 0, 0], [2, 1, 0], [9, 5, 2])["per_class"] == [0.5, 0.0, None]
 
 
 def test_macro_f1_is_over_the_classes_present_or_predicted():

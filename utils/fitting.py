@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,7 +14,7 @@ from utils.calibration import CALIBRATIONS, Calibration, Classifier, build_calib
 from utils.console import say
 from utils.errors import InputError
 from utils.evaluation import Features, predict
-from utils.metrics import class_accuracies, class_tally, ood_metrics
+from utils.metrics import accuracy_by_shot, mean_class_accuracy, ood_metrics
 from utils.probe import ProbeFit, fit_probe
 from utils.scores import FittedScores, Training, fit_scores
 
@@ -181,8 +180,8 @@ def try_calibrations(
         of_images = predict(calibration, fitted, sets.held_out.features)
         of_outliers = predict(calibration, fitted, held_outliers)
         auroc = ood_metrics(of_images.scores[score].numpy(), of_outliers.scores[score].numpy())["auroc"]
-        tally = class_tally(of_images.predictions.numpy(), sets.held_out.labels.numpy(), len(class_counts))
-        accuracy = float(np.mean([a for a in class_accuracies(*tally) if a is not None]))
+        accuracies = accuracy_by_shot(of_images.predictions, sets.held_out.labels, class_counts)
+        accuracy = mean_class_accuracy(accuracies)
         trials.append({"calibration": name, "fc_strength": strength, "auroc": auroc, "accuracy": accuracy})
     return trials
 

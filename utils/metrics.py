@@ -87,15 +87,6 @@ def shot_groups(class_counts):
     return {"many": many, "medium": ~many & ~few, "few": few}
 
 
-def class_accuracies(correct, total):
-    """Returns the accuracy of each class, C fractions; None for a class without images.
-
-    Args:
-        correct, total: (C,) counts.
-    """
-    return [float(c / t) if t else None for c, t in zip(correct, total, strict=True)]
-
-
 def mean_class_accuracy(accuracies):
     """Returns the mean of the ``per_class`` accuracies that :func:`group_accuracies` found, of classes with
     images."""
@@ -111,7 +102,7 @@ def group_accuracies(correct, total, class_counts):
     Args:
         correct, total: (C,) counts. class_counts: (C,) training-set sizes.
     """
-    per_class = class_accuracies(correct, total)
+    per_class = [float(c / t) if t else None for c, t in zip(correct, total, strict=True)]
     result = {"all": float(sum(correct) / sum(total)) if sum(total) else None}
     for name, members in shot_groups(class_counts).items():
         seen = [per_class[c] for c in np.flatnonzero(members) if total[c]]
@@ -130,14 +121,9 @@ def accuracy_by_shot(predictions, labels, class_counts):
         :func:`group_accuracies`.
     """
     predictions, labels = np.asarray(predictions), np.asarray(labels)
-    correct, total = class_tally(predictions, labels, len(class_counts))
+    total = np.bincount(labels, minlength=len(class_counts))
+    correct = np.bincount(labels[predictions == labels], minlength=len(class_counts))
     in_either = total + np.bincount(predictions, minlength=len(class_counts))  # 2 tp + fp + fn
     seen = in_either > 0  # a class neither present nor predicted has no F1
     macro_f1 = float(np.mean(2 * correct[seen] / in_either[seen])) if len(labels) else None
     return group_accuracies(correct, total, class_counts) | {"macro_f1": macro_f1}
-
-
-def class_tally(predictions, labels, num_classes):
-    """Returns (correct, total): correctly predicted images and all images per class; int arrays (C,)."""
-    total = np.bincount(labels, minlength=num_classes)
-    return np.bincount(labels[predictions == labels], minlength=num_classes), total
