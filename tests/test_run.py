@@ -15,6 +15,7 @@ from utils import flags
 from utils import run as run_module
 from utils.checkpoint import load_run
 from utils.distributed import autocast
+from utils.evaluation_flags import data_of_run
 from utils.losses import PATTLoss
 
 TINY = (
@@ -127,19 +128,19 @@ def test_an_epoch_ends_where_the_batches_end():
     assert {int(state["step"]) for state in optimizer.state.values()} == {2} and int(meter.steps) == 2
 
 
-def test_an_evaluation_finds_the_data_where_the_run_had_them(finished, tmp_path):
-    evaluation = load_script("test")
-    state = load_run(finished)
-    state["args"]["drp"] = str(tmp_path / "images")
-    torch.save(state, tmp_path / "latest.pth")
-    words = ["--ckpt_path", str(tmp_path)]
-    assert evaluation.parse_args(words).drp == tmp_path / "images"
-    assert evaluation.parse_args([*words, "--drp", "elsewhere"]).drp == Path("elsewhere")
+def test_an_evaluation_finds_the_data_where_the_run_had_them():
+    def where(script, stored, defaults, *words):
+        return data_of_run(load_script(script).parse_args(["--ckpt_path", "x", *words]), stored, defaults)
+
+    stored, default = {"drp": "/images"}, {"drp": Path("data")}
+    assert where("test", stored, default) == {"drp": Path("/images")}
+    assert where("test", stored, default, "--drp", "elsewhere") == {"drp": Path("elsewhere")}
+    assert where("test", {}, default) == default
     lists = {"txtt": "/a/train.txt", "iodp": "/b", "txt_ood_test": ["/c/near.txt", "/c/far.txt"]}
-    torch.save(state | {"args": lists}, tmp_path / "latest.pth")
-    args = load_script("test_imagenet").parse_args(words)
-    assert (args.txtt, args.iodp) == (Path("/a/train.txt"), Path("/b"))
-    assert args.txt_ood_test == [Path("/c/near.txt"), Path("/c/far.txt")]
+    found = where("test_imagenet", lists, flags.IMAGE_LISTS)
+    assert (found["txtt"], found["iodp"]) == (Path("/a/train.txt"), Path("/b"))
+    assert found["txt_ood_test"] == [Path("/c/near.txt"), Path("/c/far.txt")]
+    assert found["txtv"] == flags.IMAGE_LISTS["txtv"]
 
 
 def test_a_head_is_trained_and_left_out_of_the_evaluation(tmp_path, capsys):
