@@ -172,6 +172,9 @@ def test_an_ood_set_without_an_ood_image_is_refused(tmp_path, capsys):
 
 
 def test_images_under_torchrun_are_refused(digits_run, tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "0")
     argv = ["--images", tmp_path, "--ckpt_path", digits_run, "--gpu", "cpu"]
     assert_one_sentence(capsys, run(evaluation.main, *argv), "--images", "torchrun")
