@@ -95,12 +95,11 @@ def fit_probe(
         (0.5 / num_classes / counts.double())[labels].float().to(device),
     )
     outliers = _standardised(outlier_features, mean, deviation, device)
-    total = len(features) + len(outliers)
-    shrinkage = torch.full((len(mean) + 1,), 1 / (INVERSE_REGULARISATION * total), dtype=torch.float64)
-    shrinkage = shrinkage.to(device)
-    penalty = shrinkage.clone()
-    penalty[-1] = 0  # of the biases
+    # The objective is divided by C sum_i w_i, so its size does not depend on the number of images.
+    shrinkage = 1 / (INVERSE_REGULARISATION * (len(features) + len(outliers)))
     parameters = torch.zeros(num_classes + 1, len(mean) + 1, dtype=torch.float64, device=device)
+    penalty = torch.full_like(parameters, shrinkage)
+    penalty[:, -1] = 0  # of the biases
     # A first fit on few outliers saves most evaluations on all of them.
     stride = len(outliers) // len(features)
     evaluations = 0
@@ -153,8 +152,8 @@ def _standardised(features, mean, deviation, device):
 
 def _with_outliers(training, outliers, num_classes):
     """Returns the rows of training images and outliers, which have half of the weight."""
-    labels = torch.full((len(outliers),), num_classes, dtype=torch.int64, device=outliers.device)
-    weights = torch.full_like(labels, 1, dtype=torch.float32) * (0.5 / len(outliers))
+    weights = outliers.new_full((len(outliers),), 0.5 / len(outliers))
+    labels = torch.full_like(weights, num_classes, dtype=torch.int64)
     return Rows(*(torch.cat(parts) for parts in zip(training, (outliers, labels, weights), strict=True)))
 
 
