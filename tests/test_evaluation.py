@@ -142,3 +142,10 @@ def test_a_set_is_announced_once_or_has_a_bar_on_a_terminal(terminal, capsys, mo
     extract_features(Doubling(), [(images, labels)], 7, CPU, plain, "svhn")
     err = capsys.readouterr().err
     assert ("svhn:   0%" in err) is terminal and (err == "svhn: 7 images\n") is not terminal
+
+
+def test_a_daemon_without_streams_evaluates(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    batches, plain = [(torch.ones(7, 2), torch.arange(7))], torch.autocast("cpu", enabled=False)
+    assert extract_features(Doubling(), batches, 7, CPU, plain, "svhn").features.shape == (7, 2)

@@ -105,7 +105,7 @@ def test_the_histogram_has_the_threshold_that_catches_95_percent(drawn, tmp_path
     assert ax.get_title().startswith("FC, mean AUROC 9")
 
 
-@pytest.mark.parametrize("name", ["$x", "_y", "$a$b_c$", "猫", "a_$1"])
+@pytest.mark.parametrize("name", ["$x", "_y", "$a$b_c$", "猫", "a_$1", "\udce9"])
 def test_names_are_text(name, drawn, tmp_path, recwarn):
     curves = {name: {name: (np.arange(3.0), np.arange(4.0)), "other": (np.arange(3.0), np.arange(4.0))}}
     plots.plot_roc(curves, tmp_path / "roc.png", name)
@@ -114,13 +114,16 @@ def test_names_are_text(name, drawn, tmp_path, recwarn):
     for figure in drawn:
         assert not any(is_math_text(text.get_text()) for text in figure.findobj(Text))
     shown = [text.replace(r"\$", "$").strip() for text in labels(drawn[0].axes[0])]
+    name = name.encode("utf-8", "backslashreplace").decode()
     assert shown == [f"{name}, AUROC 62.50 %", "other, AUROC 62.50 %", "chance"]
     assert [text.replace(r"\$", "$").strip() for text in labels(drawn[2].axes[0])] == [name]
     assert not recwarn.list
 
 
-def test_a_histogram_of_one_score(drawn, tmp_path, recwarn):
-    plots.plot_score_histograms({"none": {"x": (np.ones(5), np.ones(3))}}, tmp_path / "scores.png")
+@pytest.mark.parametrize(("score", "other"), [(1, 1), (-1, np.nextafter(-1, 0)), (1e20, 1e20)])
+def test_a_histogram_of_one_score(score, other, drawn, tmp_path, recwarn):
+    pair = np.full(5, score, float), np.full(3, other, float)
+    plots.plot_score_histograms({"none": {"x": pair}}, tmp_path / "scores.png")
     assert not recwarn.list and sum(patch.get_height() for patch in drawn[0].axes[0].patches[:-1]) > 0
 
 

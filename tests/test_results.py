@@ -55,7 +55,9 @@ def test_a_full_disk_leaves_the_files_of_the_earlier_evaluation(argv, tmp_path, 
         status = run(evaluation.main, *argv)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert status == 2 and f"error: the results could not be written to {tmp_path}" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert status == 2 and f"error: the results could not be written to {tmp_path}" in error
+    assert "File too large" in error.splitlines()[-1]
     assert names(tmp_path) == {"results.json", "detector.pth"}
     assert (tmp_path / "results.json").read_text() == (tmp_path / "detector.pth").read_text() == "old"
 

@@ -56,8 +56,8 @@ def save_whole(state: dict, path: Path, previous: Path | None = None) -> None:
             os.fsync(file.fileno())
             if previous is not None and _is_whole(path):  # a damaged file must not become the previous one
                 os.replace(path, previous)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        raise OSError(f"{path} could not be written: {error}") from error
+    except (OSError, RuntimeError) as error:  # torch's own error, of a full disk, hides the system's
+        raise OSError(f"{path} could not be written: {error.__context__ or error}") from error
 
 
 def _on_cpu(value):

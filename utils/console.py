@@ -12,6 +12,11 @@ def say(text: str, stream: IO[str] | None = None) -> None:
         print(text, file=stream or sys.stdout, flush=True)
 
 
+def on_terminal() -> bool:
+    """Tells whether stderr is a terminal; a daemon has none, a notebook's stream may not say."""
+    return getattr(sys.stderr, "isatty", bool)()
+
+
 def show_warnings_plainly() -> None:
     """Shows warnings as one line on stderr, without the source line."""
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"

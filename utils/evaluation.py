@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from utils.calibration import Calibration
 from utils.checkpoint import load_weights, network_weights, some
-from utils.console import say
+from utils.console import on_terminal, say
 from utils.distributed import Compute, over_gpus, to_main
 from utils.metrics import OOD_METRICS, accuracy_by_shot, ood_metrics
 from utils.scores import FittedScores
@@ -63,7 +63,7 @@ def extract_features(
         RuntimeError: the number of images is not ``size``.
     """
     features, labels = [], []
-    shown, terminal = compute.is_main and title != "", sys.stderr.isatty()
+    shown, terminal = compute.is_main and title != "", on_terminal()
     with tqdm(
         total=size, desc=title, unit=" images", leave=False, disable=not (shown and terminal)
     ) as progress:

@@ -30,7 +30,9 @@ Curves = dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]
 
 
 def plain(name: str) -> str:
-    """Returns a label that matplotlib shows as text: "$" begins no formula, "_" hides no legend entry."""
+    """Returns a label that matplotlib shows as text: "$" begins no formula, "_" hides no legend entry, and
+    bytes that are not UTF-8 are escaped."""
+    name = name.encode("utf-8", "backslashreplace").decode()
     return (" " if name.startswith("_") else "") + name.replace("$", r"\$")
 
 
@@ -127,7 +129,10 @@ def plot_score_histograms(curves: Curves, path: str | Path, title: str = "") -> 
             id_scores = next(iter(sets.values()))[0]
             ood_scores = np.concatenate([ood for _, ood in sets.values()])
             low, high = np.percentile(np.concatenate([id_scores, ood_scores]), (0.2, 99.8))
-            bins = np.linspace(low, high, 60) if low < high else np.linspace(low - 0.5, low + 0.5, 60)
+            size = max(1, abs(low))
+            if high - low < 1e-9 * size:  # one score, but for rounding
+                low, high = low - size / 2, low + size / 2
+            bins = np.linspace(low, high, 60)
             ax.hist(id_scores, bins, density=True, alpha=0.45, color=SHADES[0], label="ID")
             outline = {"histtype": "step", "linewidth": 1.6, "color": SHADES[1], "label": "OOD"}
             ax.hist(ood_scores, bins, density=True, **outline)

@@ -16,7 +16,7 @@ import torch
 from tqdm import tqdm
 
 from utils.checkpoint import BEST, holds_run, save_checkpoint, save_whole
-from utils.console import say
+from utils.console import on_terminal, say
 from utils.distributed import Compute, finish, from_main, in_main, sum_over_processes
 from utils.environment import environment, resumed_in
 from utils.errors import InputError, first_line
@@ -81,7 +81,7 @@ class Run:
         After each step it updates the progress bar, and saves a checkpoint if one is due.
         """
         title = f"epoch {self.epoch + 1}/{self.num_epochs}"
-        terminal = sys.stderr is not None and sys.stderr.isatty()
+        terminal = on_terminal()
         quiet = not self.compute.is_main or not terminal
         with tqdm(total=len(self.loader), initial=self.step, desc=title, leave=False, disable=quiet) as bar:
             for batch in self.loader.epoch(self.epoch, self.step):

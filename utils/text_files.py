@@ -30,8 +30,8 @@ def whole_file(path: Path, mode: str = "x", **options) -> Iterator[IO]:
 
 
 def write_text(path: Path | str, text: str) -> None:
-    """Replaces a text file as a whole, or leaves it unchanged."""
-    with whole_file(Path(path), encoding="utf-8") as file:
+    """Replaces a text file as a whole, or leaves it unchanged; names that are not UTF-8 are escaped."""
+    with whole_file(Path(path), encoding="utf-8", errors="backslashreplace") as file:
         file.write(text)
 
 
