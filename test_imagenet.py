@@ -9,6 +9,7 @@ results.csv, results.md, scores.png, roc.png and detector.pth into the run direc
 images it evaluates accuracy alone.
 """
 
+import contextlib
 import os
 import sys
 
@@ -75,7 +76,11 @@ def evaluate(args, compute, checkpoint, known, notes, out):
     settings, outliers, more = choose_settings(
         args, held_out is not None, lambda: load_files(data["txt_ood_train"], iodp, labelled=False)
     )
-    notes += more + overlaps(test, every, ood, outliers)
+    exposed = outliers  # what the network was trained with, even if nothing is fitted on it here
+    if outliers is None and stored_arguments(checkpoint).get("oe"):
+        with contextlib.suppress(InputError):
+            exposed = load_files(data["txt_ood_train"], iodp, labelled=False)
+    notes += more + overlaps(test, every, ood, exposed)
     if outliers is not None:
         size = min(args.num_cal, len(outliers.paths))
         chosen = epoch_indices(len(outliers.paths), size, args.seed, 0, "calibration")

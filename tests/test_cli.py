@@ -277,7 +277,7 @@ def test_the_normalisation_is_a_flag_of_training_and_of_evaluation(tmp_path, cap
 
 def test_an_unfinished_run_is_said_to_be_one(digits_run, tmp_path, capsys):
     state = torch.load(digits_run / "latest.pth")
-    state["args"]["epochs"] = 30
+    state["args"]["epochs"], state["finished"] = 30, False
     torch.save(state, tmp_path / "latest.pth")
     argv = ["--gpu", "cpu", "--dout", "noise", "--FC", "False", "--ckpt_path", tmp_path / "latest.pth"]
     assert run(evaluation.main, *argv) == 0

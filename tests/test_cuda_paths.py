@@ -143,10 +143,10 @@ def test_a_run_of_test(tmp_path, monkeypatch, capsys):
     test = load_script("test")
     line = ["--ds", "digits", "-e", "1", "-b", "200", "--isac", "False", "--oe", "False", "--gpu", "cpu"]
     train.main([*line, "--srp", str(tmp_path)])
-    monkeypatch.setattr(test, "start", lambda gpu: Compute(CUDA, (0,)))
+    monkeypatch.setattr("utils.evaluation_script.start", lambda gpu: Compute(CUDA, (0,)))
     with fake_cuda.fake_cuda():
         test.main(["--num_ood_samples", "64", "--ckpt_path", str(tmp_path)])
-        with pytest.warns(UserWarning, match="no images were held out"):
+        with pytest.warns(UserWarning, match="none were held out"):
             detector = Detector.load(tmp_path, CUDA)
         for dtype in (torch.uint8, torch.float32):
             assert len(detector(torch.zeros(2, 3, 16, 16, dtype=dtype, device=CUDA))) == 2

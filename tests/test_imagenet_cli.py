@@ -95,7 +95,7 @@ def test_feature_calibration_sees_num_cal_images_and_scores_see_all(trained, dat
 
     def record(*args, **kwargs):
         calibrations, facts = original(*args, **kwargs)
-        fitted.update(args[2]._asdict(), scores=calibrations["none"][1].scores)
+        fitted.update(args[2]._asdict(), scores=calibrations["none"][1].scores, num_cal=facts["num_cal"])
         return calibrations, facts
 
     monkeypatch.setattr(results, "fit_calibrations", record)
@@ -262,7 +262,7 @@ def test_both_command_lines_of_the_authors_parse(data):
         32,
         64,
     )
-    assert (args.tem_scale, args.temperature, args.epochs, args.decay_epochs) == (0.7, 0.1, 100, [60, 80])
+    assert (args.tem_scale, args.temperature, args.epochs, args.decay_epochs) == (0.7, 0.1, 100, [0.6, 0.8])
     assert args.num_ood_samples is None  # the whole list
     args = evaluation.parse_args(["--gpu", "0", "--FC", "True", *data, "--ckpt_path", "DIR"])
     assert args.FC is True and args.num_cal == 30_000
@@ -274,9 +274,18 @@ def test_the_released_recipe_departs_where_it_makes_a_difference():
         train_imagenet.parse_args(["--depart", "crop"])
 
 
-def test_the_learning_rate_falls_at_the_decay_epochs():
-    rate = train_imagenet.step_decay(0.1, [60, 80])
-    assert [rate(e) for e in (0, 59, 60, 79, 80, 99)] == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+@pytest.mark.parametrize("decay, epochs", [([60, 80], 100), ([0.6, 0.8], 100), ([0.6, 0.8], 5)])
+def test_the_learning_rate_falls_at_the_decay_epochs(decay, epochs):
+    rate = train_imagenet.step_decay(0.1, decay, epochs)
+    first, second = (3, 4) if epochs == 5 else (60, 80)
+    rates = [rate(e) for e in (0, first - 1, first, second - 1, second, epochs - 1)]
+    assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+
+
+def test_the_learning_rate_rises_over_the_warm_up_epochs():
+    rate = train_imagenet.warmed_up(lambda epoch: 0.8, 3)
+    assert [rate(e) for e in range(5)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 0.8])
+    assert train_imagenet.warmed_up(lambda epoch: 0.8, 0)(0) == 0.8
 
 
 @pytest.mark.parametrize(
@@ -353,11 +362,12 @@ def test_own_photographs_without_ood_images_and_outliers(tmp_path):
     assert status == 2
 
 
-def test_lists_that_share_files_are_noted(trained, data, tmp_path, capsys):
+@pytest.mark.parametrize("calibrations", [[], ["--calibration", "none"]])
+def test_lists_that_share_files_are_noted(calibrations, trained, data, tmp_path, capsys):
     root = Path(data[data.index("--iidp") + 1])
     lines = (root / "txtv.txt").read_text() + "train/0/0.jpg 0\ntrain/1/0.jpg 1\n"
     (tmp_path / "val.txt").write_text(lines)
-    lists = ["--txtv", tmp_path / "val.txt", "--txt_ood_test", root / "txt_ood_train.txt"]
+    lists = ["--txtv", tmp_path / "val.txt", "--txt_ood_test", root / "txt_ood_train.txt", *calibrations]
     notes = evaluated(tmp_path, *data, *lists, "--ckpt_path", trained)["notes"]
     assert [note.split(" images of")[0] for note in notes] == ["2 of 8", "8 of 8"]
     assert "test list" in notes[0] and "txt_ood_train" in notes[1]

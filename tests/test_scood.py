@@ -154,7 +154,7 @@ def test_unreadable_images_are_named_with_the_reason(tmp_path, damage, reason):
         load_ood_sets("cifar10", ["tin"], tmp_path, 10)
 
 
-@pytest.mark.parametrize("size", [(9_000, 9_000), (60_000, 60_000), (1, 1_000_000)])
+@pytest.mark.parametrize("size", [(60_000, 60_000), (1, 200_000_000)])
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_images_that_unpack_to_gigabytes_are_refused(tmp_path, size):
     (tmp_path / "x.png").write_bytes(png_header(*size))
