@@ -22,14 +22,7 @@ from datasets.registry import BENCHMARKS
 from datasets.scood import RESIZE_MODES
 from models import FAMILIES, build_model
 from utils import flags
-from utils.checkpoint import (
-    caveats,
-    network_of,
-    network_weights,
-    require_classes,
-    resolve_settings,
-    stored_arguments,
-)
+from utils.checkpoint import caveats, require_classes, resolve_settings, stored_arguments
 from utils.console import say, show_warnings_plainly
 from utils.detector import Subject
 from utils.distributed import autocast
@@ -39,6 +32,7 @@ from utils.evaluation_flags import choose_settings, data_of_run, evaluation_pars
 from utils.evaluation_script import run_script
 from utils.fitting import TrainingSets
 from utils.results import Sets, conclude
+from utils.weights import network_of, network_weights
 
 
 def main(argv=None):

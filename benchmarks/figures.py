@@ -33,7 +33,7 @@ from datasets.normalization import NORMALIZATIONS
 from datasets.registry import BENCHMARKS
 from models import build_model
 from utils import flags
-from utils.checkpoint import load_checkpoint, load_run, load_weights
+from utils.checkpoint import load_checkpoint, load_run
 from utils.detector import find_detector
 from utils.distributed import Compute, autocast
 from utils.errors import InputError, exit_cleanly
@@ -49,6 +49,7 @@ from utils.plots import (
     style,
 )
 from utils.text_files import writable_folder
+from utils.weights import load_weights
 
 POINTS_PER_KIND = 300  # of the 2-D map
 Records = dict[str, list[dict]]  # row -> its records, one per seed

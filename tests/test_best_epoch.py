@@ -8,7 +8,7 @@ from command_line import run
 
 import train
 from utils.checkpoint import is_unfinished
-from utils.run import best_epoch, doubts
+from utils.history import best_epoch, doubts
 
 TINY = "--ds digits --gpu cpu --rho 0.1 --val_fraction 0.9 -b 8 --ob 8 --num_ood_samples 32".split()
 

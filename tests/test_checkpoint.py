@@ -19,13 +19,13 @@ from utils.checkpoint import (
     caveats,
     load_checkpoint,
     load_run,
-    network_weights,
     open_checkpoint,
     require_classes,
     results_folder,
     save_checkpoint,
 )
 from utils.errors import InputError
+from utils.weights import network_weights
 
 
 def state(epoch=1):

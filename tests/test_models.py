@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from models import FAMILIES, Output, build_model
-from utils.checkpoint import load_weights, network_of, network_weights
 from utils.errors import InputError
+from utils.weights import load_weights, network_of, network_weights
 
 SMALL = list(FAMILIES["cifar"])
 

@@ -22,13 +22,14 @@ from datasets.normalization import Normalization
 from datasets.preprocessing import Preprocessing
 from models import build_model
 from utils.calibration import CALIBRATIONS, Calibration
-from utils.checkpoint import is_unfinished, load_checkpoint, load_weights, results_folder, save_whole
+from utils.checkpoint import is_unfinished, load_checkpoint, results_folder, save_whole
 from utils.distributed import autocast
 from utils.errors import InputError, first_line
 from utils.evaluation import predict
 from utils.evaluation_flags import Settings
 from utils.fitting import TrainingSets
 from utils.scores import FittedScores, score_names
+from utils.weights import load_weights
 
 FILE = "detector.pth"
 BATCH = 100  # images per forward pass

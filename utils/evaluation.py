@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from utils.calibration import Calibration
-from utils.checkpoint import load_weights, network_weights, some
 from utils.console import on_terminal, say
 from utils.distributed import Compute, over_gpus, to_main
 from utils.metrics import OOD_METRICS, accuracy_by_shot, ood_metrics
 from utils.scores import FittedScores
+from utils.weights import load_weights, network_weights, some
 
 
 class Features(NamedTuple):
@@ -32,7 +32,7 @@ def prepare_network(model: nn.Module, checkpoint: Any, compute: Compute, precisi
     """Loads the checkpoint's weights, reports unused keys, and returns the network on its device(s).
 
     Raises:
-        InputError: see :func:`utils.checkpoint.load_weights`.
+        InputError: see :func:`utils.weights.load_weights`.
     """
     extra = load_weights(model, network_weights(checkpoint))
     extra = [key for key in extra if not key.startswith("head.")]  # which training alone uses

@@ -8,8 +8,9 @@ from torch import nn
 from torchvision.models import get_model_weights
 
 from models.resnet_imagenet import TORCHVISION_NAMES
-from utils.checkpoint import load_checkpoint, network_weights
+from utils.checkpoint import load_checkpoint
 from utils.errors import InputError, first_line
+from utils.weights import network_weights
 
 NEW = ("linear.", "fc.", "head.")  # the classifier and the projection head, which always start anew
 

@@ -12,20 +12,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from utils.checkpoint import (
-    DATA_FLAGS,
-    holds_run,
-    load_weights,
-    network_weights,
-    open_checkpoint,
-    require_classes,
-    stored_arguments,
-)
+from utils.checkpoint import DATA_FLAGS, holds_run, open_checkpoint, require_classes, stored_arguments
 from utils.console import say
 from utils.distributed import is_first_process
 from utils.errors import InputError, first_line
 from utils.guard import StepGuard
 from utils.meter import EpochMeter
+from utils.weights import load_weights, network_weights
 
 ARGUMENTS = "args.json"  # in a run directory
 # Flags that may change when a run is resumed: how and where it runs, and where its data are (see `restore`).

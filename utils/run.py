@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -20,12 +19,11 @@ from utils.console import on_terminal, say
 from utils.distributed import Compute, finish, from_main, in_main, sum_over_processes
 from utils.environment import environment, resumed_in
 from utils.errors import InputError, first_line
-from utils.losses import TERMS
+from utils.history import add_scalars, best_epoch, describe, doubts, tensorboard_writer, write_log
 from utils.meter import EpochMeter
-from utils.metrics import mean_class_accuracy
 from utils.plots import plot_class_counts, plot_history
 from utils.resuming import ARGUMENTS, Trained, TrainingData, find_checkpoint, restore, resumes_in_place
-from utils.text_files import csv_text, write_text
+from utils.text_files import write_text
 
 try:
     import fcntl
@@ -373,67 +371,3 @@ def stop_request() -> Iterator[threading.Event]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-def write_log(folder: Path, history: list[dict]) -> None:
-    """Writes ``log.jsonl``, one JSON object per epoch, and ``log.csv``, whole: no gaps after resuming."""
-    write_text(folder / "log.jsonl", "".join(json.dumps(record) + "\n" for record in history))
-    write_text(folder / "log.csv", csv_text(history))
-
-
-def best_epoch(history: list[dict]) -> int:
-    """Returns the epoch, counted from 1, with the highest mean class accuracy on held-out images.
-
-    It is the first of equals, and the last epoch without held-out images.
-    """
-    accuracies = [
-        mean_class_accuracy(record["val_accuracy"]) for record in history if "val_accuracy" in record
-    ]
-    return accuracies.index(max(accuracies)) + 1 if accuracies else len(history)
-
-
-def doubts(history: list[dict]) -> Iterator[str]:
-    """Yields what looks wrong after the last epoch of ``history``."""
-    record = history[-1]
-    if len(history) == 2 and record["loss"] >= history[0]["loss"]:
-        yield "the loss has not fallen since the first epoch: try a smaller --lr"
-    for kind in ("val", "train"):
-        by_class = [a for a in record.get(f"{kind}_accuracy", {}).get("per_class", ()) if a is not None]
-        if len(by_class) > 1 and sorted(by_class) == [0] * (len(by_class) - 1) + [1]:
-            yield f"every {'held-out' if kind == 'val' else 'training'} image is taken for one class"
-
-
-def tensorboard_writer(folder: Path) -> Any:
-    """Returns a writer of TensorBoard's event files in a run directory.
-
-    Raises:
-        InputError: the package is missing.
-    """
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise InputError("--tensorboard needs the package tensorboard: pip install tensorboard") from None
-    return SummaryWriter(folder / "tensorboard")
-
-
-def add_scalars(writer: Any, record: dict) -> None:
-    """Writes an epoch's learning rate, loss terms and accuracies for TensorBoard."""
-    values = {name: record[name] for name in ("lr", *TERMS)}
-    for kind in ("train", "val"):
-        accuracy = record.get(f"{kind}_accuracy", {})
-        values |= {f"{kind}_accuracy/{name}": accuracy.get(name) for name in ("all", "many", "medium", "few")}
-    for name, value in values.items():
-        if value is not None:
-            writer.add_scalar(name, value, record["epoch"])
-    writer.flush()
-
-
-def describe(record: dict, epochs: int) -> str:
-    """Describes an epoch in one line."""
-    kind = "val" if "val_accuracy" in record else "train"
-    shots = {name: record[f"{kind}_accuracy"][name] for name in ("all", "many", "medium", "few")}
-    known = [f"{name} {100 * value:.2f}" for name, value in shots.items() if value is not None]
-    accuracies = " ".join(known) or "unknown, there are no images"
-    terms = " ".join(f"{name} {record[name]:.4f}" for name in TERMS)
-    head = f"epoch {record['epoch']}/{epochs}: {terms}"
-    return f"{head} | {kind} accuracy %: {accuracies} | {record['seconds']:.1f} s"

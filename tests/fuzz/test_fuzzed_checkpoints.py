@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from datasets.normalization import NORMALIZATIONS
 from datasets.registry import BENCHMARKS
 from models import FAMILIES, build_model
-from utils.checkpoint import load_checkpoint, load_weights, network_weights
+from utils.checkpoint import load_checkpoint
+from utils.weights import load_weights, network_weights
 
 evaluation = load_script("test")
 
