@@ -1,5 +1,4 @@
 import os
-import resource
 import socket
 import subprocess
 import sys
@@ -316,19 +315,6 @@ def test_without_cuda_the_cpu_is_used_and_said_in_one_line(monkeypatch, capsys):
     assert capsys.readouterr().out.count("\n") == 1
     assert start("cpu").device.type == "cpu"
     assert capsys.readouterr().out == ""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="glibc")
-def test_freed_memory_is_kept_for_the_next_step():
-    def faults():
-        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-
-    start("cpu")
-    torch.zeros(2**24)
-    before = faults()
-    for _ in range(32):
-        torch.zeros(2**24)  # 64 MB, 16,384 pages
-    assert faults() - before < 16 * 16_384
 
 
 def test_a_launchers_variables_that_are_not_all_there_are_named(monkeypatch):

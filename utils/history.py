@@ -22,9 +22,8 @@ def best_epoch(history: list[dict]) -> int:
 
     It is the first of equals, and the last epoch without held-out images.
     """
-    accuracies = [
-        mean_class_accuracy(record["val_accuracy"]) for record in history if "val_accuracy" in record
-    ]
+    held_out = [record["val_accuracy"] for record in history if "val_accuracy" in record]
+    accuracies = [mean_class_accuracy(of) for of in held_out if any(a is not None for a in of["per_class"])]
     return accuracies.index(max(accuracies)) + 1 if accuracies else len(history)
 
 
