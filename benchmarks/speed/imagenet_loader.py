@@ -83,7 +83,7 @@ def main():
                 speeds[name] = [args.files // BATCH * BATCH / s for s in (seconds.median, *seconds[:0:-1])]
             measured.append({"cores": cores} | speeds)
             cells = ["{:.0f} ({:.0f} to {:.0f})".format(*speed) for speed in speeds.values()]
-            table.append([cores, *cells, f"{speeds['ours'][0] / speeds['plain'][0]:.1f}"])
+            table.append([str(cores), *cells, f"{speeds['ours'][0] / speeds['plain'][0]:.1f}"])
     head, device = ["cores", "plain way, images/s", "ours, images/s", "ratio"], torch.device("cpu")
     publish(__spec__.name, "imagenet_loader", device, head, table, images_per_second=measured)
 
