@@ -38,6 +38,7 @@ MAY_WAIT = {
     "train": "once per run",
     "Run.begin": "once per run",
     "restore": "once per run",
+    "load_weights": "once per run",
     "EpochMeter.load_state": "once per run",
     "EpochMeter.losses": "once per epoch",
     "EpochMeter.accuracies": "once per epoch",
