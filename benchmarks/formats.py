@@ -1,6 +1,5 @@
-"""A table, and its three formats."""
+"""A table, and its formats."""
 
-import re
 from typing import NamedTuple
 
 
@@ -28,18 +27,4 @@ def markdown(table: Table) -> str:
     return "\n".join([head, "|" + "---|" * len(table.head), *rows]) + f"\n\n{table.note}\n"
 
 
-def latex(table: Table) -> str:
-    """Formats a table for LaTeX's booktabs, its note as a comment."""
-
-    def clean(cell):
-        for sign, command in (("↑", r"$\uparrow$"), ("↓", r"$\downarrow$"), ("±", r"$\pm$"), ("`", "")):
-            cell = cell.replace(sign, command)
-        return re.sub(r"([%&#_])", r"\\\1", cell)
-
-    head, *rows = (" & ".join(map(clean, cells)) + r" \\" for cells in [table.head, *table.rows])
-    begin = rf"\begin{{tabular}}{{l{'r' * (len(table.head) - 1)}}}"
-    lines = [f"% {table.note}", begin, r"\toprule", head, r"\midrule", *rows, r"\bottomrule"]
-    return "\n".join([*lines, r"\end{tabular}", ""])
-
-
-FORMATS = {"text": text, "markdown": markdown, "latex": latex}
+FORMATS = {"text": text, "markdown": markdown}

@@ -11,32 +11,29 @@ PAPER_OUTLIERS = 300_000
 IMAGENET_LT_IMAGES = 115_846
 
 
-def describe(
-    rows: dict[str, list[dict]],
+def note(
+    records: list[dict],
     files: str,
     score: str | None,
-    on_test_data: bool = True,
     dropped_seeds: Iterable[int] = (),
+    on_test_data: bool = True,
 ) -> str:
     """Writes the note.
 
     Args:
-        rows: row -> its records. files: where the records are. score: that of all lines, if it is to be said.
-        on_test_data: whether the table shows results on test images. dropped_seeds: those that were left out.
+        files: where the records are. score: that of all lines, if it is to be said. dropped_seeds: those that
+            were left out. on_test_data: whether the table shows results on test images.
     """
-    records = [record for of_row in rows.values() for record in of_row]
-    protocols = dict.fromkeys(protocol(record) for record in records)
     sets = dict.fromkeys(name for record in records for name in ood_sets(record))
     data = f"OOD sets: {', '.join(sets)}" if on_test_data else "no test image or OOD set"
-    text = [f"{'; '.join(protocols)}; {data}."]
+    text = [f"{'; '.join(dict.fromkeys(map(protocol, records)))}; {data}."]
     if any(map(is_reduced, records)):
         text.append("**Reduced protocol: not comparable with published rows.**")
     if any(map(has_stand_ins, records)):
         text.append("**Stand-in outliers and OOD sets, not the authors'.**")
     seeds = unique(record["seed"] for record in records)
-    percent = (
-        f"Percent, {'mean ± standard deviation over seeds' if len(seeds) > 1 else 'seed'} {', '.join(seeds)}"
-    )
+    over = "mean ± standard deviation over seeds" if len(seeds) > 1 else "seed"
+    percent = f"Percent, {over} {', '.join(seeds)}"
     if dropped_seeds:
         percent += f" (left out, as not every row has them: {', '.join(unique(dropped_seeds))})"
     text.append(f"{percent}; score: {score}." if score else f"{percent}.")
@@ -45,18 +42,18 @@ def describe(
 
 def protocol(record: dict) -> str:
     """Describes data set, network, epochs and tail of a record."""
-    settings = record["args"]
-    finished, length = epochs(record)
+    settings, length = record["args"], record["args"]["epochs"]
+    finished = epoch_of(record)
     spent = f"{length} epochs" if finished == length else f"epoch {finished} of {length}"
     tail = f"rho {settings['rho']}, " if "rho" in settings else ""
     images = sum(settings["class_counts"])
     return f"{settings['ds']}, {settings['model']}, {spent}, {tail}{images:,} training images"
 
 
-def epochs(record: dict) -> tuple[int, int]:
-    """Returns the epochs that were trained, and those of the whole run."""
-    length, finished = record["args"]["epochs"], record["results"].get("epoch")
-    return (length if finished is None else finished), length
+def epoch_of(record: dict) -> int:
+    """Returns the number of epochs after which a run was evaluated."""
+    finished = record["results"].get("epoch")
+    return record["args"]["epochs"] if finished is None else finished
 
 
 def ood_sets(record: dict) -> list[str]:
@@ -68,7 +65,7 @@ def is_reduced(record: dict) -> bool:
     """Tells whether a run is smaller than the paper's; the paper has no runs on the digits."""
     settings = record["args"]
     paper = (PAPER_MODEL.get(settings["ds"]), PAPER_EPOCHS, PAPER_RHO)
-    mine = (settings["model"], epochs(record)[0], settings.get("rho", PAPER_RHO))
+    mine = (settings["model"], epoch_of(record), settings.get("rho", PAPER_RHO))
     return settings["ds"] in PAPER_MODEL and (mine != paper or settings.get("val_fraction", 0) > 0)
 
 
@@ -102,5 +99,4 @@ def cores(environment: dict) -> str:
 
 def unique(values: Iterable) -> list[str]:
     """Returns the different values, sorted, as text."""
-    values = set(values)
-    return [str(value) for value in sorted(values, key=lambda value: (value is None, value))]
+    return [str(value) for value in sorted(set(values), key=lambda value: (value is None, value))]

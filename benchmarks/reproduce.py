@@ -12,10 +12,13 @@ evaluation in a run directory, for ``python -m benchmarks.table``. Runs are para
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import re
 import shlex
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
@@ -23,8 +26,7 @@ from typing import NamedTuple
 
 import torch
 
-from benchmarks.commands import is_evaluated, require_valid, run_logged
-from benchmarks.records import read_run
+from benchmarks.records import ROOT, read_run
 from benchmarks.rows import EVALUATED, EVALUATIONS, NOT_ON_IMAGENET, ROWS, TABLES
 from datasets.registry import BENCHMARKS
 from utils import flags
@@ -40,26 +42,13 @@ class Run(NamedTuple):
     seed: int
     folder: Path
 
-    @property
-    def name(self) -> str:
-        return f"{self.group}/{self.row} seed {self.seed}"
-
 
 def commands(run: Run, args: argparse.Namespace, device: str) -> dict[Path, list[list[str]]]:
     """Returns the command lines that fill each folder of a run: training and evaluation; further ones."""
     script = "_imagenet" if args.ds == "imagenet" else ""
     last = [*args.extra, *(["--drp", str(args.drp)] if args.drp else [])]
-    train = [
-        f"train{script}.py",
-        "--gpu",
-        device,
-        "--seed",
-        str(run.seed),
-        "--srp",
-        str(run.folder),
-        "--resume",
-    ]
-    train += [] if args.ds == "imagenet" else ["--ds", args.ds]
+    train = [f"train{script}.py", "--gpu", device, "--seed", str(run.seed), "--srp", str(run.folder)]
+    train += ["--resume"] if args.ds == "imagenet" else ["--resume", "--ds", args.ds]
     train += ROWS[run.row].flags.split()
     for flag, value in (("--md", args.model), ("--epochs", args.epochs), ("--precision", args.precision)):
         train += [] if value is None else [flag, str(value)]
@@ -82,6 +71,38 @@ def portable_commands(run: Run, args: argparse.Namespace) -> list[str]:
     return [re.sub(r"(?<=[ =])[/~.]\S*/", "", text) for text in texts]
 
 
+def is_evaluated(folder: Path) -> bool:
+    """Tells whether a folder has the results of a finished run."""
+    if not (folder / "results.json").exists():
+        return False
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    return results["epoch"] == results["epochs"]  # somebody may look at a run before its end
+
+
+def fill(folder: Path, lines: list[list[str]], log: Path, device: str, errors: int | None) -> None:
+    """Runs commands of this repository, ``python LINE``, until ``folder`` has the results of a finished run.
+
+    On a CPU they have one thread: the number of threads changes the order of summation.
+
+    Args:
+        log: their output is appended to it. errors: where their standard error goes, see :mod:`subprocess`.
+
+    Raises:
+        InputError: a command fails.
+    """
+    environment = os.environ | ({"OMP_NUM_THREADS": "1"} if device == "cpu" else {})
+    for line in lines:
+        if is_evaluated(folder):
+            break
+        command = shlex.join(["python", *line])
+        with open(log, "a") as output:
+            print("$", command, file=output, flush=True)
+            streams = {"stdout": output, "stderr": errors}
+            done = subprocess.run([sys.executable, *line], cwd=ROOT, env=environment, **streams)
+        if done.returncode:
+            raise InputError(f"status {done.returncode} from {command}; its output is in {log}")
+
+
 def execute(run: Run, args: argparse.Namespace, device: str) -> None:
     """Runs the missing parts of one run, logs to its ``log.txt``, and collects its results.
 
@@ -98,10 +119,7 @@ def execute(run: Run, args: argparse.Namespace, device: str) -> None:
     run.folder.mkdir(parents=True, exist_ok=True)
     write_text(record, json.dumps(list(dict.fromkeys([*known, *shown])), indent=1) + "\n")
     for folder, lines in commands(run, args, device).items():
-        for line in lines:
-            status = 0 if is_evaluated(folder) else run_logged(line, run.folder / "log.txt", device)
-            if status:
-                raise InputError(f"failed with status {status}, see {run.folder / 'log.txt'}")
+        fill(folder, lines, run.folder / "log.txt", device, subprocess.STDOUT)
     collect(run, args.results)
 
 
@@ -111,20 +129,19 @@ def collect(run: Run, target: Path) -> None:
     That of ``OUT/NAME/results.json`` is ROW-NAME.
     """
     commands = json.loads((run.folder / "commands.json").read_text())
-    for results in sorted([run.folder / "results.json", *run.folder.glob("*/results.json")]):
-        folder = results.parent
+    for folder in (run.folder, *sorted(path.parent for path in run.folder.glob("*/results.json"))):
         row = run.row if folder == run.folder else f"{run.row}-{folder.name}"
         record = {"group": run.group, "row": row, "seed": run.seed, "commands": commands}
         record |= read_run(folder, run.folder)
-        del record["name"], record["run"]
+        del record["name"]
+        writable_folder(target / run.group)
         file = target / run.group / f"{row}-seed{run.seed}.json"
-        file.parent.mkdir(parents=True, exist_ok=True)
         write_text(file, json.dumps(record, indent=1) + "\n")
 
 
 def execute_all(runs: list[Run], args: argparse.Namespace, devices: list[str]) -> list[str]:
     """Executes runs, one at a time on each device; returns what went wrong, a sentence per failed run."""
-    free = SimpleQueue()
+    free, failed = SimpleQueue(), []
     for device in devices:
         free.put(device)
 
@@ -132,17 +149,24 @@ def execute_all(runs: list[Run], args: argparse.Namespace, devices: list[str]) -
         device = free.get()
         try:
             execute(run, args, device)
-        except (InputError, OSError, ValueError) as error:
-            return f"{run.name}: {first_line(error)}"
+            print(f"{run.folder}: done", flush=True)
+        except (InputError, OSError, ValueError) as error:  # the other runs go on
+            failed.append(f"{run.folder}: {first_line(error)}")
+            print(failed[-1], flush=True)
         finally:
             free.put(device)
 
-    failed = []
     with ThreadPoolExecutor(len(devices)) as pool:
-        for run, trouble in zip(runs, pool.map(work, runs), strict=True):
-            print(trouble or f"{run.name}: done", flush=True)
-            failed += [trouble] if trouble else []
+        list(pool.map(work, runs))
     return failed
+
+
+def require_valid(line: list[str]) -> None:
+    """Parses a script's command line, which ends the process with the parser's message if it is wrong."""
+    spec = importlib.util.spec_from_file_location(f"{line[0]} as a module", ROOT / line[0])
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    script.parse_args(line[1:])
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -158,13 +182,10 @@ def main(argv: list[str] | None = None) -> None:
     for lines in commands(runs[0]._replace(folder=Path(os.devnull)), args, "cpu").values():
         for line in lines:
             require_valid(line)
-    done, where = sum(is_evaluated(run.folder) for run in runs), ", ".join(sorted(set(devices)))
-    print(f"{args.table}: {len(runs)} runs, {done} finished; {len(devices)} at a time on {where}")
+    done = sum(is_evaluated(run.folder) for run in runs)
+    print(f"{args.table}: {len(runs)} runs, {done} finished; {len(devices)} at a time")
     for run in runs:
-        print(
-            f"  {run.name}: {shlex.join(['python', *commands(run, args, devices[0])[run.folder][0]])}",
-            flush=True,
-        )
+        print(f"  {shlex.join(['python', *commands(run, args, devices[0])[run.folder][0]])}", flush=True)
     if args.plan:
         return
     writable_folder(args.results)
@@ -180,12 +201,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    tables = (
-        "cifar10, cifar100, imagenet, digits: methods on a benchmark; ablation: the parts of PATT; "
-        "departures: those of the authors' release; lambda: both settings of Lambda1 and Lambda2; "
-        "calibration-leak: FC fitted on test labels; strength: of FC; defaults: settings on held-out images"
-    )
-    add("table", choices=tuple(TABLES), help=tables)
+    add("table", choices=tuple(TABLES), help="its rows are in benchmarks/rows.py")
     ds = "the data set, for tables not named after one; default cifar10"
     add("--ds", choices=(*BENCHMARKS, "imagenet"), help=ds)
     add("--rows", nargs="+", metavar="ROW", help="only these rows of the table")
@@ -201,23 +217,21 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--jobs", type=flags.positive_int, default=1, help="runs at a time on a CPU")
     add("--protocol", help="names the folder of these runs; default: data set, network, epochs, precision")
     add("--plan", action="store_true", help="print the plan only")
-    extra = "further flags for both scripts, last on the line"
+    extra = "further flags for both scripts, last on the line; name them with --protocol"
     add("--extra", nargs=argparse.REMAINDER, default=[], help=extra)
     args = parser.parse_args(argv)
     own = args.table if args.table in (*BENCHMARKS, "imagenet") else None
     if own and args.ds not in (None, own):
-        raise InputError(f"the table {own} is about {own}, not --ds {args.ds}")
+        parser.error(f"the table {own} is about {own}, not --ds {args.ds}")
     args.ds = own or args.ds or "cifar10"
     if args.extra and not args.protocol:
-        raise InputError(
-            "--extra needs a --protocol, a name that keeps these runs apart from those without it"
-        )
+        parser.error("--extra needs a --protocol, a name that keeps these runs apart from those without it")
     if args.ds == "imagenet" and (args.drp or args.dout):
-        raise InputError("--drp and --dout are not for ImageNet-LT; give its lists and folders with --extra")
+        parser.error("--drp and --dout are not for ImageNet-LT; give its lists and folders with --extra")
     there = [row for row in TABLES[args.table] if args.ds != "imagenet" or row not in NOT_ON_IMAGENET]
     unknown = set(args.rows or ()) - set(there)
     if unknown:
-        raise InputError(f"the table {args.table} has no row {min(unknown)}; it has {', '.join(there)}")
+        parser.error(f"the table {args.table} has no row {min(unknown)}; it has {', '.join(there)}")
     args.rows = args.rows or there
     return args
 

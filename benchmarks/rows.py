@@ -69,3 +69,10 @@ TABLES = {
     "strength": ("patt", "ce"),
     "defaults": tuple(HELD_OUT),
 }
+
+
+def label_of(row: str) -> str:
+    """Returns the label of a result file's row, ROW or ROW-EVALUATION."""
+    name, _, evaluation = row.partition("-")
+    further = [EVALUATIONS[evaluation].label] if evaluation in EVALUATIONS else []
+    return ", ".join([ROWS[name].label, *further])

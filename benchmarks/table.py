@@ -2,15 +2,14 @@
 
     python -m benchmarks.table                     rewrites the tables in the documents and all.csv
     python -m benchmarks.table --check             fails if they and the result files differ
-    python -m benchmarks.table --show ablation digits_default --format latex
+    python -m benchmarks.table --show ablation digits_default --format markdown
     python -m benchmarks.table --runs runs/a runs/b --score energy probe/combined --columns AUROC ACC few
 
 A document's table is between ``<!-- table: NAME ARGUMENT [--rows ...] [--score ...] [--columns ...] -->`` and
-``<!-- end -->``. NAME is a table of benchmarks/rows.py with a protocol (a folder of
-benchmarks/results/runs), ``scores`` (AUROC of every score) or ``sets`` (AUROC on each OOD set) with a
-protocol, ``published`` with a data set, or ``claim`` with a file of benchmarks/results. The table
-``defaults`` shows what was measured on held-out training images. Runs that differ only in the seed
-share a row: mean and standard deviation. benchmarks/results/all.csv has every number.
+``<!-- end -->``. NAME is a table of benchmarks/rows.py or ``scores`` (AUROC of every score) with a protocol
+(a folder of benchmarks/results/runs), ``published`` with a data set, or ``claim`` with a file of
+benchmarks/results. The table ``defaults`` shows what was measured on held-out training images. Runs that
+differ only in the seed share a row: mean and standard deviation. benchmarks/results/all.csv has every number.
 """
 
 import argparse
@@ -18,37 +17,30 @@ import re
 import shlex
 import sys
 from pathlib import Path
-from typing import NoReturn
 
 from benchmarks.formats import FORMATS, markdown
 from benchmarks.records import RESULTS, ROOT, Way
 from benchmarks.rows import ROWS
-from benchmarks.tabulate import COLUMNS, Selection, build, every_number, runs_table
+from benchmarks.tabulate import COLUMNS, FULL, WAYS, build, every_number, runs_table
 from utils import flags
 from utils.errors import InputError, exit_cleanly
 from utils.text_files import csv_text, write_text
 
 MARKER = re.compile(r"(<!-- table: (?P<words>[^\n]*?) -->\n).*?(?=<!-- end -->)", re.DOTALL)
-DIGITS = 4  # of all.csv's fractions
-
-
-class MarkerParser(argparse.ArgumentParser):
-    """Reads the words of a marker."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"a table's marker: {message}")
 
 
 def regenerate(document: str, results: Path = RESULTS) -> str:
     """Returns a document with every table between markers rebuilt."""
-    parser = MarkerParser(prog="", add_help=False)
+    parser = argparse.ArgumentParser(prog="a table's marker", add_help=False)
     parser.add_argument("kind")
     parser.add_argument("argument")
     add_selection(parser)
 
     def anew(marker):
-        args = parser.parse_args(shlex.split(marker.group("words")))
-        return marker.group(1) + markdown(build(args.kind, args.argument, selection(args), results))
+        args = parser.parse_args(shlex.split(marker["words"]))
+        return marker[1] + markdown(
+            build(args.kind, args.argument, results, args.rows, args.score, args.columns)
+        )
 
     return MARKER.sub(anew, document)
 
@@ -57,46 +49,40 @@ def generated(results: Path) -> dict[Path, str]:
     """Returns the files that follow from the result files: path -> what it must contain."""
     documents = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
     found = {file: regenerate(file.read_text(encoding="utf-8"), results) for file in documents}
-    records = [
-        {name: round(value, DIGITS) if isinstance(value, float) else value for name, value in record.items()}
-        for record in every_number(results)
-    ]
-    return found | {results.parent / "all.csv": csv_text(records)}
+    return found | {results.parent / "all.csv": csv_text(every_number(results))}
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     if args.show or args.runs:
-        chosen = selection(args)
-        made = build(*args.show, chosen, args.results) if args.show else runs_table(args.runs, chosen)
+        chosen = args.score, args.columns
+        made = (
+            build(*args.show, args.results, args.rows, *chosen)
+            if args.show
+            else runs_table(args.runs, *chosen)
+        )
         print(FORMATS[args.format](made), end="")
         return
     files = generated(args.results)
     stale = {f: text for f, text in files.items() if not f.exists() or f.read_text(encoding="utf-8") != text}
+    names = ", ".join(str(file.relative_to(ROOT)) for file in stale)
     if stale and args.check:
-        names = ", ".join(str(file.relative_to(ROOT)) for file in stale)
         raise InputError(f"{names} and the result files differ; run python -m benchmarks.table")
     for file, text in stale.items():
         write_text(file, text)
-        print(f"rewrote {file.relative_to(ROOT)}")
-    print(f"{len(files)} files agree with the result files", file=sys.stderr)
+    print(f"{len(files)} files agree with the result files; rewritten: {names or 'none'}", file=sys.stderr)
 
 
 def add_selection(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that select what a table shows, both for markers and for the command line."""
-    add, default = parser.add_argument, Selection()
+    add = parser.add_argument
     add("--rows", nargs="+", choices=tuple(ROWS), metavar="ROW", help="only these rows")
     ways = "how the networks are used, such as energy, fc/energy or probe/combined"
-    add("--score", nargs="+", type=Way.parse, default=default.ways, metavar="[CALIBRATION/]SCORE", help=ways)
+    add("--score", nargs="+", type=Way.parse, default=WAYS, metavar="[CALIBRATION/]SCORE", help=ways)
     columns = (
         f"{', '.join(COLUMNS)}; near and far are means over the OOD sets like and unlike the training images"
     )
-    add("--columns", nargs="+", choices=COLUMNS, default=default.columns, metavar="NAME", help=columns)
-
-
-def selection(args: argparse.Namespace) -> Selection:
-    """Returns what the flags of :func:`add_selection` select."""
-    return Selection(args.rows, args.score, args.columns)
+    add("--columns", nargs="+", choices=COLUMNS, default=FULL, metavar="NAME", help=columns)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

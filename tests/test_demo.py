@@ -8,13 +8,13 @@ from command_line import load_script
 from result_files import write_run
 
 import train
-from benchmarks import commands, demo
+from benchmarks import demo, reproduce
 from utils.errors import InputError
 
 
 def test_the_methods_stand_beside_each_other(monkeypatch, tmp_path, capsys):
     """Runs that are there are not repeated."""
-    monkeypatch.setattr(commands.subprocess, "run", lambda *a, **k: pytest.fail("a command was run"))
+    monkeypatch.setattr(reproduce.subprocess, "run", lambda *a, **k: pytest.fail("a command was run"))
     for method, auroc in (("ce", 0.8), ("patt", 0.9)):
         write_run(tmp_path / method, 0, auroc)
         file = tmp_path / method / "results.json"
@@ -42,6 +42,6 @@ def test_its_commands_are_valid(method, tmp_path):
 
 
 def test_a_command_that_fails_is_named_with_its_output(tmp_path, monkeypatch):
-    monkeypatch.setattr(commands.subprocess, "run", lambda *a, **k: subprocess.CompletedProcess(a, 2))
+    monkeypatch.setattr(reproduce.subprocess, "run", lambda *a, **k: subprocess.CompletedProcess(a, 2))
     with pytest.raises(InputError, match="status 2 from python train.py.*log.txt"):
         demo.main(["--srp", str(tmp_path / "runs")])

@@ -9,7 +9,7 @@ from result_files import show, write_evaluation, write_run
 
 import train
 import train_imagenet
-from benchmarks import commands, reproduce, table
+from benchmarks import reproduce, table
 from utils import flags
 from utils.errors import InputError
 
@@ -67,7 +67,7 @@ def test_the_results_of_an_unfinished_run_are_made_again(digits, tmp_path, monke
             (folder / "results.json").write_text('{"epoch": 30, "epochs": 30}')
         return subprocess.CompletedProcess(command, 0)
 
-    monkeypatch.setattr(commands.subprocess, "run", run)
+    monkeypatch.setattr(reproduce.subprocess, "run", run)
     monkeypatch.setattr(reproduce, "collect", lambda run, target: None)
     folder.mkdir(parents=True)
     (folder / "results.json").write_text('{"epoch": 12, "epochs": 30}')
@@ -84,9 +84,9 @@ def test_one_run_that_fails_does_not_stop_the_others(digits, monkeypatch, capsys
 
     monkeypatch.setitem(reproduce.TABLES, "digits", ("ce", "oe"))
     monkeypatch.setattr(reproduce, "execute", execute)
-    with pytest.raises(InputError, match="1 of 2 runs failed; .*ce seed 0: broken"):
+    with pytest.raises(InputError, match="1 of 2 runs failed; .*ce/seed0: broken"):
         reproduce.main(digits)
-    assert "oe seed 0: done" in capsys.readouterr().out
+    assert "oe/seed0: done" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -105,9 +105,9 @@ def test_flags_that_a_script_refuses_cost_no_training(words, named, monkeypatch,
 
 
 def test_a_folder_that_other_commands_filled_is_refused(digits, tmp_path, monkeypatch):
-    monkeypatch.setattr(commands.subprocess, "run", lambda *a, **k: subprocess.CompletedProcess(a, 1))
+    monkeypatch.setattr(reproduce.subprocess, "run", lambda *a, **k: subprocess.CompletedProcess(a, 1))
     digits += ["--protocol", "p"]
-    with pytest.raises(InputError, match="failed with status 1"):
+    with pytest.raises(InputError, match="status 1"):
         reproduce.main(digits)
     with pytest.raises(InputError, match="other commands"):
         reproduce.main([*digits, "--extra", "--rho", "0.05"])
@@ -127,9 +127,10 @@ def test_a_folder_that_other_commands_filled_is_refused(digits, tmp_path, monkey
         (["imagenet", "--dout", "svhn"], "--dout"),
     ],
 )
-def test_flags_that_would_mix_results_up_are_refused(words, named):
-    with pytest.raises(InputError, match=named):
+def test_flags_that_would_mix_results_up_are_refused(words, named, capsys):
+    with pytest.raises(SystemExit):
         reproduce.parse_args(words)
+    assert named in capsys.readouterr().err
 
 
 def test_imagenet_runs_are_collected_without_their_folders(tmp_path, capsys):

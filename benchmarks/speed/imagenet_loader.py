@@ -57,8 +57,8 @@ class PlainViews(Dataset):
 
 def ours(files, num_workers):
     sizes = {"image_size": SIZE, "batch_size": BATCH, "outlier_batch_size": 0, "num_workers": num_workers}
-    views, device = imagenet_views(), torch.device("cpu")
-    loader = FileTrainLoader(files, None, views, **sizes, contrastive=True, seed=0, device=device)
+    common = {"contrastive": True, "seed": 0, "device": torch.device("cpu")}
+    loader = FileTrainLoader(files, None, imagenet_views(), **sizes, **common)
     return lambda: [batch.images.shape for batch in loader.epoch(0)]
 
 
@@ -69,8 +69,8 @@ def plain(files, num_workers):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--files", type=int, default=512, help="files to make, and to read in a run")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--files", type=int, default=512, help="files to make, and to read in a run")
     args = parser.parse_args()
     torch.set_num_threads(1)  # the cores belong to the workers
     allowed, measured, table = sorted(os.sched_getaffinity(0)), [], []

@@ -12,13 +12,13 @@ from collections.abc import Callable
 
 import torch
 
-from benchmarks.speed.common import chosen_device, publish, timed
+import train
+from benchmarks.speed.common import publish, timed
 from datasets.augment.views import cifar_views
 from datasets.loader import TrainLoader
 from datasets.long_tail import long_tail_counts
 from datasets.normalization import CIFAR_NORMALIZATION
 from models import build_model
-from train import build_criterion, build_optimizer, parse_args, train_one_epoch
 from utils.distributed import autocast
 from utils.errors import exit_cleanly
 from utils.guard import StepGuard
@@ -36,30 +36,23 @@ def parts_of_a_step(
     images, outliers = (
         torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8) for n in (len(labels), 25_000)
     )
-    loader = TrainLoader(
-        images,
-        labels,
-        outliers,
-        cifar_views(),
-        batch_size=settings.batch_size,
-        outlier_batch_size=settings.ob,
-        normalization=CIFAR_NORMALIZATION,
-        outlier_normalization=CIFAR_NORMALIZATION,
-        contrastive=True,
-        seed=0,
-        device=device,
-    )
+    sizes = {"batch_size": settings.batch_size, "outlier_batch_size": settings.ob}
+    sizes |= {"normalization": CIFAR_NORMALIZATION, "outlier_normalization": CIFAR_NORMALIZATION}
+    common = {"contrastive": True, "seed": 0, "device": device}
+    loader = TrainLoader(images, labels, outliers, cifar_views(), **sizes, **common)
     model = build_model(settings.model, 10).to(device, memory_format=torch.channels_last).train()
-    criterion = build_criterion(settings, counts, model.embedding_dim).to(device)
-    optimizer = build_optimizer(model, settings)
+    criterion = train.build_criterion(settings, counts, model.embedding_dim).to(device)
+    optimizer = train.build_optimizer(model, settings)
     guard, meter = StepGuard(optimizer, [model, criterion], settings.max_bad_steps), EpochMeter(10, device)
     guard.remember()
     network, objective = (torch.compile(m) if compiled else m for m in (model, criterion))
     mixed = autocast(device, "auto")
     batches = itertools.chain.from_iterable(loader.epoch(epoch) for epoch in itertools.count())
     ready = next(batches)
-    logits = torch.randn(len(ready.images), 10, device=device, requires_grad=True)
-    embeddings = torch.randn(len(ready.images), model.embedding_dim, device=device, requires_grad=True)
+    logits, embeddings = (
+        torch.randn(len(ready.images), width, device=device, requires_grad=True)
+        for width in (10, model.embedding_dim)
+    )
 
     def bare():
         optimizer.zero_grad(set_to_none=True)
@@ -80,7 +73,7 @@ def parts_of_a_step(
 
     def whole(steps):
         some = enumerate(itertools.islice(batches, steps))
-        train_one_epoch(network, objective, optimizer, guard, meter, some, mixed)
+        train.train_one_epoch(network, objective, optimizer, guard, meter, some, mixed)
 
     return {
         "bare forward + backward": lambda steps: [bare() for _ in range(steps)],
@@ -92,12 +85,20 @@ def parts_of_a_step(
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = benchmark_args(argv)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--md", default="ResNet18")
+    add("--device", type=torch.device, default="cpu")
+    add("--repeats", type=int, default=3, help="timed blocks")
+    add("--compile", action="store_true", help="torch.compile the network and criterion")
+    add("--batch_size", type=int, default=128, help="ID images per step; twice as many outliers")
+    args = parser.parse_args(argv)
     torch.backends.cudnn.benchmark = True
     sizes = ["-b", str(args.batch_size), "--ob", str(2 * args.batch_size)]
-    settings = parse_args(["--ds", "cifar10", "--md", args.md, *sizes])
+    settings = train.parse_args(["--ds", "cifar10", "--md", args.md, *sizes])
+    steps = STEPS_AN_EPOCH if args.device.type == "cuda" else 1
     parts = {
-        name: timed(lambda part=part: part(args.steps), args.repeats, args.steps)
+        name: timed(lambda part=part: part(steps), args.repeats, steps)
         for name, part in parts_of_a_step(settings, args.device, args.compile).items()
     }
     step = parts["whole step"].median
@@ -110,20 +111,6 @@ def main(argv: list[str] | None = None) -> None:
     head = [images, "ms (lowest to highest)", "share of the step"]
     claim = f"train-{args.md}" + ("-compiled" if args.compile else "")
     publish(__spec__.name, claim, args.device, head, rows, seconds=parts)
-
-
-def benchmark_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add = parser.add_argument
-    add("--md", default="ResNet18")
-    add("--device", type=chosen_device, default="cpu")
-    add("--compile", action="store_true", help="torch.compile the network and criterion")
-    add("--steps", type=int, help="steps per timed block; default: 1 on a CPU, an epoch on a GPU")
-    add("--repeats", type=int, default=3, help="timed blocks")
-    add("--batch_size", type=int, default=128, help="ID images per step; twice as many outliers")
-    args = parser.parse_args(argv)
-    args.steps = args.steps or (STEPS_AN_EPOCH if args.device.type == "cuda" else 1)
-    return args
 
 
 if __name__ == "__main__":
