@@ -14,7 +14,6 @@ from benchmarks.rows import ROWS
 from benchmarks.tabulate import lines_by_way
 from utils import flags
 from utils.errors import exit_cleanly
-from utils.plots import plot_class_accuracy
 
 METHODS = ("ce", "patt")
 SEED = 0  # one of the seeds of the digits' results table
@@ -26,19 +25,14 @@ calibration, reweights a trained network's features. Energy is the paper's score
 and reads the features as well."""
 
 
-def commands(row: str, folder: Path) -> list[list[str]]:
-    """Returns the command lines of one method: its training and its evaluation."""
-    args = reproduce.parse_args(["digits"])
-    return reproduce.commands(reproduce.Run("digits", row, SEED, folder), args, "cpu")[folder]
-
-
-def evaluated(row: str, folder: Path) -> dict:
+def evaluated(method: str, folder: Path) -> dict:
     """Trains and evaluates one method unless it is done, and returns its record.
 
     The output goes to ``log.txt``, progress and errors to the terminal.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lines = commands(row, folder)
+    run, args = reproduce.Run("digits", method, SEED, folder), reproduce.parse_args(["digits"])
+    lines = reproduce.commands(run, args, "cpu")[folder]
     if not reproduce.is_evaluated(folder):
         print(*(f"$ {shlex.join(['python', *line])}" for line in lines), sep="\n", flush=True)
     reproduce.fill(folder, lines, folder / "log.txt", "cpu", errors=None)
@@ -51,15 +45,11 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--srp", type=flags.path, default=Path("runs/demo"), help="where the two runs go")
     folder = parser.parse_args(argv).srp
-    records = {ROWS[method].label: evaluated(method, folder / method) for method in METHODS}
-    results = {label: record["results"] for label, record in records.items()}
-    sizes = results["PATT"]["class_counts"]
-    per_class = {label: of["accuracy"][0]["per_class"] for label, of in results.items()}
-    plot_class_accuracy(per_class, sizes, folder / "classes.png")
-    head, lines = lines_by_way({label: [record] for label, record in records.items()}, WAYS, COLUMNS)
+    records = {ROWS[method].label: [evaluated(method, folder / method)] for method in METHODS}
+    sizes = records["PATT"][0]["results"]["class_counts"]
+    head, lines = lines_by_way(records, WAYS, COLUMNS)
     print(f"\n{text(Table(head, lines, NOTE.format(sizes[0], sizes[-1])))}")
-    print(f"accuracy per class: {folder / 'classes.png'}")
-    print(f"every set and score: {folder / 'patt' / 'results.md'}, scores.png and roc.png beside it")
+    print(f"every class, set and score: {folder / 'patt' / 'results.md'}, scores.png and roc.png beside it")
 
 
 if __name__ == "__main__":

@@ -4,9 +4,8 @@ from collections.abc import Iterable
 
 from datasets.registry import BENCHMARKS
 
-PAPER_EPOCHS = 100
-PAPER_RHO = 0.01
 PAPER_MODEL = {"cifar10": "ResNet18", "cifar100": "ResNet18", "imagenet": "ResNet50"}
+PAPER_EPOCHS, PAPER_RHO = 100, 0.01
 PAPER_OUTLIERS = 300_000
 IMAGENET_LT_IMAGES = 115_846
 
@@ -41,7 +40,6 @@ def note(
 
 
 def protocol(record: dict) -> str:
-    """Describes data set, network, epochs and tail of a record."""
     settings, length = record["args"], record["args"]["epochs"]
     finished = epoch_of(record)
     spent = f"{length} epochs" if finished == length else f"epoch {finished} of {length}"
@@ -56,9 +54,8 @@ def epoch_of(record: dict) -> int:
     return record["args"]["epochs"] if finished is None else finished
 
 
-def ood_sets(record: dict) -> list[str]:
-    """Returns the names of a record's OOD sets."""
-    return list(dict.fromkeys(row["ood"] for row in record["results"]["rows"]))
+def ood_sets(record: dict) -> dict[str, None]:
+    return dict.fromkeys(row["ood"] for row in record["results"]["rows"])
 
 
 def is_reduced(record: dict) -> bool:
@@ -77,11 +74,10 @@ def has_stand_ins(record: dict) -> bool:
     if settings["ds"] not in PAPER_MODEL:
         return False
     paper_outliers = settings.get("num_outliers", PAPER_OUTLIERS) in (0, PAPER_OUTLIERS)
-    return not paper_outliers or set(ood_sets(record)) != set(BENCHMARKS[settings["ds"]].ood_sets)
+    return not paper_outliers or ood_sets(record).keys() != set(BENCHMARKS[settings["ds"]].ood_sets)
 
 
 def origin(records: list[dict]) -> str:
-    """Names devices, dates and commits of trainings and evaluations."""
     trained, evaluated = ([record[part]["environment"] for record in records] for part in ("args", "results"))
     devices = unique(f"{e['device']} ({cores(e)})" for e in [*trained, *evaluated])
     commits, later = ({str(e["commit"]) for e in part} for part in (trained, evaluated))
@@ -93,10 +89,8 @@ def origin(records: list[dict]) -> str:
 
 
 def cores(environment: dict) -> str:
-    """Says how many cores a result was measured on."""
     return f"{environment['cpu_cores']} core{'' if environment['cpu_cores'] == 1 else 's'}"
 
 
 def unique(values: Iterable) -> list[str]:
-    """Returns the different values, sorted, as text."""
     return [str(value) for value in sorted(set(values), key=lambda value: (value is None, value))]

@@ -104,15 +104,10 @@ def fill(folder: Path, lines: list[list[str]], log: Path, device: str, errors: i
 
 
 def execute(run: Run, args: argparse.Namespace, device: str) -> None:
-    """Runs the missing parts of one run, logs to its ``log.txt``, and collects its results.
-
-    Raises:
-        InputError: a part fails, or the folder holds something else.
-    """
+    """Runs the missing parts of one run, logs to its ``log.txt``, and collects its results."""
     record, shown = run.folder / "commands.json", portable_commands(run, args)
-    by_hand = (run.folder / "args.json").exists() and not record.exists()
     known = json.loads(record.read_text()) if record.exists() else shown
-    if by_hand or known[:2] != shown[:2]:
+    if known[:2] != shown[:2]:
         raise InputError(
             f"{run.folder} holds a run made by other commands; choose another --srp or --protocol"
         )

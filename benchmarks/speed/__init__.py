@@ -1,6 +1,5 @@
 """Speed, one command per claim: ``python -m benchmarks.speed.NAME``; files in ../results/.
 
 train, criterion: the time of a CIFAR training step; the contrastive term
-imagenet_loader: reading JPEG files
 common: timing, and a claim's table and file
 """
