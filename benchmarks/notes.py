@@ -26,15 +26,15 @@ def note(
     sets = dict.fromkeys(name for record in records for name in ood_sets(record))
     data = f"OOD sets: {', '.join(sets)}" if on_test_data else "no test image or OOD set"
     text = [f"{'; '.join(dict.fromkeys(map(protocol, records)))}; {data}."]
-    if any(map(is_reduced, records)):
-        text.append("**Reduced protocol: not comparable with published rows.**")
-    if any(map(has_stand_ins, records)):
-        text.append("**Stand-in outliers and OOD sets, not the authors'.**")
+    unlike = ["reduced protocol"] if any(map(is_reduced, records)) else []
+    unlike += ["stand-in outliers and OOD sets"] if any(map(has_stand_ins, records)) else []
+    if unlike:
+        text.append(f"**Not comparable with published rows: {', '.join(unlike)}.**")
     seeds = unique(record["seed"] for record in records)
     over = "mean ± standard deviation over seeds" if len(seeds) > 1 else "seed"
     percent = f"Percent, {over} {', '.join(seeds)}"
     if dropped_seeds:
-        percent += f" (left out, as not every row has them: {', '.join(unique(dropped_seeds))})"
+        percent += f" (not every row has {', '.join(unique(dropped_seeds))})"
     text.append(f"{percent}; score: {score}." if score else f"{percent}.")
     return " ".join([*text, f"{origin(records)}; files: {files}."])
 

@@ -7,9 +7,8 @@
 
 A document's table is between ``<!-- table: NAME ARGUMENT [--rows ...] [--score ...] [--columns ...] -->`` and
 ``<!-- end -->``. NAME is a table of benchmarks/rows.py or ``scores`` (AUROC of every score) with a protocol
-(a folder of benchmarks/results/runs), ``published`` with a data set, or ``claim`` with a file of
-benchmarks/results. The table ``defaults`` shows what was measured on held-out training images. Runs that
-differ only in the seed share a row: mean and standard deviation. benchmarks/results/all.csv has every number.
+(a folder of benchmarks/results/runs), ``published averages``, or ``claim`` with a file of benchmarks/results.
+Runs that differ only in the seed share a row. benchmarks/results/all.csv has every number.
 """
 
 import argparse

@@ -47,7 +47,7 @@ def build(
 ) -> Table:
     """Builds the table ``kind`` of a protocol, data set or claim; ``rows``: only these."""
     if kind == "published":
-        return published_table(argument)
+        return published_table()
     if kind == "claim":
         return claim_table(argument)
     if kind not in (*TABLES, "scores"):
@@ -65,9 +65,8 @@ def build(
         groups = {label_of(row): of_row for row, of_row in records.items()}
         fc_alone = {label_of(row) for row in records if "-" in row}  # all that further evaluations change
         head, lines = lines_by_way(groups, ways, columns, fc_alone)
-    files = f"`{folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder}/`"
     every = list(chain.from_iterable(records.values()))
-    return Table(head, lines, note(every, files, score, dropped, kind != "defaults"))
+    return Table(head, lines, note(every, f"`{folder.name}`", score, dropped, kind != "defaults"))
 
 
 def comparable(folder: Path, table: str, wanted: Sequence[str] | None) -> tuple[Records, set[int]]:
@@ -204,11 +203,15 @@ def settings_of(record: dict) -> dict:
     return trained | evaluated_with(record) | {"calibration": calibration}
 
 
-def published_table(ds: str) -> Table:
+def published_table() -> Table:
     """Tabulates the published averages."""
     data = json.loads((ROOT / "benchmarks" / "published.json").read_text(encoding="utf-8"))
-    rows = [[r["method"], *(f"{v:.2f}" for v in r[ds]), r["positive"]] for r in data["rows"] if r[ds]]
-    head = ["published", "AUROC ↑", "AUPR ↑", "FPR95 ↓", "ACC ↑", "positive class of AUPR and FPR95"]
+    sets = {"cifar10": "CIFAR10-LT", "cifar100": "CIFAR100-LT", "imagenet": "ImageNet-LT"}
+    rows = [
+        [r["method"], *(" / ".join(f"{v:.2f}" for v in r[ds] or ()) or "-" for ds in sets), r["positive"]]
+        for r in data["rows"]
+    ]
+    head = ["AUROC ↑ / AUPR ↑ / FPR95 ↓ / ACC ↑", *sets.values(), "positive class of AUPR and FPR95"]
     return Table(head, rows, data["note"])
 
 

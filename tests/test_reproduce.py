@@ -150,7 +150,7 @@ def test_imagenet_runs_are_collected_without_their_folders(tmp_path, capsys):
     head, rows, note = show(capsys, tmp_path, "imagenet", "imagenet")
     assert rows[0][head.index("AUROC ↑")] == "90.00" and rows[0][head.index("training, minutes")] == "1.5"
     assert note.startswith("imagenet, ResNet50, 100 epochs, 12 training images")
-    assert "Reduced" not in note and "Stand-in" in note  # ImageNet-LT's list has 115,846 images
+    assert "reduced" not in note and "stand-in" in note  # ImageNet-LT's list has 115,846 images
 
 
 def test_every_evaluation_in_a_run_directory_is_collected(tmp_path):

@@ -29,7 +29,7 @@ def test_a_table_gives_mean_and_deviation_over_seeds(tmp_path, capsys):
     assert with_fc[head.index("AUROC ↑")].startswith(f"{100 * (mean(aurocs) - 0.1):.2f}")
     assert without[head.index("n")] == "3" and without[head.index("few ↑")] == "-"
     assert without[head.index("training, minutes")] == "1.5"
-    for words in ("some CPU (2 cores)", "abc", "2026-01-01", f"files: `{tmp_path / 'digits_default'}/`"):
+    for words in ("some CPU (2 cores)", "abc", "2026-01-01", "files: `digits_default`"):
         assert words in note
 
 
@@ -39,7 +39,7 @@ def test_the_rows_of_a_table_have_the_same_seeds_and_others_are_named(tmp_path, 
             write_record(tmp_path, row, seed, 0.9 if seed in (0, 2) else 0.5)
     head, rows, note = show(capsys, tmp_path, "digits", "digits_default", *ONE)
     assert [row[2] for row in rows] == ["90.00 ± 0.00"] * 3
-    assert "seeds 0, 2 (left out, as not every row has them: 1, 3)" in note
+    assert "seeds 0, 2 (not every row has 1, 3)" in note
     write_record(tmp_path, "la", 5, 0.9)
     with pytest.raises(InputError, match="no seed in common"):
         show(capsys, tmp_path, "cifar10", "digits_default")
@@ -200,7 +200,7 @@ def test_reduced_and_stand_in_rows_are_labelled(changed, reduced, tmp_path, caps
     write_record(tmp_path, "patt", 0, 0.9, args=paper)
     write_record(tmp_path, "patt", 1, 0.9, args=paper | changed)
     note = show(capsys, tmp_path, "ablation", "digits_default")[2]
-    assert ("Reduced protocol" in note) == reduced and "Stand-in" in note
+    assert ("reduced protocol" in note) == reduced and "stand-in" in note
     assert "ResNet18, 100 epochs" in note  # of every protocol
 
 
