@@ -64,11 +64,9 @@ def commands(run: Run, args: argparse.Namespace, device: str) -> dict[Path, list
 
 def portable_commands(run: Run, args: argparse.Namespace) -> list[str]:
     """Returns the command lines as text, without this machine's folders and device."""
-    every = [line for lines in commands(run, args, "GPU").values() for line in lines]
-    texts = [" ".join(["python", *line]).replace(str(run.folder), "OUT") for line in every]
-    if args.drp:
-        texts = [text.replace(f"--drp {args.drp}", "--drp DATA") for text in texts]
-    return [re.sub(r"(?<=[ =])[/~.]\S*/", "", text) for text in texts]
+    args = argparse.Namespace(**vars(args) | {"drp": args.drp and "DATA"})
+    every = sum(commands(run._replace(folder=Path("OUT")), args, "GPU").values(), [])
+    return [re.sub(r"(?<=[ =])[/~.]\S*/", "", " ".join(["python", *line])) for line in every]
 
 
 def is_evaluated(folder: Path) -> bool:

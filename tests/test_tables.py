@@ -91,7 +91,7 @@ def test_runs_that_differ_in_the_seed_alone_share_a_row(tmp_path, capsys):
 
 
 def test_evaluations_of_one_run_that_differ_have_rows_of_their_own(tmp_path, capsys):
-    """In calibrations, in settings, or in nothing but the folder."""
+    """In calibrations, settings, nothing but the folder, or in their origin; a folder without is named."""
     run = tmp_path / "run"
     write_run(run, 0, 0.9, calibration_split="train")
     accuracy = json.loads((run / "results.json").read_text())["accuracy"]
@@ -99,13 +99,13 @@ def test_evaluations_of_one_run_that_differ_have_rows_of_their_own(tmp_path, cap
     write_evaluation(tmp_path / "auto", run, 1, 0.8, auto={})
     write_evaluation(tmp_path / "crop", run, 1, 0.7, calibration_split="train", ood_resize="crop")
     write_evaluation(tmp_path / "again", run, 0, 0.9, calibration_split="train")
-    folders = [run, *(tmp_path / name for name in ("alone", "auto", "crop", "again"))]
+    about = {"dataset": "digits", "network": "ResNet20", "class_counts": [9, 3]}
+    write_evaluation(tmp_path / "third-party", tmp_path / "theirs.pth", 0, 0.6, **about)
+    folders = [run, *(tmp_path / name for name in ("alone", "auto", "crop", "again", "third-party"))]
     _, rows, _ = show_runs(capsys, *folders, *ONE, "minutes")
     assert [row[0] for row in rows] == [str(folder) for folder in folders]
     assert [row[-2:] for row in rows[2:4]] == [["80.00", "1.5"], ["70.00", "1.5"]]
-
-
-def test_a_folder_without_results_is_named(tmp_path):
+    assert rows[5][-2:] == ["60.00", "-"]
     with pytest.raises(InputError, match=str(tmp_path)):
         table.main(["--runs", str(tmp_path)])
 
@@ -145,14 +145,6 @@ def test_near_and_far_sets_are_averaged_apart(tmp_path, capsys):
     assert head[2:] == ["near AUROC ↑", "near FPR95 ↓", "far AUROC ↑", "far FPR95 ↓"]
     assert rows[0][2:] == ["85.00", "50.00", "95.00", "50.00"]
     assert rows[1][2:] == ["-", "-", "75.00", "30.00"]
-
-
-def test_a_third_party_checkpoint_stands_beside_a_run(tmp_path, capsys):
-    write_run(tmp_path / "run", 0, 0.9)
-    about = {"dataset": "digits", "network": "ResNet20", "class_counts": [9, 3]}
-    write_evaluation(tmp_path / "theirs", tmp_path / "theirs.pth", 0, 0.8, **about)
-    _, rows, _ = show_runs(capsys, tmp_path / "run", tmp_path / "theirs", *ONE, "minutes")
-    assert rows[1] == [str(tmp_path / "theirs"), "none", "80.00", "-"]
 
 
 def test_stale_files_are_found_and_mended(tmp_path, monkeypatch):
