@@ -60,7 +60,7 @@ IMAGENET_NETWORKS = {
     "WideResNet50": partial(PhotographResNet, block=Bottleneck, layers=(3, 4, 6, 3), width_per_group=128),
 }
 # torchvision's names of the same networks, whose weights fit.
-TORCHVISION_NAMES = {
+TORCHVISION_NAMES = {name: name.lower() for name in IMAGENET_NETWORKS} | {
     "ResNeXt50": "resnext50_32x4d",
     "WideResNet50": "wide_resnet50_2",
-} | {name: name.lower() for name in ("ResNet18", "ResNet34", "ResNet50", "ResNet101")}
+}
