@@ -6,6 +6,7 @@ generator draws the views of 32 steps; so a run can resume at any step.
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -38,10 +39,11 @@ def place(images: Tensor, device: torch.device) -> Tensor:
     return images
 
 
+@dataclass(eq=False)
 class TrainLoader:
     """Training batches; drops the last incomplete one.
 
-    Args:
+    Attributes:
         images, labels: the long-tailed training set, uint8 (N, 3, H, W) and int64 (N,).
         outliers: uint8 (M, 3, H, W), or None.
         batch_size, outlier_batch_size: of the global batch, which the ``world_size`` processes share.
@@ -49,31 +51,24 @@ class TrainLoader:
         contrastive: whether batches have views 2 and 3.
     """
 
-    def __init__(
-        self,
-        images: Tensor,
-        labels: Tensor,
-        outliers: Tensor | None,
-        views: Views,
-        *,
-        batch_size: int,
-        outlier_batch_size: int,
-        normalization: Normalization,
-        outlier_normalization: Normalization,
-        contrastive: bool,
-        seed: int,
-        device: torch.device,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        self.labels = labels
-        self.images = place(images, device)
-        self.outliers = None if outliers is None else place(outliers, device)
-        self.views = views
-        self.batch_size, self.outlier_batch_size = batch_size, outlier_batch_size
-        self.normalization, self.outlier_normalization = normalization, outlier_normalization
-        self.contrastive = contrastive
-        self.seed, self.device, self.rank, self.world_size = seed, device, rank, world_size
+    images: Tensor
+    labels: Tensor
+    outliers: Tensor | None
+    views: Views
+    _: KW_ONLY
+    batch_size: int
+    outlier_batch_size: int
+    normalization: Normalization
+    outlier_normalization: Normalization
+    contrastive: bool
+    seed: int
+    device: torch.device
+    rank: int = 0
+    world_size: int = 1
+
+    def __post_init__(self) -> None:
+        self.images = place(self.images, self.device)
+        self.outliers = None if self.outliers is None else place(self.outliers, self.device)
         self.begun = {}  # chunks of the next epoch, by its (epoch, first step)
 
     def __len__(self) -> int:

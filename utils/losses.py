@@ -31,11 +31,9 @@ class PATTLoss(nn.Module):
     """The three terms, their weights and the class statistics that ISAC remembers.
 
     Args:
-        class_counts: the C class sizes of the training set; pi_c = n_c / sum n.
-        embedding_dim: p.
+        class_counts: the C class sizes of the training set; pi_c = n_c / sum n. embedding_dim: p.
         oe_weight, tla_weight: Lambda1 and Lambda2.
-        contrast_temperature: tau of ISAC.
-        logit_temperature: T of TLA.
+        contrast_temperature, logit_temperature: tau of ISAC, T of TLA.
         schedule: of the class statistics, see :class:`utils.vmf.ClassVMF`.
         normalize: embeddings are put on the unit sphere first. False is what the authors' release does.
         isac, tla, oe: False removes the term. Without ISAC the classifier's term is the main loss and has

@@ -42,8 +42,7 @@ def _debye_table(order):
     """The coefficients of S(p) = sum_k U_k(p) / order^k and D(p) = p S'(p) + S(p) / 2, float64 (J, 2, 2, 2):
     entry [j, i, h, l] belongs to the power 4 j + 2 h + l of S (i = 0) or D (i = 1).
 
-    Terms that nowhere in p's range [0, 1] reach the rounding of the leading 1 are left out: for large orders
-    the last few.
+    Terms that nowhere in p's range [0, 1] reach the rounding of the leading 1 are left out.
     """
     total = np.polynomial.Polynomial([1.0])
     for k, u in enumerate(_debye_polynomials(), start=1):

@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Pair = tuple[Tensor | float, Tensor | float]
 LUMA = (0.2989, 0.587, 0.114)  # ITU-R 601-2 weights as torchvision writes them
 
 
@@ -43,8 +42,7 @@ def _luma(images: Tensor) -> Tensor:
 
 
 def _blend(images: Tensor, other: Tensor | None, factor: Tensor) -> Tensor:
-    """Returns ``factor * images + (1 - factor) * other``, clipped to the range of the dtype; ``other`` None
-    means black."""
+    """Returns ``factor * images + (1 - factor) * other``, clipped; ``other`` None means black."""
     if len(images) == 1:  # numbers instead of one-element tensors: the same arithmetic in faster loops
         blended = images * float(factor)
         if other is not None:
@@ -60,9 +58,6 @@ def _blend(images: Tensor, other: Tensor | None, factor: Tensor) -> Tensor:
     return truncated(blended.clamp_(0.0, 255.0))
 
 
-# --- brightness, colour and contrast, for both dtypes
-
-
 def adjust_brightness(images: Tensor, factor: Tensor) -> Tensor:
     """Scales the pixels; factor 0 is black, 1 the image."""
     return _blend(images, None, factor)
@@ -76,9 +71,6 @@ def adjust_saturation(images: Tensor, factor: Tensor) -> Tensor:
 def adjust_contrast(images: Tensor, factor: Tensor) -> Tensor:
     """Blends with the image's mean brightness; factor 0 is a uniform gray, 1 the image."""
     return _blend(images, _luma(images).mean((1, 2, 3), keepdim=True), factor)
-
-
-# --- float32 images in [0, 1]
 
 
 def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
@@ -177,19 +169,31 @@ def padded_crop(images: Tensor, top: Tensor, left: Tensor, flip: Tensor, padding
     return padded.flatten(2).gather(2, pixel).view_as(images)
 
 
-# --- uint8 images: the operations of AutoAugment and RandAugment
+# By name and value v, as pairs along x and y: the pixel at (x, y) from the centre of the output comes from
+# x * first + y * second + third.
+MAPS = {
+    # Each row (column) moves v pixels further than the one before; the first edge stays.
+    "ShearX": lambda v, height, width: ((1.0, 0.0), (v, 1.0), (v * (0.5 * height), 0.0)),
+    "ShearY": lambda v, height, width: ((1.0, v), (0.0, 1.0), (0.0, v * (0.5 * width))),
+    # Right or down by v pixels, rounded towards zero.
+    "TranslateX": lambda v, height, width: ((1.0, 0.0), (0.0, 1.0), (-v.trunc(), 0.0)),
+    "TranslateY": lambda v, height, width: ((1.0, 0.0), (0.0, 1.0), (0.0, -v.trunc())),
+    # Counter-clockwise by v degrees.
+    "Rotate": lambda v, height, width: (
+        (v.deg2rad().cos(), v.deg2rad().sin()),
+        (-v.deg2rad().sin(), v.deg2rad().cos()),
+        (0.0, 0.0),
+    ),
+}
 
 
-def affine(images: Tensor, by_x: Pair, by_y: Pair, offset: Pair, fill: int) -> Tensor:
-    """Warps uint8 images, nearest neighbour: the pixel at (x, y) from the centre comes from ``x * by_x + y *
-    by_y + offset``; ``fill`` outside.
-
-    Arguments are pairs (x, y) of numbers or float64 (N,).
-    """
+def warp(images: Tensor, value: Tensor, name: str, fill: int = 0) -> Tensor:
+    """Warps uint8 images by the map of that name, nearest neighbour; the value ``fill`` outside."""
     n, _, height, width = images.shape
     device = images.device
-    entries = [torch.as_tensor(v, dtype=torch.float64).expand(n) for v in (*by_x, *by_y, *offset)]
-    theta = torch.stack(entries, 1).float().view(n, 3, 2) / torch.tensor([0.5 * width, 0.5 * height])
+    entries = [v for pair in MAPS[name](value, height, width) for v in pair]
+    theta = torch.stack([torch.as_tensor(v, dtype=torch.float64).expand(n) for v in entries], 1)
+    theta = theta.float().view(n, 3, 2) / torch.tensor([0.5 * width, 0.5 * height])
     by_x, by_y, offset = to_device(theta, device).view(n, 3, 1, 1, 2).unbind(1)
     across = (torch.arange(width, device=device) - 0.5 * (width - 1)).view(1, 1, -1, 1)
     down = (torch.arange(height, device=device) - 0.5 * (height - 1)).view(1, -1, 1, 1)
@@ -200,32 +204,6 @@ def affine(images: Tensor, by_x: Pair, by_y: Pair, offset: Pair, fill: int) -> T
     shifted = images.to(torch.float32).sub_(fill)  # grid_sample has zeros outside
     warped = F.grid_sample(shifted, grid, mode="nearest", padding_mode="zeros", align_corners=False)
     return truncated(warped.add_(fill))
-
-
-def shear_x(images: Tensor, level: Tensor, fill: int = 0) -> Tensor:
-    """Moves each row ``level`` pixels further than the one above; the top edge stays."""
-    return affine(images, (1.0, 0.0), (level, 1.0), (level * (0.5 * images.shape[2]), 0.0), fill)
-
-
-def shear_y(images: Tensor, level: Tensor, fill: int = 0) -> Tensor:
-    """Moves each column ``level`` pixels further than the one before; the left edge stays."""
-    return affine(images, (1.0, level), (0.0, 1.0), (0.0, level * (0.5 * images.shape[3])), fill)
-
-
-def translate_x(images: Tensor, pixels: Tensor, fill: int = 0) -> Tensor:
-    """Moves right by ``pixels``, rounded towards zero."""
-    return affine(images, (1.0, 0.0), (0.0, 1.0), (-pixels.trunc(), 0.0), fill)
-
-
-def translate_y(images: Tensor, pixels: Tensor, fill: int = 0) -> Tensor:
-    """Moves down by ``pixels``, rounded towards zero."""
-    return affine(images, (1.0, 0.0), (0.0, 1.0), (0.0, -pixels.trunc()), fill)
-
-
-def rotate(images: Tensor, degrees: Tensor, fill: int = 0) -> Tensor:
-    """Rotates counter-clockwise about the centre."""
-    angle = torch.deg2rad(degrees)
-    return affine(images, (angle.cos(), angle.sin()), (-angle.sin(), angle.cos()), (0.0, 0.0), fill)
 
 
 def shear_x_bicubic(images: Tensor, level: Tensor, fill: int) -> Tensor:
@@ -247,11 +225,6 @@ def shear_x_bicubic(images: Tensor, level: Tensor, fill: int) -> Tensor:
     sheared = b + t * (c - a + t * (2 * (a - b) + c - d + t * (b - a + d - c)))
     sheared = sheared.clamp_(0.0, 255.0).masked_fill_(~to_device(inside, images.device).unsqueeze(1), fill)
     return truncated(sheared)
-
-
-def shear_y_bicubic(images: Tensor, level: Tensor, fill: int) -> Tensor:
-    """Shears along y; see :func:`shear_x_bicubic`."""
-    return shear_x_bicubic(images.transpose(2, 3), level, fill).transpose(2, 3)
 
 
 def adjust_sharpness(images: Tensor, factor: Tensor) -> Tensor:

@@ -14,14 +14,21 @@ from torchvision import transforms
 from datasets.augment import ops
 from datasets.augment.stages import Stage, apply_in_order
 
+GREY = 128
+
+
+def _shear_y_bicubic(images: Tensor, level: Tensor) -> Tensor:
+    return ops.shear_x_bicubic(images.transpose(2, 3), level, GREY).transpose(2, 3)
+
+
 # By name: the operation on images and values, and its value at the least and the greatest magnitude; of
 # translations in sides of the image. Magnitudes are RandAugment's 0 and 10 (timm's ranges) ...
 RANDAUGMENT = {
-    "ShearX": (ops.shear_x, 0.0, 0.3),
-    "ShearY": (ops.shear_y, 0.0, 0.3),
-    "TranslateX": (ops.translate_x, 0.0, 0.45),
-    "TranslateY": (ops.translate_y, 0.0, 0.45),
-    "Rotate": (ops.rotate, 0.0, 30.0),
+    "ShearX": (partial(ops.warp, name="ShearX"), 0.0, 0.3),
+    "ShearY": (partial(ops.warp, name="ShearY"), 0.0, 0.3),
+    "TranslateX": (partial(ops.warp, name="TranslateX"), 0.0, 0.45),
+    "TranslateY": (partial(ops.warp, name="TranslateY"), 0.0, 0.45),
+    "Rotate": (partial(ops.warp, name="Rotate"), 0.0, 30.0),
     "Brightness": (ops.adjust_brightness, 0.1, 1.9),
     "Color": (ops.adjust_saturation, 0.1, 1.9),
     "Contrast": (ops.adjust_contrast, 0.1, 1.9),
@@ -34,13 +41,13 @@ RANDAUGMENT = {
     "Invert": (lambda images, _: 255 - images, 0.0, 0.0),
 }
 # ... and the first and the last of AutoAugment's ten bins, for enhancements as the offset from factor 1. As
-# in the authors' release, grey 128 shows beyond the border, and Solarize starts at 256.
+# in the authors' release, GREY shows beyond the border, and Solarize starts at 256.
 AUTOAUGMENT = RANDAUGMENT | {
-    "ShearX": (partial(ops.shear_x_bicubic, fill=128), 0.0, 0.3),
-    "ShearY": (partial(ops.shear_y_bicubic, fill=128), 0.0, 0.3),
-    "TranslateX": (partial(ops.translate_x, fill=128), 0.0, 150.0 / 331.0),
-    "TranslateY": (partial(ops.translate_y, fill=128), 0.0, 150.0 / 331.0),
-    "Rotate": (partial(ops.rotate, fill=128), 0.0, 30.0),
+    "ShearX": (partial(ops.shear_x_bicubic, fill=GREY), 0.0, 0.3),
+    "ShearY": (_shear_y_bicubic, 0.0, 0.3),
+    "TranslateX": (partial(ops.warp, name="TranslateX", fill=GREY), 0.0, 150.0 / 331.0),
+    "TranslateY": (partial(ops.warp, name="TranslateY", fill=GREY), 0.0, 150.0 / 331.0),
+    "Rotate": (partial(ops.warp, name="Rotate", fill=GREY), 0.0, 30.0),
     "Brightness": (ops.adjust_brightness, 0.0, 0.9),
     "Color": (ops.adjust_saturation, 0.0, 0.9),
     "Contrast": (ops.adjust_contrast, 0.0, 0.9),

@@ -23,7 +23,9 @@ LARGE_IMAGE = 2**16
 
 
 class Stage(ABC):
-    """One step of a view."""
+    """One step of a view. ``size`` is the side of the images that it returns, if it changes."""
+
+    size: int | None = None
 
     def draw(self, n: int, height: int, width: int, generator: Generator) -> tuple[Tensor, ...]:
         """Draws the random parameters of ``n`` images of one size: host tensors with n rows."""
@@ -31,20 +33,13 @@ class Stage(ABC):
 
     @abstractmethod
     def apply(self, images: Tensor, *drawn: Tensor) -> Tensor:
-        """Returns the changed images, given what :meth:`draw` returned; does not modify its input."""
-
-    def output_size(self, height: int, width: int) -> tuple[int, int]:
-        """Returns (height, width) of what :meth:`apply` returns for images of the given size."""
-        return height, width
+        """Returns the changed images, given what :meth:`draw` returned."""
 
 
 @dataclass(frozen=True)
 class View:
-    """Stages applied one after another.
-
-    Parameters are drawn for the whole batch. Then the batch passes through one stage after another; on a CPU,
-    each large image passes through all stages while it is in the cache.
-    """
+    """Stages applied one after another to the whole batch, or on a CPU to one large image after the other, so
+    that it stays in the cache."""
 
     stages: tuple[Stage, ...]
 
@@ -61,7 +56,7 @@ class View:
         drawn = []
         for stage in self.stages:
             drawn.append(stage.draw(n, height, width, generator))
-            height, width = stage.output_size(height, width)
+            height, width = stage.size or height, stage.size or width
         if out is None:
             out = torch.empty(n, 3, height, width, device=images.device)
         at_once = n if images.is_cuda or 3 * height * width < LARGE_IMAGE else 1
@@ -141,8 +136,7 @@ RANDOM_GRAYSCALE = RandomApply(ops.grayscale, 0.2)
 
 @dataclass(frozen=True)
 class PaddedCrop(Stage):
-    """Pads with zeros, crops the original size at random, mirrors with probability ``flip``. ``padding`` is
-    in pixels."""
+    """Pads with zeros, crops the original size at random, mirrors with probability ``flip``."""
 
     padding: int
     flip: float = 0.5
@@ -207,9 +201,6 @@ class RandomResizedCrop(Stage):
     def apply(self, images: Tensor, *drawn: Tensor) -> Tensor:
         return ops.resized_crop(images, *drawn, self.size)
 
-    def output_size(self, height: int, width: int) -> tuple[int, int]:
-        return self.size, self.size
-
 
 @dataclass(frozen=True)
 class Cutout(Stage):
@@ -241,12 +232,8 @@ class ToUint8(Stage):
 
 @dataclass(frozen=True)
 class ColorJitter(Stage):
-    """torchvision's ColorJitter on float images, with probability ``probability``, in an order drawn per
-    image.
-
-    Factors are uniform over [max(0, 1 - x), 1 + x] for brightness, contrast and saturation, over [-x, x] for
-    hue.
-    """
+    """torchvision's ColorJitter on float images, with the given probability, in an order drawn per image.
+    Factors are uniform over [max(0, 1 - x), 1 + x], the shift of the hue over [-x, x]."""
 
     brightness: float = 0.4
     contrast: float = 0.4
