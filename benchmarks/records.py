@@ -89,6 +89,7 @@ def read_run(folder: Path, run: Path | None = None) -> dict:
         seconds = None
     return {
         "name": str(folder),
+        "run": str(run or folder),
         "seed": settings["seed"],
         "date": results["environment"]["date"],
         "train_seconds": seconds,

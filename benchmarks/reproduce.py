@@ -30,6 +30,7 @@ from benchmarks.records import ROOT, read_run
 from benchmarks.rows import EVALUATED, EVALUATIONS, NOT_ON_IMAGENET, ROWS, TABLES
 from datasets.registry import BENCHMARKS
 from utils import flags
+from utils.checkpoint import is_unfinished, open_checkpoint
 from utils.errors import InputError, exit_cleanly, first_line
 from utils.text_files import writable_folder, write_text
 
@@ -74,7 +75,10 @@ def is_evaluated(folder: Path) -> bool:
     if not (folder / "results.json").exists():
         return False
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    return results["epoch"] == results["epochs"]  # somebody may look at a run before its end
+    if results["epoch"] == results["epochs"]:
+        return True
+    checkpoint = open_checkpoint(results["checkpoint"])  # --patience may have ended the run
+    return results["epoch"] == checkpoint["epoch"] and not is_unfinished(checkpoint)
 
 
 def fill(folder: Path, lines: list[list[str]], log: Path, device: str, errors: int | None) -> None:
@@ -126,7 +130,7 @@ def collect(run: Run, target: Path) -> None:
         row = run.row if folder == run.folder else f"{run.row}-{folder.name}"
         record = {"group": run.group, "row": row, "seed": run.seed, "commands": commands}
         record |= read_run(folder, run.folder)
-        del record["name"]
+        del record["name"], record["run"]
         writable_folder(target / run.group)
         file = target / run.group / f"{row}-seed{run.seed}.json"
         write_text(file, json.dumps(record, indent=1) + "\n")

@@ -188,7 +188,10 @@ def runs_table(folders: Sequence[Path], ways: Sequence[Way] = WAYS, columns: Seq
             groups.append([record])
     labelled = {}
     for first, *others in groups:
-        label = first["name"] + (f" and {len(others)} more" if others else "")
+        settings = settings_of(first)
+        twins = [settings_of(group[0]) for group in groups if group[0]["run"] == first["run"]]
+        differ = [f"{k} {v}" for k, v in settings.items() if any(twin.get(k) != v for twin in twins)]
+        label = ", ".join([first["name"], *differ]) + (f" and {len(others)} more" if others else "")
         labelled[label] = [first, *others]
     head, lines = lines_by_way(labelled, ways, columns)
     every = list(chain.from_iterable(groups))

@@ -21,7 +21,9 @@ def test_pytorch_ood_reads_what_save_features_wrote(tmp_path, monkeypatch, capsy
     for name, values in logits.items():
         np.savez(features / f"{name}.npz", logits=values.numpy())
     (snippet,) = (
-        block for block in re.findall(r"(?s)```python\n(.*?)```", README.read_text()) if "pytorch_ood" in block
+        block
+        for block in re.findall(r"(?s)```python\n(.*?)```", README.read_text())
+        if "pytorch_ood" in block
     )
     monkeypatch.chdir(tmp_path)
     exec(snippet, {})

@@ -5,6 +5,7 @@ import shlex
 import subprocess
 
 import pytest
+import torch
 from result_files import show, write_evaluation, write_run
 
 import train
@@ -57,8 +58,9 @@ def test_runs_are_done_once_and_collected(digits, tmp_path, capsys):
     assert before == [f.stat().st_mtime_ns for f in sorted((tmp_path / "runs").rglob("results.json"))]
 
 
-def test_the_results_of_an_unfinished_run_are_made_again(digits, tmp_path, monkeypatch):
-    """Somebody may look at a run before its end."""
+@pytest.mark.parametrize("epoch, finished", [(12, False), (20, True), (12, True)])
+def test_the_results_of_an_unfinished_run_are_made_again(epoch, finished, digits, tmp_path, monkeypatch):
+    """Somebody may look at a run before its end, which --patience may bring early."""
     folder, done = tmp_path / "runs" / "digits_default" / "ce" / "seed0", []
 
     def run(command, **_):
@@ -70,11 +72,11 @@ def test_the_results_of_an_unfinished_run_are_made_again(digits, tmp_path, monke
     monkeypatch.setattr(reproduce.subprocess, "run", run)
     monkeypatch.setattr(reproduce, "collect", lambda run, target: None)
     folder.mkdir(parents=True)
-    (folder / "results.json").write_text('{"epoch": 12, "epochs": 30}')
-    reproduce.main(digits)
-    assert done == ["train.py", "test.py"]
-    reproduce.main(digits)
-    assert len(done) == 2
+    torch.save({"epoch": epoch, "args": {"epochs": 30}, "finished": finished}, folder / "latest.pth")
+    (folder / "results.json").write_text(json.dumps({"epoch": 12, "epochs": 30, "checkpoint": str(folder)}))
+    for _ in range(2):
+        reproduce.main(digits)
+        assert done == ([] if finished and epoch == 12 else ["train.py", "test.py"])
 
 
 def test_one_run_that_fails_does_not_stop_the_others(digits, monkeypatch, capsys):
