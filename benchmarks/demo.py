@@ -8,10 +8,9 @@ import shlex
 from pathlib import Path
 
 from benchmarks import reproduce
-from benchmarks.formats import Table, text
 from benchmarks.records import Way, read_run
 from benchmarks.rows import ROWS
-from benchmarks.tabulate import lines_by_way
+from benchmarks.tabulate import Table, lines_by_way, text
 from utils import flags
 from utils.errors import exit_cleanly
 

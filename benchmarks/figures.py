@@ -21,6 +21,7 @@ from sklearn.manifold import TSNE
 from benchmarks.notes import epoch_of
 from benchmarks.records import RESULTS, Way, load_records, metrics, way_of
 from benchmarks.rows import ROWS, label_of
+from benchmarks.tabulate import Records
 from utils import flags, plots
 from utils.checkpoint import load_checkpoint
 from utils.detector import find_detector
@@ -28,7 +29,6 @@ from utils.errors import InputError, exit_cleanly
 from utils.metrics import shot_groups
 
 POINTS_PER_KIND = 300  # of the 2-D map
-Records = dict[str, list[dict]]  # row -> its records, one per seed
 
 
 def draw_run(run: Path, ood_set: str, out: str) -> None:
@@ -56,7 +56,7 @@ def draw_run(run: Path, ood_set: str, out: str) -> None:
 
 
 def draw_classes(rows: list[str], records: Records, path: str) -> None:
-    """Draws mean accuracies per class for rows of a protocol, without FC, and for the first row with FC."""
+    """Draws mean accuracies per class, without FC, and for the first row also with FC."""
 
     def mean_by_class(row, calibration):
         every = (entry for record in records[row] for entry in record["results"]["accuracy"])
@@ -69,15 +69,15 @@ def draw_classes(rows: list[str], records: Records, path: str) -> None:
 
 
 def draw_aurocs(rows: list[str], records: Records, path: str) -> None:
-    """Draws the mean AUROC of every score for rows of a protocol, and of the paper's score with FC."""
-    every = [way_of(entry) for entry in records[rows[0]][0]["results"]["mean"]]
-    ways = {way.score: way for way in every if way.calibration == "none"} | {
-        "energy, FC": Way("fc", "energy")
-    }
+    """Draws the mean AUROC of every score, and of the paper's score with FC."""
+    every = map(way_of, records[rows[0]][0]["results"]["mean"])
+    ways = {way.score: way for way in every if way.calibration == "none"}
+    ways["energy, FC"] = Way("fc", "energy")
     aurocs = {}
     for row in rows:
-        values = {name: [metrics(r, way)["auroc"] for r in records[row]] for name, way in ways.items()}
-        aurocs[label_of(row)] = values
+        aurocs[label_of(row)] = {
+            name: [metrics(record, way)["auroc"] for record in records[row]] for name, way in ways.items()
+        }
     plots.plot_aurocs(aurocs, path)
 
 
@@ -122,10 +122,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.kind == "run":
         return draw_run(args.run, args.ood_set, args.out)
-    records = load_records(args.results / args.group)
-    missing = [row for row in args.rows if row not in records]
-    if missing:
-        raise InputError(f"{args.group} has no row {missing[0]}; there are {', '.join(records)}")
+    records = load_records(args.results / args.group, args.rows)
     OF_RESULTS[args.kind](args.rows, records, f"{args.out}{args.kind}.png")
 
 

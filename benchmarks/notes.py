@@ -17,13 +17,8 @@ def note(
     dropped_seeds: Iterable[int] = (),
     on_test_data: bool = True,
 ) -> str:
-    """Writes the note.
-
-    Args:
-        files: where the records are. score: that of all lines, if it is to be said. dropped_seeds: those that
-            were left out. on_test_data: whether the table shows results on test images.
-    """
-    sets = dict.fromkeys(name for record in records for name in ood_sets(record))
+    """Writes the note; ``score`` is that of all lines, if it is to be said."""
+    sets = dict.fromkeys(row["ood"] for record in records for row in record["results"]["rows"])
     data = f"OOD sets: {', '.join(sets)}" if on_test_data else "no test image or OOD set"
     text = [f"{'; '.join(dict.fromkeys(map(protocol, records)))}; {data}."]
     unlike = ["reduced protocol"] if any(map(is_reduced, records)) else []
@@ -49,13 +44,9 @@ def protocol(record: dict) -> str:
 
 
 def epoch_of(record: dict) -> int:
-    """Returns the number of epochs after which a run was evaluated."""
+    """Returns the epoch after which a run was evaluated."""
     finished = record["results"].get("epoch")
     return record["args"]["epochs"] if finished is None else finished
-
-
-def ood_sets(record: dict) -> dict[str, None]:
-    return dict.fromkeys(row["ood"] for row in record["results"]["rows"])
 
 
 def is_reduced(record: dict) -> bool:
@@ -74,16 +65,17 @@ def has_stand_ins(record: dict) -> bool:
     if settings["ds"] not in PAPER_MODEL:
         return False
     paper_outliers = settings.get("num_outliers", PAPER_OUTLIERS) in (0, PAPER_OUTLIERS)
-    return not paper_outliers or ood_sets(record).keys() != set(BENCHMARKS[settings["ds"]].ood_sets)
+    ood_sets = {row["ood"] for row in record["results"]["rows"]}
+    return not paper_outliers or ood_sets != set(BENCHMARKS[settings["ds"]].ood_sets)
 
 
 def origin(records: list[dict]) -> str:
     trained, evaluated = ([record[part]["environment"] for record in records] for part in ("args", "results"))
-    devices = unique(f"{e['device']} ({cores(e)})" for e in [*trained, *evaluated])
-    commits, later = ({str(e["commit"]) for e in part} for part in (trained, evaluated))
-    commit = f"commit {', '.join(sorted(commits))}"
-    if later - commits:
-        commit += f", evaluated {'in part ' * bool(later & commits)}at {', '.join(sorted(later - commits))}"
+    devices = unique(f"{made['device']} ({cores(made)})" for made in trained + evaluated)
+    commits, later = (unique(made["commit"] for made in part) for part in (trained, evaluated))
+    commit = f"commit {', '.join(commits)}" + (
+        f", evaluated at {', '.join(later)}" if later != commits else ""
+    )
     dates = unique(record["date"] for record in records)
     return f"{', '.join(devices)}; {' to '.join(dict.fromkeys([dates[0], dates[-1]]))}; {commit}"
 

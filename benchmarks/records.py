@@ -7,6 +7,7 @@ the training) and ``results`` (those of the evaluation, as in results.json).
 import argparse
 import itertools
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from statistics import mean
 from typing import NamedTuple
@@ -43,11 +44,11 @@ def way_of(entry: dict) -> Way:
     return Way(entry["calibration"], entry["score"])
 
 
-def load_records(folder: Path) -> dict[str, list[dict]]:
+def load_records(folder: Path, required: Iterable[str] = ()) -> dict[str, list[dict]]:
     """Loads a protocol's result files: row -> its records, by seed.
 
     Raises:
-        InputError: there are none.
+        InputError: there are none, or none of a ``required`` row.
     """
     records = {}
     for file in sorted(folder.glob("*-seed*.json")):
@@ -57,18 +58,20 @@ def load_records(folder: Path) -> dict[str, list[dict]]:
         records.setdefault(record["row"], []).append(record)
     if not records:
         raise InputError(f"there are no result files in {folder}")
+    for row in required:
+        if row not in records:
+            raise InputError(f"{folder} has no row {row}; it has {', '.join(records)}")
     return records
 
 
 def read_run(folder: Path, run: Path | None = None) -> dict:
     """Reads the record of an evaluated run, or of an evaluation that ``test.py --srp`` put elsewhere.
 
-    Args:
-        folder: where results.json is. run: the run directory; by default that of the evaluated checkpoint. A
-            third-party checkpoint has none: its settings are those that results.json knows.
+    ``run`` is the run directory, by default that of the evaluated checkpoint. A third-party checkpoint has
+    none: its settings are those that results.json knows.
 
     Raises:
-        InputError: there is no results.json.
+        InputError: ``folder`` has no results.json.
     """
     if not (folder / "results.json").exists():
         raise InputError(
@@ -99,11 +102,8 @@ def read_run(folder: Path, run: Path | None = None) -> dict:
 
 
 def metrics(record: dict, way: Way) -> dict[str, float | None]:
-    """Returns the numbers of one way, fractions; without those that the record does not have.
-
-    They are the accuracies under the calibration, the OOD metrics averaged over all sets, and AUROC and FPR95
-    averaged over the near and the far sets: ``near_auroc``, ``far_fpr95``.
-    """
+    """Returns the numbers of one way that the record has, fractions: accuracies, means of the OOD metrics over
+    all sets, and of AUROC and FPR95 over the near and the far ones (``near_auroc``, ``far_fpr95``)."""
     found, results = {}, record["results"]
     for entry in results["accuracy"]:
         if entry["calibration"] == way.calibration:
@@ -130,8 +130,7 @@ def evaluated_with(record: dict) -> dict:
 def require_alike(records: list[dict]) -> None:
     """Raises InputError if two seeds of a row, which are averaged, were evaluated differently."""
     for one, other in itertools.combinations(records, 2):
-        settings, others = evaluated_with(one), evaluated_with(other)
-        differ = [name for name in settings if others.get(name, settings[name]) != settings[name]]
-        if differ:
-            names = f"{one['name']} and {other['name']}"
-            raise InputError(f"{names} were not evaluated alike: {', '.join(differ)}")
+        others = evaluated_with(other)
+        for name, value in evaluated_with(one).items():
+            if others.get(name, value) != value:
+                raise InputError(f"{one['name']} and {other['name']} were evaluated with different {name}")

@@ -84,10 +84,8 @@ def is_evaluated(folder: Path) -> bool:
 def fill(folder: Path, lines: list[list[str]], log: Path, device: str, errors: int | None) -> None:
     """Runs commands of this repository, ``python LINE``, until ``folder`` has the results of a finished run.
 
-    On a CPU they have one thread: the number of threads changes the order of summation.
-
-    Args:
-        log: their output is appended to it. errors: where their standard error goes, see :mod:`subprocess`.
+    Their output is appended to ``log``; ``errors`` says where their standard error goes, see
+    :mod:`subprocess`. On a CPU they have one thread: the number of threads changes the order of summation.
 
     Raises:
         InputError: a command fails.
@@ -223,8 +221,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args.ds = own or args.ds or "cifar10"
     if args.extra and not args.protocol:
         parser.error("--extra needs a --protocol, a name that keeps these runs apart from those without it")
-    if args.ds == "imagenet" and (args.drp or args.dout):
-        parser.error("--drp and --dout are not for ImageNet-LT; give its lists and folders with --extra")
     there = [row for row in TABLES[args.table] if args.ds != "imagenet" or row not in NOT_ON_IMAGENET]
     unknown = set(args.rows or ()) - set(there)
     if unknown:

@@ -17,10 +17,9 @@ import shlex
 import sys
 from pathlib import Path
 
-from benchmarks.formats import FORMATS, markdown
 from benchmarks.records import RESULTS, ROOT, Way
 from benchmarks.rows import ROWS
-from benchmarks.tabulate import COLUMNS, FULL, WAYS, build, every_number, runs_table
+from benchmarks.tabulate import COLUMNS, FORMATS, FULL, WAYS, build, every_number, markdown, runs_table
 from utils import flags
 from utils.errors import InputError, exit_cleanly
 from utils.text_files import csv_text, write_text

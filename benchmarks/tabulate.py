@@ -1,22 +1,14 @@
-"""Tables of records: which of them share a row, and what a row shows."""
+"""Tables of records: which of them share a row, what a row shows, and how tables are printed."""
 
 import json
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 from statistics import mean, stdev
+from typing import NamedTuple
 
-from benchmarks.formats import Table
 from benchmarks.notes import cores, note
-from benchmarks.records import (
-    ROOT,
-    Way,
-    evaluated_with,
-    load_records,
-    metrics,
-    read_run,
-    require_alike,
-)
+from benchmarks.records import ROOT, Way, evaluated_with, load_records, metrics, read_run, require_alike
 from benchmarks.rows import EVALUATED, TABLES, label_of
 from utils.errors import InputError
 from utils.metrics import ACCURACY_COLUMNS, OOD_COLUMNS
@@ -37,6 +29,14 @@ Records = dict[str, list[dict]]  # row -> its records, one per seed
 Lines = tuple[list[str], list[list[str]]]  # a table's head and its rows
 
 
+class Table(NamedTuple):
+    """The cells of a table as text, and the note below it."""
+
+    head: list[str]
+    rows: list[list[str]]
+    note: str = ""
+
+
 def build(
     kind: str,
     argument: str,
@@ -51,9 +51,8 @@ def build(
     if kind == "claim":
         return claim_table(argument)
     if kind not in (*TABLES, "scores"):
-        raise InputError(
-            f"there is no table {kind}; there are {', '.join(TABLES)}, scores, published and claim"
-        )
+        names = ", ".join((*TABLES, "scores", "published", "claim"))
+        raise InputError(f"there is no table {kind}; there are {names}")
     folder = results / argument
     records, dropped = comparable(folder, kind if kind in TABLES else "ablation", rows)
     score = common_score(ways)
@@ -70,14 +69,9 @@ def build(
 
 
 def comparable(folder: Path, table: str, wanted: Sequence[str] | None) -> tuple[Records, set[int]]:
-    """Returns the records of a table's rows, and the seeds that were left out.
-
-    Seeds differ more than methods, so a table shows those that all its rows have.
-    """
-    records = load_records(folder)
-    missing = [row for row in wanted or () if row not in records]
-    if missing:
-        raise InputError(f"{folder} has no row {missing[0]}; it has {', '.join(records)}")
+    """Returns the records of a table's rows, and the seeds that were left out: as seeds differ more than
+    methods, a table shows those that all its rows have."""
+    records = load_records(folder, wanted or ())
     rows = [row for row in wanted or TABLES[table] if row in records]
     further = [f"{row}-{name}" for row in rows for name in EVALUATED.get(table, ())]
     rows += [row for row in further if row in records]
@@ -112,11 +106,7 @@ def name_of(calibration: str) -> str:
 def lines_by_way(
     groups: Records, ways: Sequence[Way], columns: Sequence[str], fc_alone: Sequence[str] = ()
 ) -> Lines:
-    """Returns a line for each group of records and each way.
-
-    Args:
-        groups: label -> records. columns: of COLUMNS, beside the way's. fc_alone: groups shown under FC only.
-    """
+    """Returns a line for each way and group of records, by label; those of ``fc_alone`` under FC only."""
     there = {entry["score"] for record in chain(*groups.values()) for entry in record["results"]["mean"]}
     for way in ways:
         if way.score not in there:
@@ -144,33 +134,28 @@ def scores_lines(rows: Records, ways: Sequence[Way]) -> Lines:
     lines = []
     for row, records in rows.items():
         for calibration in dict.fromkeys(way.calibration for way in ways):
-            cells = [
-                spread([metrics(record, Way(calibration, name)).get("auroc") for record in records])
-                for name in names
-            ]
-            lines.append([label_of(row), name_of(calibration), *cells])
+            lines.append([label_of(row), name_of(calibration)])
+            for name in names:
+                found = [metrics(record, Way(calibration, name)) for record in records]
+                lines[-1].append(spread([of.get("auroc") for of in found]))
     return ["AUROC ↑", "calibration", *names], lines
 
 
 def choices_lines(rows: Records, ways: Sequence[Way]) -> Lines:
-    """Returns what ``--calibration auto`` measured on held-out images.
-
-    It has a line for each calibration of ``ways``, and for each strength of FC.
-    """
+    """Returns what ``--calibration auto`` measured on held-out images with the calibrations of ``ways``."""
     lines = []
     for row in [row for row in rows if row.endswith("-auto")]:
         found = [record["results"]["auto"] for record in rows[row]]
         for trials in zip(*(auto["trials"] for auto in found), strict=True):
             name, strength = trials[0]["calibration"], trials[0]["fc_strength"]
-            if name in {way.calibration for way in ways}:
-                both = [[trial[key] for trial in trials] for key in ("auroc", "accuracy")]
-                total = [sum(values) for values in zip(*both, strict=True)]
-                chosen = sum(auto["chosen"] == trial for auto, trial in zip(found, trials, strict=True))
-                label = name_of(name) + ("" if strength is None else f" {strength}")
-                cells = [spread(values) for values in (*both, total)]
-                lines.append(
-                    [label_of(row.removesuffix("-auto")), label, *cells, f"{chosen} of {len(found)}"]
-                )
+            if name not in {way.calibration for way in ways}:
+                continue
+            aurocs, accuracies = ([trial[key] for trial in trials] for key in ("auroc", "accuracy"))
+            sums = [trial["auroc"] + trial["accuracy"] for trial in trials]
+            chosen = sum(auto["chosen"] in trials for auto in found)
+            label = name_of(name) + ("" if strength is None else f" {strength}")
+            cells = [spread(values) for values in (aurocs, accuracies, sums)]
+            lines.append([label_of(row.removesuffix("-auto")), label, *cells, f"{chosen} of {len(found)}"])
     measured = ["AUROC ↑", "mean class accuracy ↑", "sum ↑"]
     return ["on held-out images", "calibration", *measured, "chosen by auto"], lines
 
@@ -244,3 +229,22 @@ def every_number(results: Path) -> list[dict]:
                 line |= {name: accuracies[calibration].get(name) for name in ACCURACY_COLUMNS}
                 every.append({k: round(v, DIGITS) if isinstance(v, float) else v for k, v in line.items()})
     return every
+
+
+def text(table: Table) -> str:
+    """Formats aligned columns for a terminal."""
+    widths = [max(map(len, column)) for column in zip(table.head, *table.rows, strict=True)]
+    lines = []
+    for first, *others in [table.head, *table.rows]:
+        cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        lines.append("  ".join([first.ljust(widths[0]), *cells]).rstrip())
+    return "\n".join(lines) + f"\n\n{table.note}\n"
+
+
+def markdown(table: Table) -> str:
+    """Formats a Markdown table."""
+    head, *rows = (f"| {' | '.join(cells)} |" for cells in [table.head, *table.rows])
+    return "\n".join([head, "|" + "---|" * len(table.head), *rows]) + f"\n\n{table.note}\n"
+
+
+FORMATS = {"text": text, "markdown": markdown}

@@ -5,20 +5,17 @@ agree.
 """
 
 import argparse
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.speed.common import publish, timed
+from benchmarks.speed.common import milliseconds, publish, timed
 from utils.errors import InputError, exit_cleanly
 from utils.losses import PATTLoss
 
 SIZES = ((128, 10, 512), (128, 100, 512), (32, 1000, 1024))  # N, C, D
 TERMS = 300  # of the power series; enough for order 511 and arguments up to 700
-
-Step = Callable[[], tuple[Tensor, Tensor]]  # one forward and backward pass: (loss, gradient)
 
 
 def log_iv(order: int, x: Tensor) -> Tensor:
@@ -31,9 +28,7 @@ def log_iv(order: int, x: Tensor) -> Tensor:
 def plain_isac(embeddings: Tensor, labels: Tensor, mean: Tensor, counts: Tensor, tau: float = 0.1) -> Tensor:
     """Returns ISAC's loss as its equations say it, with an N x C x D broadcast.
 
-    Args:
-        embeddings: (N, D). labels: int64 (N,). mean: (C, D), of each class's unit embeddings.
-        counts: (C,) training images.
+    ``mean`` (C, D) is that of each class's unit embeddings.
     """
     unit, dim = F.normalize(embeddings.double(), dim=1), embeddings.shape[1]
     resultant, order = mean.norm(dim=1), dim // 2 - 1
@@ -47,10 +42,11 @@ def plain_isac(embeddings: Tensor, labels: Tensor, mean: Tensor, counts: Tensor,
     return F.cross_entropy(scores + torch.log(counts / counts.sum()), labels)
 
 
-def ours_and_plain(n: int, classes: int, dim: int, device: torch.device) -> tuple[Step, Step]:
-    """Returns a step of our contrastive term, statistics included, and one of the plain one.
+def ours_and_plain(n: int, classes: int, dim: int, device: torch.device) -> tuple:
+    """Returns two functions that do a forward and backward pass and return loss and gradient: our
+    contrastive term with its statistics, and the plain one.
 
-    The embeddings are near their class directions; both know 16 earlier ones of each class.
+    The embeddings are near their class directions. Both know 16 earlier ones of each class.
     """
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(classes, (n,), generator=generator)
@@ -93,8 +89,8 @@ def main(argv: list[str] | None = None) -> None:
         if difference > 1e-4:
             raise InputError(f"the two do not agree at {name}: {difference}")
         fast, slow = seconds[name] = timed(ours, args.repeats), timed(plain, args.repeats)
-        ratio = f"{slow.median / fast.median:.0f}x"
-        rows.append([name, str(slow), str(fast), ratio, f"{difference:.0e}"])
+        ratio = f"{slow[0] / fast[0]:.0f}x"
+        rows.append([name, milliseconds(slow), milliseconds(fast), ratio, f"{difference:.0e}"])
     head = ["ISAC, forward + backward", "plain, ms", "ours, ms", "faster", "largest difference"]
     publish(__spec__.name, "criterion", args.device, head, rows, seconds=seconds)
 
