@@ -25,10 +25,7 @@ and reads the features as well."""
 
 
 def evaluated(method: str, folder: Path) -> dict:
-    """Trains and evaluates one method unless it is done, and returns its record.
-
-    The output goes to ``log.txt``, progress and errors to the terminal.
-    """
+    """Trains and evaluates one method unless it is done, and returns its record."""
     folder.mkdir(parents=True, exist_ok=True)
     run, args = reproduce.Run("digits", method, SEED, folder), reproduce.parse_args(["digits"])
     lines = reproduce.commands(run, args, "cpu")[folder]
@@ -39,9 +36,7 @@ def evaluated(method: str, folder: Path) -> dict:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--srp", type=flags.path, default=Path("runs/demo"), help="where the two runs go")
     folder = parser.parse_args(argv).srp
     records = {ROWS[method].label: [evaluated(method, folder / method)] for method in METHODS}

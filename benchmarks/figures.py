@@ -20,7 +20,7 @@ from sklearn.manifold import TSNE
 
 from benchmarks.notes import epoch_of
 from benchmarks.records import RESULTS, Way, load_records, metrics, way_of
-from benchmarks.rows import ROWS, label_of
+from benchmarks.rows import label_of
 from benchmarks.tabulate import Records
 from utils import flags, plots
 from utils.checkpoint import load_checkpoint
@@ -39,17 +39,17 @@ def draw_run(run: Path, ood_set: str, out: str) -> None:
     except FileNotFoundError as error:
         raise InputError(f"there is no {error.filename}; run test.py --save_features first") from None
     groups = shot_groups(counts)
-    parts = {
-        "head classes": test["features"][groups["many"][test["labels"]]],
-        "tail classes": test["features"][groups["few"][test["labels"]]],
-        f"OOD ({ood_set})": ood["features"][ood["labels"] < 0],
-    }
+    parts = [
+        test["features"][groups["many"][test["labels"]]],
+        test["features"][groups["few"][test["labels"]]],
+        ood["features"][ood["labels"] < 0],
+    ]
     shuffled = np.random.default_rng(0).permutation
-    parts = {name: shuffled(part)[:POINTS_PER_KIND] for name, part in parts.items()}
-    points = TSNE(random_state=0, init="pca").fit_transform(np.concatenate(list(parts.values())))
-    owner = np.repeat(np.arange(len(parts)), [len(part) for part in parts.values()])
-    kinds = {name: owner == i for i, name in enumerate(parts)}
-    plots.plot_feature_map(points, kinds, f"{out}map.png")
+    parts = [shuffled(part)[:POINTS_PER_KIND] for part in parts]
+    points = TSNE(random_state=0, init="pca").fit_transform(np.concatenate(parts))
+    owner = np.repeat(np.arange(3), [len(part) for part in parts])
+    names = ("head classes", "tail classes", f"OOD ({ood_set})")
+    plots.plot_feature_map(points, {name: owner == i for i, name in enumerate(names)}, f"{out}map.png")
     calibrations = load_checkpoint(find_detector(run))["calibrations"]
     if "fc" in calibrations:
         plots.plot_attention(calibrations["fc"]["calibration"]["attention"], f"{out}attention.png")
@@ -105,9 +105,7 @@ OF_RESULTS = {"classes": draw_classes, "aurocs": draw_aurocs, "epochs": draw_epo
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=flags.HelpFormatter)
     kinds = parser.add_subparsers(dest="kind", required=True)
     run = kinds.add_parser("run")
     run.add_argument("run", type=flags.path, help="a run directory of train.py, evaluated by test.py")
@@ -115,7 +113,7 @@ def main(argv: list[str] | None = None) -> None:
     for kind in OF_RESULTS:
         add = kinds.add_parser(kind).add_argument
         add("group", help="a folder of --results")
-        add("rows", nargs="+", choices=tuple(ROWS), metavar="ROW")
+        add("rows", nargs="+", metavar="ROW")
         add("--results", type=flags.path, default=RESULTS)
     for kind in kinds.choices.values():
         kind.add_argument("--out", default="", help="the files' prefix, such as docs/figures/digits_")

@@ -1,7 +1,7 @@
 """Reads results: a record for each evaluation of a run.
 
-A record has ``name`` (its file or folder), ``seed``, ``date``, ``train_seconds``, ``args`` (the settings of
-the training) and ``results`` (those of the evaluation, as in results.json).
+A record has ``name`` (its file or folder), ``run`` (the run directory; not in files), ``seed``, ``date``,
+``train_seconds``, ``args`` (the settings of the training) and ``results`` (as in results.json).
 """
 
 import argparse
@@ -74,9 +74,7 @@ def read_run(folder: Path, run: Path | None = None) -> dict:
         InputError: ``folder`` has no results.json.
     """
     if not (folder / "results.json").exists():
-        raise InputError(
-            f"{folder} has no results.json; evaluate the run first: test.py --ckpt_path {folder}"
-        )
+        raise InputError(f"{folder} has no results.json; run test.py --ckpt_path {folder} first")
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     checkpoint = Path(results.pop("checkpoint", folder))
     places = [run] if run else [folder, checkpoint, checkpoint.parent]
@@ -102,8 +100,8 @@ def read_run(folder: Path, run: Path | None = None) -> dict:
 
 
 def metrics(record: dict, way: Way) -> dict[str, float | None]:
-    """Returns the numbers of one way that the record has, fractions: accuracies, means of the OOD metrics over
-    all sets, and of AUROC and FPR95 over the near and the far ones (``near_auroc``, ``far_fpr95``)."""
+    """Returns those numbers of one way that the record has, fractions: accuracies, means of the OOD metrics
+    over all sets, and of AUROC and FPR95 over the near and the far ones (``near_auroc``, ``far_fpr95``)."""
     found, results = {}, record["results"]
     for entry in results["accuracy"]:
         if entry["calibration"] == way.calibration:

@@ -7,12 +7,13 @@
     python -m benchmarks.reproduce imagenet --protocol imagenet --extra --txtt LIST ...   ImageNet-LT
 
 Prints its plan, skips finished runs, resumes interrupted ones, and writes a small JSON file for each
-evaluation in a run directory, for ``python -m benchmarks.table``. Runs are parallel: one per GPU, or
-``--jobs`` on a CPU, with one thread each.
+evaluation, for ``python -m benchmarks.table``. One run per GPU at a time, or ``--jobs`` on a CPU, with one
+thread each.
 """
 
 import argparse
 import importlib.util
+import itertools
 import json
 import os
 import re
@@ -108,9 +109,7 @@ def execute(run: Run, args: argparse.Namespace, device: str) -> None:
     record, shown = run.folder / "commands.json", portable_commands(run, args)
     known = json.loads(record.read_text()) if record.exists() else shown
     if known[:2] != shown[:2]:
-        raise InputError(
-            f"{run.folder} holds a run made by other commands; choose another --srp or --protocol"
-        )
+        raise InputError(f"{run.folder} holds a run of other commands; choose another --srp or --protocol")
     run.folder.mkdir(parents=True, exist_ok=True)
     write_text(record, json.dumps(list(dict.fromkeys([*known, *shown])), indent=1) + "\n")
     for folder, lines in commands(run, args, device).items():
@@ -119,10 +118,7 @@ def execute(run: Run, args: argparse.Namespace, device: str) -> None:
 
 
 def collect(run: Run, target: Path) -> None:
-    """Writes a small JSON file with everything the tables need for each evaluation in a run directory.
-
-    That of ``OUT/NAME/results.json`` is ROW-NAME.
-    """
+    """Writes what the tables need of each evaluation in a run directory; that in OUT/NAME is ROW-NAME."""
     commands = json.loads((run.folder / "commands.json").read_text())
     for folder in (run.folder, *sorted(path.parent for path in run.folder.glob("*/results.json"))):
         row = run.row if folder == run.folder else f"{run.row}-{folder.name}"
@@ -167,16 +163,12 @@ def require_valid(line: list[str]) -> None:
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     devices = [str(i) for i in range(torch.cuda.device_count())] or ["cpu"] * args.jobs
-    parts = [args.ds, args.model or "default", f"e{args.epochs}" if args.epochs else "", args.precision or ""]
+    parts = [args.ds, args.model or "default", args.epochs and f"e{args.epochs}", args.precision]
     protocol = args.protocol or "_".join(part for part in parts if part)
-    runs = [
-        Run(protocol, row, seed, args.srp / protocol / row / f"seed{seed}")
-        for seed in args.seeds
-        for row in args.rows
-    ]
-    for lines in commands(runs[0]._replace(folder=Path(os.devnull)), args, "cpu").values():
-        for line in lines:
-            require_valid(line)
+    pairs = itertools.product(args.seeds, args.rows)
+    runs = [Run(protocol, row, seed, args.srp / protocol / row / f"seed{seed}") for seed, row in pairs]
+    for line in sum(commands(runs[0]._replace(folder=Path(os.devnull)), args, "cpu").values(), []):
+        require_valid(line)
     done = sum(is_evaluated(run.folder) for run in runs)
     print(f"{args.table}: {len(runs)} runs, {done} finished; {len(devices)} at a time")
     for run in runs:
@@ -192,19 +184,15 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=flags.HelpFormatter)
     add = parser.add_argument
     add("table", choices=tuple(TABLES), help="its rows are in benchmarks/rows.py")
-    ds = "the data set, for tables not named after one; default cifar10"
-    add("--ds", choices=(*BENCHMARKS, "imagenet"), help=ds)
+    add("--ds", choices=(*BENCHMARKS, "imagenet"), help="of tables not named after one; default cifar10")
     add("--rows", nargs="+", metavar="ROW", help="only these rows of the table")
     add("--seeds", type=flags.count, nargs="+", default=[0, 1, 2])
     add("--drp", type=flags.path, help="the data folder")
     add("--srp", type=flags.path, default=Path("runs/reproduce"), help="where the run directories go")
-    results = "where the small result files go, for benchmarks.table"
-    add("--results", type=flags.path, default=Path("runs/results"), help=results)
+    add("--results", type=flags.path, default=Path("runs/results"), help="where the result files go")
     add("--epochs", type=flags.positive_int, help="fewer than the paper's: a reduced protocol")
     add("--model", "--md", help="a smaller network than the paper's: a reduced protocol")
     add("--precision", choices=("auto", "fp32", "bf16"))
@@ -212,8 +200,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--jobs", type=flags.positive_int, default=1, help="runs at a time on a CPU")
     add("--protocol", help="names the folder of these runs; default: data set, network, epochs, precision")
     add("--plan", action="store_true", help="print the plan only")
-    extra = "further flags for both scripts, last on the line; name them with --protocol"
-    add("--extra", nargs=argparse.REMAINDER, default=[], help=extra)
+    add("--extra", nargs=argparse.REMAINDER, default=[], help="last: flags for both scripts")
     args = parser.parse_args(argv)
     own = args.table if args.table in (*BENCHMARKS, "imagenet") else None
     if own and args.ds not in (None, own):

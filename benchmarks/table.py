@@ -6,9 +6,9 @@
     python -m benchmarks.table --runs runs/a runs/b --score energy probe/combined --columns AUROC ACC few
 
 A document's table is between ``<!-- table: NAME ARGUMENT [--rows ...] [--score ...] [--columns ...] -->`` and
-``<!-- end -->``. NAME is a table of benchmarks/rows.py or ``scores`` (AUROC of every score) with a protocol
-(a folder of benchmarks/results/runs), ``published averages``, or ``claim`` with a file of benchmarks/results.
-Runs that differ only in the seed share a row. benchmarks/results/all.csv has every number.
+``<!-- end -->``. NAME is a table of benchmarks/rows.py or ``scores`` (AUROC of every score) with a folder of
+benchmarks/results/runs, ``published averages``, or ``claim`` with a file of benchmarks/results. Runs that
+differ only in the seed share a row. benchmarks/results/all.csv has every number.
 """
 
 import argparse
@@ -36,9 +36,7 @@ def regenerate(document: str, results: Path = RESULTS) -> str:
 
     def anew(marker):
         args = parser.parse_args(shlex.split(marker["words"]))
-        return marker[1] + markdown(
-            build(args.kind, args.argument, results, args.rows, args.score, args.columns)
-        )
+        return marker[1] + markdown(build(args.kind, args.argument, results, args))
 
     return MARKER.sub(anew, document)
 
@@ -52,15 +50,10 @@ def generated(results: Path) -> dict[Path, str]:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    if args.show or args.runs:
-        chosen = args.score, args.columns
-        made = (
-            build(*args.show, args.results, args.rows, *chosen)
-            if args.show
-            else runs_table(args.runs, *chosen)
-        )
-        print(FORMATS[args.format](made), end="")
-        return
+    if args.show:
+        return print(FORMATS[args.format](build(*args.show, args.results, args)), end="")
+    if args.runs:
+        return print(FORMATS[args.format](runs_table(args.runs, args)), end="")
     files = generated(args.results)
     stale = {f: text for f, text in files.items() if not f.exists() or f.read_text(encoding="utf-8") != text}
     names = ", ".join(str(file.relative_to(ROOT)) for file in stale)
@@ -75,22 +68,17 @@ def add_selection(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that select what a table shows, both for markers and for the command line."""
     add = parser.add_argument
     add("--rows", nargs="+", choices=tuple(ROWS), metavar="ROW", help="only these rows")
-    ways = "how the networks are used, such as energy, fc/energy or probe/combined"
+    ways = "how the networks are used, such as probe/combined; default: energy fc/energy"
     add("--score", nargs="+", type=Way.parse, default=WAYS, metavar="[CALIBRATION/]SCORE", help=ways)
-    columns = (
-        f"{', '.join(COLUMNS)}; near and far are means over the OOD sets like and unlike the training images"
-    )
+    columns = f"default: {', '.join(FULL)}; near and far OOD sets are like and unlike the training images"
     add("--columns", nargs="+", choices=COLUMNS, default=FULL, metavar="NAME", help=columns)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=flags.HelpFormatter)
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--check", action="store_true", help="only compare; fail if documents and files differ")
-    show = "print a table, named as in a marker"
-    what.add_argument("--show", nargs=2, metavar=("NAME", "ARGUMENT"), help=show)
+    what.add_argument("--show", nargs=2, metavar=("NAME", "ARGUMENT"), help="print one, named as in a marker")
     runs = "print a table of run directories, or of evaluations that test.py --srp put elsewhere"
     what.add_argument("--runs", nargs="+", type=flags.path, metavar="DIR", help=runs)
     parser.add_argument("--format", choices=tuple(FORMATS), default="text", help="of the printed table")

@@ -1,5 +1,6 @@
 """Tables of records: which of them share a row, what a row shows, and how tables are printed."""
 
+import argparse
 import json
 from collections.abc import Sequence
 from itertools import chain
@@ -15,9 +16,8 @@ from utils.metrics import ACCURACY_COLUMNS, OOD_COLUMNS
 
 # A metric -> its column's header.
 HEADERS = OOD_COLUMNS | ACCURACY_COLUMNS
-HEADERS |= {
-    f"{which}_{key}": f"{which} {HEADERS[key]}" for which in ("near", "far") for key in ("auroc", "fpr95")
-}
+for which in ("near", "far"):
+    HEADERS |= {f"{which}_{key}": f"{which} {HEADERS[key]}" for key in ("auroc", "fpr95")}
 # A column's name in --columns, which is its header without the arrow -> the metric.
 METRICS = {header.rpartition(" ")[0]: key for key, header in HEADERS.items()}
 COLUMNS = ("n", *METRICS, "minutes")
@@ -37,15 +37,8 @@ class Table(NamedTuple):
     note: str = ""
 
 
-def build(
-    kind: str,
-    argument: str,
-    results: Path,
-    rows: Sequence[str] | None = None,
-    ways: Sequence[Way] = WAYS,
-    columns: Sequence[str] = FULL,
-) -> Table:
-    """Builds the table ``kind`` of a protocol, data set or claim; ``rows``: only these."""
+def build(kind: str, argument: str, results: Path, chosen: argparse.Namespace) -> Table:
+    """Builds the table ``kind`` of a protocol or claim, with the ``chosen`` rows, score(s) and columns."""
     if kind == "published":
         return published_table()
     if kind == "claim":
@@ -54,16 +47,16 @@ def build(
         names = ", ".join((*TABLES, "scores", "published", "claim"))
         raise InputError(f"there is no table {kind}; there are {names}")
     folder = results / argument
-    records, dropped = comparable(folder, kind if kind in TABLES else "ablation", rows)
-    score = common_score(ways)
+    records, dropped = comparable(folder, kind if kind in TABLES else "ablation", chosen.rows)
+    score = None if kind == "scores" else common_score(chosen.score)
     if kind == "scores":
-        (head, lines), score = scores_lines(records, ways), None
+        head, lines = scores_lines(records, chosen.score)
     elif kind == "defaults":
-        head, lines = choices_lines(records, ways)
+        head, lines = choices_lines(records, chosen.score)
     else:
         groups = {label_of(row): of_row for row, of_row in records.items()}
         fc_alone = {label_of(row) for row in records if "-" in row}  # all that further evaluations change
-        head, lines = lines_by_way(groups, ways, columns, fc_alone)
+        head, lines = lines_by_way(groups, chosen.score, chosen.columns, fc_alone)
     every = list(chain.from_iterable(records.values()))
     return Table(head, lines, note(every, f"`{folder.name}`", score, dropped, kind != "defaults"))
 
@@ -75,8 +68,8 @@ def comparable(folder: Path, table: str, wanted: Sequence[str] | None) -> tuple[
     rows = [row for row in wanted or TABLES[table] if row in records]
     further = [f"{row}-{name}" for row in rows for name in EVALUATED.get(table, ())]
     rows += [row for row in further if row in records]
-    seeds = [{record["seed"] for record in records[row]} for row in rows]
-    common = set.intersection(*seeds) if seeds else set()
+    seeds = [{record["seed"] for record in records[row]} for row in rows] or [set()]
+    common = set.intersection(*seeds)
     if not common:
         raise InputError(f"the rows {', '.join(rows)} of {folder} have no seed in common")
     shown = {row: [r for r in records[row] if r["seed"] in common] for row in rows}
@@ -160,27 +153,26 @@ def choices_lines(rows: Records, ways: Sequence[Way]) -> Lines:
     return ["on held-out images", "calibration", *measured, "chosen by auto"], lines
 
 
-def runs_table(folders: Sequence[Path], ways: Sequence[Way] = WAYS, columns: Sequence[str] = FULL) -> Table:
+def runs_table(folders: Sequence[Path], chosen: argparse.Namespace) -> Table:
     """Tabulates any run directories and evaluations; those that differ only in the seed share a row."""
+    every = [read_run(folder) for folder in dict.fromkeys(folders)]
     groups = []
-    for record in map(read_run, dict.fromkeys(folders)):
-        for group in groups:
-            is_new = record["seed"] not in [other["seed"] for other in group]
-            if is_new and settings_of(group[0]) == settings_of(record):
-                group.append(record)
-                break
+    for record in every:
+        alike = [group for group in groups if settings_of(group[0]) == settings_of(record)]
+        others = [group for group in alike if record["seed"] not in [one["seed"] for one in group]]
+        if others:
+            others[0].append(record)
         else:
             groups.append([record])
     labelled = {}
     for first, *others in groups:
-        settings = settings_of(first)
         twins = [settings_of(group[0]) for group in groups if group[0]["run"] == first["run"]]
-        differ = [f"{k} {v}" for k, v in settings.items() if any(twin.get(k) != v for twin in twins)]
+        mine = settings_of(first).items()
+        differ = [f"{name} {value}" for name, value in mine if any(t.get(name) != value for t in twins)]
         label = ", ".join([first["name"], *differ]) + (f" and {len(others)} more" if others else "")
         labelled[label] = [first, *others]
-    head, lines = lines_by_way(labelled, ways, columns)
-    every = list(chain.from_iterable(groups))
-    return Table(head, lines, note(every, "the run directories", common_score(ways)))
+    head, lines = lines_by_way(labelled, chosen.score, chosen.columns)
+    return Table(head, lines, note(every, "the run directories", common_score(chosen.score)))
 
 
 def settings_of(record: dict) -> dict:

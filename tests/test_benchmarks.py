@@ -3,27 +3,14 @@
 import json
 import time
 
-import mpmath
 import pytest
 import torch
 
 from benchmarks import correctness
 from benchmarks.speed import common, train
-from benchmarks.speed.criterion import log_iv, ours_and_plain
+from benchmarks.speed.criterion import ours_and_plain
 from utils import losses
 from utils.errors import InputError
-
-
-@pytest.mark.parametrize("order, x", [(255, 0.5), (255, 40.0), (255, 500.0), (511, 690.0)])
-def test_the_series_of_the_plain_criterion_is_right_where_it_is_used(order, x):
-    x = torch.tensor(x, dtype=torch.float64, requires_grad=True)
-    value = log_iv(order, x)
-    value.backward()
-    with mpmath.workdps(40):
-        exact = mpmath.besseli(order, x.item())
-        slope = mpmath.besseli(order + 1, x.item()) / exact + order / mpmath.mpf(x.item())
-        assert value.item() == pytest.approx(float(mpmath.log(exact)), abs=1e-8)
-        assert x.grad.item() == pytest.approx(float(slope), rel=1e-8)
 
 
 @pytest.mark.parametrize("size", [(16, 5, 64), (8, 30, 128)])
@@ -40,15 +27,14 @@ def test_the_training_benchmark_measures_every_part(tmp_path, monkeypatch):
     record = json.loads((tmp_path / "train-ResNet20-cpu.json").read_text())
     assert record["command"].startswith("python -m benchmarks.speed.train")
     assert {"torch", "device", "commit", "date", "float32_matmul_precision"} <= record["environment"].keys()
-    parts = ["bare forward + backward", "data", "criterion", "optimiser, guard, meter", "whole step"]
-    assert list(record["seconds"]) == parts and [row[0] for row in record["table"]["rows"]][:5] == parts
-    assert all(0 < low <= median <= high for median, low, high in record["seconds"].values())
+    parts = ["bare forward + backward", "data", "whole step"]
+    assert list(record["seconds"]) == parts and [row[0] for row in record["table"]["rows"]][:3] == parts
 
 
 def test_time_is_per_step_with_its_spread():
-    timing = common.timed(lambda: time.sleep(0.1), 2, steps=10)
-    assert 0.01 <= timing.low <= timing.median <= timing.high < 0.1
-    assert str(common.Timing(0.002, 0.001, 1.5)) == "2 (1 to 1,500)"
+    median, low, high = common.timed(lambda: time.sleep(0.1), 2, steps=10)
+    assert 0.01 <= low <= median <= high < 0.1
+    assert common.milliseconds((0.002, 0.001, 1.5)) == "2.00 (1.00 to 1,500.00)"
 
 
 def test_a_device_that_computes_something_else_is_reported(tmp_path, monkeypatch):

@@ -1,13 +1,11 @@
-"""The demo: what it shows, and that it does nothing that it was not asked for."""
+"""The demo."""
 
 import json
-import subprocess
 
 import pytest
 from result_files import write_run
 
 from benchmarks import demo, reproduce
-from utils.errors import InputError
 
 
 def test_the_methods_stand_beside_each_other(monkeypatch, tmp_path, capsys):
@@ -25,9 +23,3 @@ def test_the_methods_stand_beside_each_other(monkeypatch, tmp_path, capsys):
     assert [line.split()[-1] for line in lines[:6]] == ["80.00", "70.00", "85.00", "90.00", "80.00", "95.00"]
     assert lines[1].startswith("plain cross-entropy") and lines[4].split()[:3] == ["PATT", "FC", "energy"]
     assert "9 to 2 training images" in "\n".join(lines)
-
-
-def test_a_command_that_fails_is_named_with_its_output(tmp_path, monkeypatch):
-    monkeypatch.setattr(reproduce.subprocess, "run", lambda *a, **k: subprocess.CompletedProcess(a, 2))
-    with pytest.raises(InputError, match="train.py --gpu cpu .*log.txt"):
-        demo.main(["--srp", str(tmp_path / "runs")])
