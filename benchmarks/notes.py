@@ -13,11 +13,10 @@ IMAGENET_LT_IMAGES = 115_846
 def note(
     records: list[dict],
     files: str,
-    score: str | None,
     dropped_seeds: Iterable[int] = (),
     on_test_data: bool = True,
 ) -> str:
-    """Writes the note; ``score`` is that of all lines, if it is to be said."""
+    """Writes the note."""
     sets = dict.fromkeys(row["ood"] for record in records for row in record["results"]["rows"])
     data = f"OOD sets: {', '.join(sets)}" if on_test_data else "no test image or OOD set"
     text = [f"{'; '.join(dict.fromkeys(map(protocol, records)))}; {data}."]
@@ -30,8 +29,7 @@ def note(
     percent = f"Percent, {over} {', '.join(seeds)}"
     if dropped_seeds:
         percent += f" (not every row has {', '.join(unique(dropped_seeds))})"
-    text.append(f"{percent}; score: {score}." if score else f"{percent}.")
-    return " ".join([*text, f"{origin(records)}; files: {files}."])
+    return " ".join([*text, f"{percent}. {origin(records)}; files: {files}."])
 
 
 def protocol(record: dict) -> str:

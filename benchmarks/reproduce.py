@@ -12,17 +12,16 @@ thread each.
 """
 
 import argparse
-import importlib.util
 import itertools
 import json
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from queue import SimpleQueue
 from typing import NamedTuple
 
 import torch
@@ -132,32 +131,20 @@ def collect(run: Run, target: Path) -> None:
 
 def execute_all(runs: list[Run], args: argparse.Namespace, devices: list[str]) -> list[str]:
     """Executes runs, one at a time on each device; returns what went wrong, a sentence per failed run."""
-    free, failed = SimpleQueue(), []
-    for device in devices:
-        free.put(device)
+    waiting, failed = iter(runs), []
 
-    def work(run):
-        device = free.get()
-        try:
-            execute(run, args, device)
-            print(f"{run.folder}: done", flush=True)
-        except (InputError, OSError, ValueError) as error:  # the other runs go on
-            failed.append(f"{run.folder}: {first_line(error)}")
-            print(failed[-1], flush=True)
-        finally:
-            free.put(device)
+    def work(device):
+        for run in waiting:  # which all devices share
+            try:
+                execute(run, args, device)
+                print(f"{run.folder}: done", flush=True)
+            except (InputError, OSError, ValueError) as error:  # the other runs go on
+                failed.append(f"{run.folder}: {first_line(error)}")
+                print(failed[-1], flush=True)
 
     with ThreadPoolExecutor(len(devices)) as pool:
-        list(pool.map(work, runs))
+        list(pool.map(work, devices))
     return failed
-
-
-def require_valid(line: list[str]) -> None:
-    """Parses a script's command line, which ends the process with the parser's message if it is wrong."""
-    spec = importlib.util.spec_from_file_location(f"{line[0]} as a module", ROOT / line[0])
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    script.parse_args(line[1:])
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -167,8 +154,8 @@ def main(argv: list[str] | None = None) -> None:
     protocol = args.protocol or "_".join(part for part in parts if part)
     pairs = itertools.product(args.seeds, args.rows)
     runs = [Run(protocol, row, seed, args.srp / protocol / row / f"seed{seed}") for seed, row in pairs]
-    for line in sum(commands(runs[0]._replace(folder=Path(os.devnull)), args, "cpu").values(), []):
-        require_valid(line)
+    for script, *words in sum(commands(runs[0]._replace(folder=Path(os.devnull)), args, "cpu").values(), []):
+        runpy.run_path(str(ROOT / script))["parse_args"](words)  # a wrong flag costs no training
     done = sum(is_evaluated(run.folder) for run in runs)
     print(f"{args.table}: {len(runs)} runs, {done} finished; {len(devices)} at a time")
     for run in runs:

@@ -48,7 +48,6 @@ def build(kind: str, argument: str, results: Path, chosen: argparse.Namespace) -
         raise InputError(f"there is no table {kind}; there are {names}")
     folder = results / argument
     records, dropped = comparable(folder, kind if kind in TABLES else "ablation", chosen.rows)
-    score = None if kind == "scores" else common_score(chosen.score)
     if kind == "scores":
         head, lines = scores_lines(records, chosen.score)
     elif kind == "defaults":
@@ -58,7 +57,7 @@ def build(kind: str, argument: str, results: Path, chosen: argparse.Namespace) -
         fc_alone = {label_of(row) for row in records if "-" in row}  # all that further evaluations change
         head, lines = lines_by_way(groups, chosen.score, chosen.columns, fc_alone)
     every = list(chain.from_iterable(records.values()))
-    return Table(head, lines, note(every, f"`{folder.name}`", score, dropped, kind != "defaults"))
+    return Table(head, lines, note(every, f"`{folder.name}`", dropped, kind != "defaults"))
 
 
 def comparable(folder: Path, table: str, wanted: Sequence[str] | None) -> tuple[Records, set[int]]:
@@ -86,12 +85,6 @@ def spread(values: Sequence[float | None]) -> str:
     return f"{mean(percent):.2f} ± {stdev(percent):.2f}" if len(percent) > 1 else f"{percent[0]:.2f}"
 
 
-def common_score(ways: Sequence[Way]) -> str | None:
-    """Returns the score of all ways, None if they have several."""
-    scores = {way.score for way in ways}
-    return scores.pop() if len(scores) == 1 else None
-
-
 def name_of(calibration: str) -> str:
     return calibration.replace("fc", "FC")
 
@@ -104,7 +97,6 @@ def lines_by_way(
     for way in ways:
         if way.score not in there:
             raise InputError(f"no result has --score {way.score}; there are {', '.join(sorted(there))}")
-    of_way = ["calibration"] if common_score(ways) else ["calibration", "score"]
     lines = []
     for label, records in groups.items():
         for way in ways:
@@ -115,9 +107,9 @@ def lines_by_way(
             cells = {"calibration": name_of(way.calibration), "score": way.score, "n": str(len(records))}
             cells["minutes"] = "-" if None in seconds else f"{mean(seconds) / 60:.1f}"
             cells |= {name: spread([of.get(key) for of in found]) for name, key in METRICS.items()}
-            lines.append([label, *(cells[name] for name in (*of_way, *columns))])
+            lines.append([label, *(cells[name] for name in ("calibration", "score", *columns))])
     headers = {name: HEADERS[key] for name, key in METRICS.items()} | {"minutes": "training, minutes"}
-    return ["", *of_way, *(headers.get(name, name) for name in columns)], lines
+    return ["", "calibration", "score", *(headers.get(name, name) for name in columns)], lines
 
 
 def scores_lines(rows: Records, ways: Sequence[Way]) -> Lines:
@@ -172,7 +164,7 @@ def runs_table(folders: Sequence[Path], chosen: argparse.Namespace) -> Table:
         label = ", ".join([first["name"], *differ]) + (f" and {len(others)} more" if others else "")
         labelled[label] = [first, *others]
     head, lines = lines_by_way(labelled, chosen.score, chosen.columns)
-    return Table(head, lines, note(every, "the run directories", common_score(chosen.score)))
+    return Table(head, lines, note(every, "the run directories"))
 
 
 def settings_of(record: dict) -> dict:

@@ -23,7 +23,7 @@ def test_the_plain_criterion_and_ours_agree(size):
 
 def test_the_training_benchmark_measures_every_part(tmp_path, monkeypatch):
     monkeypatch.setattr(common, "RESULTS", tmp_path)
-    train.main(["--md", "ResNet20", "--batch_size", "4", "--repeats", "1"])
+    train.main(["--md", "ResNet20", "-b", "4", "--ob", "8", "--repeats", "1"])
     record = json.loads((tmp_path / "train-ResNet20-cpu.json").read_text())
     assert record["command"].startswith("python -m benchmarks.speed.train")
     assert {"torch", "device", "commit", "date", "float32_matmul_precision"} <= record["environment"].keys()

@@ -26,9 +26,7 @@ from utils.meter import EpochMeter
 STEPS_AN_EPOCH = 96  # CIFAR10-LT: 12,406 images in batches of 128
 
 
-def parts_of_a_step(
-    settings: argparse.Namespace, device: torch.device, compiled: bool
-) -> dict[str, Callable[[int], None]]:
+def parts_of_a_step(settings: argparse.Namespace, device: torch.device) -> dict[str, Callable[[int], None]]:
     """Returns functions that do n times: bare forward and backward, data, whole step."""
     counts = long_tail_counts(5000, 10, 0.01)
     labels = torch.repeat_interleave(torch.arange(10), torch.tensor(counts))
@@ -43,7 +41,7 @@ def parts_of_a_step(
     criterion = train.build_criterion(settings, counts, model.embedding_dim).to(device)
     optimizer = train.build_optimizer(model, settings)
     guard, meter = StepGuard(optimizer, [model, criterion], settings.max_bad_steps), EpochMeter(10, device)
-    network, objective = (torch.compile(m) if compiled else m for m in (model, criterion))
+    network, objective = (torch.compile(m) if settings.compile else m for m in (model, criterion))
     mixed = autocast(device, "auto")
     batches = itertools.chain.from_iterable(loader.epoch(epoch) for epoch in itertools.count())
     ready = next(batches)
@@ -68,27 +66,28 @@ def parts_of_a_step(
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--md", default="ResNet18")
     add("--device", type=torch.device, default="cpu")
-    add("--repeats", type=int, default=3, help="timed blocks")
-    add("--compile", action="store_true", help="torch.compile the network and criterion")
-    add("--batch_size", type=int, default=128, help="ID images per step; twice as many outliers")
-    args = parser.parse_args(argv)
+    add(
+        "--repeats",
+        type=int,
+        default=3,
+        help="timed blocks; further flags, such as --compile, are train.py's",
+    )
+    args, flags = parser.parse_known_args(argv)
+    settings = train.parse_args(["--ds", "cifar10", *flags])
     torch.backends.cudnn.benchmark = True
-    sizes = ["-b", str(args.batch_size), "--ob", str(2 * args.batch_size)]
-    settings = train.parse_args(["--ds", "cifar10", "--md", args.md, *sizes])
     steps = STEPS_AN_EPOCH if args.device.type == "cuda" else 1
     parts = {
         name: timed(lambda part=part: part(steps), args.repeats, steps)
-        for name, part in parts_of_a_step(settings, args.device, args.compile).items()
+        for name, part in parts_of_a_step(settings, args.device).items()
     }
     bare, step = parts["bare forward + backward"][0], parts["whole step"][0]
     rows = [[name, milliseconds(times), f"{times[0] / step:.2%}"] for name, times in parts.items()]
     rows.append(["whole step less bare", f"{1000 * (step - bare):,.1f}", f"{1 - bare / step:.2%}"])
     rows.append([f"an epoch of {STEPS_AN_EPOCH} steps", f"{1000 * STEPS_AN_EPOCH * step:,.0f}", ""])
-    images = f"{args.md}, {args.batch_size} x 3 + {2 * args.batch_size} images"
+    images = f"{settings.model}, {settings.batch_size} x 3 + {settings.ob} images"
     head = [images, "ms (lowest to highest)", "share of the step"]
-    claim = f"train-{args.md}" + ("-compiled" if args.compile else "")
+    claim = f"train-{settings.model}" + ("-compiled" if settings.compile else "")
     publish(__spec__.name, claim, args.device, head, rows, seconds=parts)
 
 
