@@ -10,7 +10,7 @@ from pathlib import Path
 from benchmarks import reproduce
 from benchmarks.records import Way, read_run
 from benchmarks.rows import ROWS
-from benchmarks.tabulate import Table, lines_by_way, text
+from benchmarks.tabulate import table_by_way, text
 from utils import flags
 from utils.errors import exit_cleanly
 
@@ -41,8 +41,8 @@ def main(argv: list[str] | None = None) -> None:
     folder = parser.parse_args(argv).srp
     records = {ROWS[method].label: [evaluated(method, folder / method)] for method in METHODS}
     sizes = records["PATT"][0]["results"]["class_counts"]
-    head, lines = lines_by_way(records, WAYS, COLUMNS)
-    print(f"\n{text(Table(head, lines, NOTE.format(sizes[0], sizes[-1])))}")
+    table = table_by_way(records, WAYS, COLUMNS)._replace(note=NOTE.format(sizes[0], sizes[-1]))
+    print(f"\n{text(table)}")
     print(f"every class, set and score: {folder / 'patt' / 'results.md'}, scores.png and roc.png beside it")
 
 

@@ -1,7 +1,7 @@
 """The figures in the documents, from a run directory and from result files.
 
 python -m benchmarks.figures run runs/demo/patt
-    a 2-D map of features and the attention weights; first, test.py --save_features --ckpt_path runs/demo/patt
+    a 2-D map of features and the attention weights, after test.py --save_features --ckpt_path runs/demo/patt
 python -m benchmarks.figures classes digits_default patt no_isac no_tla ce
     accuracy per class, with and without PATT's parts
 python -m benchmarks.figures aurocs digits_default patt oe ce
@@ -59,8 +59,7 @@ def draw_classes(rows: list[str], records: Records, path: str) -> None:
     """Draws mean accuracies per class, without FC, and for the first row also with FC."""
 
     def mean_by_class(row, calibration):
-        every = (entry for record in records[row] for entry in record["results"]["accuracy"])
-        found = [entry["per_class"] for entry in every if entry["calibration"] == calibration]
+        found = [metrics(record, Way(calibration, ""))["per_class"] for record in records[row]]
         return np.mean(np.array(found, float), axis=0)
 
     accuracies = {f"{label_of(rows[0])}, with FC": mean_by_class(rows[0], "fc")}

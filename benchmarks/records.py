@@ -99,13 +99,13 @@ def read_run(folder: Path, run: Path | None = None) -> dict:
     }
 
 
-def metrics(record: dict, way: Way) -> dict[str, float | None]:
+def metrics(record: dict, way: Way) -> dict:
     """Returns those numbers of one way that the record has, fractions: accuracies, means of the OOD metrics
     over all sets, and of AUROC and FPR95 over the near and the far ones (``near_auroc``, ``far_fpr95``)."""
     found, results = {}, record["results"]
     for entry in results["accuracy"]:
         if entry["calibration"] == way.calibration:
-            found |= {name: value for name, value in entry.items() if name != "per_class"}
+            found |= entry
     for entry in results["mean"]:
         if way_of(entry) == way:
             found |= {name: entry[name] for name in OOD_METRICS}

@@ -22,11 +22,9 @@ for which in ("near", "far"):
 METRICS = {header.rpartition(" ")[0]: key for key, header in HEADERS.items()}
 COLUMNS = ("n", *METRICS, "minutes")
 FULL = tuple(name for name in COLUMNS if not name.startswith(("near", "far")))
-DIGITS = 4  # of all.csv's fractions
 WAYS = (Way("none", "energy"), Way("fc", "energy"))
 
 Records = dict[str, list[dict]]  # row -> its records, one per seed
-Lines = tuple[list[str], list[list[str]]]  # a table's head and its rows
 
 
 class Table(NamedTuple):
@@ -49,15 +47,15 @@ def build(kind: str, argument: str, results: Path, chosen: argparse.Namespace) -
     folder = results / argument
     records, dropped = comparable(folder, kind if kind in TABLES else "ablation", chosen.rows)
     if kind == "scores":
-        head, lines = scores_lines(records, chosen.score)
+        table = scores_table(records, chosen.score)
     elif kind == "defaults":
-        head, lines = choices_lines(records, chosen.score)
+        table = choices_table(records, chosen.score)
     else:
         groups = {label_of(row): of_row for row, of_row in records.items()}
         fc_alone = {label_of(row) for row in records if "-" in row}  # all that further evaluations change
-        head, lines = lines_by_way(groups, chosen.score, chosen.columns, fc_alone)
+        table = table_by_way(groups, chosen.score, chosen.columns, fc_alone)
     every = list(chain.from_iterable(records.values()))
-    return Table(head, lines, note(every, f"`{folder.name}`", dropped, kind != "defaults"))
+    return table._replace(note=note(every, f"`{folder.name}`", dropped, kind != "defaults"))
 
 
 def comparable(folder: Path, table: str, wanted: Sequence[str] | None) -> tuple[Records, set[int]]:
@@ -89,10 +87,10 @@ def name_of(calibration: str) -> str:
     return calibration.replace("fc", "FC")
 
 
-def lines_by_way(
+def table_by_way(
     groups: Records, ways: Sequence[Way], columns: Sequence[str], fc_alone: Sequence[str] = ()
-) -> Lines:
-    """Returns a line for each way and group of records, by label; those of ``fc_alone`` under FC only."""
+) -> Table:
+    """Has a line for each way and group of records, by label; those of ``fc_alone`` under FC only."""
     there = {entry["score"] for record in chain(*groups.values()) for entry in record["results"]["mean"]}
     for way in ways:
         if way.score not in there:
@@ -109,11 +107,11 @@ def lines_by_way(
             cells |= {name: spread([of.get(key) for of in found]) for name, key in METRICS.items()}
             lines.append([label, *(cells[name] for name in ("calibration", "score", *columns))])
     headers = {name: HEADERS[key] for name, key in METRICS.items()} | {"minutes": "training, minutes"}
-    return ["", "calibration", "score", *(headers.get(name, name) for name in columns)], lines
+    return Table(["", "calibration", "score", *(headers.get(name, name) for name in columns)], lines)
 
 
-def scores_lines(rows: Records, ways: Sequence[Way]) -> Lines:
-    """Returns the mean AUROC of every score, under the calibrations of ``ways``."""
+def scores_table(rows: Records, ways: Sequence[Way]) -> Table:
+    """Has the mean AUROC of every score, under the calibrations of ``ways``."""
     first = next(iter(rows.values()))[0]
     names = list(dict.fromkeys(entry["score"] for entry in first["results"]["mean"]))
     lines = []
@@ -123,11 +121,11 @@ def scores_lines(rows: Records, ways: Sequence[Way]) -> Lines:
             for name in names:
                 found = [metrics(record, Way(calibration, name)) for record in records]
                 lines[-1].append(spread([of.get("auroc") for of in found]))
-    return ["AUROC ↑", "calibration", *names], lines
+    return Table(["AUROC ↑", "calibration", *names], lines)
 
 
-def choices_lines(rows: Records, ways: Sequence[Way]) -> Lines:
-    """Returns what ``--calibration auto`` measured on held-out images with the calibrations of ``ways``."""
+def choices_table(rows: Records, ways: Sequence[Way]) -> Table:
+    """Has what ``--calibration auto`` measured on held-out images with the calibrations of ``ways``."""
     lines = []
     for row in [row for row in rows if row.endswith("-auto")]:
         found = [record["results"]["auto"] for record in rows[row]]
@@ -142,7 +140,7 @@ def choices_lines(rows: Records, ways: Sequence[Way]) -> Lines:
             cells = [spread(values) for values in (aurocs, accuracies, sums)]
             lines.append([label_of(row.removesuffix("-auto")), label, *cells, f"{chosen} of {len(found)}"])
     measured = ["AUROC ↑", "mean class accuracy ↑", "sum ↑"]
-    return ["on held-out images", "calibration", *measured, "chosen by auto"], lines
+    return Table(["on held-out images", "calibration", *measured, "chosen by auto"], lines)
 
 
 def runs_table(folders: Sequence[Path], chosen: argparse.Namespace) -> Table:
@@ -163,8 +161,8 @@ def runs_table(folders: Sequence[Path], chosen: argparse.Namespace) -> Table:
         differ = [f"{name} {value}" for name, value in mine if any(t.get(name) != value for t in twins)]
         label = ", ".join([first["name"], *differ]) + (f" and {len(others)} more" if others else "")
         labelled[label] = [first, *others]
-    head, lines = lines_by_way(labelled, chosen.score, chosen.columns)
-    return Table(head, lines, note(every, "the run directories"))
+    table = table_by_way(labelled, chosen.score, chosen.columns)
+    return table._replace(note=note(every, "the run directories"))
 
 
 def settings_of(record: dict) -> dict:
@@ -198,7 +196,7 @@ def claim_table(name: str) -> Table:
 
 
 def every_number(results: Path) -> list[dict]:
-    """Returns a record for each run, calibration, score and OOD set of all the result files, as fractions."""
+    """Returns a record for each run, calibration, score and OOD set, as fractions with 4 digits."""
     every = []
     for folder in sorted(path for path in results.iterdir() if path.is_dir()):
         for record in chain.from_iterable(load_records(folder).values()):
@@ -211,7 +209,7 @@ def every_number(results: Path) -> list[dict]:
                 line |= {"calibration": calibration, "fc_strength": strength}
                 line |= {name: entry[name] for name in ("score", "ood", "n_id", "n_ood", *OOD_COLUMNS)}
                 line |= {name: accuracies[calibration].get(name) for name in ACCURACY_COLUMNS}
-                every.append({k: round(v, DIGITS) if isinstance(v, float) else v for k, v in line.items()})
+                every.append({k: round(v, 4) if isinstance(v, float) else v for k, v in line.items()})
     return every
 
 

@@ -38,7 +38,7 @@ def test_the_rows_of_a_table_have_the_same_seeds_and_others_are_named(tmp_path, 
         for seed in seeds:
             write_record(tmp_path, row, seed, 0.9 if seed in (0, 2) else 0.5)
     head, rows, note = show(capsys, tmp_path, "digits", "digits_default", *ONE)
-    assert [row[2] for row in rows] == ["90.00 ± 0.00"] * 3
+    assert [row[3] for row in rows] == ["90.00 ± 0.00"] * 3
     assert "seeds 0, 2 (not every row has 1, 3)" in note
     write_record(tmp_path, "la", 5, 0.9)
     with pytest.raises(InputError, match="no seed in common"):
@@ -57,9 +57,9 @@ def test_runs_that_differ_in_the_seed_alone_share_a_row(tmp_path, capsys):
         write_run(tmp_path / name, seed, auroc, {"lr": rate})
     folders = [tmp_path / name for name in ("0", "2", "1", "0")]
     head, (first, second), note = show_runs(capsys, *folders, *ONE, "n", "minutes")
-    assert head == ["", "calibration", "AUROC ↑", "n", "training, minutes"]
+    assert head == ["", "calibration", "score", "AUROC ↑", "n", "training, minutes"]
     assert first[0].startswith(str(tmp_path / "0")) and second[0] == str(tmp_path / "2")
-    assert first[1:] == ["none", "85.00 ± 7.07", "2", "1.5"] and second[1:] == ["none", "70.00", "1", "1.5"]
+    assert first[3:] == ["85.00 ± 7.07", "2", "1.5"] and second[3:] == ["70.00", "1", "1.5"]
     assert "seeds 0, 1, 3" in note
 
 
@@ -97,8 +97,8 @@ def test_near_and_far_sets_are_averaged_apart(tmp_path, capsys):
     write_record(tmp_path, "ce", 0, 0.8, rows=far)
     words = ["--score", "energy", "--columns", "near AUROC", "far AUROC", "far FPR95"]
     head, rows, _ = show(capsys, tmp_path, "digits", "digits_default", *words)
-    assert head[2:] == ["near AUROC ↑", "far AUROC ↑", "far FPR95 ↓"]
-    assert [row[2:] for row in rows] == [["85.00", "95.00", "50.00"], ["-", "75.00", "30.00"]]
+    assert head[3:] == ["near AUROC ↑", "far AUROC ↑", "far FPR95 ↓"]
+    assert [row[3:] for row in rows] == [["85.00", "95.00", "50.00"], ["-", "75.00", "30.00"]]
 
 
 def test_stale_files_are_found_and_mended(tmp_path, monkeypatch):
@@ -150,7 +150,7 @@ def test_seeds_that_were_evaluated_differently_have_no_mean(tmp_path, capsys):
     for seed, split in enumerate((None, "train", "test")):
         write_record(tmp_path, "patt", seed, 0.9, calibration_split=split)
         if split != "test":
-            assert show(capsys, tmp_path, "digits", "digits_default", *ONE)[1][0][2].startswith("90.00")
+            assert show(capsys, tmp_path, "digits", "digits_default", *ONE)[1][0][3].startswith("90.00")
     with pytest.raises(InputError, match="calibration_split"):
         show(capsys, tmp_path, "digits", "digits_default")
 
