@@ -131,8 +131,7 @@ def test_imagenet_runs_are_collected_without_their_folders(tmp_path, capsys):
     reproduce.collect(run, tmp_path)
     text = (tmp_path / "imagenet" / "patt-seed3.json").read_text()
     assert "/here" not in text and str(tmp_path) not in text
-    head, rows, note = show(capsys, tmp_path, "imagenet", "imagenet")
-    assert rows[0][head.index("AUROC ↑")] == "90.00" and rows[0][head.index("training, minutes")] == "1.5"
+    _, _, note = show(capsys, tmp_path, "imagenet", "imagenet")
     assert note.startswith("imagenet, ResNet50, 100 epochs, 12 training images")
     assert "reduced" not in note and "stand-in" in note  # ImageNet-LT's list has 115,846 images
 
@@ -141,14 +140,12 @@ def test_every_evaluation_in_a_run_directory_is_collected(tmp_path):
     """Of the table's further ones, and of checkpoints that were kept."""
     args = reproduce.parse_args(["strength", "--ds", "digits", "--seeds", "0"])
     run = reproduce.Run("digits_default", "patt", 0, tmp_path / "run")
-    first, *further = reproduce.commands(run, args, "cpu").items()
-    assert [line[0] for line in first[1]] == ["train.py", "test.py"]
-    assert [folder.name for folder, _ in further] == ["fc0.1", "fc0.25", "fc0.5"]
-    assert [line[line.index("--fc_strength") + 1] for _, (line,) in further] == ["0.1", "0.25", "0.5"]
+    _, *further = reproduce.commands(run, args, "cpu").items()
+    found = [(folder.name, line[line.index("--fc_strength") + 1]) for folder, (line,) in further]
+    assert found == [("fc0.1", "0.1"), ("fc0.25", "0.25"), ("fc0.5", "0.5")]
     write_run(run.folder, 0, 0.9)
     (run.folder / "commands.json").write_text("[]")
     write_evaluation(run.folder / "epoch20", run.folder / "epoch20.pth", 0, 0.7, epoch=20)
     reproduce.collect(run, tmp_path / "new")
     record = json.loads((tmp_path / "new" / "digits_default" / "patt-epoch20-seed0.json").read_text())
     assert (record["row"], record["results"]["epoch"], record["train_seconds"]) == ("patt-epoch20", 20, 90.0)
-    assert (tmp_path / "new" / "digits_default" / "patt-seed0.json").is_file()
