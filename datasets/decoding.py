@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
+from torchvision.transforms.v2 import functional
 
-from utils.errors import first_line
+from utils.errors import InputError, first_line
 
 try:
     from torchvision.io import ImageReadMode, decode_jpeg
@@ -28,7 +28,6 @@ warnings.filterwarnings("ignore", message="The image decoding and encoding capab
 warnings.filterwarnings("ignore", message="Palette images with Transparency")
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "WEBP")  # Pillow has some that start other programs
-JPEG = ("JPEG", "MPO")  # the names that Pillow gives to JPEG files
 # For each EXIF orientation. ImageOps.exif_transpose fails where any other EXIF field is malformed.
 TO_UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -41,7 +40,7 @@ TO_UPRIGHT = {
 }
 
 
-class Unreadable(Exception):
+class Unreadable(InputError):
     """A file without a whole image in it; the message is the reason, as in "X cannot be read: reason"."""
 
 
@@ -54,15 +53,10 @@ def open_picture(path: Path) -> Image.Image:
     """
     try:
         return Image.open(io.BytesIO(path.read_bytes()), formats=FORMATS)
+    except UnidentifiedImageError:  # its own words name a Python object instead of the file
+        raise Unreadable(f"it is not an image of the formats {', '.join(FORMATS)}") from None
     except Exception as error:  # Pillow's parsers raise many kinds for a damaged file
-        raise Unreadable(why_unreadable(error)) from error
-
-
-def why_unreadable(error: Exception) -> str:
-    """Returns one line that says why an image could not be read or decoded."""
-    if isinstance(error, UnidentifiedImageError):  # its own words name a Python object instead of the file
-        return f"it is not an image of the formats {', '.join(FORMATS)}"
-    return getattr(error, "strerror", None) or first_line(error)
+        raise Unreadable(first_line(error)) from error
 
 
 def orientation(picture: Image.Image) -> int:
@@ -87,23 +81,23 @@ def upright_rgb(picture: Image.Image) -> Image.Image:
     clips everything above 255 to white. Other modes are converted by Pillow.
 
     Raises:
-        ValueError: the pixels are floating-point numbers, or integers of more than 16 bits: such files do not
-            say which value is white.
-        Exception: whatever Pillow's decoders raise for a damaged file.
+        Unreadable: the file is damaged; or the pixels are floating-point numbers, or integers of more than 16
+            bits, which do not say which value is white.
     """
-    turn = TO_UPRIGHT.get(orientation(picture))
-    picture.load()
-    if picture.mode == "F":
-        raise ValueError(
-            "its pixels are floating-point numbers, which have no known white; store 8 or 16 bits"
-        )
-    if picture.mode.startswith("I"):  # mode I also holds 16 bits, from PGM or an older Pillow
-        values = np.asarray(picture)
-        if values.min() < 0 or values.max() > 65_535:
-            raise ValueError("its pixels are 32-bit integers, which have no known white; store 8 or 16 bits")
-        picture = Image.fromarray((values >> 8).astype(np.uint8))
-    rgb = picture.convert("RGB")
-    return rgb if turn is None else rgb.transpose(turn)
+    try:
+        turn = TO_UPRIGHT.get(orientation(picture))
+        picture.load()
+        if picture.mode.startswith("I"):  # mode I also holds 16 bits, from PGM or an older Pillow
+            values = np.asarray(picture)
+            if values.min() < 0 or values.max() > 65_535:
+                raise ValueError("its pixels are 32-bit integers, which have no known white")
+            picture = Image.fromarray((values >> 8).astype(np.uint8))
+        elif picture.mode == "F":
+            raise ValueError("its pixels are floating-point numbers, which have no known white")
+        rgb = picture.convert("RGB")
+        return rgb if turn is None else rgb.transpose(turn)
+    except Exception as error:  # Pillow's decoders raise many kinds for a damaged file
+        raise Unreadable(first_line(error)) from error
 
 
 def decode(picture: Image.Image, full_size: bool = True) -> Tensor:
@@ -111,65 +105,46 @@ def decode(picture: Image.Image, full_size: bool = True) -> Tensor:
     memory. ``full_size`` is False after ``picture.draft``, which torchvision does not know.
 
     Raises:
-        Unreadable: the file is truncated or damaged, or its pixels have no known white.
+        Unreadable: see :func:`upright_rgb`.
     """
-    # A JPEG file that holds RGB or CMYK instead of YCbCr is left to Pillow.
-    plain = picture.format in JPEG and picture.mode == "RGB" and orientation(picture) == 1
-    plain = plain and picture.info.get("adobe_transform", 1) == 1
-    try:
-        if plain and full_size and decode_jpeg is not None:
-            data = torch.frombuffer(picture.fp.getbuffer(), dtype=torch.uint8)
-            with contextlib.suppress(RuntimeError):  # Pillow then says what is wrong
-                return decode_jpeg(data, ImageReadMode.RGB)
-        return pixels(upright_rgb(picture))
-    except Exception as error:  # see open_picture
-        raise Unreadable(why_unreadable(error)) from error
+    # A JPEG file that holds RGB or CMYK instead of YCbCr is left to Pillow. It calls some JPEG files MPO.
+    plain = picture.format in ("JPEG", "MPO") and picture.mode == "RGB" and orientation(picture) == 1
+    if plain and picture.info.get("adobe_transform", 1) == 1 and full_size and decode_jpeg is not None:
+        data = torch.frombuffer(picture.fp.getbuffer(), dtype=torch.uint8)
+        with contextlib.suppress(RuntimeError):  # Pillow then says what is wrong
+            return decode_jpeg(data, ImageReadMode.RGB)
+    return pixels(upright_rgb(picture))
 
 
-def pixels(picture: Image.Image | np.ndarray) -> Tensor:
+def pixels(picture: Image.Image) -> Tensor:
     """Returns a copy of an RGB picture's pixels, uint8 (3, H, W), in channels-last memory."""
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
 
 
-def resize(image: Tensor, height: int, width: int) -> Tensor:
-    """Resizes one image, uint8 (3, H, W): bilinear, antialiased, as torchvision does."""
-    return F.interpolate(image.unsqueeze(0), size=(height, width), mode="bilinear", antialias=True)[0]
-
-
 def decode_crops(picture: Image.Image, boxes: Tensor, size: int) -> list[Tensor]:
-    """Cuts boxes from a picture, decoded once, and resizes them.
+    """Cuts boxes from a picture of :func:`open_picture`, decoded once, and resizes them.
 
     A large JPEG file is decoded at 1/2, 1/4 or 1/8 of its size, as long as every box keeps ``size`` pixels a
-    side.
-
-    Args:
-        picture: of :func:`open_picture`.
-        boxes: (top, left, height, width) in pixels of the upright picture, int64 (V, 4).
+    side. ``boxes`` are (top, left, height, width) in pixels of the upright picture, int64 (V, 4).
 
     Returns:
         V crops, uint8 (3, size, size).
 
     Raises:
-        Unreadable: see :func:`decode`.
+        Unreadable: see :func:`upright_rgb`.
     """
     width, smallest = picture.width, int(boxes[:, 2:].min())
     picture.draft("RGB", tuple(-(-side * size // smallest) for side in picture.size))
     shrink = round(width / picture.width)
     image = decode(picture, full_size=shrink == 1)
     return [
-        resize(image[:, top : top + height, left : left + width], size, size)
-        for top, left, height, width in (boxes // shrink).tolist()
+        functional.resized_crop(image, *box, [size, size], antialias=True)
+        for box in (boxes // shrink).tolist()
     ]
 
 
 def central_crop(image: Tensor, size: int) -> Tensor:
     """Resizes the shorter side of uint8 (3, H, W) to ``size`` * 256 / 224 and cuts the central square, uint8
-    (3, size, size), as torchvision's Resize and CenterCrop do."""
-    _, height, width = image.shape
-    short = size * 256 // 224
-    if height <= width:
-        image = resize(image, short, short * width // height)
-    else:
-        image = resize(image, short * height // width, short)
-    top, left = (round((side - size) / 2) for side in image.shape[1:])
-    return image[:, top : top + size, left : left + size]
+    (3, size, size)."""
+    image = functional.resize(image, [size * 256 // 224], antialias=True)
+    return functional.center_crop(image, [size, size])

@@ -1,5 +1,3 @@
-import itertools
-import time
 from collections import Counter
 
 import pytest
@@ -12,7 +10,7 @@ from datasets import image_files
 from datasets.augment.stages import HorizontalFlip, ToFloat, View, Views
 from datasets.augment.views import imagenet_views
 from datasets.decoding import decode, open_picture
-from datasets.imagenet import STEPS_AHEAD, EvalImages, FileTrainLoader, ImageFiles
+from datasets.imagenet import EvalImages, FileTrainLoader, ImageFiles
 from utils.errors import InputError
 
 CPU = torch.device("cpu")
@@ -91,11 +89,6 @@ def test_an_image_is_read_and_decoded_once_for_its_three_views(files, outliers, 
     assert decoded == {3: 4, 1: 6}  # boxes: files
 
 
-def kept(batches):
-    """The batches, with images of their own."""
-    return [batch._replace(images=batch.images.clone()) for batch in batches]
-
-
 def same(batches, others):
     return len(batches) == len(others) and all(
         torch.equal(a, b)
@@ -109,31 +102,19 @@ def test_an_epoch_goes_on_at_any_step_whatever_the_number_of_workers(files, outl
     truncate(files.root / "image3.jpg")
     truncate(outliers.root / "outlier2.jpg")
     alone = train_loader(files, outliers)
-    whole = kept(alone.epoch(3))
-    assert len(alone.replaced.times) == 2
+    whole = list(alone.epoch(3))
+    assert len(alone.replaced.reasons) == 2
     helped = train_loader(files, outliers, num_workers=2)
     next(helped.epoch(2))  # left after its first batch: the workers stay, and forget it
     for loader in (train_loader(files, outliers), helped, train_loader(files, outliers, num_workers=1)):
         for start in (1, 0, 2, 3):
-            assert same(whole[start:], kept(loader.epoch(3, start_step=start)))
-
-
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_batch_stays_as_it_is_until_the_next_but_one(files, outliers, num_workers):
-    loader = train_loader(files, outliers, batch_size=1, num_workers=num_workers)
-    whole = kept(loader.epoch(0))
-    assert len(whole) == 13 > 2 * STEPS_AHEAD + 2
-    for step, (batch, later) in enumerate(itertools.pairwise(loader.epoch(0))):
-        time.sleep(0.02)  # the workers go on
-        assert torch.equal(batch.images, whole[step].images) and torch.equal(
-            later.images, whole[step + 1].images
-        )
+            assert same(whole[start:], list(loader.epoch(3, start_step=start)))
 
 
 def test_epochs_and_seeds_differ(files):
-    first = kept(train_loader(files).epoch(0))
+    first = list(train_loader(files).epoch(0))
     for other in (train_loader(files).epoch(1), train_loader(files, seed=6).epoch(0)):
-        assert not same(first, kept(other))
+        assert not same(first, list(other))
 
 
 def test_shares_of_the_processes_make_up_the_global_batch(files, outliers):
@@ -142,11 +123,6 @@ def test_shares_of_the_processes_make_up_the_global_batch(files, outliers):
     for batch, *parts in zip(alone, *shares, strict=True):
         assert torch.stack([part.indices for part in parts], 1).flatten().equal(batch.indices)
         assert all(part.images.shape[0] == 3 * 2 + 3 for part in parts)
-
-
-def test_an_epoch_may_need_more_outliers_than_there_are(files, tmp_path):
-    few = save_list(tmp_path / "few", 2, prefix="outlier")
-    assert next(train_loader(files, few).epoch(0)).images.shape[0] == 3 * 4 + 6
 
 
 # --- unreadable files in training
@@ -162,34 +138,28 @@ def test_an_unreadable_file_is_replaced_by_one_of_its_class_and_named(files, out
     used = Counter(batch.indices.tolist())
     assert 3 not in used and used[5] == 2  # 5 is the next of class 1
     assert batch.labels.bincount().tolist() == [7, 6]
-    assert loader.replaced.times[files.root / "image3.jpg"] == 1
-    list(loader.epoch(1))
-    assert loader.replaced.times == {files.root / "image3.jpg": 2, outliers.root / "outlier2.jpg": 2}
+    list(loader.epoch(1))  # so few never stop a run, whatever their share
+    assert (
+        loader.replaced.reasons.keys() == {files.root / "image3.jpg", outliers.root / "outlier2.jpg"}
+        and loader.replaced.times == 4
+    )
     (line,) = loader.report()
-    assert "2 files" in line and f"{files.root}/image3.jpg (2x: " in line
+    assert f"{files.root}/image3.jpg" in line
 
 
 def test_a_run_stops_when_more_than_one_percent_cannot_be_read(tmp_path):
     files = save_list(tmp_path / "id", 24)
     for i in range(0, 16, 2):
         truncate(files.root / f"image{i}.jpg")
-    with pytest.raises(InputError, match=r"more than 1%.*image\d+\.jpg"):
+    with pytest.raises(InputError, match=r"image\d+\.jpg"):
         list(train_loader(files).epoch(0))
-
-
-def test_one_bad_file_in_a_small_set_never_stops_a_run(files):
-    truncate(files.root / "image0.jpg")
-    loader = train_loader(files, contrastive=False)
-    for epoch in range(10):
-        list(loader.epoch(epoch))
-    assert loader.replaced.times.total() > 0.01 * loader.replaced.read
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_a_class_without_any_readable_file_is_an_error(files, num_workers):
     for path in files.paths[::2]:
         truncate(files.root / path)
-    with pytest.raises(InputError, match=rf"^{files.root}/image\d+.jpg cannot be read: .* 6 files"):
+    with pytest.raises(InputError, match=rf"^{files.root}/image\d+.jpg cannot be read"):
         list(train_loader(files, num_workers=num_workers).epoch(0))
 
 
@@ -217,9 +187,9 @@ def test_central_crop_is_torchvisions(tmp_path, height, width):
     assert ((images[0] - by_pillow) * STD * 255).abs().max() < 1.5
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-@pytest.mark.parametrize("world_size", [1, 3])
+@pytest.mark.parametrize(("num_workers", "world_size"), [(0, 1), (2, 1), (2, 3), (0, 14)])
 def test_every_image_counts_once(files, num_workers, world_size):
+    """Of 13; one of 14 processes has none."""
     labels = torch.arange(len(files.paths))
     seen = []
     for rank in range(world_size):
@@ -229,27 +199,9 @@ def test_every_image_counts_once(files, num_workers, world_size):
         parts = list(batches)
         assert len(parts) == len(batches)
         assert all(images.shape == (len(part), 3, SIZE, SIZE) for images, part in parts)
-        seen += torch.cat([part for _, part in parts]).tolist()
+        seen += [label for _, part in parts for label in part.tolist()]
     assert sorted(seen) == labels.tolist()
     assert world_size > 1 or seen == labels.tolist()
-
-
-@pytest.mark.parametrize("num_workers", [0, 1])
-def test_a_process_whose_share_is_empty_gives_no_batches(files, num_workers):
-    two = ImageFiles(files.root, files.paths[:2], torch.arange(2))
-    share = dict(image_size=SIZE, batch_size=4, num_workers=num_workers, device=CPU, world_size=4)
-    seen = [
-        [int(label) for _, labels in EvalImages(two, rank=rank, **share) for label in labels]
-        for rank in range(4)
-    ]
-    assert seen == [[0], [1], [], []]
-
-
-@pytest.mark.parametrize("num_workers", [0, 1])
-def test_an_unreadable_test_image_is_named(files, num_workers):
-    truncate(files.root / "image9.jpg")
-    with pytest.raises(InputError, match=r"^\S+image9.jpg cannot be read: .*truncated"):
-        list(EvalImages(files, image_size=SIZE, batch_size=4, num_workers=num_workers, device=CPU))
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -258,27 +210,12 @@ def test_an_unreadable_image_can_give_its_place_to_the_next_of_its_class(files, 
     intact = torch.cat([images for images, _ in EvalImages(files, **settings)])
     for name in ("image9.jpg", "image12.jpg"):  # of 13, in two classes by turns
         truncate(files.root / name)
-    batches = EvalImages(files, replace=True, **settings)
+    batches = EvalImages(files, **settings, replace=True)
     images, labels = map(torch.cat, zip(*batches, strict=True))
     assert labels.tolist() == files.labels.tolist()
     expected = [*range(9), 11, 10, 11, 0]
     assert torch.equal(images, intact[expected])
-    assert batches.replaced.times == {files.root / "image9.jpg": 1, files.root / "image12.jpg": 1}
     (line,) = batches.replaced.report()
-    assert line.startswith("2 files cannot be read and were replaced: ") and "image9.jpg (1x: " in line
-
-
-def test_damaged_files_at_a_lists_beginning_are_judged_by_its_length(tmp_path):
-    files = save_list(tmp_path / "id", 12, labels=[0] * 12)
-    for i in range(6):
-        truncate(files.root / f"image{i}.jpg")
-
-    def first_batch(length):
-        paths = [*files.paths[:6], *["image9.jpg"] * (length - 6)]
-        listed = ImageFiles(files.root, paths, torch.zeros(length, dtype=torch.int64))
-        batches = EvalImages(listed, image_size=SIZE, batch_size=12, num_workers=0, device=CPU, replace=True)
-        return next(iter(batches))[0]
-
-    assert len(first_batch(600)) == 12
-    with pytest.raises(InputError, match="6 of the 18 files read so far cannot be read, more than 1%"):
-        first_batch(599)
+    assert "image9.jpg" in line and "image12.jpg" in line
+    with pytest.raises(InputError, match=r"^\S+image9.jpg cannot be read"):
+        list(EvalImages(files, **settings))
