@@ -56,7 +56,7 @@ def open_picture(path: Path) -> Image.Image:
     except UnidentifiedImageError:  # its own words name a Python object instead of the file
         raise Unreadable(f"it is not an image of the formats {', '.join(FORMATS)}") from None
     except Exception as error:  # Pillow's parsers raise many kinds for a damaged file
-        raise Unreadable(first_line(error)) from error
+        raise Unreadable(getattr(error, "strerror", None) or first_line(error)) from error
 
 
 def orientation(picture: Image.Image) -> int:
@@ -104,8 +104,7 @@ def decode(picture: Image.Image, full_size: bool = True) -> Tensor:
     """Returns the upright pixels of a picture of :func:`open_picture`, uint8 RGB (3, H, W), in channels-last
     memory. ``full_size`` is False after ``picture.draft``, which torchvision does not know.
 
-    Raises:
-        Unreadable: see :func:`upright_rgb`.
+    Raises Unreadable, see :func:`upright_rgb`.
     """
     # A JPEG file that holds RGB or CMYK instead of YCbCr is left to Pillow. It calls some JPEG files MPO.
     plain = picture.format in ("JPEG", "MPO") and picture.mode == "RGB" and orientation(picture) == 1
@@ -127,11 +126,7 @@ def decode_crops(picture: Image.Image, boxes: Tensor, size: int) -> list[Tensor]
     A large JPEG file is decoded at 1/2, 1/4 or 1/8 of its size, as long as every box keeps ``size`` pixels a
     side. ``boxes`` are (top, left, height, width) in pixels of the upright picture, int64 (V, 4).
 
-    Returns:
-        V crops, uint8 (3, size, size).
-
-    Raises:
-        Unreadable: see :func:`upright_rgb`.
+    Returns V crops, uint8 (3, size, size); raises Unreadable, see :func:`upright_rgb`.
     """
     width, smallest = picture.width, int(boxes[:, 2:].min())
     picture.draft("RGB", tuple(-(-side * size // smallest) for side in picture.size))

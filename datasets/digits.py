@@ -36,11 +36,8 @@ def digits_views(padding: int = 2) -> Views:
 
 
 def load_digits(train: bool) -> ImageSet:
-    """Returns the digits 0-7, images (N, 3, 16, 16): the balanced test split, or all other images, from which
-    the long tail is taken.
-
-    The 40 test images of each class are drawn with a fixed seed.
-    """
+    """Returns the digits 0-7, images (N, 3, 16, 16): the test split, 40 of each class drawn with a fixed
+    seed, or all others, from which the long tail is taken."""
     images, labels = _all_digits()
     order = torch.from_numpy(np.random.default_rng(0).permutation(len(labels)))
     parts = []
@@ -59,13 +56,8 @@ def load_digits_outliers(limit: int) -> torch.Tensor:
 
 def load_digits_ood(names: Sequence[str]) -> dict[str, ImageSet]:
     """Returns OOD test sets by name, with labels -1: ``digits89`` (digits 8 and 9), ``photo`` (patches of
-    flower.jpg) and ``noise`` (uniform).
-
-    Raises:
-        InputError: a name is unknown.
-    """
-    unknown = [name for name in names if name not in OOD_SETS]
-    if unknown:
+    flower.jpg) and ``noise`` (uniform). Raises InputError if a name is unknown."""
+    if unknown := [name for name in names if name not in OOD_SETS]:
         raise InputError(f"the digits have no OOD set {', '.join(unknown)}; there are {', '.join(OOD_SETS)}")
     images, labels = _all_digits()
     generator = torch.Generator().manual_seed(3)

@@ -162,11 +162,7 @@ def _lines(folder: Path, pictures: Sequence[str], root: Path, label: int | None 
 
 
 def pictures_below(folder: Path, left_out: Counter[str]) -> list[str]:
-    """Returns the pictures below a folder, sorted paths relative to it; counts other files by ending.
-
-    Raises:
-        InputError: there is none.
-    """
+    """Returns the pictures below a folder, sorted paths relative to it; counts other files by ending."""
     found = []
     for path in files_below(folder):
         ending = os.path.splitext(path)[1].lower()
@@ -180,10 +176,8 @@ def pictures_below(folder: Path, left_out: Counter[str]) -> list[str]:
 
 
 def files_below(folder: Path) -> Iterator[str]:
-    """Yields the paths of all files below a folder, other than those in hidden folders.
-
-    Links are followed; a folder that several of them lead to is visited once.
-    """
+    """Yields the paths of all files below a folder, other than those in hidden folders. Links are followed;
+    a folder that several of them lead to is visited once."""
     seen = {os.path.realpath(folder)}
     for here, subfolders, files in os.walk(folder, followlinks=True):
         real = {name: os.path.realpath(os.path.join(here, name)) for name in subfolders if name[0] != "."}
@@ -206,10 +200,7 @@ def write_outliers(folder: Path, root: Path) -> list[str]:
     """Writes the pictures below ``folder``, squashed to 32 x 32, as the outliers of the data folder ``root``.
 
     They are in random order, because ``--num_ood_samples`` takes the first ones. Returns what was written and
-    left out.
-
-    Raises:
-        InputError: the folder has no readable picture, or there are outliers already.
+    left out; raises InputError if no picture is readable, or there are outliers already.
     """
     path = root / FILE
     if path.exists():
@@ -224,11 +215,8 @@ def write_outliers(folder: Path, root: Path) -> list[str]:
 
 def write_ood_set(name: str, folder: Path, root: Path) -> list[str]:
     """Makes the pictures below ``folder`` the OOD set ``name`` of the data folder ``root``, for both CIFARs,
-    and copies them there. Returns what was written and left out.
-
-    Raises:
-        InputError: the folder has no readable picture, or there is such a set already.
-    """
+    and copies them there. Returns what was written and left out; raises InputError if no picture is readable,
+    or there is such a set already."""
     copies, left_out = image_root(root) / name, Counter()
     lists = [list_path(benchmark, name, root) for benchmark in DEFAULT_SETS]
     if taken := [path for path in (copies, *lists) if path.exists()]:

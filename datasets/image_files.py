@@ -38,16 +38,15 @@ def evaluation_crop(picture: Image.Image, seed: int, *, size: int) -> list[Tenso
 
 
 class Source(NamedTuple):
-    """A list of files; ``crop`` (picture, seed) makes their crops. ``groups`` are int64 (N,): a file that
-    cannot be read is replaced by the next one of its group; None replaces none."""
+    """A list of files, and ``crop(picture, seed)`` for each. A file that cannot be read is replaced by the
+    next one of its group (``groups``: int64 (N,); None replaces none)."""
 
     files: ImageFiles
     crop: Callable[[Image.Image, int], list[Tensor]]
     groups: Tensor | None
 
     def read(self, number: int, seed: int) -> tuple[int, list[Tensor] | None, dict[Path, str]]:
-        """Returns the number of the file used, its crops, or None if none could be read, and why which ones
-        could not."""
+        """Returns the number of the file used, its crops, None if none could be read, and which could not."""
         failures, candidates = {}, [number]
         while candidates:
             candidate = candidates.pop(0)

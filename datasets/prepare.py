@@ -95,11 +95,7 @@ def commands(lists: Lists) -> list[str]:
 
 
 def prepare_benchmarks(argv: list[str]) -> None:
-    """Gets ready what ``argv`` names.
-
-    Raises:
-        InputError: a set is still incomplete when all were tried.
-    """
+    """Gets ready what ``argv`` names; raises InputError if a set is incomplete when all were tried."""
     parser = argparse.ArgumentParser(
         prog="python -m datasets.prepare", description=__doc__, formatter_class=flags.HelpFormatter
     )
@@ -147,11 +143,7 @@ def prepare_cifar(name: str, root: Path) -> None:
 
 
 def prepare_tinyimages(root: Path, allow_unverified: bool) -> None:
-    """Downloads the 300K random images if the user agrees to do so unverified.
-
-    Raises:
-        InputError: they are not there (it says how to get them), or cannot be downloaded.
-    """
+    """Downloads the 300K random images if the user agrees to do so unverified."""
     path = root / OUTLIER_FILE
     if not path.exists():
         if not allow_unverified:
@@ -168,11 +160,7 @@ def prepare_tinyimages(root: Path, allow_unverified: bool) -> None:
 
 
 def prepare_scood(root: Path, archive: Path | None) -> None:
-    """Unpacks ``archive`` if given, then reports which suites are complete.
-
-    Raises:
-        InputError: a list is missing (it says how to get them), or images of one are.
-    """
+    """Unpacks ``archive`` if given, then checks that lists and images are complete."""
     if archive is not None:
         unpack(archive, root)
     lists = {

@@ -59,11 +59,7 @@ class Benchmark:
         return split.select(chosen)
 
     def load_ood(self, names: Sequence[str], root: Path, resize: str = "squash") -> dict[str, ImageSet]:
-        """Returns what ``read_ood`` does, and checks that each set has OOD images.
-
-        Raises:
-            InputError: a set is missing (found before any is loaded) or has no OOD image.
-        """
+        """Returns what ``read_ood`` does; raises InputError if a set is missing or has no OOD image."""
         sets = self.read_ood(names, root, resize)
         for name, images in sets.items():
             if not bool((images.labels < 0).any()):
