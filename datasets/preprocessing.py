@@ -51,8 +51,8 @@ class Preprocessing(NamedTuple):
             low, high = float(image.min()), float(image.max())
             if not (low >= -ROUNDING and high <= 1 + ROUNDING):  # NaN fails, too
                 raise InputError(
-                    f"floating-point images have values in [0, 1] and are not normalised; this one has values "
-                    f"from {low:g} to {high:g}"
+                    f"floating-point images have values in [0, 1] and are not normalised; this one has "
+                    f"values from {low:g} to {high:g}"
                 )
             image = (image.float().clamp(0, 1) * 255).round().to(torch.uint8)
         if image.dtype != torch.uint8:
