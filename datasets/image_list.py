@@ -118,4 +118,6 @@ def write_lines(lists: dict[Path, Sequence[str]]) -> None:
             raise InputError(f"{path} exists already; move it away or choose another place")
     for path, lines in lists.items():
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"".join(os.fsencode(line) + b"\n" for line in lines))
+        part = path.with_name(f"{path.name}.{os.getpid()}.part")
+        part.write_bytes(b"".join(os.fsencode(line) + b"\n" for line in lines))
+        os.replace(part, path)
