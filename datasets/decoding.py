@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.v2 import functional
@@ -132,10 +133,11 @@ def decode_crops(picture: Image.Image, boxes: Tensor, size: int) -> list[Tensor]
     picture.draft("RGB", tuple(-(-side * size // smallest) for side in picture.size))
     shrink = round(width / picture.width)
     image = decode(picture, full_size=shrink == 1)
-    return [
-        functional.resized_crop(image, *box, [size, size], antialias=True)
-        for box in (boxes // shrink).tolist()
-    ]
+    crops = []
+    for top, left, height, width in (boxes // shrink).tolist():
+        crop = image[None, :, top : top + height, left : left + width]
+        crops += F.interpolate(crop, (size, size), mode="bilinear", antialias=True)
+    return crops
 
 
 def central_crop(image: Tensor, size: int) -> Tensor:

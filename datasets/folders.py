@@ -3,6 +3,7 @@
 import os
 import random
 import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,7 @@ from datasets.long_tail import long_tail_counts
 from datasets.outliers import FILE
 from datasets.scood import DEFAULT_SETS, image_root, list_path, read_image
 from utils.errors import InputError
+from utils.text_files import whole_file, writable_folder
 
 PICTURES = {".jpeg", ".jpg", ".png", ".bmp", ".gif", ".webp"}
 
@@ -209,7 +211,8 @@ def write_outliers(folder: Path, root: Path) -> list[str]:
     images = list(_read_below(folder, left_out).values())
     random.Random(0).shuffle(images)
     path.parent.mkdir(parents=True, exist_ok=True)
-    np.save(path, np.stack(images))
+    with whole_file(path, "xb") as file:
+        np.save(file, np.stack(images))
     return [f"{path}: {len(images):,} outliers", *left_out_line(left_out)]
 
 
@@ -222,7 +225,10 @@ def write_ood_set(name: str, folder: Path, root: Path) -> list[str]:
     if taken := [path for path in (copies, *lists) if path.exists()]:
         raise InputError(f"{taken[0]} exists already; choose another name or move it away")
     lines = [list_line(f"{name}/{path}", -1) for path in _read_below(folder, left_out)]
-    shutil.copytree(folder, copies, ignore=shutil.ignore_patterns(".*"))
+    with tempfile.TemporaryDirectory(prefix=".copying-", dir=writable_folder(root)) as scratch:
+        copy = shutil.copytree(folder, Path(scratch, name), ignore=shutil.ignore_patterns(".*"))
+        copies.parent.mkdir(parents=True, exist_ok=True)
+        os.rename(copy, copies)
     write_lines(dict.fromkeys(lists, lines))
     return [*(f"{path}: {len(lines):,} images in {copies}" for path in lists), *left_out_line(left_out)]
 

@@ -5,6 +5,7 @@ outliers and OOD sets of your own folders.
     python -m datasets.prepare outliers FOLDER --drp DATA        pictures as the outliers of CIFAR
     python -m datasets.prepare ood NAME FOLDER --drp DATA        pictures as an OOD set of CIFAR
     python -m datasets.prepare imagenet PHOTOS --out LISTS --outliers FOLDER --ood FOLDER ...
+    python -m datasets.prepare imagenet PHOTOS --check LIST
 """
 
 import argparse
@@ -13,10 +14,13 @@ import shlex
 import shutil
 import sys
 import tarfile
+import tempfile
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
+from torchvision.datasets.utils import check_integrity
 
 from datasets.cifar import NUM_CLASSES, RELEASES, load_cifar
 from datasets.folders import Lists, write_lists, write_ood_set, write_outliers
@@ -27,6 +31,7 @@ from datasets.scood import DEFAULT_SETS, image_root, list_path
 from utils import flags
 from utils.console import say, show_warnings_plainly
 from utils.errors import InputError, exit_cleanly, first_line
+from utils.text_files import whole_file, writable_folder
 
 TINY_IMAGES_URL = "https://people.eecs.berkeley.edu/~hendrycks/300K_random_images.npy"
 SCOOD_LINK = (
@@ -45,15 +50,17 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def prepare_imagenet(argv: list[str]) -> None:
-    """Writes lists, and prints them and the commands that use them."""
+    """Writes lists, and prints them and the commands that use them; or checks one."""
     parser = argparse.ArgumentParser(
         prog="python -m datasets.prepare imagenet",
-        description="Writes the lists that train_imagenet.py and test_imagenet.py need.",
+        description="Writes the lists that train_imagenet.py and test_imagenet.py need, or checks one.",
         formatter_class=flags.HelpFormatter,
     )
     add = parser.add_argument
     add("images", type=flags.path, help="holds one folder per class, or train/ and test/, which do")
-    add("--out", type=flags.path, required=True, metavar="DIR", help="where the lists are written")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--out", type=flags.path, metavar="DIR", help="where the lists are written")
+    what.add_argument("--check", type=flags.path, metavar="LIST", help="check that IMAGES has a list's files")
     add("--test", type=flags.path, metavar="DIR", help="holds test pictures in folders of the same names")
     add("--outliers", type=flags.path, metavar="DIR", help="pictures of no class, for training")
     add("--ood", type=flags.path, nargs="+", default=[], metavar="DIR", help="folders of OOD test pictures")
@@ -65,7 +72,11 @@ def prepare_imagenet(argv: list[str]) -> None:
         "then go by the classes' sizes, otherwise by their names"
     )
     add("--rho", type=flags.imbalance_ratio, help=tail)
-    lists = write_lists(**vars(parser.parse_args(argv)))
+    args = vars(parser.parse_args(argv))
+    if (to_check := args.pop("check")) is not None:
+        say(check_list(to_check, args["images"]))
+        return
+    lists = write_lists(**args)
     say("\n".join([*lists.report, "", *commands(lists)]))
 
 
@@ -133,10 +144,10 @@ def prepare_cifar(name: str, root: Path) -> None:
     """Downloads, verifies (by MD5) and unpacks one CIFAR, unless its folder exists, and reads it."""
     release = RELEASES[name]
     if not (root / release.base_folder).exists():
-        try:
-            release(root, download=True)
-        except (OSError, RuntimeError) as error:
-            raise InputError(f"{release.url} cannot be downloaded to {root}: {first_line(error)}") from error
+        archive = root / release.filename
+        if not check_integrity(archive, release.tgz_md5):
+            download(release.url, archive, release.tgz_md5)
+        unpack(archive, root)
     for train in (True, False):
         load_cifar(name, root, train)
     say(f"{name}: ready in {root / release.base_folder}")
@@ -151,11 +162,7 @@ def prepare_tinyimages(root: Path, allow_unverified: bool) -> None:
                 f"no checksum is published for {TINY_IMAGES_URL} (922 MB, 300,000 images); put that file at "
                 f"{path}, or let --allow_unverified download it"
             )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            torch.hub.download_url_to_file(TINY_IMAGES_URL, str(path))
-        except OSError as error:
-            raise InputError(f"{TINY_IMAGES_URL} cannot be downloaded: {first_line(error)}") from error
+        download(TINY_IMAGES_URL, path)
     say(f"tinyimages: ready, {len(load_outliers(root)):,} images in {path}")
 
 
@@ -174,24 +181,51 @@ def prepare_scood(root: Path, archive: Path | None) -> None:
             f"in a browser, {SCOOD_LINK}, and give it to --archive (images belong in {image_root(root)})"
         )
     for path, labels in lists.items():
-        paths, _ = read_present(path, image_root(root), labels)
-        say(f"scood: {path}: all {len(paths):,} files are in {image_root(root)}")
+        say(f"scood: {check_list(path, image_root(root), labels)}")
+
+
+def check_list(path: Path, images: Path, labels: range | None = None) -> str:
+    """Reports that all files of a list are in the folder ``images``; raises InputError if not."""
+    paths, _ = read_present(path, images, labels)
+    return f"{path}: all {len(paths):,} files are in {images}"
+
+
+def download(url: str, target: Path, md5: str | None = None) -> None:
+    """Downloads a file, which takes its name once it is whole: by its MD5 sum, or as an array."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(target, "xb") as file:
+            torch.hub.download_url_to_file(url, file.name)
+            if md5 is None:
+                np.load(file.name, mmap_mode="r")
+            elif not check_integrity(file.name, md5):
+                raise ValueError(f"what came does not have the published MD5 sum {md5}")
+    except Exception as error:  # urllib, http and numpy have many kinds
+        raise InputError(f"{url} cannot be downloaded to {target}: {first_line(error)}") from error
 
 
 def unpack(archive: Path, target: Path) -> None:
-    """Unpacks a tar or zip archive into the folder ``target``; nothing outside it is written.
+    """Unpacks a tar or zip archive into the folder ``target``, once it is known to be whole. Nothing outside
+    is written, and no file replaced.
 
     Raises:
         InputError: the archive is missing, damaged, of another kind, or a tar with links or members that
-            leave the folder (those of a zip are skipped).
+            leave the folder (those of a zip are skipped); or one of its files is there already.
     """
-    try:
-        if tarfile.is_tarfile(archive):
-            shutil.unpack_archive(archive, target, "tar", filter="data")  # from Python 3.10.12 on
-        else:
-            shutil.unpack_archive(archive, target, "zip")
-    except Exception as error:  # zlib, tarfile and zipfile have many kinds for a damaged archive
-        raise InputError(f"the archive {archive} cannot be unpacked: {first_line(error)}") from error
+    with tempfile.TemporaryDirectory(prefix=".unpacking-", dir=writable_folder(target)) as scratch:
+        try:
+            if tarfile.is_tarfile(archive):
+                shutil.unpack_archive(archive, scratch, "tar", filter="data")  # from Python 3.10.12 on
+            else:
+                shutil.unpack_archive(archive, scratch, "zip")
+        except Exception as error:  # zlib, tarfile and zipfile have many kinds for a damaged archive
+            raise InputError(f"the archive {archive} cannot be unpacked: {first_line(error)}") from error
+        files = [path.relative_to(scratch) for path in Path(scratch).rglob("*") if not path.is_dir()]
+        if there := [target / file for file in files if (target / file).exists()]:
+            raise InputError(f"{there[0]} exists already; move it away to unpack again")
+        for file in files:
+            (target / file).parent.mkdir(parents=True, exist_ok=True)
+            os.rename(Path(scratch, file), target / file)
 
 
 if __name__ == "__main__":

@@ -52,6 +52,7 @@ def test_without_labels(tmp_path):
         b"a.png 10",
         b'a.png {"label": 1}',
         b'a.png {"sc_label": 1.5}',
+        b"./good.png 1",  # one file under two labels
     ],
 )
 def test_bad_lines_are_named(tmp_path, line):
@@ -124,6 +125,16 @@ def test_names_keep_their_bytes_in_every_locale(tmp_path, utf8, encoding):
 def test_names_that_no_list_can_hold(path):
     with pytest.raises(InputError, match=r"x.png|1.png"):
         list_line(path)
+
+
+def test_two_runs_that_write_one_list_do_not_mix(tmp_path):
+    def lines():
+        yield "first"
+        write_lines({tmp_path / "a": ["other"]})
+        yield "second"
+
+    write_lines({tmp_path / "a": lines()})
+    assert (tmp_path / "a").read_text() == "first\nsecond\n" and os.listdir(tmp_path) == ["a"]
 
 
 def test_no_list_is_overwritten(tmp_path):

@@ -7,12 +7,13 @@ import zipfile
 
 import numpy as np
 import pytest
-from cifar_files import write_batch
+from cifar_files import write_batch, write_outliers
 from command_line import run
 from PIL import Image
 from torchvision.datasets import CIFAR100
 
 from datasets import prepare
+from datasets.outliers import load_outliers
 from datasets.prepare import unpack
 from datasets.scood import DEFAULT_SETS
 from utils.errors import InputError
@@ -61,7 +62,7 @@ def test_nothing_leaves_the_folder(tmp_path, write, member):
             unpack(tmp_path / "x", target)
     else:
         unpack(tmp_path / "x", target)
-    assert (target / "a" / "good").read_bytes() == b"good"
+        assert (target / "a" / "good").read_bytes() == b"good"
     assert not any(path.is_symlink() for path in target.rglob("*"))
     assert sorted(os.listdir(tmp_path)) == ["to", "x"]
 
@@ -74,6 +75,45 @@ def test_damaged_archives_are_named(tmp_path, write):
         (tmp_path / "x").write_bytes(content)
         with pytest.raises(InputError, match="archive .*x cannot be unpacked"):
             unpack(tmp_path / "x", tmp_path / "to")
+        assert os.listdir(tmp_path / "to") == []
+
+
+def test_archives_are_unpacked_beside_what_is_there(tmp_path, write):
+    old = tmp_path / "to" / "a" / "old"
+    old.parent.mkdir(parents=True)
+    old.write_bytes(b"old")
+    write(tmp_path / "x", [("a/new", FILE, b"new"), ("a/b/c", FILE, b"c")])
+    unpack(tmp_path / "x", tmp_path / "to")
+    assert sorted(os.listdir(old.parent)) == ["b", "new", "old"] and os.listdir(tmp_path / "to") == ["a"]
+    write(tmp_path / "x", [("a/old", FILE, b"bad")])
+    with pytest.raises(InputError, match="a/old exists already"):
+        unpack(tmp_path / "x", tmp_path / "to")
+    assert old.read_bytes() == b"old"
+
+
+def test_a_download_that_broke_off_leaves_nothing(tmp_path, monkeypatch):
+    site, root = tmp_path / "site", tmp_path / "root"
+    write_outliers(site, np.zeros((4, 32, 32, 3), np.uint8))
+    (source,) = site.rglob("*.npy")
+    whole = source.read_bytes()
+    monkeypatch.setattr(prepare, "TINY_IMAGES_URL", source.as_uri())
+    source.write_bytes(whole[:-1])
+    with pytest.raises(InputError, match="tinyimages"):
+        prepare.main(["tinyimages", "--drp", str(root), "--allow_unverified"])
+    assert not [path for path in root.rglob("*") if path.is_file()]
+    source.write_bytes(whole)
+    prepare.main(["tinyimages", "--drp", str(root), "--allow_unverified"])
+    assert len(load_outliers(root)) == 4
+
+
+def test_lists_are_checked_against_their_folder(tmp_path, capsys):
+    Image.new("RGB", (8, 8)).save(tmp_path / "0.png")
+    (tmp_path / "list.txt").write_text("0.png\n")
+    prepare.main(["imagenet", str(tmp_path), "--check", str(tmp_path / "list.txt")])
+    assert "all 1 files" in capsys.readouterr().out
+    (tmp_path / "list.txt").write_text("0.png\n8.png\n")
+    with pytest.raises(InputError, match="1 of 2 images.*8.png"):
+        prepare.main(["imagenet", str(tmp_path), "--check", str(tmp_path / "list.txt")])
 
 
 @pytest.mark.parametrize(
@@ -111,27 +151,16 @@ def test_scood_from_an_archive_fetched_by_hand(tmp_path, capsys):
 
 @pytest.mark.filterwarnings("ignore:the files in .* differ from the published")
 def test_cifar_is_verified_unpacked_and_read_and_the_rest_explained(tmp_path, monkeypatch, capsys):
-    """From an archive that is there already; without the right MD5 sum, it would be downloaded again."""
-    made, root = tmp_path / "made", tmp_path / "root"
-    for name in ("train", "test", "meta"):
+    made, root, archive = tmp_path / "made", tmp_path / "root", tmp_path / "cifar-100-python.tar.gz"
+    for name in ("train", "test"):
         write_batch(made / name, list(range(100)), "fine_labels")
-    archive, address = root / "cifar-100-python.tar.gz", "http://127.0.0.1:9/cifar"
-    root.mkdir()
     with tarfile.open(archive, "w:gz") as file:
         file.add(made, "cifar-100-python")
-    monkeypatch.setattr(CIFAR100, "url", address)
+    monkeypatch.setattr(CIFAR100, "url", archive.as_uri())
     with pytest.raises(InputError, match="see above: cifar100"):
         prepare.main(["cifar100", "--drp", str(root)])
-    assert address in capsys.readouterr().out and not (root / "cifar-100-python").exists()
-
-    def md5(path):
-        return hashlib.md5(path.read_bytes()).hexdigest()
-
-    monkeypatch.setattr(CIFAR100, "tgz_md5", md5(archive))
-    for split in ("train", "test"):
-        monkeypatch.setattr(CIFAR100, f"{split}_list", [[split, md5(made / split)]])
-    meta = CIFAR100.meta | {"md5": md5(made / "meta"), "key": "fine_labels"}
-    monkeypatch.setattr(CIFAR100, "meta", meta)
+    assert archive.as_uri() in capsys.readouterr().out and os.listdir(root) == []
+    monkeypatch.setattr(CIFAR100, "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
     prepare.main(["cifar100", "--drp", str(root)])
     assert (root / "cifar-100-python" / "train").read_bytes() == (made / "train").read_bytes()
     archive.unlink()
