@@ -1,5 +1,4 @@
-"""CIFAR-10 and CIFAR-100 from the python batches that their site publishes, in torchvision's folder
-layout."""
+"""CIFAR-10 and CIFAR-100 from their published python batches, in torchvision's folder layout."""
 
 import pickle
 import warnings
@@ -20,13 +19,10 @@ _LABELS = {"cifar10": "labels", "cifar100": "fine_labels"}
 
 
 def load_cifar(name: str, root: Path, train: bool) -> ImageSet:
-    """Reads one split: images uint8 (N, 3, 32, 32), labels int64 (N,), in the order of the files.
+    """Reads one split of ``cifar10`` or ``cifar100`` (fine labels): images (N, 3, 32, 32).
+    Files that differ from the published ones load with a warning.
 
-    ``name`` is ``cifar10`` or ``cifar100`` (fine labels). Files that differ from the published ones load with
-    a warning.
-
-    Raises:
-        InputError: the data are missing, truncated, of the wrong shape or type, or have labels out of range.
+    Raises InputError: data are missing, truncated, of the wrong shape or type, or have labels out of range.
     """
     release = RELEASES[name]
     folder = Path(root) / release.base_folder
@@ -36,10 +32,8 @@ def load_cifar(name: str, root: Path, train: bool) -> ImageSet:
     batches = [_read_batch(folder / file, _LABELS[name], NUM_CLASSES[name]) for file, _ in files]
     if not all(check_integrity(folder / file, md5) for file, md5 in files):
         # The same words for both splits: Python's default filter then shows them once.
-        warnings.warn(
-            f"the files in {folder} differ from the published {name} (by MD5) and are used as they are",
-            stacklevel=1,
-        )
+        message = f"the files in {folder} differ from the published {name} (by MD5) and are used as they are"
+        warnings.warn(message, stacklevel=1)
     images = np.concatenate([images for images, _ in batches])
     labels = np.concatenate([labels for _, labels in batches])
     return ImageSet(torch.from_numpy(images.reshape(-1, 3, 32, 32)), torch.from_numpy(labels))

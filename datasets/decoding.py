@@ -48,9 +48,7 @@ class Unreadable(InputError):
 def open_picture(path: Path) -> Image.Image:
     """Reads a file into memory and parses its header; pixels are decoded later.
 
-    Raises:
-        Unreadable: the file cannot be read, or is not an image of one of ``FORMATS``, or has more pixels than
-            Pillow allows (179 million).
+    Raises Unreadable: it cannot be read, is no image of ``FORMATS``, or has more than 179 million pixels.
     """
     try:
         return Image.open(io.BytesIO(path.read_bytes()), formats=FORMATS)
@@ -62,11 +60,10 @@ def open_picture(path: Path) -> Image.Image:
 
 def orientation(picture: Image.Image) -> int:
     """Returns the EXIF orientation, 1 to 8; 1 (upright) if none can be read."""
-    try:
-        value = picture.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # broken EXIF is common in good photographs
-        return 1
-    return value if value in TO_UPRIGHT else 1
+    with contextlib.suppress(Exception):  # broken EXIF is common in good photographs
+        value = picture.getexif().get(ExifTags.Base.Orientation)
+        return value if value in TO_UPRIGHT else 1
+    return 1
 
 
 def upright_size(picture: Image.Image) -> tuple[int, int]:
@@ -78,12 +75,10 @@ def upright_size(picture: Image.Image) -> tuple[int, int]:
 def upright_rgb(picture: Image.Image) -> Image.Image:
     """Decodes a picture, turns it as its EXIF orientation says, and converts it to RGB, 8 bits per channel.
 
-    16-bit grey pixels keep their high byte, as Pillow does for 16-bit colour; its own conversion of grey
-    clips everything above 255 to white. Other modes are converted by Pillow.
+    16-bit grey pixels keep their high byte, as 16-bit colour does in Pillow, which clips grey ones to white.
 
-    Raises:
-        Unreadable: the file is damaged; or the pixels are floating-point numbers, or integers of more than 16
-            bits, which do not say which value is white.
+    Raises Unreadable: the file is damaged; or the pixels are floating-point numbers, or integers of more than
+    16 bits, which do not say which value is white.
     """
     try:
         turn = TO_UPRIGHT.get(orientation(picture))
@@ -103,10 +98,7 @@ def upright_rgb(picture: Image.Image) -> Image.Image:
 
 def decode(picture: Image.Image, full_size: bool = True) -> Tensor:
     """Returns the upright pixels of a picture of :func:`open_picture`, uint8 RGB (3, H, W), in channels-last
-    memory. ``full_size`` is False after ``picture.draft``, which torchvision does not know.
-
-    Raises Unreadable, see :func:`upright_rgb`.
-    """
+    memory; raises Unreadable. ``full_size`` is False after ``picture.draft``, unknown to torchvision."""
     # A JPEG file that holds RGB or CMYK instead of YCbCr is left to Pillow. It calls some JPEG files MPO.
     plain = picture.format in ("JPEG", "MPO") and picture.mode == "RGB" and orientation(picture) == 1
     if plain and picture.info.get("adobe_transform", 1) == 1 and full_size and decode_jpeg is not None:
@@ -125,9 +117,8 @@ def decode_crops(picture: Image.Image, boxes: Tensor, size: int) -> list[Tensor]
     """Cuts boxes from a picture of :func:`open_picture`, decoded once, and resizes them.
 
     A large JPEG file is decoded at 1/2, 1/4 or 1/8 of its size, as long as every box keeps ``size`` pixels a
-    side. ``boxes`` are (top, left, height, width) in pixels of the upright picture, int64 (V, 4).
-
-    Returns V crops, uint8 (3, size, size); raises Unreadable, see :func:`upright_rgb`.
+    side. ``boxes`` are (top, left, height, width) in pixels of the upright picture, int64 (V, 4). Returns V
+    crops, uint8 (3, size, size); raises Unreadable.
     """
     width, smallest = picture.width, int(boxes[:, 2:].min())
     picture.draft("RGB", tuple(-(-side * size // smallest) for side in picture.size))

@@ -25,14 +25,9 @@ PICTURES = {".jpeg", ".jpg", ".png", ".bmp", ".gif", ".webp"}
 
 
 class Lists(NamedTuple):
-    """What :func:`write_lists` wrote.
-
-    Attributes:
-        files: name -> the list, of ``train``, ``test``, ``outliers`` and ``ood_<folder>`` those that exist.
-        iidp, iodp: the folders that entries of ``train`` and ``test``, and of the others, are relative to.
-        num_images, num_outliers: training pictures, and outliers.
-        report: sentences on what was written and left out.
-    """
+    """What :func:`write_lists` wrote: lists by name (``train``, ``test``, ``outliers``, ``ood_<folder>``), the
+    folders that entries of the first two and of the others are relative to, the numbers of training pictures
+    and outliers, and sentences on what was written and left out."""
 
     files: dict[str, Path]
     iidp: Path
@@ -61,15 +56,9 @@ def write_lists(
     two) makes the test list; with 0 there is none. ``rho`` cuts the training list to the long tail
     n_c = int(n_max rho^(c / (C - 1))), with the largest n_max that the classes admit.
 
-    Args:
-        test: holds the classes' test pictures, in folders of the same names.
-        outliers: pictures of no class, for training.
-        ood: each is an OOD test set, named after its folder.
-
-    Raises:
-        InputError: a folder is missing, without a picture, or inside another one; the test pictures have a
-            class without training pictures; a picture has a name that a list cannot hold; ``rho`` leaves a
-            class empty; or a list exists already.
+    ``test`` holds test pictures in folders of the same names; each of ``ood`` is a test set named after its
+    folder. Raises InputError: folders are missing, without a picture or overlap; a class has test pictures
+    alone; no list can hold a picture's name; ``rho`` leaves a class empty; or a list exists already.
     """
     if test is None and {entry.name for entry in images.glob("[!.]*") if entry.is_dir()} == {"train", "test"}:
         images, test = images / "train", images / "test"
@@ -200,10 +189,8 @@ def left_out_line(left_out: Counter[str]) -> list[str]:
 
 def write_outliers(folder: Path, root: Path) -> list[str]:
     """Writes the pictures below ``folder``, squashed to 32 x 32, as the outliers of the data folder ``root``.
-
-    They are in random order, because ``--num_ood_samples`` takes the first ones. Returns what was written and
-    left out; raises InputError if no picture is readable, or there are outliers already.
-    """
+    Their order is random, as ``--num_ood_samples`` takes the first ones. Returns what was written and left
+    out; raises InputError if no picture is readable, or there are outliers already."""
     path = root / FILE
     if path.exists():
         raise InputError(f"{path} exists already; move it away to make another one")

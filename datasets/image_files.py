@@ -38,8 +38,8 @@ def evaluation_crop(picture: Image.Image, seed: int, *, size: int) -> list[Tenso
 
 
 class Source(NamedTuple):
-    """A list of files, and ``crop(picture, seed)`` for each. A file that cannot be read is replaced by the
-    next one of its group (``groups``: int64 (N,); None replaces none)."""
+    """Files, and ``crop(picture, seed)`` for each. One that cannot be read is replaced by the next one of its
+    group (``groups``: int64 (N,); None replaces none)."""
 
     files: ImageFiles
     crop: Callable[[Image.Image, int], list[Tensor]]
@@ -62,12 +62,9 @@ class Source(NamedTuple):
 
 
 class Step(NamedTuple):
-    """The files of a step.
-
-    ``images``: the crops, uint8 (n, 3, S, S), of each view of each list; or what was made of them; or None if
-    one of the files could be neither read nor replaced, whose ``failures`` then are left alone.
-    ``numbers`` are of all files used, in order; ``seed`` is that of the first file, and of the views.
-    """
+    """The files of a step. ``images``: the crops, uint8 (n, 3, S, S), of each view of each list; or what was
+    made of them; or None if the file of the ``failures`` could be neither read nor replaced. ``numbers``: all
+    files used, in order; ``seed``: that of the first file, and of the views."""
 
     images: list[Tensor] | Tensor | None
     numbers: list[int]
@@ -125,27 +122,16 @@ def _leave_signals_to_the_main_process(worker_id: int) -> None:
 
 
 class Replacements:
-    """Counts the files that could not be read and were replaced.
-
-    Args:
-        expected: how many files will be read in all, if that is known.
-
-    Attributes:
-        reasons: of each unreadable file, by its full path.
-        times, read: how often such files were met, and how many files were read, these included.
-    """
+    """Counts the files that could not be read and were replaced: ``reasons`` by full path, and how many
+    ``times`` such files were met. ``expected`` files will be ``read`` in all, if that is known."""
 
     def __init__(self, expected: int = 0) -> None:
         self.reasons: dict[Path, str] = {}
         self.times, self.read, self.expected = 0, 0, expected
 
     def add(self, step: Step) -> None:
-        """Adds the files of a step.
-
-        Raises:
-            InputError: a file could be neither read nor replaced; or more than 5 files, and more than 1 % of
-                those read so far or expected, are unreadable.
-        """
+        """Adds the files of a step. Raises InputError if a file could be neither read nor replaced; or more
+        than 5 files, and more than 1 % of those read so far or expected, are unreadable."""
         if step.images is None:
             path, reason = next(iter(step.failures.items()))
             others = f", nor {len(step.failures) - 1} that could replace it" if len(step.failures) > 1 else ""

@@ -39,9 +39,8 @@ def read_image_list(list_path: Path, labels: range | None = ANY_LABEL) -> tuple[
     ``labels`` are those that a line may have; that of a line with braces is its ``sc_label``. With None, a
     label is optional and ignored: all labels are -1. Blank lines are skipped.
 
-    Raises:
-        InputError: the list is missing or empty; a line has no label in ``labels``, or a path that is
-            absolute or climbs out with ``..``; or a file has two labels.
+    Raises InputError: the list is missing or empty; a line has no label in ``labels``, or a path that is
+    absolute or climbs out with ``..``; or a file has two labels.
     """
     try:
         lines = Path(list_path).read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n")
@@ -70,11 +69,8 @@ def read_image_list(list_path: Path, labels: range | None = ANY_LABEL) -> tuple[
 
 
 def read_present(list_path: Path, root: Path, labels: range | None) -> tuple[list[str], torch.Tensor]:
-    """Returns :func:`read_image_list` of a list whose images are all files under ``root``.
-
-    Raises:
-        InputError: see there; or images are missing (it says how many, and names the first five).
-    """
+    """Returns :func:`read_image_list` of a list whose images are all files under ``root``; raises InputError
+    if any are missing (it says how many, and names the first five)."""
     paths, found = read_image_list(list_path, labels)
     # One listing per folder is quick, where a question per file takes minutes on a network disk.
     there = {folder: _files_in(os.path.join(root, folder)) for folder in set(map(os.path.dirname, paths))}

@@ -36,16 +36,10 @@ CROP_SCALE, OUTLIER_CROP_SCALE = (0.08, 1.0), (0.2, 1.0)  # shares of the image'
 def load_files(
     list_path: Path, root: Path, num_classes: int | None = None, labelled: bool = True
 ) -> ImageFiles:
-    """Reads a list of ``path label`` lines whose files all are there.
+    """Reads a list of ``path label`` lines whose files all are there; raises InputError.
 
-    Args:
-        num_classes: labels have to be below it; None takes the list to be a training list, whose labels 0 ..
-            C - 1 all occur.
-        labelled: False for lists of outliers, whose labels are ignored.
-
-    Raises:
-        InputError: see :func:`datasets.image_list.read_present`; or a training list has one class only, or a
-            class without images.
+    Labels have to be below ``num_classes``; with None it is a training list, whose labels 0 .. C - 1 all
+    occur. Those of a list of outliers, ``labelled=False``, are ignored.
     """
     allowed = range(num_classes or ANY_LABEL.stop)
     paths, labels = read_present(list_path, root, allowed if labelled else None)
@@ -60,15 +54,11 @@ def load_files(
 
 def load_ood_lists(list_paths: Sequence[Path], root: Path) -> dict[str, ImageFiles]:
     """Reads lists of OOD images, whose labels are ignored: the list's file name without ending -> files.
-
-    Raises:
-        InputError: see :func:`load_files`; or two lists have the same name.
-    """
+    Raises InputError, also if two lists have the same name."""
     lists = {Path(path).stem: path for path in list_paths}
     if len(lists) < len(list_paths):
-        raise InputError(
-            f"--txt_ood_test needs lists of different names, not {', '.join(map(str, list_paths))}"
-        )
+        names = ", ".join(map(str, list_paths))
+        raise InputError(f"--txt_ood_test needs lists of different names, not {names}")
     return {name: load_files(path, root, labelled=False) for name, path in lists.items()}
 
 
@@ -121,22 +111,19 @@ class _StepViews:
         return images
 
     def _buffer(self, shape: tuple[int, ...]) -> Tensor:
-        if len(self.buffers) == 2 + STEPS_AHEAD:
-            images = self.buffers.pop(0)
-        else:
+        if len(self.buffers) < 2 + STEPS_AHEAD:
             images = torch.empty(shape)
-            if get_worker_info() is not None:
-                images.share_memory_()
-        self.buffers.append(images)
-        return images
+            self.buffers.append(images if get_worker_info() is None else images.share_memory_())
+        else:
+            self.buffers.append(self.buffers.pop(0))
+        return self.buffers[-1]
 
 
 class FileTrainLoader:
     """Training batches from image files; drops the last incomplete one.
 
     Args:
-        files: the training list.
-        outliers: the list of outliers, or None; its labels are ignored.
+        files, outliers: the training list, and that of the outliers, or None.
         views: of crops, such as :func:`datasets.augment.views.imagenet_views`.
         image_size: S, the side of a view in pixels.
         batch_size, outlier_batch_size: of the global batch, which the ``world_size`` processes share.
@@ -202,10 +189,8 @@ class FileTrainLoader:
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """Yields the batches of an epoch from ``start_step`` to its end.
 
-        On a CPU the memory of a batch's images is reused after two batches.
-
-        Raises:
-            InputError: more than 1 % of the files cannot be read, or none of a class.
+        On a CPU the memory of a batch's images is reused after two batches. Raises InputError if more than
+        1 % of the files cannot be read, or none of a class.
         """
         self.steps[:] = self._steps(epoch)[start_step:]
         labels = self.lists["images"].labels
@@ -219,12 +204,11 @@ class FileTrainLoader:
             yield Batch(images, to_device(labels[indices], self.device), indices)
 
     def _steps(self, epoch: int) -> list[tuple[int, list[list[int]]]]:
-        """Returns what :class:`StepDataset` needs for each step of an epoch."""
-        share = self.rank, self.world_size
-        numbers = [
-            epoch_shares(len(files.paths), self.batch_sizes[name], len(self), self.seed, epoch, name, *share)
-            for name, files in self.lists.items()
-        ]
+        """What :class:`StepDataset` needs for each step of an epoch."""
+        numbers = []
+        for name, files in self.lists.items():
+            drawn = len(files.paths), self.batch_sizes[name], len(self), self.seed, epoch, name
+            numbers.append(epoch_shares(*drawn, self.rank, self.world_size))
         seeds = [mixed_seed("crops", self.seed, epoch, step, self.rank) for step in range(len(self))]
         return [(seed, [order[step].tolist() for order in numbers]) for step, seed in enumerate(seeds)]
 
@@ -234,17 +218,9 @@ class EvalImages:
     S x S.
 
     Yields (normalised float32 images (n, 3, S, S), labels int64 (n,)) on the device. With several processes,
-    each takes every ``world_size``-th image, so their shares make up the list.
-
-    Args:
-        files: the list.
-        image_size: S in pixels.
-        num_workers: processes that read; 0 reads in this one.
-        replace: whether the next file with the same label takes the place of one that cannot be read. Off for
-            test sets: results are about whole sets.
-
-    Attributes:
-        replaced: :class:`Replacements` so far.
+    each takes every ``world_size``-th image, so their shares make up the list. With ``replace`` the next file
+    with the same label takes the place of one that cannot be read, see ``replaced``; not for test sets, as
+    results are about whole sets.
     """
 
     def __init__(

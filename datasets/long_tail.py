@@ -12,11 +12,7 @@ FEW = 5  # held-out images of a class that say little
 
 def long_tail_counts(max_count: int, num_classes: int, ratio: float) -> list[int]:
     """Returns the number of images of each class, largest first: ``int(max_count * ratio ** (c / (C - 1)))``,
-    the profile of CIFAR-LT (Cui et al. 2019).
-
-    Raises:
-        InputError: ``ratio`` (the flag ``--rho``) leaves a class without an image.
-    """
+    the profile of CIFAR-LT (Cui et al. 2019). Raises InputError if that leaves a class without an image."""
     counts = [int(max_count * ratio ** (c / max(num_classes - 1, 1))) for c in range(num_classes)]
     if counts[-1] < 1:
         raise InputError(
@@ -27,15 +23,8 @@ def long_tail_counts(max_count: int, num_classes: int, ratio: float) -> list[int
 
 
 def long_tail_indices(labels: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
-    """Returns the indices, int64 (sum of counts,), of the first ``counts[c]`` images of each class c, in the
-    order of the classes.
-
-    ``labels`` is int64 (N,). Within a class the order is that of the file, so the subset is the same on every
-    machine.
-
-    Raises:
-        InputError: a class has fewer images than its count.
-    """
+    """Returns the indices, int64 (sum of counts,), of the first ``counts[c]`` images of each class c in turn.
+    ``labels`` is int64 (N,). Raises InputError if a class has fewer images than its count."""
     rows = [(labels == c).nonzero().flatten() for c in range(len(counts))]
     for c, (of_class, count) in enumerate(zip(rows, counts, strict=True)):
         if len(of_class) < count:
@@ -44,12 +33,9 @@ def long_tail_indices(labels: torch.Tensor, counts: Sequence[int]) -> torch.Tens
 
 
 def hold_out(labels: torch.Tensor, fraction: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Holds out the last ``fraction`` of each class's images, at least one.
+    """Holds out the last ``fraction`` of each class's images, at least one, but not its only one.
 
-    Warns if some classes have too few held-out images to choose anything on.
-
-    Returns:
-        (kept, held out): int64 indices. A class with a single image keeps it.
+    Returns int64 indices: (kept, held out). Warns if classes have too few to choose anything on.
     """
     kept, held = [], []
     for c in labels.unique():
@@ -58,8 +44,6 @@ def hold_out(labels: torch.Tensor, fraction: float) -> tuple[torch.Tensor, torch
         kept.append(rows[: len(rows) - size])
         held.append(rows[len(rows) - size :])
     if few := sum(len(rows) < FEW for rows in held):
-        warnings.warn(
-            f"{few} of {len(held)} classes have fewer than {FEW} held-out images, which say little",
-            stacklevel=2,
-        )
+        message = f"{few} of {len(held)} classes have fewer than {FEW} held-out images, which say little"
+        warnings.warn(message, stacklevel=2)
     return torch.cat(kept), torch.cat(held)

@@ -208,9 +208,8 @@ def unpack(archive: Path, target: Path) -> None:
     """Unpacks a tar or zip archive into the folder ``target``, once it is known to be whole. Nothing outside
     is written, and no file replaced.
 
-    Raises:
-        InputError: the archive is missing, damaged, of another kind, or a tar with links or members that
-            leave the folder (those of a zip are skipped); or one of its files is there already.
+    Raises InputError: the archive is missing, damaged, of another kind, or a tar with links or members that
+    leave the folder (those of a zip are skipped); or one of its files is there already.
     """
     with tempfile.TemporaryDirectory(prefix=".unpacking-", dir=writable_folder(target)) as scratch:
         try:

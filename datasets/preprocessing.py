@@ -28,22 +28,14 @@ class Preprocessing(NamedTuple):
     normalization: Normalization
 
     def of_picture(self, picture: Image.Image) -> Tensor:
-        """Returns uint8 (3, size, size), upright, and RGB from whatever mode.
-
-        Raises:
-            InputError: see :func:`datasets.decoding.upright_rgb`.
-        """
+        """Returns uint8 (3, size, size), upright, and RGB from whatever mode; raises InputError."""
         if self.resize == PHOTOGRAPH:
             return central_crop(pixels(upright_rgb(picture)), self.size)
         return pixels(to_size(upright_rgb(picture), self.size, self.resize))
 
     def of_tensor(self, image: Tensor) -> Tensor:
         """Returns uint8 (3, size, size), on the CPU, from uint8 (3, H, W), or from floating-point numbers in
-        [0, 1], which are rounded to the 8 bits that image files have.
-
-        Raises:
-            InputError: another shape or type, or values outside [0, 1] by more than rounding explains.
-        """
+        [0, 1], rounded to 8 bits; raises InputError at another shape or type, or values outside [0, 1]."""
         if image.dim() != 3 or image.shape[0] != 3 or 0 in image.shape:
             raise InputError(f"an image is a tensor (3, H, W), not {tuple(image.shape)}")
         image = image.detach().cpu()
@@ -60,11 +52,7 @@ class Preprocessing(NamedTuple):
         return self.of_picture(Image.fromarray(image.permute(1, 2, 0).numpy()))
 
     def of_file(self, path: Path) -> Tensor:
-        """Returns uint8 (3, size, size), read as the evaluation reads the files of its sets.
-
-        Raises:
-            InputError: the file cannot be read.
-        """
+        """Returns uint8 (3, size, size), read as the evaluation reads its files; raises InputError."""
         try:
             picture = open_picture(path)
             if self.resize == PHOTOGRAPH:

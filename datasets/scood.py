@@ -44,10 +44,8 @@ def load_ood_sets(
     ``squash`` to 32 x 32 whatever their shape, as the code behind the published tables does; ``crop`` to 32
     pixels on the shorter side, of which the centre is kept.
 
-    Raises:
-        InputError: a set has no list (the message names all sets that are there and are not), a list cannot
-            be used, or an image is missing or unreadable. Lists and the presence of images are checked before
-            any image is read.
+    Raises InputError, before any image is read if a set has no list, a list cannot be used or images are
+    missing; else at an unreadable image.
     """
     if missing := [name for name in names if not list_path(benchmark, name, root).is_file()]:
         folder = list_path(benchmark, "", root).parent
@@ -74,13 +72,8 @@ def _read_images(folder: Path, paths: list[str], name: str, resize: str) -> torc
 
 
 def read_image(path: Path, resize: str = "squash") -> np.ndarray:
-    """Decodes one image to upright RGB, uint8 (32, 32, 3); see :func:`datasets.decoding.upright_rgb`.
-
-    ``resize`` is one of ``RESIZE_MODES``, explained at :func:`load_ood_sets`.
-
-    Raises:
-        InputError: the file is missing, unreadable or too large, or its pixels have no known white.
-    """
+    """Reads one image, uint8 (32, 32, 3), resized as :func:`load_ood_sets` explains; raises InputError if it
+    cannot be read."""
     try:
         return np.asarray(to_size(upright_rgb(open_picture(path)), SIZE, resize))
     except Unreadable as error:
