@@ -25,9 +25,9 @@ PICTURES = {".jpeg", ".jpg", ".png", ".bmp", ".gif", ".webp"}
 
 
 class Lists(NamedTuple):
-    """What :func:`write_lists` wrote: lists by name (``train``, ``test``, ``outliers``, ``ood_<folder>``), the
-    folders that entries of the first two and of the others are relative to, the numbers of training pictures
-    and outliers, and sentences on what was written and left out."""
+    """What :func:`write_lists` wrote: lists by name (``train``, ``test``, ``outliers``, ``ood_<folder>``),
+    the folders that entries of the first two and of the others are relative to, the numbers of training
+    pictures and outliers, and sentences on what was written and left out."""
 
     files: dict[str, Path]
     iidp: Path
@@ -66,7 +66,12 @@ def write_lists(
     others |= {f"ood_{os.path.basename(os.path.abspath(folder))}": folder for folder in ood}
     if len(others) < len(ood) + bool(outliers):
         raise InputError("the folders of OOD images need different names, after which their lists are named")
-    _require_separate([images, *([test] if test else []), *others.values()])
+    folders = [images, *([test] if test else []), *others.values()]
+    if missing := [folder for folder in folders if not folder.is_dir()]:
+        raise InputError(f"the folder {missing[0]} is missing")
+    for inner, outer in permutations(folders, 2):
+        if inner.resolve().is_relative_to(outer.resolve()):  # a picture would be trained on and tested
+            raise InputError(f"{inner} is inside {outer}; the folders of one data set may not overlap")
 
     left_out: Counter[str] = Counter()
     training = _class_pictures(images, left_out)
@@ -99,16 +104,6 @@ def write_lists(
     files = {name: out / f"{name}.txt" for name in lines if name != "classes"}
     num_outliers = len(lines.get("outliers", []))
     return Lists(files, iidp, iodp, sum(sizes), num_outliers, report + left_out_line(left_out))
-
-
-def _require_separate(folders: Sequence[Path]) -> None:
-    """Refuses folders that are missing or overlap: a picture would be trained on and tested."""
-    for folder in folders:
-        if not folder.is_dir():
-            raise InputError(f"the folder {folder} is missing")
-    for inner, outer in permutations(folders, 2):
-        if inner.resolve().is_relative_to(outer.resolve()):
-            raise InputError(f"{inner} is inside {outer}; the folders of one data set may not overlap")
 
 
 def _class_pictures(images: Path, left_out: Counter[str]) -> dict[str, list[str]]:

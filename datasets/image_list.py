@@ -6,6 +6,7 @@ not. A path may not leave the image folder by itself; links in that folder are f
 """
 
 import codecs
+import contextlib
 import os
 import re
 from collections.abc import Sequence
@@ -73,24 +74,20 @@ def read_present(list_path: Path, root: Path, labels: range | None) -> tuple[lis
     if any are missing (it says how many, and names the first five)."""
     paths, found = read_image_list(list_path, labels)
     # One listing per folder is quick, where a question per file takes minutes on a network disk.
-    there = {folder: _files_in(os.path.join(root, folder)) for folder in set(map(os.path.dirname, paths))}
+    there: dict[str, set[str]] = {}
+    for folder in set(map(os.path.dirname, paths)):
+        with contextlib.suppress(OSError), os.scandir(os.path.join(root, folder)) as entries:
+            there[folder] = {entry.name for entry in entries if entry.is_file()}
     missing = [
         path
         for path in paths
-        if os.path.basename(path) not in there[os.path.dirname(path)]
+        if os.path.basename(path) not in there.get(os.path.dirname(path), ())
         and not os.path.isfile(os.path.join(root, path))  # a file system may ignore case
     ]
     if missing:
         count, first = f"{len(missing):,} of {len(paths):,}", ", ".join(map(repr, missing[:5]))
         raise InputError(f"{list_path}: {count} images are not in {root}: {first}")
     return paths, found
-
-
-def _files_in(folder: str) -> set[str]:
-    if not os.path.isdir(folder):
-        return set()
-    with os.scandir(folder) as entries:
-        return {entry.name for entry in entries if entry.is_file()}
 
 
 def overlap(first: ImageFiles, second: ImageFiles) -> int:

@@ -6,6 +6,7 @@ the files alone, so a run can resume at any step.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -119,67 +120,64 @@ class _StepViews:
         return self.buffers[-1]
 
 
+@dataclass(eq=False)
 class FileTrainLoader:
     """Training batches from image files; drops the last incomplete one.
 
-    Args:
+    Attributes:
         files, outliers: the training list, and that of the outliers, or None.
         views: of crops, such as :func:`datasets.augment.views.imagenet_views`.
         image_size: S, the side of a view in pixels.
         batch_size, outlier_batch_size: of the global batch, which the ``world_size`` processes share.
         contrastive: whether batches have views 2 and 3.
         num_workers: processes that read; 0 reads in this one.
-
-    Attributes:
         replaced: :class:`Replacements` so far.
     """
 
-    def __init__(
-        self,
-        files: ImageFiles,
-        outliers: ImageFiles | None,
-        views: Views,
-        *,
-        image_size: int,
-        batch_size: int,
-        outlier_batch_size: int,
-        contrastive: bool,
-        num_workers: int,
-        seed: int,
-        device: torch.device,
-        normalization: Normalization = IMAGENET_NORMALIZATION,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        self.lists, self.replaced = {"images": files}, Replacements()
-        self.batch_sizes = {"images": batch_size, "outliers": outlier_batch_size}
-        self.num_workers, self.device = num_workers, device
-        self.seed, self.rank, self.world_size = seed, rank, world_size
-        of_crop = [views.strong, *([views.contrastive] * 2 if contrastive else [])]
-        crop = partial(random_crops, views=len(of_crop), scale=CROP_SCALE, size=image_size)
-        sources = [Source(files, crop, files.labels)]
-        if outliers is not None:
-            self.lists["outliers"] = outliers
-            crop = partial(random_crops, views=1, scale=OUTLIER_CROP_SCALE, size=image_size)
-            sources.append(Source(outliers, crop, torch.zeros_like(outliers.labels)))
-            of_crop.append(views.outlier)
-        self.make_views = _StepViews(of_crop, normalization)
-        dataset = StepDataset(sources, self.make_views if device.type == "cpu" else None)
-        self.steps = []  # of the epoch that is read
-        self.reader = read_ahead(dataset, self.steps, num_workers, device, persistent=True)
+    files: ImageFiles
+    outliers: ImageFiles | None
+    views: Views
+    _: KW_ONLY
+    image_size: int
+    batch_size: int
+    outlier_batch_size: int
+    contrastive: bool
+    num_workers: int
+    seed: int
+    device: torch.device
+    normalization: Normalization = IMAGENET_NORMALIZATION
+    rank: int = 0
+    world_size: int = 1
+
+    def __post_init__(self) -> None:
+        self.replaced, self.steps = Replacements(), []  # those of the epoch that is read
+        self.lists = {"images": (self.files, self.batch_size)}
+        views = [self.views.strong, *([self.views.contrastive] * 2 if self.contrastive else [])]
+        crop = partial(random_crops, views=len(views), scale=CROP_SCALE, size=self.image_size)
+        sources = [Source(self.files, crop, self.files.labels)]
+        if self.outliers is not None:
+            self.lists["outliers"] = self.outliers, self.outlier_batch_size
+            crop = partial(random_crops, views=1, scale=OUTLIER_CROP_SCALE, size=self.image_size)
+            sources.append(Source(self.outliers, crop, torch.zeros_like(self.outliers.labels)))
+            views.append(self.views.outlier)
+        self.make_views = _StepViews(views, self.normalization)
+        dataset = StepDataset(sources, self.make_views if self.device.type == "cpu" else None)
+        self.reader = read_ahead(dataset, self.steps, self.num_workers, self.device, persistent=True)
 
     def __len__(self) -> int:
         """Returns the number of steps per epoch."""
-        return len(self.lists["images"].paths) // self.batch_sizes["images"]
+        return len(self.files.paths) // self.batch_size
 
     @property
     def num_outliers(self) -> int:
         """The number of surrogate outliers to draw from."""
-        return len(self.lists["outliers"].paths) if "outliers" in self.lists else 0
+        return 0 if self.outliers is None else len(self.outliers.paths)
 
     def where(self) -> str:
         """Returns one line for the log: where the files are, and how many processes read them."""
-        listed = [f"{len(files.paths):,} {name} under {files.root}" for name, files in self.lists.items()]
+        listed = [
+            f"{len(files.paths):,} {name} under {files.root}" for name, (files, _) in self.lists.items()
+        ]
         return f"{', '.join(listed)}, read by {self.num_workers} worker processes"
 
     def report(self) -> list[str]:
@@ -193,26 +191,26 @@ class FileTrainLoader:
         1 % of the files cannot be read, or none of a class.
         """
         self.steps[:] = self._steps(epoch)[start_step:]
-        labels = self.lists["images"].labels
+        share = len(range(self.rank, self.batch_size, self.world_size))
         for step in self.reader:
             self.replaced.add(step)
             images = step.images
             if self.device.type == "cuda":
                 images = self.make_views([to_device(crops, self.device) for crops in images], step.seed)
-            share = len(range(self.rank, self.batch_sizes["images"], self.world_size))
             indices = torch.tensor(step.numbers[:share])
-            yield Batch(images, to_device(labels[indices], self.device), indices)
+            yield Batch(images, to_device(self.files.labels[indices], self.device), indices)
 
     def _steps(self, epoch: int) -> list[tuple[int, list[list[int]]]]:
         """What :class:`StepDataset` needs for each step of an epoch."""
         numbers = []
-        for name, files in self.lists.items():
-            drawn = len(files.paths), self.batch_sizes[name], len(self), self.seed, epoch, name
+        for name, (files, batch_size) in self.lists.items():
+            drawn = len(files.paths), batch_size, len(self), self.seed, epoch, name
             numbers.append(epoch_shares(*drawn, self.rank, self.world_size))
         seeds = [mixed_seed("crops", self.seed, epoch, step, self.rank) for step in range(len(self))]
         return [(seed, [order[step].tolist() for order in numbers]) for step, seed in enumerate(seeds)]
 
 
+@dataclass(eq=False)
 class EvalImages:
     """Every image of a list once, in order, not augmented: shorter side resized to S * 256 / 224, the central
     S x S.
@@ -223,26 +221,25 @@ class EvalImages:
     results are about whole sets.
     """
 
-    def __init__(
-        self,
-        files: ImageFiles,
-        *,
-        image_size: int,
-        batch_size: int,
-        num_workers: int,
-        device: torch.device,
-        normalization: Normalization = IMAGENET_NORMALIZATION,
-        replace: bool = False,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        self.files, self.normalization, self.device = files, normalization, device
-        mine = range(rank, len(files.paths), world_size)
+    files: ImageFiles
+    _: KW_ONLY
+    image_size: int
+    batch_size: int
+    num_workers: int
+    device: torch.device
+    normalization: Normalization = IMAGENET_NORMALIZATION
+    replace: bool = False
+    rank: int = 0
+    world_size: int = 1
+
+    def __post_init__(self) -> None:
+        mine = torch.arange(self.rank, len(self.files.paths), self.world_size)
         self.replaced = Replacements(len(mine))
-        self.batches = [list(mine[start : start + batch_size]) for start in range(0, len(mine), batch_size)]
-        crop = partial(evaluation_crop, size=image_size)
-        dataset = StepDataset([Source(files, crop, files.labels if replace else None)], make=None)
-        self.reader = read_ahead(dataset, [(0, [batch]) for batch in self.batches], num_workers, device)
+        self.batches = [batch.tolist() for batch in mine.split(self.batch_size) if len(batch)]
+        crop = partial(evaluation_crop, size=self.image_size)
+        source = Source(self.files, crop, self.files.labels if self.replace else None)
+        steps = [(0, [batch]) for batch in self.batches]
+        self.reader = read_ahead(StepDataset([source], make=None), steps, self.num_workers, self.device)
 
     def __len__(self) -> int:
         """Returns the number of batches of this process."""
