@@ -1,11 +1,10 @@
 import io
 import struct
-import zlib
 
 import numpy as np
 import pytest
 import torch
-from image_files import photograph, truncate
+from image_files import photograph
 from PIL import ExifTags, Image, ImageOps
 from torchvision.transforms import v2
 
@@ -44,17 +43,9 @@ def test_every_kind_of_jpeg_gives_the_same_pixels_as_pillow(tmp_path, decoder):
     picture.convert("CMYK").save(tmp_path / "cmyk.jpg")
     for orientation in (1, 6):
         picture.save(tmp_path / f"turned{orientation}.jpg", exif=oriented(orientation))
-    picture.save(tmp_path / "broken.jpg", exif=b"Exif\x00\x00not a TIFF header at all")
     for path in tmp_path.iterdir():
         expected = np.asarray(ImageOps.exif_transpose(Image.open(path)).convert("RGB")).astype(int)
         assert abs(upright(path) - expected).max() <= 2, path.name
-
-
-def test_a_truncated_file_is_noticed(tmp_path, decoder):
-    photograph(1).save(tmp_path / "a.jpg")
-    truncate(tmp_path / "a.jpg")
-    with pytest.raises(Unreadable):
-        decode(open_picture(tmp_path / "a.jpg"))
 
 
 def test_other_formats_show_the_same_picture(tmp_path):
@@ -69,36 +60,12 @@ def test_other_formats_show_the_same_picture(tmp_path):
         assert abs(upright(path) - expected).mean() <= (12 if path.stem == "palette" else 0), path.name
 
 
-# --- orientation
-
-
-# The stored position (row, column) of what an upright picture (H, W) shows at (i, j), from the EXIF
-# standard's table of what the first stored row and column are.
-STORED_AT = {
-    1: lambda i, j, h, w: (i, j),
-    2: lambda i, j, h, w: (i, w - 1 - j),
-    3: lambda i, j, h, w: (h - 1 - i, w - 1 - j),
-    4: lambda i, j, h, w: (h - 1 - i, j),
-    5: lambda i, j, h, w: (j, i),
-    6: lambda i, j, h, w: (w - 1 - j, i),
-    7: lambda i, j, h, w: (w - 1 - j, h - 1 - i),
-    8: lambda i, j, h, w: (j, h - 1 - i),
-}
-
-
-@pytest.mark.parametrize("orientation", STORED_AT)
-@pytest.mark.parametrize("depth", [8, 16])
-def test_pictures_are_turned_upright(tmp_path, orientation, depth):
-    height, width = 3, 5
-    wanted = np.arange(height * width, dtype=np.uint8).reshape(height, width)
-    stored = np.zeros((height, width) if orientation < 5 else (width, height), np.uint8)
-    for i in range(height):
-        for j in range(width):
-            stored[STORED_AT[orientation](i, j, height, width)] = wanted[i, j]
-    picture = Image.fromarray(stored if depth == 8 else stored.astype(np.uint16) * 257)
-    picture.save(tmp_path / "a.png", exif=oriented(orientation))
-    assert upright_size(open_picture(tmp_path / "a.png")) == (height, width)
-    np.testing.assert_array_equal(upright(tmp_path / "a.png")[..., 0], wanted)
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pictures_are_turned_upright(tmp_path, orientation):
+    photograph(3, 30, 50).save(tmp_path / "a.png", exif=oriented(orientation))
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(tmp_path / "a.png")))
+    assert upright_size(open_picture(tmp_path / "a.png")) == expected.shape[:2]
+    np.testing.assert_array_equal(upright(tmp_path / "a.png"), expected)
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
@@ -120,32 +87,13 @@ def test_broken_exif_does_not_spoil_a_good_picture(tmp_path, exif):
 # --- pixels of other kinds than 8-bit RGB
 
 
-def png_16_bit(values):
-    """A PNG with 16 bits per channel: (H, W) is stored as grey, (H, W, 3) as colour."""
-
-    def chunk(kind, body):
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-    height, width = values.shape[:2]
-    header = struct.pack(">IIBBBBB", width, height, 16, 0 if values.ndim == 2 else 2, 0, 0, 0)
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    image = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + image
-
-
-def rgb(raw):
-    return np.asarray(upright_rgb(Image.open(io.BytesIO(raw))))
-
-
 RAMP = np.linspace(0, 65_535, 35).round().astype(np.uint16).reshape(5, 7)
 
 
-def test_16_bit_grey_is_scaled_like_16_bit_colour():
-    grey, colour = rgb(png_16_bit(RAMP)), rgb(png_16_bit(np.stack([RAMP] * 3, axis=2)))
-    np.testing.assert_array_equal(grey, colour)
-    np.testing.assert_array_equal(grey[..., 0], RAMP // 256)
-    ten_bits = rgb(b"P5 3 1 1023\n" + np.array([0, 512, 1023], ">u2").tobytes())
-    np.testing.assert_array_equal(ten_bits[0, :, 0], [0, 128, 255])  # PGM says its own white
+def test_a_pgm_says_its_own_white():
+    raw = b"P5 3 1 1023\n" + np.array([0, 512, 1023], ">u2").tobytes()
+    pixels = np.asarray(upright_rgb(Image.open(io.BytesIO(raw))))
+    np.testing.assert_array_equal(pixels[0, :, 0], [0, 128, 255])
 
 
 @pytest.mark.parametrize("mode", ["I;16", "I;16B", "I;16L", "I"])
