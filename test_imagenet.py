@@ -9,9 +9,8 @@ results.csv, results.md, scores.png, roc.png and detector.pth into the run direc
 images it evaluates accuracy alone.
 """
 
-import contextlib
-import os
 import sys
+from pathlib import Path
 
 import torch
 
@@ -58,10 +57,6 @@ def evaluate(args, compute, checkpoint, known, notes, out):
     require_classes(checkpoint, class_counts, class_names)
     test = load_files(data["txtv"], iidp, num_classes=len(class_counts))
     require_same_classes(test, class_names or [], data["txtv"])
-    if args.num_cal < len(class_counts):
-        raise InputError(
-            f"--num_cal {args.num_cal} is less than one image for each of the {len(class_counts)} classes"
-        )
     ood, missing = {}, [path for path in data["txt_ood_test"] if not path.exists()]
     if args.txt_ood_test or not missing:
         ood = load_ood_lists(data["txt_ood_test"], iodp)
@@ -70,24 +65,21 @@ def evaluate(args, compute, checkpoint, known, notes, out):
     settings, outliers, more = choose_settings(
         args, held_out is not None, lambda: load_files(data["txt_ood_train"], iodp, labelled=False)
     )
-    exposed = outliers  # what the network was trained with, even if nothing is fitted on it here
-    if outliers is None and stored_arguments(checkpoint).get("oe"):
-        with contextlib.suppress(InputError):
-            exposed = load_files(data["txt_ood_train"], iodp, labelled=False)
-    notes += more + overlaps(test, every, ood, exposed)
+    notes += more + overlaps(test, every, ood, outliers)
     if outliers is not None:
         size = min(args.num_cal, len(outliers.paths))
         chosen = epoch_indices(len(outliers.paths), size, args.seed, 0, "calibration")
         outliers = select(outliers, chosen)
-    if compute.is_main:
-        for note in notes:
-            say(f"warning: {note}", sys.stderr)
+    for note in notes if compute.is_main else ():
+        say(f"warning: {note}", sys.stderr)
 
     model = build_model(known["model"], len(class_counts), family="imagenet")
     network = prepare_network(model, checkpoint, compute, args.precision)
     normalization = NORMALIZATIONS[known["normalization"]]
 
     def features(title, files, replace=True):
+        if files is None:
+            return None
         batches = EvalImages(
             files,
             image_size=known["image_size"],
@@ -112,8 +104,8 @@ def evaluate(args, compute, checkpoint, known, notes, out):
     sample = balanced_sample(training.labels, args.num_cal, args.seed)
     fitting = TrainingSets(
         training=of_training,
-        outliers=None if outliers is None else features("outliers", outliers),
-        held_out=None if held_out is None else features("held-out images", held_out),
+        outliers=features("outliers", outliers),
+        held_out=features("held-out images", held_out),
         attending=Features(*(part[sample] for part in of_training)) if compute.is_main else None,
     )
     if compute.is_main:
@@ -131,11 +123,10 @@ def require_same_classes(files, class_names, list_path):
     """Raises InputError if an image of a list lies in a folder that is named after another class."""
     numbers = {name: c for c, name in enumerate(class_names)}
     for path, label in zip(files.paths, files.labels.tolist(), strict=True):
-        folder = os.path.basename(os.path.dirname(path))
-        if numbers.get(folder, label) != label:
+        expected = numbers.get(Path(path).parent.name, label)
+        if expected != label:
             raise InputError(
-                f"{list_path}: {path} has the label {label}, which the training list gives to class "
-                f"{class_names[label]!r}, and {numbers[folder]} to {folder!r}"
+                f"{list_path}: {path} has the label {label}, but in the training list {expected}"
             )
 
 
@@ -155,11 +146,8 @@ def name_of(training_list):
 
 
 def identify(checkpoint, given):
-    """Identifies a checkpoint: from its own arguments, else the flags, else its weights and the paper's
-    settings.
-
-    Args:
-        given: dict of flag name to value, None where the flag was not given.
+    """Identifies a checkpoint: from its own arguments, else the flags ``given``, else its weights and the
+    paper's settings.
 
     Returns:
         (settings, notes): dict of ds, model, image_size, normalization, val_fraction; sentences about the
@@ -173,11 +161,7 @@ def identify(checkpoint, given):
     defaults |= {"image_size": 224, "normalization": "imagenet", "val_fraction": 0}
     known, assumed = resolve_settings(given, stored_arguments(checkpoint), defaults, RANGES)
     if known["ds"] != "imagenet" or known["model"] not in FAMILIES["imagenet"]:
-        raise InputError(
-            f"the checkpoint holds a {known['model']} trained on {known['ds']}, which is for test.py"
-        )
-    if known["normalization"] not in NORMALIZATIONS:
-        raise InputError(f"the checkpoint's --normalization {known['normalization']} is unknown")
+        raise InputError(f"the checkpoint is of a {known['model']} trained on {known['ds']}: use test.py")
     assumed = [name for name in assumed if name in ("image_size", "normalization")]
     return known, caveats(checkpoint, known, assumed)
 

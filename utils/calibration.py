@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from utils.errors import InputError
 
@@ -19,19 +20,19 @@ CHUNK = 4096  # rows of features per computation
 class Classifier(NamedTuple):
     """A linear layer, float64: ``weight`` (C, D) and ``bias`` (C,)."""
 
-    weight: torch.Tensor
-    bias: torch.Tensor
+    weight: Tensor
+    bias: Tensor
 
     @classmethod
     def of(cls, model: torch.nn.Module, tnorm: bool = False) -> "Classifier":
-        """Returns the last layer of a network of this project, on its device. With ``tnorm``: unit rows and
-        no bias (tau-normalisation, Kang et al. 2020, tau = 1)."""
+        """Returns a network's last layer; with ``tnorm``, unit rows and no bias (tau-normalisation, Kang et
+        al. 2020, tau = 1)."""
         weight, bias = model.linear.weight.detach().double(), model.linear.bias.detach().double()
         if tnorm:
             return cls(weight / weight.norm(dim=1, keepdim=True), torch.zeros_like(bias))
         return cls(weight, bias)
 
-    def logits(self, features: torch.Tensor) -> torch.Tensor:
+    def logits(self, features: Tensor) -> Tensor:
         """Returns z = W f + b, float64 (N, C)."""
         return features.double() @ self.weight.T + self.bias
 
@@ -43,25 +44,24 @@ class Outputs(NamedTuple):
     of the probe, whose last class is the surrogate outliers; None without a probe.
     """
 
-    features: torch.Tensor
-    logits: torch.Tensor
-    probe_logits: torch.Tensor | None
+    features: Tensor
+    logits: Tensor
+    probe_logits: Tensor | None
 
 
 class Calibration(NamedTuple):
     """One mapping from features to class logits.
 
     ``classifier``: of the C classes. ``attention``: A (D,), which multiplies the features, or None.
-    ``probe``: a :class:`Classifier` of C + 1 classes, or None. All are on one device.
+    ``probe``: a :class:`Classifier` of C + 1 classes, or None.
     """
 
     classifier: Classifier
-    attention: torch.Tensor | None = None
+    attention: Tensor | None = None
     probe: Classifier | None = None
 
-    def outputs(self, features: torch.Tensor) -> Iterator[Outputs]:
-        """Yields the :class:`Outputs` of features (N, D) in order, CHUNK rows at a time. The features may be
-        on another device."""
+    def outputs(self, features: Tensor) -> Iterator[Outputs]:
+        """Yields the :class:`Outputs` of features (N, D) from any device, CHUNK rows at a time, in order."""
         for rows in features.split(CHUNK):
             rows = rows.to(self.classifier.weight.device).double()
             calibrated = rows if self.attention is None else rows * self.attention
@@ -71,11 +71,8 @@ class Calibration(NamedTuple):
 
     def state(self) -> dict:
         """Returns tensors and None, from which :meth:`restore` rebuilds the calibration."""
-        return {
-            "classifier": self.classifier._asdict(),
-            "attention": self.attention,
-            "probe": None if self.probe is None else self.probe._asdict(),
-        }
+        probe = None if self.probe is None else self.probe._asdict()
+        return {"classifier": self.classifier._asdict(), "attention": self.attention, "probe": probe}
 
     @classmethod
     def restore(cls, state: dict) -> "Calibration":
@@ -100,19 +97,16 @@ def exact_products(device: torch.device) -> Iterator[None]:
 
 def fit_attention(
     classifier: Classifier,
-    training: tuple[torch.Tensor, torch.Tensor],
-    outlier_features: torch.Tensor,
+    training: tuple[Tensor, Tensor],
+    outlier_features: Tensor,
     class_counts: Sequence[int],
-) -> torch.Tensor:
-    """Returns PATT's attention vector A (D,), on the classifier's device.
+) -> Tensor:
+    """Returns :func:`attention_weight`, (D,), on the classifier's device.
 
     Args:
         classifier: its predictions label the outliers.
         training: features (N, D) and labels (N,) of training images. outlier_features: (M, D).
         class_counts: (C,) training-set sizes.
-
-    Raises:
-        InputError: see :func:`attention_weight`.
     """
     outputs = Calibration(classifier).outputs(outlier_features)
     predicted = torch.cat([rows.logits.argmax(dim=1) for rows in outputs]).cpu()
@@ -124,14 +118,14 @@ def fit_attention(
 def build_calibration(
     name: str,
     classifier: Classifier,
-    attention: torch.Tensor | None = None,
+    attention: Tensor | None = None,
     probe: Classifier | None = None,
     strength: float = 1.0,
 ) -> Calibration:
     """Builds the calibration ``name``, one of :data:`CALIBRATIONS`.
 
     Args:
-        classifier: the network's. attention: A, which "fc" needs. probe: of C + 1 classes, for "probe".
+        classifier: the network's. attention: A, for "fc". probe: of C + 1 classes, for "probe".
         strength: S of A_S = 1 + S (A - 1); 1 is the paper's FC, 0 is none.
     """
     if name == "probe":
@@ -139,7 +133,7 @@ def build_calibration(
     return Calibration(classifier, 1 + strength * (attention - 1) if name == "fc" else None, probe)
 
 
-def class_sizes(labels: torch.Tensor, num_classes: int) -> torch.Tensor:
+def class_sizes(labels: Tensor, num_classes: int) -> Tensor:
     """Returns how many of the labels, int64 (N,), each class has: int64 (C,).
 
     Raises:
@@ -151,8 +145,15 @@ def class_sizes(labels: torch.Tensor, num_classes: int) -> torch.Tensor:
     return counts
 
 
-def attention_weight(features, labels, outlier_features, outlier_labels, classifier_weight, prior):
-    """Returns the attention vector A (D,) of PATT's feature calibration.
+def attention_weight(
+    features: Tensor,
+    labels: Tensor,
+    outlier_features: Tensor,
+    outlier_labels: Tensor,
+    classifier_weight: Tensor,
+    prior: Tensor,
+) -> Tensor:
+    """Returns the attention vector A of PATT's feature calibration, float64 (D,) in [0, 2].
 
     S = (1/C) sum_c (1/pi_c) mean_{i: y_i = c}(f_i) * w_c,  O = (1/M) sum_j (1/pi_{yhat_j}) f_j * w_{yhat_j},
     E = S - O,  A = 2 (E - min E) / (max E - min E);  * is elementwise.
@@ -160,19 +161,13 @@ def attention_weight(features, labels, outlier_features, outlier_labels, classif
     Args:
         features: (N, D), training images; labels: int64 (N,).
         outlier_features: (M, D); outlier_labels: int64 (M,), the classes predicted for the outliers.
-        classifier_weight: (C, D).
-        prior: (C,), class frequencies of the training set.
-
-    Returns:
-        (D,) in [0, 2], float64.
+        classifier_weight: (C, D). prior: (C,), class frequencies of the training set.
 
     Raises:
-        InputError: a class without an image, no outlier, or evidence that does not vary or is not finite.
+        InputError: a class without an image, or evidence that does not vary or is not finite.
     """
     weight, prior = classifier_weight.double(), prior.double()
     counts = class_sizes(labels, len(weight))
-    if len(outlier_features) == 0:
-        raise InputError("calibration needs at least one outlier")
     per_class = weight / prior[:, None]
     means = _sum_by_class(features, labels, len(weight)) / counts[:, None]
     signal = (means * per_class).mean(dim=0)

@@ -21,14 +21,14 @@ from torch import Tensor, nn
 from datasets.normalization import Normalization
 from datasets.preprocessing import Preprocessing
 from models import build_model
-from utils.calibration import CALIBRATIONS, Calibration
+from utils.calibration import Calibration
 from utils.checkpoint import is_unfinished, load_checkpoint, results_folder, save_whole
 from utils.distributed import autocast
 from utils.errors import InputError, first_line
 from utils.evaluation import predict
 from utils.evaluation_flags import Settings
 from utils.fitting import TrainingSets
-from utils.scores import FittedScores, score_names
+from utils.scores import FittedScores
 from utils.weights import load_weights
 
 FILE = "detector.pth"
@@ -47,9 +47,8 @@ def find_detector(run: Path | str) -> Path:
 class Subject(NamedTuple):
     """A network that is evaluated, and what it takes to apply it.
 
-    ``name``, ``family``: in ``models.FAMILIES``. ``preprocessing``: of images. ``class_counts``: C
-    training-set sizes. ``class_names``: C names, None if unknown. ``checkpoint``: where the network comes
-    from, see :func:`utils.checkpoint.open_checkpoint`.
+    ``name``, ``family``: in ``models.FAMILIES``. ``class_counts``: C training-set sizes. ``class_names``: C
+    names, None if unknown. ``checkpoint``: see :func:`utils.checkpoint.open_checkpoint`.
     """
 
     model: nn.Module
@@ -76,11 +75,8 @@ class Detection(NamedTuple):
 
 
 class ScoringModule(nn.Module):
-    """From images to class logits and one OOD score, in its own precision whatever surrounds it.
-
-    ``torch.export.export(module, (images,), strict=False)`` accepts it; its tensors stay on the device of the
-    detector.
-    """
+    """From uint8 images (N, 3, S, S) to class logits and one OOD score, in its own precision whatever
+    surrounds it. ``torch.export.export(module, (images,), strict=False)`` accepts it."""
 
     def __init__(
         self,
@@ -100,7 +96,7 @@ class ScoringModule(nn.Module):
             self.register_buffer(name, values.view(1, 3, 1, 1))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns float32 logits (N, C) and scores (N,) of uint8 images (N, 3, S, S)."""
+        """Returns float32 logits (N, C) and scores (N,)."""
         with torch.autocast(images.device.type, enabled=False):
             pixels = (images.float() / 255 - self.mean) / self.std
             with autocast(images.device, self.precision):
@@ -122,26 +118,24 @@ class Detector:
         calibration, score: their names. threshold: images with a higher score are OOD.
         keep: the share of ID images that the threshold keeps. num_images: how many those were.
         held_out: whether they were held out of training, or else training images.
-        class_names: C names, or None.
+        class_names: C names, or None. preprocessing: of images.
     """
 
     def __init__(
         self,
         state: dict,
         device: torch.device,
-        calibration: str | None = None,
-        score: str | None = None,
-        keep: float | None = None,
+        calibration: str | None,
+        score: str | None,
+        keep: float | None,
     ) -> None:
-        """Builds the detector from ``state``, as :func:`write_detector` made it; the rest as for
-        :meth:`load`."""
+        """Builds the detector from ``state``, as :func:`write_detector` made it, see :meth:`load`."""
         default = state["default"]
         self.device, self.class_names, self.held_out = device, state["class_names"], state["held_out"]
-        stored = state["calibrations"]
-        self.calibration = _choose("calibration", calibration or default["calibration"], stored, CALIBRATIONS)
-        stored = stored[self.calibration]
-        self.score = _choose("score", score or default["score"], stored["id_scores"], score_names())
-        self.keep, id_scores = default["keep"] if keep is None else keep, stored["id_scores"][self.score]
+        self.calibration, self.score = calibration or default["calibration"], score or default["score"]
+        stored = _chosen("calibration", self.calibration, state["calibrations"])
+        id_scores = _chosen("score", self.score, stored["id_scores"])
+        self.keep = default["keep"] if keep is None else keep
         self.num_images, self.threshold = len(id_scores), keeping_threshold(id_scores, self.keep)
         normalization = Normalization(*map(tuple, state["normalization"]))
         self.preprocessing = Preprocessing(state["image_size"], state["resize"], normalization)
@@ -149,8 +143,7 @@ class Detector:
         network = build_model(state["network"], num_classes, state["family"]).float()
         load_weights(network, state["weights"])
         standards = stored["standards"] if self.score == "combined" else {}
-        members = standards or [self.score]
-        scores = {name: stored["scores"][name] for name in members}
+        scores = {name: stored["scores"][name] for name in standards or [self.score]}
         self._module = ScoringModule(
             network.requires_grad_(False).to(device, memory_format=torch.channels_last),
             normalization,
@@ -184,8 +177,7 @@ class Detector:
                 Default: ``--keep`` of the evaluation, 0.95.
 
         Raises:
-            InputError: the file is missing, damaged or not a detector, lacks the calibration or score, or the
-                device cannot be used.
+            InputError: the file is missing, damaged or not a detector, or lacks the calibration or score.
         """
         if keep is not None and not 0 < keep <= 1:
             raise InputError(f"keep is a share above 0 and at most 1, not {keep}")
@@ -194,36 +186,24 @@ class Detector:
             raise InputError(
                 f"there is no detector {path}: run test.py, or test_imagenet.py, on the run first"
             )
-        try:
-            device = torch.empty(0, device=device).device
-        except (RuntimeError, AssertionError) as error:  # the latter where torch was built without CUDA
-            raise InputError(f"the device {device} cannot be used: {first_line(error)}") from error
         state = load_checkpoint(path)
-        if not isinstance(state, dict) or "calibrations" not in state:
-            raise InputError(f"{path} is not a detector: run test.py, or test_imagenet.py, on the run first")
         try:
-            detector = cls(state, device, calibration, score, keep)
-            size = detector.preprocessing.size
-            detector.of_prepared(torch.zeros(1, 3, size, size, dtype=torch.uint8))  # whether all shapes fit
+            detector = cls(state, torch.device(device), calibration, score, keep)
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
-        except Exception as error:  # whatever another file causes
+        except (KeyError, TypeError, AttributeError) as error:  # of a checkpoint, or an earlier version
             raise InputError(
                 f"{path} was not written by this version of test.py ({first_line(error)}): evaluate the run "
                 "again"
             ) from error
-        for warning in detector._warnings(state["unfinished"]):
-            warnings.warn(warning, stacklevel=2)
+        kept = f"the detector's threshold keeps {100 * detector.keep:g} % of {detector.describe_images()}"
+        if state["unfinished"]:
+            warnings.warn("the detector is of an unfinished run: evaluate the finished run", stacklevel=2)
+        if not detector.held_out:
+            warnings.warn(f"{kept}, as none were held out (--val_fraction)", stacklevel=2)
+        if detector.num_images < FEW:
+            warnings.warn(f"{kept}: too few to rely on it", stacklevel=2)
         return detector
-
-    def _warnings(self, unfinished):
-        kept = f"the detector's threshold keeps {100 * self.keep:g} % of {self.describe_images()}"
-        if unfinished:
-            yield "the detector was written in the middle of its run: evaluate the finished run"
-        if not self.held_out:
-            yield f"{kept}, as none were held out (--val_fraction); it will keep fewer new ones"
-        if self.num_images < FEW:
-            yield f"{kept}: too few to rely on it"
 
     def describe_images(self) -> str:
         """Returns a phrase for the images that the threshold comes from, such as "120 held-out images"."""
@@ -243,28 +223,23 @@ class Detector:
                 files, they are resized and rounded to 8 bits.
 
         Raises:
-            InputError: an image is anything else; the message says which.
+            InputError: an image is anything else.
         """
-        if isinstance(images, Tensor):
-            images = images.cpu()  # once, not for each image
         if isinstance(images, Image.Image) or (isinstance(images, Tensor) and images.dim() == 3):
             images = [images]
-        if not isinstance(images, Tensor | list | tuple):
-            raise InputError(
-                f"images are PIL images, tensors or lists of them, not {type(images).__name__}; Image.open "
-                "makes a PIL image of a file, Image.fromarray of an array (H, W, 3)"
-            )
+        if isinstance(images, Tensor):
+            images = images.cpu()  # once, not for each image
         prepared = []
-        for number, image in enumerate(images):
-            try:
-                if isinstance(image, Image.Image):
-                    prepared.append(self.preprocessing.of_picture(image))
-                elif isinstance(image, Tensor):
-                    prepared.append(self.preprocessing.of_tensor(image))
-                else:
-                    raise InputError(f"neither a PIL image nor a tensor but {type(image).__name__}")
-            except InputError as error:
-                raise InputError(f"image {number}: {error}") from error
+        for image in images:
+            if isinstance(image, Image.Image):
+                prepared.append(self.preprocessing.of_picture(image))
+            elif isinstance(image, Tensor):
+                prepared.append(self.preprocessing.of_tensor(image))
+            else:
+                raise InputError(
+                    f"images are PIL images or tensors, not {type(image).__name__}; Image.open makes a PIL "
+                    "image of a file, Image.fromarray of an array (H, W, 3)"
+                )
         return self.of_prepared(torch.stack(prepared)) if prepared else []
 
     @torch.inference_mode()
@@ -306,8 +281,10 @@ def write_detector(
     for name, (calibration, fitted) in calibrations.items():
         kept = {n: s for n, s in fitted.scores.items() if n not in LARGE or n == settings.score}
         fitted = fitted._replace(scores=kept)
-        scores = predict(calibration, fitted, (sets.held_out or sets.training).features).scores
-        id_scores = {score: values.float().sort().values for score, values in scores.items()}
+        _, scores = predict(calibration, fitted, (sets.held_out or sets.training).features)
+        id_scores = {
+            score: torch.from_numpy(values).float().sort().values for score, values in scores.items()
+        }
         stored[name] = {"calibration": calibration.state(), "id_scores": id_scores} | fitted.state()
     calibration = "none" if "none" in stored else next(iter(stored))
     score = "combined" if "combined" in stored[calibration]["id_scores"] else "energy"
@@ -327,7 +304,7 @@ def write_detector(
         "default": {"calibration": calibration, "score": score, "keep": settings.keep},
         "held_out": sets.held_out is not None,
     }
-    save_whole(_on("cpu", state), path)
+    save_whole(state, path)
 
 
 def keeping_threshold(scores: Tensor, keep: float) -> float:
@@ -338,11 +315,11 @@ def keeping_threshold(scores: Tensor, keep: float) -> float:
     return float((ordered[kept - 1] + ordered[min(kept, len(ordered) - 1)]) / 2)
 
 
-def _choose(what, name, there, known):
-    if name not in there:
-        advice = f"; evaluate the run with --{what} {name}" if name in known else ""
-        raise InputError(f"there is no {what} {name!r} in it, only {', '.join(map(repr, there))}{advice}")
-    return name
+def _chosen(what, name, stored):
+    if name not in stored:
+        there = ", ".join(stored)
+        raise InputError(f"it has no {what} {name!r}, only {there}; evaluate the run with --{what} {name}")
+    return stored[name]
 
 
 def _on(device, value):

@@ -6,24 +6,10 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from datasets.normalization import NORMALIZATIONS
-from datasets.scood import RESIZE_MODES
+from utils import flags
 from utils.calibration import CALIBRATIONS
 from utils.errors import InputError
 from utils.fitting import needs_outliers
-from utils.flags import (
-    FIGURES,
-    GPU,
-    PRECISION,
-    WORKERS,
-    HelpFormatter,
-    add_boolean,
-    count,
-    number,
-    path,
-    positive_int,
-    seed,
-    unit,
-)
 from utils.scores import score_names
 
 KEEP = 0.95  # the share of ID images that the detector keeps by default
@@ -31,14 +17,9 @@ Outliers = TypeVar("Outliers")
 
 
 class Settings(NamedTuple):
-    """How a network is evaluated.
-
-    ``calibrations``: names for :func:`utils.fitting.fit_calibrations`. ``score``: the one that tables and
-    plots show. ``strength``: of FC. ``tnorm``: see :meth:`utils.calibration.Classifier.of`. ``precision``:
-    "auto", "fp32" or "bf16". ``keep``: the share of ID images that the detector's threshold keeps.
-    ``figures``: the format of the plots. ``save_features``: whether to write the features of every set.
-    ``calibration_split``: of the images that FC is fitted on, "train" or, for auditing, "test".
-    """
+    """How a network is evaluated, by the flags of :func:`evaluation_parser`. ``calibrations``: names for
+    :func:`utils.fitting.fit_calibrations`. ``strength``: of FC. ``calibration_split``: of the images that FC
+    is fitted on, "train" or, for auditing, "test"."""
 
     calibrations: list[str]
     score: str
@@ -53,20 +34,20 @@ class Settings(NamedTuple):
 
 def evaluation_parser(description: str) -> argparse.ArgumentParser:
     """Returns a parser with the flags that both test scripts have."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=HelpFormatter)
+    parser = argparse.ArgumentParser(description=description, formatter_class=flags.HelpFormatter)
     add = parser.add_argument
-    add("--ckpt_path", type=path, required=True, help="a run directory or a checkpoint file")
+    add("--ckpt_path", type=flags.path, required=True, help="a run directory or a checkpoint file")
     which = "the last network of a run, as in the paper, or that of the epoch with the highest mean class "
     which += "accuracy on held-out training images (--val_fraction)"
     add("--select", choices=("last", "best"), default="last", help=which)
     add(
         "--images",
-        type=path,
+        type=flags.path,
         nargs="+",
         metavar="PATH",
         help="instead of evaluating the run, apply its detector to image files, or to all files in folders: "
-        "prints classes, scores and decisions and writes predictions.csv; needs no data set; --calibration, "
-        "--score and --keep override the detector's",
+        "prints classes, scores and decisions and writes predictions.csv; needs no data set; of the other "
+        "flags, --calibration, --score and --keep override the detector's, --gpu and --srp apply",
     )
     ways = parser.add_mutually_exclusive_group()
     ways.add_argument(
@@ -77,11 +58,11 @@ def evaluation_parser(description: str) -> argparse.ArgumentParser:
         "training features and outliers; auto: none, and the best one on the images held out by "
         "--val_fraction; default: none fc probe, or none where there are no outliers",
     )
-    add_boolean(ways, "--FC", help="True: --calibration none fc; False: --calibration none")
+    flags.add_boolean(ways, "--FC", help="True: --calibration none fc; False: --calibration none")
     strength = "S, which weakens FC's attention A to 1 + S (A - 1)"
-    add("--fc_strength", type=unit, default=1.0, help=strength)
+    add("--fc_strength", type=flags.unit, default=1.0, help=strength)
     tnorm = "normalise the rows of the classifier and drop its bias"
-    add_boolean(parser, "--tnorm", default=False, help=tnorm)
+    flags.add_boolean(parser, "--tnorm", default=False, help=tnorm)
     add(
         "--score",
         choices=score_names(),
@@ -90,15 +71,15 @@ def evaluation_parser(description: str) -> argparse.ArgumentParser:
     )
     add(
         "--keep",
-        type=number(float, above=0, high=1),
+        type=flags.number(float, above=0, high=1),
         metavar="SHARE",
         help="the detector's threshold keeps this share of the held-out images, or else of the training "
         f"images; default {KEEP}, with --images the detector's",
     )
     features = "also write features, logits and labels of every set, as features/SET.npz"
-    add_boolean(parser, "--save_features", default=False, help=features)
-    add("--srp", type=path, metavar="DIR", help="where results go; default: the run directory")
-    add("--figures", choices=FIGURES, default="png", help="format of the plots")
+    flags.add_boolean(parser, "--save_features", default=False, help=features)
+    add("--srp", type=flags.path, metavar="DIR", help="where results go; default: the run directory")
+    add("--figures", choices=flags.FIGURES, default="png", help="format of the plots")
     add(
         "--normalization",
         choices=tuple(NORMALIZATIONS),
@@ -106,13 +87,13 @@ def evaluation_parser(description: str) -> argparse.ArgumentParser:
         "default: the checkpoint's, else the data set's",
     )
     used = "selects the images used to calibrate on ImageNet-LT; no effect on other data"
-    add("--seed", type=seed, default=3407, help=used)
-    add("--gpu", default="0", help=GPU)
+    add("--seed", type=flags.seed, default=3407, help=used)
+    add("--gpu", default="0", help=flags.GPU)
     workers = "processes that read ImageNet files"
-    add("--num_workers", "--cpus", type=count, default=WORKERS, help=workers)
+    add("--num_workers", "--cpus", type=flags.count, default=flags.WORKERS, help=workers)
     size = "images per batch"
-    add("--test_batch_size", "--tb", dest="tb", type=positive_int, default=1000, help=size)
-    add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help=PRECISION)
+    add("--test_batch_size", "--tb", dest="tb", type=flags.positive_int, default=1000, help=size)
+    add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help=flags.PRECISION)
     return parser
 
 
@@ -130,23 +111,17 @@ def choose_settings(
         InputError: flags that contradict each other, "auto" without held-out images, or outliers that a flag
             needs and that cannot be loaded.
     """
-    by_fc = {None: None, True: ["none", "fc"], False: ["none"]}[args.FC]
-    asked = args.calibration or by_fc
+    asked = args.calibration or {None: None, True: ["none", "fc"], False: ["none"]}[args.FC]
     names, score = asked or list(CALIBRATIONS), args.score or score_names()[0]
     split = getattr(args, "calibration_split", "train")
-    if "auto" in names and len(names) > 1:
-        raise InputError("--calibration auto evaluates none and what it chooses; name no other beside it")
-    if "auto" in names and not has_held_out:
+    if "auto" in names and (len(names) > 1 or not has_held_out):
         raise InputError(
-            "--calibration auto chooses on training images that --val_fraction held out, and this run held "
-            "out none; train with --val_fraction 0.1, or name calibrations: none, fc, probe"
+            "--calibration auto stands alone and chooses on images that --val_fraction held out of training; "
+            "else name calibrations: none, fc, probe"
         )
-    if args.fc_strength != 1 and "fc" not in names:
-        raise InputError(
-            f"--fc_strength {args.fc_strength} needs --calibration fc (auto chooses the strength)"
-        )
-    if split == "test" and "fc" not in names:
-        raise InputError("--calibration_split test is about feature calibration: add --calibration fc")
+    for flag, given in (("--fc_strength", args.fc_strength != 1), ("--calibration_split", split == "test")):
+        if given and "fc" not in names:
+            raise InputError(f"{flag} is about feature calibration: add --calibration fc")
     outliers, notes = None, []
     if needs_outliers(names, score):
         try:
@@ -157,35 +132,19 @@ def choose_settings(
                 raise
             names = ["none"]
             notes.append(f"evaluated without outliers, so without fc, probe and combined: {error}")
+    keep = KEEP if args.keep is None else args.keep
     settings = Settings(
         names,
         score,
         args.fc_strength,
         args.tnorm,
         args.precision,
-        KEEP if args.keep is None else args.keep,
+        keep,
         args.figures,
         args.save_features,
         split,
     )
     return settings, outliers, notes
-
-
-def one_calibration(args: argparse.Namespace) -> str | None:
-    """Returns the name that ``--calibration`` gives with ``--images``; None means the detector's own.
-
-    Raises:
-        InputError: several names, ``--FC``, or a flag whose setting the detector already has.
-    """
-    names = args.calibration or []
-    if args.FC is not None or len(names) > 1:
-        raise InputError("with --images give one --calibration, without --FC; default: the detector's")
-    defaults = {"fc_strength": 1, "tnorm": False, "precision": "auto", "normalization": None}
-    defaults |= {"ood_resize": RESIZE_MODES[0], "save_features": False}
-    for name, default in defaults.items():
-        if getattr(args, name, default) != default:
-            raise InputError(f"with --images leave out --{name}: the detector is applied as it was evaluated")
-    return names[0] if names else None
 
 
 def data_of_run(
@@ -195,10 +154,6 @@ def data_of_run(
     arguments are ``stored``, else the defaults."""
     found = {}
     for name, default in defaults.items():
-        value = stored.get(name)
-        if isinstance(default, list) and isinstance(value, list):
-            default = [Path(str(one)) for one in value]
-        elif isinstance(default, Path) and isinstance(value, str):
-            default = Path(value)
-        found[name] = getattr(args, name) or default
+        value = getattr(args, name) or stored.get(name) or default
+        found[name] = [Path(one) for one in value] if isinstance(default, list) else Path(value)
     return found

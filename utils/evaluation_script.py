@@ -1,16 +1,18 @@
-"""The way of both test scripts from the command line to the results."""
+"""What both test scripts do around an evaluation, and a run's detector applied to ``--images``."""
 
 import argparse
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from datasets.folders import files_below
 from utils.checkpoint import BEST, open_checkpoint, results_folder
+from utils.console import say
 from utils.detector import Detector, find_detector
-from utils.distributed import Compute, finish, refuse_torchrun, start
-from utils.evaluation_flags import one_calibration
-from utils.predictions import predict_files
-from utils.results import exclusive
+from utils.distributed import Compute, finish, in_main, refuse_torchrun, start
+from utils.errors import InputError
+from utils.text_files import csv_text, writable_folder, write_text
 
 
 def run_script(
@@ -29,15 +31,56 @@ def run_script(
     """
     if args.images:
         refuse_torchrun("--images")
-        device = start(args.gpu).device
-        detector = Detector.load(args.ckpt_path, device, one_calibration(args), args.score, args.keep)
+        names = args.calibration or [None]
+        if args.FC is not None or len(names) > 1:
+            raise InputError("with --images give one --calibration, without --FC; default: the detector's")
+        detector = Detector.load(args.ckpt_path, start(args.gpu).device, names[0], args.score, args.keep)
         predict_files(args.images, detector, args.srp or find_detector(args.ckpt_path).parent)
-    else:
-        compute = start(args.gpu)
-        checkpoint = open_checkpoint(args.ckpt_path if args.select == "last" else args.ckpt_path / BEST)
-        known, notes = identify(checkpoint, vars(args))
-        if args.select == "best":
-            notes.append(f"the network is that of epoch {checkpoint['epoch']}, the best on held-out images")
-        with exclusive(args.srp or results_folder(args.ckpt_path), compute) as out:
-            evaluate(args, compute, checkpoint, known, notes, out)
+        return
+    compute = start(args.gpu)
+    checkpoint = open_checkpoint(args.ckpt_path if args.select == "last" else args.ckpt_path / BEST)
+    known, notes = identify(checkpoint, vars(args))
+    if args.select == "best":
+        notes.append(f"the network is that of epoch {checkpoint['epoch']}, the best on held-out images")
+    out = args.srp or results_folder(args.ckpt_path)
+    in_main(compute, lambda: writable_folder(out))
+    evaluate(args, compute, checkpoint, known, notes, out)
     finish()
+
+
+def predict_files(paths: Sequence[Path], detector: Detector, folder: Path) -> None:
+    """Prints one line per image and writes ``predictions.csv``; warns about files it cannot read.
+
+    Args:
+        paths: image files, and folders, see :func:`datasets.folders.files_below`.
+        folder: of the table, which replaces an earlier one.
+
+    Raises:
+        InputError: no file can be read, or the folder cannot be written.
+    """
+    table = writable_folder(folder) / "predictions.csv"
+    say(
+        f"calibration {detector.calibration}, score {detector.score}; OOD above {detector.threshold:.4f}, "
+        f"which keeps {100 * detector.keep:g} % of {detector.describe_images()}"
+    )
+    files, rows = [], []
+    for path in paths:
+        files += map(Path, sorted(files_below(path))) if path.is_dir() else [path]
+    for path in dict.fromkeys(files):
+        try:
+            image = detector.preprocessing.of_file(path)
+        except InputError as error:
+            say(f"warning: {error}", sys.stderr)
+            continue
+        (found,) = detector.of_prepared(image[None])
+        row = {"class": found.label, "class_name": found.name, "probability": found.probability}
+        rows.append({"path": str(path)} | row | {"score": found.score, "ood": found.ood})
+        name = "" if found.name is None else f" ({found.name})"
+        say(
+            f"{path}: class {found.label}{name}, probability {found.probability:.4f}, "
+            f"score {found.score:.4f}, {'OOD' if found.ood else 'ID'}"
+        )
+    if not rows:
+        raise InputError(f"none of the files in {', '.join(map(str, paths))} can be read as an image")
+    write_text(table, csv_text(rows))
+    say(f"written: {table}, {len(rows)} images")

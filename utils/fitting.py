@@ -19,19 +19,14 @@ from utils.probe import ProbeFit, fit_probe
 from utils.scores import FittedScores, Training, fit_scores
 
 STRENGTHS = (0.1, 0.25, 0.5, 1.0)  # of FC, tried by "auto"
-HELD_OUT_OUTLIERS = 10  # every tenth
 DIGITS = 4  # candidates of "auto" whose quality is equal to so many digits tie
 
 Statistics = tuple[Tensor, Tensor]
 
 
 class TrainingSets(NamedTuple):
-    """What calibrations and scores are fitted on.
-
-    ``training``: all training images. ``outliers``: surrogate outliers, whose labels do not count, or None.
-    ``held_out``: training images that ``--val_fraction`` held out, or None. ``attending``: the labelled
-    images from which FC's attention is computed.
-    """
+    """What calibrations and scores are fitted on: all training images, the surrogate outliers or None, the
+    images that ``--val_fraction`` held out or None, and those from which FC's attention is computed."""
 
     training: Features
     outliers: Features | None
@@ -40,15 +35,10 @@ class TrainingSets(NamedTuple):
 
 
 def trained_statistics(checkpoint: Any, num_classes: int, dim: int) -> Statistics | None:
-    """Returns the classes' von Mises-Fisher distributions from training, if they describe unit features.
+    """Returns the classes' von Mises-Fisher distributions from training: mu (C, D) and kappa (C,), float64.
 
-    Args:
-        checkpoint: from train.py, or a third-party one. num_classes: C. dim: the width D of the features.
-
-    Returns:
-        (mu, kappa), float64 (C, D) and (C,); None if the checkpoint has none, has not seen every class, or
-        was trained without the contrastive term, with a head (whose embeddings are not the features), or
-        without normalised embeddings.
+    None if the checkpoint has none, has not seen every class, or was trained without the contrastive term,
+    with a head (whose embeddings are not the features), or without normalised embeddings.
     """
     args, state = (checkpoint.get(part) for part in ("args", "criterion"))
     if not isinstance(args, dict) or not isinstance(state, dict):
@@ -92,24 +82,21 @@ def fit_calibrations(
         statistics: see :func:`trained_statistics`.
 
     Returns:
-        (calibrations, facts): dict of name to calibration and scores, and plain values for the results file.
-        ``num_ood_samples`` and, under FC, ``num_cal`` are the numbers of outliers and of calibration images
-        used; ``vmf`` says for each calibration where the class statistics of that score come from.
+        (calibrations, facts): by name, and plain values for the results file. ``num_ood_samples`` and
+        ``num_cal`` are the numbers of outliers and of FC's images; ``vmf`` says where the class statistics
+        of each calibration come from; ``probe`` and ``auto`` how these ended.
 
     Raises:
-        InputError: ``score`` cannot be fitted, or there are no outliers where they are needed.
+        InputError: ``score`` cannot be fitted.
     """
     attention = probe = None
-    facts: dict[str, Any] = {"num_ood_samples": 0, "vmf": {}}
-    if needs_outliers(names, score):
-        if sets.outliers is None:
-            raise InputError(f"--calibration {' '.join(names)} with --score {score} needs outliers")
-        facts["num_ood_samples"] = len(sets.outliers.features)
+    num_outliers = len(sets.outliers.features) if needs_outliers(names, score) else 0
+    facts: dict[str, Any] = {"num_ood_samples": num_outliers, "vmf": {}}
     with_probe = needs_probe(names, score)
     if "auto" in names:
         trials = try_calibrations(classifier, sets, class_counts, score, statistics)
-        chosen = best(trials)[0]
-        say(describe_trials(trials, len(sets.held_out.labels), score))
+        chosen = max(trials, key=quality)  # the first of the best, which is the simplest
+        say(describe_trials(trials, chosen, score))
         names, strength = ["none", chosen["calibration"]], chosen["fc_strength"]
         facts["auto"] = {"chosen": chosen, "trials": trials, "score": score}
     if "fc" in names:
@@ -119,8 +106,7 @@ def fit_calibrations(
         fit = probe_of(classifier, sets.training, sets.outliers.features)
         probe = fit.probe
         facts["probe"] = {"iterations": fit.iterations, "gradient": fit.gradient, "converged": fit.converged}
-        if fit.converged:
-            say(f"the probe converged {fit.ended()}")
+        say(f"the probe ended after {fit.iterations} evaluations, gradient {fit.gradient:.1e}")
     calibrations = {}
     for name in (n for n in CALIBRATIONS if n in names):
         calibration = build_calibration(name, classifier, attention, probe, strength)
@@ -145,7 +131,7 @@ def fit_with(score: str, training: Training, names: Iterable[str] | None = None)
     """
     fitted = fit_scores(training, names)
     if score not in fitted.scores and not (score == "combined" and fitted.standards):
-        raise InputError(f"--score {score} cannot be fitted: no class has two training images")
+        raise InputError(f"--score {score} cannot be fitted: no class has training images that differ")
     return fitted
 
 
@@ -158,18 +144,15 @@ def try_calibrations(
 ) -> list[dict[str, Any]]:
     """Measures none, FC at several strengths and the probe on held-out training images and outliers.
 
-    Attention, probe and score are fitted with nine tenths of the outliers; AUROC is of the other tenth
-    against the held-out images. (The network itself was trained with all of the outliers.) Arguments are
-    those of :func:`fit_calibrations`.
+    Attention, probe and score are fitted with nine tenths of the outliers; AUROC is of every tenth against
+    the held-out images. (The network itself was trained with all of the outliers.) Arguments are those of
+    :func:`fit_calibrations`.
 
     Returns:
         A list of {calibration, fc_strength, auroc, accuracy}: ``fc_strength`` is None where it is not FC,
         ``auroc`` and ``accuracy``, the mean over the classes, are fractions.
-
-    Raises:
-        InputError: ``score`` cannot be fitted.
     """
-    is_held_out = torch.arange(len(sets.outliers.features)) % HELD_OUT_OUTLIERS == 0
+    is_held_out = torch.arange(len(sets.outliers.features)) % 10 == 0
     held_outliers, outliers = sets.outliers.features[is_held_out], sets.outliers.features[~is_held_out]
     attention = fit_attention(classifier, sets.attending, outliers, class_counts)
     probe = probe_of(classifier, sets.training, outliers).probe
@@ -177,11 +160,10 @@ def try_calibrations(
     for name, strength in (("none", None), *(("fc", s) for s in STRENGTHS), ("probe", None)):
         calibration = build_calibration(name, classifier, attention, probe, strength)
         fitted = fit_with(score, Training(calibration, *sets.training, statistics), [score])
-        of_images = predict(calibration, fitted, sets.held_out.features)
-        of_outliers = predict(calibration, fitted, held_outliers)
-        auroc = ood_metrics(of_images.scores[score].numpy(), of_outliers.scores[score].numpy())["auroc"]
-        accuracies = accuracy_by_shot(of_images.predictions, sets.held_out.labels, class_counts)
-        accuracy = mean_class_accuracy(accuracies)
+        predictions, of_images = predict(calibration, fitted, sets.held_out.features)
+        _, of_outliers = predict(calibration, fitted, held_outliers)
+        auroc = ood_metrics(of_images[score], of_outliers[score])["auroc"]
+        accuracy = mean_class_accuracy(accuracy_by_shot(predictions, sets.held_out.labels, class_counts))
         trials.append({"calibration": name, "fc_strength": strength, "auroc": auroc, "accuracy": accuracy})
     return trials
 
@@ -191,22 +173,12 @@ def quality(trial: dict[str, Any]) -> float:
     return round(trial["auroc"] + trial["accuracy"], DIGITS)
 
 
-def best(trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Returns the trials of the highest quality; the first, which is the simplest, is chosen."""
-    return [trial for trial in trials if quality(trial) == max(map(quality, trials))]
-
-
-def describe_trials(trials: list[dict[str, Any]], num_images: int, score: str) -> str:
+def describe_trials(trials: list[dict[str, Any]], chosen: dict[str, Any], score: str) -> str:
     """Describes what "auto" tried and chose."""
-    lines = [f"--calibration auto, on {num_images:,} held-out images: AUROC ({score}) + mean class accuracy"]
-    chosen, *ties = best(trials)
+    lines = [f"--calibration auto, on held-out images: AUROC ({score}) + mean class accuracy"]
     for trial in trials:
-        name = trial["calibration"] + ("" if trial["fc_strength"] is None else f" {trial['fc_strength']}")
+        name = trial["calibration"] + (f" {trial['fc_strength']}" if trial["calibration"] == "fc" else "")
         auroc, accuracy, both = (100 * v for v in (trial["auroc"], trial["accuracy"], quality(trial)))
-        mark = ""
-        if trial is chosen:
-            mark = f"  chosen: the simplest of {1 + len(ties)} that tie" if ties else "  chosen: the largest"
-        elif trial in ties:
-            mark = "  ties"
+        mark = "  chosen" if trial is chosen else ""
         lines.append(f"  {name:8} {auroc:6.2f} + {accuracy:6.2f} = {both:6.2f}{mark}")
     return "\n".join(lines)

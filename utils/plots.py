@@ -1,7 +1,6 @@
 """Plots of a run and of its evaluation, legible in black and white.
 
-The file's suffix decides the format: png, pdf or svg. Figures are drawn without pyplot, so no window or
-backend is involved.
+The file's suffix decides the format: png, pdf or svg. Figures are drawn without pyplot: no backend is needed.
 """
 
 import os
@@ -14,6 +13,7 @@ import numpy as np
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from utils.losses import TERMS
+from utils.text_files import whole_file
 
 # Notebooks name their backend here, and importing matplotlib fails if it is not installed.
 os.environ.pop("MPLBACKEND", None)
@@ -30,8 +30,7 @@ Curves = dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]
 
 
 def plain(name: str) -> str:
-    """Returns a label that matplotlib shows as text: "$" begins no formula, "_" hides no legend entry, and
-    bytes that are not UTF-8 are escaped."""
+    """Returns a label that matplotlib shows as text: neither a formula nor a hidden legend entry."""
     name = name.encode("utf-8", "backslashreplace").decode()
     return (" " if name.startswith("_") else "") + name.replace("$", r"\$")
 
@@ -41,19 +40,13 @@ def figure(
     path: str | Path, columns: int = 1, width: float = 4.6, height: float = 3.4, title: str = ""
 ) -> Iterator[Sequence[Axes]]:
     """Yields a row of axes, saved to ``path`` as a whole file at the end."""
-    path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
     fig = Figure(figsize=(width * columns, height), layout="constrained")
     if title:
         fig.suptitle(plain(title), fontsize="medium")
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", r"Glyph \d+ ")  # a letter that the font lacks is a box
-            yield fig.subplots(1, columns, squeeze=False)[0]
-            fig.savefig(temporary, dpi=110, format=path.suffix[1:])
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with warnings.catch_warnings(), whole_file(Path(path), "xb") as file:
+        warnings.filterwarnings("ignore", r"Glyph \d+ ")  # a letter that the font lacks is a box
+        yield fig.subplots(1, columns, squeeze=False)[0]
+        fig.savefig(file, dpi=110, format=Path(path).suffix[1:])
 
 
 def style(index: int) -> dict:
@@ -102,9 +95,7 @@ def plot_history(history: Sequence[dict], path: str | Path) -> None:
 
 def _truth_and_scores(pair):
     """Returns (is OOD, score) of all images of a set."""
-    id_scores, ood_scores = pair
-    truth = np.concatenate([np.zeros(len(id_scores)), np.ones(len(ood_scores))])
-    return truth, np.concatenate([id_scores, ood_scores])
+    return np.repeat([0, 1], list(map(len, pair))), np.concatenate(pair)
 
 
 def _panels(axes, curves):
@@ -129,10 +120,8 @@ def plot_score_histograms(curves: Curves, path: str | Path, title: str = "") -> 
             id_scores = next(iter(sets.values()))[0]
             ood_scores = np.concatenate([ood for _, ood in sets.values()])
             low, high = np.percentile(np.concatenate([id_scores, ood_scores]), (0.2, 99.8))
-            size = max(1, abs(low))
-            if high - low < 1e-9 * size:  # one score, but for rounding
-                low, high = low - size / 2, low + size / 2
-            bins = np.linspace(low, high, 60)
+            margin = 1e-6 * max(1, abs(low))  # for scores that are all equal
+            bins = np.linspace(low - margin, high + margin, 60)
             ax.hist(id_scores, bins, density=True, alpha=0.45, color=SHADES[0], label="ID")
             outline = {"histtype": "step", "linewidth": 1.6, "color": SHADES[1], "label": "OOD"}
             ax.hist(ood_scores, bins, density=True, **outline)

@@ -43,19 +43,17 @@ def tables(results: dict[str, Any]) -> str:
     accuracy = _table(["calibration", *ACCURACY_COLUMNS.values()], rows)
     if not results["rows"]:
         return f"Percent; without OOD images there is only accuracy.\n\n{accuracy}"
-    score, lines = results["score"], []
-    for mean in (m for m in results["mean"] if m["score"] == score):
+    score, lines, every = results["score"], [], {}
+    for mean in results["mean"]:
         name = mean["calibration"]
+        every.setdefault(mean["score"], []).extend(_percent(mean[metric]) for metric in BRIEF)
+        if mean["score"] != score:
+            continue
         for row in (r for r in results["rows"] if r["score"] == score and r["calibration"] == name):
             sizes = f"{row['n_id']} / {row['n_ood']}"
             lines.append([row["ood"], name, sizes, *(_percent(row[m]) for m in OOD_METRICS)])
         lines.append(["**mean**", name, "", *(_percent(mean[m]) for m in OOD_METRICS)])
-    names = [a["calibration"] for a in results["accuracy"]]
-    means = {(m["score"], m["calibration"]): m for m in results["mean"]}
-    every = [
-        [way, *(_percent(means[way, name][metric]) for name in names for metric in BRIEF)]
-        for way in dict.fromkeys(m["score"] for m in results["mean"])
-    ]
+    of_calibrations = [f"{a['calibration']}: {OOD_COLUMNS[m]}" for a in results["accuracy"] for m in BRIEF]
     return "\n".join(
         [
             _table(["OOD set", "calibration", "ID / OOD images", *OOD_COLUMNS.values()], lines),
@@ -65,7 +63,7 @@ def tables(results: dict[str, Any]) -> str:
             "",
             "Every score, mean over the OOD sets; sets can disagree, results.json has each:",
             "",
-            _table(["score", *(f"{name}: {OOD_COLUMNS[m]}" for name in names for m in BRIEF)], every),
+            _table(["score", *of_calibrations], [[name, *cells] for name, cells in every.items()]),
             "",
             accuracy,
         ]
@@ -78,7 +76,7 @@ def markdown(results: dict[str, Any]) -> str:
     counts, accuracies = results["class_counts"], results["accuracy"]
     if len(counts) > MAX_CLASSES:
         return text
-    names = results["class_names"] or [str(c) for c in range(len(counts))]
+    names = results["class_names"] or list(map(str, range(len(counts))))
     rows = [
         [names[c], str(counts[c]), *(_percent(a["per_class"][c]) for a in accuracies)]
         for c in sorted(range(len(counts)), key=lambda c: -counts[c])
@@ -90,9 +88,8 @@ def markdown(results: dict[str, Any]) -> str:
 def results_csv(results: dict[str, Any]) -> str:
     """Formats a CSV row for each OOD set, calibration and score; metrics are fractions, ``fc_strength`` is
     empty without FC."""
-    about = {"dataset": results["dataset"]}
-    strength = {True: results.get("fc_strength"), False: None}
-    return csv_text([about | row | {"fc_strength": strength[row["fc"]]} for row in results["rows"]])
+    about, strength = {"dataset": results["dataset"]}, results.get("fc_strength")
+    return csv_text([about | r | {"fc_strength": strength if r["fc"] else None} for r in results["rows"]])
 
 
 def _data(results):

@@ -1,13 +1,9 @@
 """An evaluation from features to files: fits, evaluates, prints the tables, writes results and detector."""
 
-import contextlib
-import fcntl
 import json
 import os
 import shutil
 import tempfile
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +14,7 @@ from utils.calibration import Calibration, Classifier
 from utils.checkpoint import progress_of
 from utils.console import say
 from utils.detector import FILE, Subject, write_detector
-from utils.distributed import Compute, in_main, resolved_precision
+from utils.distributed import resolved_precision
 from utils.environment import environment
 from utils.errors import InputError
 from utils.evaluation import Features, evaluate
@@ -27,13 +23,11 @@ from utils.fitting import TrainingSets, fit_calibrations, trained_statistics
 from utils.flags import FIGURES
 from utils.plots import plot_roc, plot_score_histograms
 from utils.report import markdown, results_csv, summary, tables, title
-from utils.text_files import writable_folder, write_text
+from utils.text_files import write_text
 
-PLOTS = {"scores": plot_score_histograms, "roc": plot_roc}
 FEATURES = "features"  # the folder of --save_features
 OUTPUTS = (FILE, "results.csv", "results.md", "results.json", FEATURES)
-OUTPUTS += tuple(f"{plot}.{kind}" for plot in PLOTS for kind in FIGURES)
-TEMPORARY = ".evaluation-"
+OUTPUTS += tuple(f"{plot}.{kind}" for plot in ("scores", "roc") for kind in FIGURES)
 
 
 class Sets(NamedTuple):
@@ -43,44 +37,6 @@ class Sets(NamedTuple):
     test: Features
     ood: dict[str, Features]
     fitting: TrainingSets
-
-    def by_name(self) -> dict[str, Features]:
-        """Returns every set under the name of its file of features."""
-        own = {"test": self.test, "training": self.fitting.training}
-        own |= {"outliers": self.fitting.outliers, "held_out": self.fitting.held_out}
-        own = {name: features for name, features in own.items() if features is not None}
-        return own | {f"{name}-ood" if name in own else name: s for name, s in self.ood.items()}
-
-
-@contextlib.contextmanager
-def exclusive(folder: Path, compute: Compute) -> Iterator[Path]:
-    """Creates the folder of an evaluation's results, and yields it; no other evaluation can use it meanwhile.
-
-    Raises:
-        InputError: it cannot be written, or another evaluation uses it.
-    """
-    descriptor = in_main(compute, lambda: _lock(writable_folder(folder)))
-    try:
-        yield folder
-    finally:
-        if descriptor is not None:
-            os.close(descriptor)
-
-
-def _lock(folder):
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise InputError(
-            f"another evaluation writes to {folder}: wait for it, or choose another folder with --srp"
-        ) from None
-    except OSError:  # a file system without locks
-        return descriptor
-    for left in folder.glob(f"{TEMPORARY}*"):  # by an evaluation that was killed
-        shutil.rmtree(left, ignore_errors=True)
-    return descriptor
 
 
 def conclude(
@@ -99,7 +55,7 @@ def conclude(
     Args:
         about: what results.json says beside the results: ``dataset``, ``network``, ``normalization``,
             ``notes``, ``checkpoint``; see :mod:`utils.report` for those that the tables use.
-        folder: see :func:`exclusive`. device: where the network is.
+        device: where the network is.
 
     Raises:
         InputError: the score cannot be fitted, or a file cannot be written; earlier results then stay.
@@ -124,50 +80,40 @@ def conclude(
     results = about | facts | results | {"environment": environment(device)}
     say(summary(results))
     say(tables(results))
-    with _replaced_together(folder) as new:
-        write_text(new / "results.json", json.dumps(results, indent=1) + "\n")
-        write_text(new / "results.csv", results_csv(results))
-        write_text(new / "results.md", markdown(results))
-        if sets.ood:
-            curves = {f"calibration: {name}": of[settings.score] for name, of in scores.items()}
-            _draw(curves, new, settings.figures, title(results))
-        if settings.save_features:
-            _write_features(sets.by_name(), classifier, new / FEATURES)
-        if split == "test":
-            say("no detector is written when test images were used for calibration")
-        else:
-            write_detector(new / FILE, subject, calibrations, sets.fitting, settings, facts.get("auto"))
-
-
-@contextlib.contextmanager
-def _replaced_together(folder):
-    """Yields a temporary folder; its files replace all outputs of an earlier evaluation at the end."""
     try:
-        with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=folder) as temporary:
-            yield Path(temporary)
-            for name in OUTPUTS:
+        with tempfile.TemporaryDirectory(prefix=".evaluation-", dir=folder) as temporary:
+            new = Path(temporary)
+            write_text(new / "results.json", json.dumps(results, indent=1) + "\n")
+            write_text(new / "results.csv", results_csv(results))
+            write_text(new / "results.md", markdown(results))
+            if sets.ood:
+                curves = {f"calibration: {name}": of[settings.score] for name, of in scores.items()}
+                for name, plot in (("scores", plot_score_histograms), ("roc", plot_roc)):
+                    plot(curves, new / f"{name}.{settings.figures}", title(results))
+            if settings.save_features:
+                _write_features(sets, classifier, new / FEATURES)
+            if split == "test":
+                say("no detector is written when test images were used for calibration")
+            else:
+                write_detector(new / FILE, subject, calibrations, sets.fitting, settings, facts.get("auto"))
+            for name in OUTPUTS:  # of an earlier evaluation
                 old = folder / name
                 shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
-            written = [name for name in OUTPUTS if (Path(temporary) / name).exists()]
-            for name in written:
-                os.replace(Path(temporary) / name, folder / name)
+            for file in new.iterdir():
+                os.replace(file, folder / file.name)
     except OSError as error:
         raise InputError(f"the results could not be written to {folder}: {error.strerror or error}") from None
-    say(f"written to {folder}: {', '.join(written)}")
-
-
-def _draw(curves, folder, figures, title):
-    """Draws the plots; warns once if that fails, as with names that no font can show."""
-    try:
-        for name, plot in PLOTS.items():
-            plot(curves, folder / f"{name}.{figures}", title)
-    except Exception as error:
-        warnings.warn(f"the plots could not be drawn: {error!r}", stacklevel=2)
+    say(f"written to {folder}")
 
 
 def _write_features(sets, classifier, folder):
     folder.mkdir()
-    for name, (features, labels) in sets.items():
-        logits = torch.cat([rows.logits.float() for rows in Calibration(classifier).outputs(features)])
-        arrays = {"features": features.numpy(), "logits": logits.cpu().numpy(), "labels": labels.numpy()}
-        np.savez(folder / f"{name}.npz", **arrays)
+    named = {"test": sets.test, "training": sets.fitting.training}
+    named |= {"outliers": sets.fitting.outliers, "held_out": sets.fitting.held_out}
+    named |= {f"{name}-ood" if name in named else name: features for name, features in sets.ood.items()}
+    for name, of_set in named.items():
+        if of_set is None:
+            continue
+        logits = torch.cat([rows.logits.float() for rows in Calibration(classifier).outputs(of_set.features)])
+        arrays = {"features": of_set.features, "logits": logits.cpu(), "labels": of_set.labels}
+        np.savez(folder / f"{name}.npz", **{key: value.numpy() for key, value in arrays.items()})
