@@ -81,8 +81,9 @@ def test_a_class_counts_once_however_many_images_it_has_and_outliers_half_of_all
         assert (per_image[:, None] * p).sum(axis=0).tolist() == pytest.approx([1, 1, 1, 1, C], abs=1e-3)
 
 
-@pytest.mark.parametrize("value, scale", [(1e-30, 1), (1e-4, 1), (1e-4, 1000)])
-def test_a_unit_that_was_active_on_one_training_image_does_not_decide(value, scale):
+@pytest.mark.parametrize("value", [1e-30, 1e-4])
+def test_a_unit_that_was_active_on_one_training_image_does_not_decide(value):
+    scale = 1000
     features, labels, outliers = problem(0)
     features, outliers = (torch.cat([x[:, :6], x[:, 7:]], dim=1) for x in (features, outliers))
     silent, unit = (torch.zeros(n, 1) for n in (len(outliers), len(labels)))
@@ -116,12 +117,9 @@ def test_a_fit_that_ended_early_says_so(monkeypatch):
 
 def test_what_it_cannot_be_fitted_on_is_refused():
     features, labels, outliers = problem(0)
-    infinite, nan = features * float("inf"), outliers * float("nan")
-    seen = labels != 2
+    seen, nan = labels != 2, outliers * float("nan")
     for data, named in (
-        ((features, labels, outliers[:0]), "outlier"),
         ((features[seen], labels[seen], outliers), "class 2"),
-        ((infinite, labels, outliers), "not finite"),
         ((features, labels, nan), "not finite"),
     ):
         with pytest.raises(InputError, match=named):

@@ -50,11 +50,8 @@ class Outputs(NamedTuple):
 
 
 class Calibration(NamedTuple):
-    """One mapping from features to class logits.
-
-    ``classifier``: of the C classes. ``attention``: A (D,), which multiplies the features, or None.
-    ``probe``: a :class:`Classifier` of C + 1 classes, or None.
-    """
+    """One mapping from features to class logits: ``attention`` A (D,) multiplies the features, ``classifier``
+    is of the C classes, ``probe`` of C + 1."""
 
     classifier: Classifier
     attention: Tensor | None = None
@@ -101,13 +98,7 @@ def fit_attention(
     outlier_features: Tensor,
     class_counts: Sequence[int],
 ) -> Tensor:
-    """Returns :func:`attention_weight`, (D,), on the classifier's device.
-
-    Args:
-        classifier: its predictions label the outliers.
-        training: features (N, D) and labels (N,) of training images. outlier_features: (M, D).
-        class_counts: (C,) training-set sizes.
-    """
+    """Returns :func:`attention_weight` with outliers labelled by the classifier, on its device."""
     outputs = Calibration(classifier).outputs(outlier_features)
     predicted = torch.cat([rows.logits.argmax(dim=1) for rows in outputs]).cpu()
     counts, weight = torch.as_tensor(class_counts), classifier.weight.cpu()
@@ -122,23 +113,15 @@ def build_calibration(
     probe: Classifier | None = None,
     strength: float = 1.0,
 ) -> Calibration:
-    """Builds the calibration ``name``, one of :data:`CALIBRATIONS`.
-
-    Args:
-        classifier: the network's. attention: A, for "fc". probe: of C + 1 classes, for "probe".
-        strength: S of A_S = 1 + S (A - 1); 1 is the paper's FC, 0 is none.
-    """
+    """Builds one of :data:`CALIBRATIONS` from the network's classifier. ``strength`` is S of FC's
+    A_S = 1 + S (A - 1): 1 is the paper's, 0 is none."""
     if name == "probe":
         return Calibration(Classifier(probe.weight[:-1], probe.bias[:-1]), None, probe)
     return Calibration(classifier, 1 + strength * (attention - 1) if name == "fc" else None, probe)
 
 
 def class_sizes(labels: Tensor, num_classes: int) -> Tensor:
-    """Returns how many of the labels, int64 (N,), each class has: int64 (C,).
-
-    Raises:
-        InputError: a class has none.
-    """
+    """Returns how many of the labels each class has, int64 (C,); raises InputError if one has none."""
     counts = torch.bincount(labels, minlength=num_classes)
     if not bool((counts > 0).all()):
         raise InputError(f"every class needs a training image; class {int(counts.argmin())} has none")

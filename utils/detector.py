@@ -45,11 +45,8 @@ def find_detector(run: Path | str) -> Path:
 
 
 class Subject(NamedTuple):
-    """A network that is evaluated, and what it takes to apply it.
-
-    ``name``, ``family``: in ``models.FAMILIES``. ``class_counts``: C training-set sizes. ``class_names``: C
-    names, None if unknown. ``checkpoint``: see :func:`utils.checkpoint.open_checkpoint`.
-    """
+    """A network that is evaluated, ``name`` and ``family`` as in ``models.FAMILIES``, and what it takes to
+    apply it; ``class_names`` is None if they are unknown."""
 
     model: nn.Module
     name: str
@@ -61,11 +58,8 @@ class Subject(NamedTuple):
 
 
 class Detection(NamedTuple):
-    """What a detector says about one image.
-
-    ``label``: the predicted class, 0 .. C - 1; ``name``: its name, None if unknown; ``probability``: its
-    probability among the C classes. ``score``: higher = more OOD; ``ood``: whether it exceeds the threshold.
-    """
+    """The predicted class of an image, 0 .. C - 1, its name (None if unknown) and its probability among the C
+    classes; the score, higher = more OOD, and whether it exceeds the threshold."""
 
     label: int
     name: str | None
@@ -111,8 +105,7 @@ class ScoringModule(nn.Module):
 class Detector:
     """A network with one calibration, one score and its threshold; made by :meth:`load`.
 
-    After a detector was used, worker processes that are *forked* hang, as with any PyTorch model on a CPU:
-    start them with the method "spawn", or before.
+    Worker processes that are *forked* after its use hang, as with any PyTorch model on a CPU: use "spawn".
 
     Attributes:
         calibration, score: their names. threshold: images with a higher score are OOD.
@@ -268,11 +261,10 @@ def write_detector(
     """Writes a detector file, whole or not at all.
 
     Args:
-        calibrations: those evaluated, see :func:`utils.fitting.fit_calibrations`.
-        sets: the threshold comes from the held-out images, or else from the training images.
+        calibrations, auto: see :func:`utils.fitting.fit_calibrations`; the choice of --calibration auto
+            becomes the detector's default.
+        sets: thresholds come from the held-out images, or else from the training images.
         settings: ``precision`` is not "auto".
-        auto: the choice of --calibration auto, which becomes the detector's default; None without auto. See
-            the facts of :func:`utils.fitting.fit_calibrations`.
 
     Raises:
         OSError: it cannot be written.

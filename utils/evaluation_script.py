@@ -49,11 +49,8 @@ def run_script(
 
 
 def predict_files(paths: Sequence[Path], detector: Detector, folder: Path) -> None:
-    """Prints one line per image and writes ``predictions.csv``; warns about files it cannot read.
-
-    Args:
-        paths: image files, and folders, see :func:`datasets.folders.files_below`.
-        folder: of the table, which replaces an earlier one.
+    """Prints a line for each image of files and folders, and writes ``predictions.csv`` to ``folder``; warns
+    about files that it cannot read.
 
     Raises:
         InputError: no file can be read, or the folder cannot be written.

@@ -76,7 +76,6 @@ def fit_calibrations(
         names: some of :data:`utils.calibration.CALIBRATIONS`, or only "auto": none, and the best of
             :func:`try_calibrations`.
         classifier: the network's; everything is computed on its device.
-        class_counts: (C,) training-set sizes.
         score: the one that tables show and "auto" is judged by.
         strength: of "fc", see :func:`utils.calibration.build_calibration`.
         statistics: see :func:`trained_statistics`.
@@ -96,7 +95,12 @@ def fit_calibrations(
     if "auto" in names:
         trials = try_calibrations(classifier, sets, class_counts, score, statistics)
         chosen = max(trials, key=quality)  # the first of the best, which is the simplest
-        say(describe_trials(trials, chosen, score))
+        say(f"--calibration auto, on held-out images: AUROC ({score}) + mean class accuracy")
+        for trial in trials:
+            name = " ".join(str(trial[key]) for key in ("calibration", "fc_strength") if trial[key])
+            auroc, accuracy, both = (100 * v for v in (trial["auroc"], trial["accuracy"], quality(trial)))
+            mark = "  chosen" if trial is chosen else ""
+            say(f"  {name:8} {auroc:6.2f} + {accuracy:6.2f} = {both:6.2f}{mark}")
         names, strength = ["none", chosen["calibration"]], chosen["fc_strength"]
         facts["auto"] = {"chosen": chosen, "trials": trials, "score": score}
     if "fc" in names:
@@ -124,11 +128,7 @@ def probe_of(classifier: Classifier, training: Features, outliers: Tensor) -> Pr
 
 
 def fit_with(score: str, training: Training, names: Iterable[str] | None = None) -> FittedScores:
-    """Returns :func:`utils.scores.fit_scores`, which has to include ``score``.
-
-    Raises:
-        InputError: ``score`` cannot be fitted.
-    """
+    """Returns :func:`utils.scores.fit_scores`; raises InputError if ``score`` cannot be fitted."""
     fitted = fit_scores(training, names)
     if score not in fitted.scores and not (score == "combined" and fitted.standards):
         raise InputError(f"--score {score} cannot be fitted: no class has training images that differ")
@@ -171,14 +171,3 @@ def try_calibrations(
 def quality(trial: dict[str, Any]) -> float:
     """Returns what "auto" maximises."""
     return round(trial["auroc"] + trial["accuracy"], DIGITS)
-
-
-def describe_trials(trials: list[dict[str, Any]], chosen: dict[str, Any], score: str) -> str:
-    """Describes what "auto" tried and chose."""
-    lines = [f"--calibration auto, on held-out images: AUROC ({score}) + mean class accuracy"]
-    for trial in trials:
-        name = trial["calibration"] + (f" {trial['fc_strength']}" if trial["calibration"] == "fc" else "")
-        auroc, accuracy, both = (100 * v for v in (trial["auroc"], trial["accuracy"], quality(trial)))
-        mark = "  chosen" if trial is chosen else ""
-        lines.append(f"  {name:8} {auroc:6.2f} + {accuracy:6.2f} = {both:6.2f}{mark}")
-    return "\n".join(lines)

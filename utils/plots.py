@@ -72,20 +72,16 @@ def plot_history(history: Sequence[dict], path: str | Path) -> None:
         return
     epochs = [record["epoch"] for record in history]
     kind = "val_accuracy" if "val_accuracy" in history[-1] else "train_accuracy"
-
-    def line(index, label):  # a single epoch is a point
-        return {"label": label, "marker": MARKERS[index] if len(epochs) == 1 else None} | style(index)
-
     with figure(path, columns=2) as (losses, accuracies):
         for i, term in enumerate(TERMS):
             values = [record[term] for record in history]
             if any(values):
-                losses.plot(epochs, values, **line(i, term))
+                losses.plot(epochs, values, marker=".", label=term, **style(i))
         losses.set(xlabel="epoch", ylabel="loss (mean over the epoch)")
         for i, shot in enumerate(("all", "many", "medium", "few")):
             values = [record[kind][shot] for record in history]
             percent = [np.nan if value is None else 100 * value for value in values]
-            accuracies.plot(epochs, percent, **line(i, shot))
+            accuracies.plot(epochs, percent, marker=".", label=shot, **style(i))
         of = "validation" if kind == "val_accuracy" else "training"
         accuracies.set(xlabel="epoch", ylabel=f"{of} accuracy (%)")
         for ax in (losses, accuracies):
@@ -108,13 +104,8 @@ def _panels(axes, curves):
 
 
 def plot_score_histograms(curves: Curves, path: str | Path, title: str = "") -> None:
-    """Plots score histograms of the first set's ID images and of all sets' OOD images, one panel per scoring
-    method, with the threshold that catches 95 % of the OOD images.
-
-    Args:
-        curves: panel title -> OOD set name -> (id_scores, ood_scores).
-        title: of the whole figure, such as data set, network and epoch.
-    """
+    """Plots histograms of the first set's ID scores and of all OOD scores, and the threshold that catches
+    95 % of OOD; a panel per entry of ``curves``, its title -> OOD set -> (id_scores, ood_scores)."""
     with figure(path, columns=len(curves), title=title) as axes:
         for ax, sets, _ in _panels(axes, curves):
             id_scores = next(iter(sets.values()))[0]
@@ -135,7 +126,7 @@ def plot_score_histograms(curves: Curves, path: str | Path, title: str = "") -> 
 
 
 def plot_roc(curves: Curves, path: str | Path, title: str = "") -> None:
-    """Plots ROC curves, OOD positive, one panel per scoring method; see :func:`plot_score_histograms`."""
+    """Plots ROC curves, OOD positive; see :func:`plot_score_histograms`."""
     with figure(path, columns=len(curves), width=4.4, height=4.6, title=title) as axes:
         for ax, sets, aurocs in _panels(axes, curves):
             for i, (name, pair) in enumerate(sets.items()):
@@ -157,11 +148,7 @@ def plot_attention(attention: np.ndarray, path: str | Path) -> None:
 
 
 def plot_feature_map(points: np.ndarray, kinds: dict[str, np.ndarray], path: str | Path) -> None:
-    """Plots a 2-D map of features.
-
-    Args:
-        points: (N, 2). kinds: name, such as "head classes" -> boolean array (N,); at most four.
-    """
+    """Plots a map of features, (N, 2). ``kinds``: name -> boolean array (N,); at most four."""
     with figure(path, width=5.6, height=4.8) as (ax,):
         looks = (("o", "#9ecae1"), ("^", SHADES[0]), ("x", SHADES[1]), ("s", "#777777"))
         for (name, chosen), (marker, shade) in zip(kinds.items(), looks, strict=False):
@@ -174,12 +161,7 @@ def plot_feature_map(points: np.ndarray, kinds: dict[str, np.ndarray], path: str
 def plot_class_accuracy(
     accuracies: dict[str, Sequence[float | None]], class_counts: Sequence[int], path: str | Path
 ) -> None:
-    """Plots accuracy per class, from head to tail.
-
-    Args:
-        accuracies: name -> per-class accuracies (C,), fractions; None or NaN (no images) leaves a gap.
-        class_counts: (C,) training images.
-    """
+    """Plots per-class accuracies (C,), fractions by name, from head to tail; None or NaN leaves a gap."""
     order = np.argsort(-np.asarray(class_counts), kind="stable")
     with figure(path, width=7.2, height=3.8) as (ax,):
         for i, (name, values) in enumerate(accuracies.items()):
@@ -193,11 +175,7 @@ def plot_class_accuracy(
 
 
 def plot_aurocs(aurocs: dict[str, dict[str, Sequence[float]]], path: str | Path) -> None:
-    """Plots AUROC per score, mean and range over seeds.
-
-    Args:
-        aurocs: row -> score -> its AUROC for every seed, fractions.
-    """
+    """Plots mean and range over the seeds of AUROCs: row -> score -> fractions."""
     names = list(next(iter(aurocs.values())))
     with figure(path, width=7.2, height=3.8) as (ax,):
         for i, (row, values) in enumerate(aurocs.items()):

@@ -125,11 +125,8 @@ class KNN(Score):
 @dataclass(frozen=True, eq=False)
 class VMF(Score):
     """-max_c [log C_p(kappa_c) + kappa_c mu_c.u]: the negative log-likelihood of the likeliest class's von
-    Mises-Fisher distribution.
-
-    ``mu`` float64 (C, D) and ``kappa`` float64 (C,): from training, or estimated from training features;
-    under FC always estimated, from f * A.
-    """
+    Mises-Fisher distribution; ``mu`` float64 (C, D) and ``kappa`` (C,) from training, or estimated from
+    training features, under FC always, from f * A."""
 
     name = "vmf"
 
