@@ -248,7 +248,7 @@ def test_classes_of_one_image_leave_nothing_to_hold_out(data, tmp_path, capsys):
     scores = {row["score"] for row in results_of(out)["rows"]}
     assert scores == set(score_names()) - {"mahalanobis", "combined"} and (out / "detector.pth").is_file()
     auto = run(evaluation.main, *SMALL, *lists, "--ckpt_path", out, "--calibration", "auto")
-    assert auto == 2 and "this run held out none" in capsys.readouterr().err
+    assert auto == 2 and "--val_fraction" in capsys.readouterr().err
 
 
 def test_both_command_lines_of_the_authors_parse(data):
