@@ -51,7 +51,7 @@ def start(gpu: str) -> Compute:
         if is_first_process():
             say(f"no CUDA device here: --gpu {gpu} runs on the CPU")
         wants_cuda = False
-    if wants_cuda:  # set, so that a container's environment changes no result
+    if wants_cuda:  # explicitly: containers may set other defaults
         torch.set_float32_matmul_precision("highest")
         torch.backends.cudnn.allow_tf32 = True
     if under_torchrun:
@@ -128,7 +128,7 @@ def refuse_torchrun(flag: str) -> None:
 
     Raises:
         InputError: torchrun started this process; the first one alone reports it. SystemExit: in the others,
-            with status 0, so that the launcher lets the first one speak.
+            with status 0, so that only one process reports the error.
     """
     if _is_under_torchrun():
         if not is_first_process():
