@@ -1,3 +1,6 @@
+import io
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -106,6 +109,14 @@ def test_its_precision_is_its_own_whatever_surrounds_it():
     finally:
         torch.set_default_dtype(torch.float32)
     assert torch.equal(alone.probe.weight, surrounded.probe.weight)
+
+
+def test_a_terminal_shows_how_far_the_fit_is(monkeypatch):
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", terminal)
+    fit_probe(*problem(0), C, CPU)
+    assert "probe: " in terminal.getvalue()
 
 
 def test_a_fit_that_ended_early_says_so(monkeypatch):

@@ -52,6 +52,15 @@ def test_a_full_disk_leaves_the_files_of_the_earlier_evaluation(argv, tmp_path, 
     assert (tmp_path / "results.json").read_text() == (tmp_path / "detector.pth").read_text() == "old"
 
 
+def test_a_plot_that_fails_costs_no_number(argv, tmp_path, monkeypatch):
+    def fail(*args):
+        raise ValueError("no font")
+
+    monkeypatch.setattr(results, "plot_score_histograms", fail)
+    assert run(evaluation.main, *argv) == 1
+    assert names(tmp_path) == OUTPUTS - {"scores.png", "roc.png"}
+
+
 def test_the_table_of_classes_has_names_and_ends_with_the_rarest():
     accuracy = {"calibration": "none", "all": 0.5, "many": 1, "medium": None, "few": 0, "macro_f1": 0.4}
     found = {

@@ -14,6 +14,10 @@ from utils.distributed import Compute, finish, in_main, refuse_torchrun, start
 from utils.errors import InputError
 from utils.text_files import csv_text, writable_folder, write_text
 
+# Flags, with their defaults, whose effect is stored in a detector.
+SETTLED = {"FC": None, "fc_strength": 1, "tnorm": False, "precision": "auto", "normalization": None}
+SETTLED |= {"ood_resize": "squash", "save_features": False, "select": "last"}
+
 
 def run_script(
     args: argparse.Namespace,
@@ -31,9 +35,12 @@ def run_script(
     """
     if args.images:
         refuse_torchrun("--images")
+        for name, default in SETTLED.items():
+            if getattr(args, name, default) != default:
+                raise InputError(f"--{name} has no effect with --images: the detector is as it was evaluated")
         names = args.calibration or [None]
-        if args.FC is not None or len(names) > 1:
-            raise InputError("with --images give one --calibration, without --FC; default: the detector's")
+        if len(names) > 1:
+            raise InputError("with --images give one --calibration; default: the detector's")
         detector = Detector.load(args.ckpt_path, start(args.gpu).device, names[0], args.score, args.keep)
         predict_files(args.images, detector, args.srp or find_detector(args.ckpt_path).parent)
         return

@@ -94,13 +94,16 @@ def fit_calibrations(
     with_probe = needs_probe(names, score)
     if "auto" in names:
         trials = try_calibrations(classifier, sets, class_counts, score, statistics)
-        chosen = max(trials, key=quality)  # the first of the best, which is the simplest
+        best = [trial for trial in trials if quality(trial) == max(map(quality, trials))]
+        chosen = best[0]  # the simplest
         say(f"--calibration auto, on held-out images: AUROC ({score}) + mean class accuracy")
         for trial in trials:
             name = " ".join(str(trial[key]) for key in ("calibration", "fc_strength") if trial[key])
             auroc, accuracy, both = (100 * v for v in (trial["auroc"], trial["accuracy"], quality(trial)))
             mark = "  chosen" if trial is chosen else ""
             say(f"  {name:8} {auroc:6.2f} + {accuracy:6.2f} = {both:6.2f}{mark}")
+        if len(best) > 1:
+            say(f"  {len(best)} tie: the simplest of them is chosen")
         names, strength = ["none", chosen["calibration"]], chosen["fc_strength"]
         facts["auto"] = {"chosen": chosen, "trials": trials, "score": score}
     if "fc" in names:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from utils.calibration import CHUNK, Classifier, class_sizes, exact_products
 from utils.errors import InputError
@@ -89,7 +90,7 @@ def fit_probe(
     # A first fit on few outliers saves most evaluations on all of them.
     stride = len(outliers) // len(features)
     evaluations = 0
-    with exact_products(device):
+    with exact_products(device), tqdm(desc="probe", unit=" steps", leave=False, disable=None) as progress:
         for every, tolerance in [(stride, COARSE)] * (stride > 1) + [(1, TOLERANCE)]:
             few = outliers[::every]
             weights = few.new_full((len(few),), 0.5 / len(few))
@@ -100,6 +101,7 @@ def fit_probe(
             def gradient(point, rows=rows, scale=scale, basis=basis):
                 nonlocal evaluations
                 evaluations += 1
+                progress.update()
                 parameters = (point / scale) @ basis.T
                 return ((rows.gradient(parameters) + penalty * parameters) @ basis) / scale
 

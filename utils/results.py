@@ -86,10 +86,6 @@ def conclude(
             write_text(new / "results.json", json.dumps(results, indent=1) + "\n")
             write_text(new / "results.csv", results_csv(results))
             write_text(new / "results.md", markdown(results))
-            if sets.ood:
-                curves = {f"calibration: {name}": of[settings.score] for name, of in scores.items()}
-                for name, plot in (("scores", plot_score_histograms), ("roc", plot_roc)):
-                    plot(curves, new / f"{name}.{settings.figures}", title(results))
             if settings.save_features:
                 _write_features(sets, classifier, new / FEATURES)
             if split == "test":
@@ -101,6 +97,10 @@ def conclude(
                 shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
             for file in new.iterdir():
                 os.replace(file, folder / file.name)
+        if sets.ood:  # last, so a plot that fails costs no number
+            curves = {f"calibration: {name}": of[settings.score] for name, of in scores.items()}
+            for name, plot in (("scores", plot_score_histograms), ("roc", plot_roc)):
+                plot(curves, folder / f"{name}.{settings.figures}", title(results))
     except OSError as error:
         raise InputError(f"the results could not be written to {folder}: {error.strerror or error}") from None
     say(f"written to {folder}")
