@@ -9,7 +9,6 @@ results.csv, results.md, scores.png, roc.png and detector.pth into the run direc
 images it evaluates accuracy alone.
 """
 
-import sys
 from pathlib import Path
 
 import torch
@@ -23,13 +22,12 @@ from datasets.randomness import epoch_indices
 from models import FAMILIES, build_model
 from utils import flags
 from utils.checkpoint import caveats, require_classes, resolve_settings, stored_arguments
-from utils.console import say, show_warnings_plainly
 from utils.detector import Subject
 from utils.distributed import autocast, to_main
 from utils.errors import InputError, exit_cleanly
 from utils.evaluation import Features, extract_features, prepare_network
 from utils.evaluation_flags import choose_settings, data_of_run, evaluation_parser
-from utils.evaluation_script import run_script
+from utils.evaluation_script import run_script, warn
 from utils.fitting import TrainingSets
 from utils.results import Sets, conclude
 from utils.weights import network_of, network_weights
@@ -38,7 +36,6 @@ RANGES = {"image_size": flags.image_size, "val_fraction": flags.fraction}
 
 
 def main(argv=None):
-    show_warnings_plainly()
     run_script(parse_args(argv), identify, evaluate)
 
 
@@ -67,14 +64,14 @@ def evaluate(args, compute, checkpoint, known, notes, out):
     )
     notes += more + overlaps(test, every, ood, outliers)
     if outliers is not None:
-        size = min(args.num_cal, len(outliers.paths))
-        chosen = epoch_indices(len(outliers.paths), size, args.seed, 0, "calibration")
+        number = len(outliers.paths)
+        chosen = epoch_indices(number, min(args.num_cal, number), args.seed, 0, "calibration")
         outliers = select(outliers, chosen)
-    for note in notes if compute.is_main else ():
-        say(f"warning: {note}", sys.stderr)
+    warn(compute, notes)
 
     model = build_model(known["model"], len(class_counts), family="imagenet")
     network = prepare_network(model, checkpoint, compute, args.precision)
+    mixed_precision = autocast(compute.device, args.precision)
     normalization = NORMALIZATIONS[known["normalization"]]
 
     def features(title, files, replace=True):
@@ -91,7 +88,6 @@ def evaluate(args, compute, checkpoint, known, notes, out):
             rank=compute.rank,
             world_size=compute.world_size,
         )
-        mixed_precision = autocast(compute.device, args.precision)
         found = extract_features(network, batches, len(files.paths), compute, mixed_precision, title)
         for lines in to_main(batches.replaced.report()):
             notes.extend(f"{title}: {line}".replace(f"{files.root}/", "") for line in lines)
@@ -125,9 +121,7 @@ def require_same_classes(files, class_names, list_path):
     for path, label in zip(files.paths, files.labels.tolist(), strict=True):
         expected = numbers.get(Path(path).parent.name, label)
         if expected != label:
-            raise InputError(
-                f"{list_path}: {path} has the label {label}, but in the training list {expected}"
-            )
+            raise InputError(f"{list_path}: {path} has label {label}, but in the training list {expected}")
 
 
 def overlaps(test, training, ood, outliers):
@@ -146,24 +140,16 @@ def name_of(training_list):
 
 
 def identify(checkpoint, given):
-    """Identifies a checkpoint: from its own arguments, else the flags ``given``, else its weights and the
-    paper's settings.
-
-    Returns:
-        (settings, notes): dict of ds, model, image_size, normalization, val_fraction; sentences about the
-        assumptions made.
-
-    Raises:
-        InputError: the checkpoint has no weights, or is not from train_imagenet.py.
-    """
+    """Returns (settings, notes) of a checkpoint of train_imagenet.py: dict of ds, model, image_size,
+    normalization, val_fraction, from its own arguments, else the flags ``given``, else its weights and the
+    paper's settings; sentences about what was assumed."""
     family, likely_model = network_of(network_weights(checkpoint)) or (None, None)
     defaults = {"ds": "imagenet", "model": likely_model if family == "imagenet" else "ResNet50"}
     defaults |= {"image_size": 224, "normalization": "imagenet", "val_fraction": 0}
     known, assumed = resolve_settings(given, stored_arguments(checkpoint), defaults, RANGES)
     if known["ds"] != "imagenet" or known["model"] not in FAMILIES["imagenet"]:
         raise InputError(f"the checkpoint is of a {known['model']} trained on {known['ds']}: use test.py")
-    assumed = [name for name in assumed if name in ("image_size", "normalization")]
-    return known, caveats(checkpoint, known, assumed)
+    return known, caveats(checkpoint, known, [n for n in assumed if n in ("image_size", "normalization")])
 
 
 def parse_args(argv=None):

@@ -67,7 +67,6 @@ class Calibration(NamedTuple):
             yield Outputs(calibrated, self.classifier.logits(calibrated), probe_logits)
 
     def state(self) -> dict:
-        """Returns tensors and None, from which :meth:`restore` rebuilds the calibration."""
         probe = None if self.probe is None else self.probe._asdict()
         return {"classifier": self.classifier._asdict(), "attention": self.attention, "probe": probe}
 
@@ -121,7 +120,7 @@ def build_calibration(
 
 
 def class_sizes(labels: Tensor, num_classes: int) -> Tensor:
-    """Returns how many of the labels each class has, int64 (C,); raises InputError if one has none."""
+    """Returns how many labels each class has, int64 (C,); raises InputError if one has none."""
     counts = torch.bincount(labels, minlength=num_classes)
     if not bool((counts > 0).all()):
         raise InputError(f"every class needs a training image; class {int(counts.argmin())} has none")
@@ -155,19 +154,15 @@ def attention_weight(
     means = _sum_by_class(features, labels, len(weight)) / counts[:, None]
     signal = (means * per_class).mean(dim=0)
     # Outliers of one predicted class share w and pi, so sums per class are enough.
-    outlier_sums = _sum_by_class(outlier_features, outlier_labels, len(weight))
-    outlier = (outlier_sums * per_class).sum(dim=0) / len(outlier_features)
-    evidence = signal - outlier
+    sums = _sum_by_class(outlier_features, outlier_labels, len(weight))
+    evidence = signal - (sums * per_class).sum(dim=0) / len(outlier_features)
     low, high = evidence.min(), evidence.max()
     if not bool(high > low) or not bool(torch.isfinite(high - low)):
-        raise InputError(
-            "the calibration evidence does not vary over the feature dimensions, or is not finite"
-        )
+        raise InputError("the calibration evidence does not vary over the features, or is not finite")
     return 2 * (evidence - low) / (high - low)
 
 
 def _sum_by_class(features, labels, num_classes):
-    """Returns the sum of each class's features, float64 (C, D)."""
     sums = torch.zeros(num_classes, features.shape[1], dtype=torch.float64, device=features.device)
     for rows, of_rows in zip(features.split(CHUNK), labels.split(CHUNK), strict=True):
         sums.index_add_(0, of_rows, rows.double())

@@ -34,7 +34,6 @@ from utils.weights import load_weights
 FILE = "detector.pth"
 BATCH = 100  # images per forward pass
 FEW = 20  # a threshold from fewer images is unreliable
-LARGE = ("knn",)  # scores that are stored on request
 
 
 def find_detector(run: Path | str) -> Path:
@@ -109,19 +108,11 @@ class Detector:
 
     Attributes:
         calibration, score: their names. threshold: images with a higher score are OOD.
-        keep: the share of ID images that the threshold keeps. num_images: how many those were.
-        held_out: whether they were held out of training, or else training images.
+        keep: the share that the threshold keeps of ``num_images`` images, ``held_out`` or training images.
         class_names: C names, or None. preprocessing: of images.
     """
 
-    def __init__(
-        self,
-        state: dict,
-        device: torch.device,
-        calibration: str | None,
-        score: str | None,
-        keep: float | None,
-    ) -> None:
+    def __init__(self, state, device, calibration, score, keep):
         """Builds the detector from ``state``, as :func:`write_detector` made it, see :meth:`load`."""
         default = state["default"]
         self.device, self.class_names, self.held_out = device, state["class_names"], state["held_out"]
@@ -155,10 +146,8 @@ class Detector:
         score: str | None = None,
         keep: float | None = None,
     ) -> "Detector":
-        """Loads the detector of a run without running code from the file.
-
-        Warns if the run was unfinished, no images were held out of training to take the threshold from, or
-        they were fewer than 20.
+        """Loads the detector of a run without running code from the file. Warns if the run was unfinished, or
+        the threshold is from training images or fewer than 20.
 
         Args:
             run: a run directory or checkpoint file evaluated by test.py or test_imagenet.py, or the
@@ -166,8 +155,8 @@ class Detector:
             calibration, score: names from the evaluation. Default: the choice of --calibration auto and the
                 score it was judged by; without auto, ``none`` (or the first calibration that was evaluated)
                 and ``combined``, or ``energy`` where that could not be fitted.
-            keep: the share of held-out (or training) images that the threshold keeps, above 0 and at most 1.
-                Default: ``--keep`` of the evaluation, 0.95.
+            keep: the share of images that the threshold keeps, in (0, 1]. Default: ``--keep`` of the
+                evaluation, 0.95.
 
         Raises:
             InputError: the file is missing, damaged or not a detector, or lacks the calibration or score.
@@ -176,19 +165,15 @@ class Detector:
             raise InputError(f"keep is a share above 0 and at most 1, not {keep}")
         path = find_detector(run)
         if not path.is_file():
-            raise InputError(
-                f"there is no detector {path}: run test.py, or test_imagenet.py, on the run first"
-            )
+            raise InputError(f"there is no detector {path}: first run test.py or test_imagenet.py")
         state = load_checkpoint(path)
         try:
             detector = cls(state, torch.device(device), calibration, score, keep)
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
         except (KeyError, TypeError, AttributeError) as error:  # of a checkpoint, or an earlier version
-            raise InputError(
-                f"{path} was not written by this version of test.py ({first_line(error)}): evaluate the run "
-                "again"
-            ) from error
+            why = first_line(error)
+            raise InputError(f"{path} is not this version's ({why}): evaluate the run again") from error
         kept = f"the detector's threshold keeps {100 * detector.keep:g} % of {detector.describe_images()}"
         if state["unfinished"]:
             warnings.warn("the detector is of an unfinished run: evaluate the finished run", stacklevel=2)
@@ -199,24 +184,19 @@ class Detector:
         return detector
 
     def describe_images(self) -> str:
-        """Returns a phrase for the images that the threshold comes from, such as "120 held-out images"."""
+        """Returns such as "120 held-out images": where the threshold comes from."""
         return f"{self.num_images:,} {'held-out' if self.held_out else 'training'} images"
 
     def module(self) -> ScoringModule:
-        """Returns the network with its score as a module, from uint8 images (N, 3, S, S) to float32 (logits
-        (N, C), scores (N,)). Images are preprocessed by ``preprocessing``, but not normalised."""
+        """Returns the network with its score, for images of ``preprocessing``, not normalised."""
         return self._module
 
     def __call__(self, images: Image.Image | Tensor | Sequence[Image.Image | Tensor]) -> list[Detection]:
-        """Returns one :class:`Detection` per image.
+        """Returns one :class:`Detection` per image; raises InputError if one is not an image.
 
-        Args:
-            images: a PIL image, a tensor (3, H, W) or (N, 3, H, W), or a list of PIL images and tensors
-                (3, H, W). Tensors are uint8, or floating-point in [0, 1], and not normalised. Like image
-                files, they are resized and rounded to 8 bits.
-
-        Raises:
-            InputError: an image is anything else.
+        ``images``: a PIL image, a tensor (3, H, W) or (N, 3, H, W), or a list of PIL images and tensors
+        (3, H, W). Tensors are uint8, or floating-point in [0, 1], and not normalised. Like image files, they
+        are resized and rounded to 8 bits.
         """
         if isinstance(images, Image.Image) or (isinstance(images, Tensor) and images.dim() == 3):
             images = [images]
@@ -229,16 +209,13 @@ class Detector:
             elif isinstance(image, Tensor):
                 prepared.append(self.preprocessing.of_tensor(image))
             else:
-                raise InputError(
-                    f"images are PIL images or tensors, not {type(image).__name__}; Image.open makes a PIL "
-                    "image of a file, Image.fromarray of an array (H, W, 3)"
-                )
+                kind = type(image).__name__
+                raise InputError(f"images are PIL images, as by Image.open, or tensors, not {kind}")
         return self.of_prepared(torch.stack(prepared)) if prepared else []
 
     @torch.inference_mode()
     def of_prepared(self, images: Tensor) -> list[Detection]:
-        """Returns one :class:`Detection` per image that :class:`datasets.preprocessing.Preprocessing` has
-        brought to size, uint8 (N, 3, S, S)."""
+        """Returns one :class:`Detection` per image from ``preprocessing``, uint8 (N, 3, S, S)."""
         found = []
         for batch in images.split(BATCH):
             logits, scores = self._module(batch.to(self.device))
@@ -258,25 +235,20 @@ def write_detector(
     settings: Settings,
     auto: dict | None,
 ) -> None:
-    """Writes a detector file, whole or not at all.
+    """Writes a detector file, whole or not at all (OSError).
 
     Args:
         calibrations, auto: see :func:`utils.fitting.fit_calibrations`; the choice of --calibration auto
             becomes the detector's default.
         sets: thresholds come from the held-out images, or else from the training images.
         settings: ``precision`` is not "auto".
-
-    Raises:
-        OSError: it cannot be written.
     """
     stored = {}
     for name, (calibration, fitted) in calibrations.items():
-        kept = {n: s for n, s in fitted.scores.items() if n not in LARGE or n == settings.score}
+        kept = {n: s for n, s in fitted.scores.items() if n != "knn" or settings.score == "knn"}
         fitted = fitted._replace(scores=kept)
         _, scores = predict(calibration, fitted, (sets.held_out or sets.training).features)
-        id_scores = {
-            score: torch.from_numpy(values).float().sort().values for score, values in scores.items()
-        }
+        id_scores = {score: torch.from_numpy(of).float().sort().values for score, of in scores.items()}
         stored[name] = {"calibration": calibration.state(), "id_scores": id_scores} | fitted.state()
     calibration = "none" if "none" in stored else next(iter(stored))
     score = "combined" if "combined" in stored[calibration]["id_scores"] else "energy"

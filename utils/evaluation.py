@@ -29,11 +29,7 @@ class Features(NamedTuple):
 
 
 def prepare_network(model: nn.Module, checkpoint: Any, compute: Compute, precision: str) -> nn.Module:
-    """Loads the checkpoint's weights, reports unused keys, and returns the network on its device(s).
-
-    Raises:
-        InputError: see :func:`utils.weights.load_weights`.
-    """
+    """Loads the checkpoint's weights, reports unused keys, and returns the network on its device(s)."""
     extra = load_weights(model, network_weights(checkpoint))
     extra = [key for key in extra if not key.startswith("head.")]  # which training alone uses
     if extra and compute.is_main:
@@ -51,15 +47,11 @@ def extract_features(
     mixed_precision: AbstractContextManager,
     title: str = "",
 ) -> Features | None:
-    """Returns, in the main process, the features of a whole set, every image once and in order; None in the
-    others.
+    """Returns, in the main process, the features of a whole set of ``size`` images, every image once and in
+    order; None in the others. Raises RuntimeError if there are more or fewer.
 
-    Args:
-        batches: (normalised images, labels) of this process's share: rows rank, rank + world_size, ...
-        size: the number of images in the whole set. title: of the line and the progress bar; "" for neither.
-
-    Raises:
-        RuntimeError: the number of images is not ``size``.
+    ``batches``: (normalised images, labels) of this process's share: rows rank, rank + world_size, ...
+    ``title``: of the line and the progress bar; "" for neither.
     """
     features, labels, shown = [], [], compute.is_main and title
     if shown:
@@ -104,19 +96,16 @@ def evaluate(
     ood_sets: dict[str, Features],
     class_counts: list[int],
 ) -> tuple[dict[str, list], dict]:
-    """Returns scores and metrics under every calibration.
+    """Returns scores and metrics under every calibration, see :func:`utils.fitting.fit_calibrations`.
 
-    Args:
-        calibrations: see :func:`utils.fitting.fit_calibrations`.
-        test: the ID test set. ood_sets: by name; images with labels >= 0 count on the ID side. Without any
-            set, only accuracy is measured.
-        class_counts: C training-set sizes.
+    In ``ood_sets``, by name, images with labels >= 0 count on the ID side. Without any set, only accuracy is
+    measured.
 
     Returns:
         (results, scores): ``results`` has the lists ``rows`` [ood, calibration, fc, score, n_id, n_ood, the
         five metrics], ``mean`` [calibration, fc, score, the five metrics], their unweighted mean over the
         sets, and ``accuracy`` [calibration, fc, all, many, medium, few, macro_f1, per_class], all fractions,
-        None where there are no images; ``fc`` says whether the calibration is "fc".
+        None where there are no images.
         ``scores[calibration][score][ood]`` is (id_scores, ood_scores).
     """
     rows, means, accuracies, scores = [], [], [], {}

@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from datasets.normalization import NORMALIZATIONS
 from utils import flags
@@ -13,13 +13,10 @@ from utils.fitting import needs_outliers
 from utils.scores import score_names
 
 KEEP = 0.95  # the share of ID images that the detector keeps by default
-Outliers = TypeVar("Outliers")
 
 
 class Settings(NamedTuple):
-    """How a network is evaluated, by the flags of :func:`evaluation_parser`. ``calibrations``: names for
-    :func:`utils.fitting.fit_calibrations`. ``strength``: of FC. ``calibration_split``: of the images that FC
-    is fitted on, "train" or, for auditing, "test"."""
+    """How a network is evaluated, by the flags of the same names. ``strength``: of FC."""
 
     calibrations: list[str]
     score: str
@@ -33,7 +30,6 @@ class Settings(NamedTuple):
 
 
 def evaluation_parser(description: str) -> argparse.ArgumentParser:
-    """Returns a parser with the flags that both test scripts have."""
     parser = argparse.ArgumentParser(description=description, formatter_class=flags.HelpFormatter)
     add = parser.add_argument
     add("--ckpt_path", type=flags.path, required=True, help="a run directory or a checkpoint file")
@@ -98,14 +94,12 @@ def evaluation_parser(description: str) -> argparse.ArgumentParser:
 
 
 def choose_settings(
-    args: argparse.Namespace, has_held_out: bool, load_outliers: Callable[[], Outliers]
-) -> tuple[Settings, Outliers | None, list[str]]:
-    """Returns the settings that the flags ask for, the outliers that they need, and notes for readers.
+    args: argparse.Namespace, has_held_out: bool, load_outliers: Callable[[], Any]
+) -> tuple[Settings, Any, list[str]]:
+    """Returns the settings that the flags ask for, the outliers that they need or None, and notes.
 
     By default, outliers that cannot be loaded leave only the calibration "none", and a note.
-
-    Args:
-        has_held_out: whether the checkpoint's run held out training images.
+    ``has_held_out``: whether the checkpoint's run held out training images.
 
     Raises:
         InputError: flags that contradict each other, "auto" without held-out images, or outliers that a flag
@@ -133,18 +127,8 @@ def choose_settings(
             names = ["none"]
             notes.append(f"evaluated without outliers, so without fc, probe and combined: {error}")
     keep = KEEP if args.keep is None else args.keep
-    settings = Settings(
-        names,
-        score,
-        args.fc_strength,
-        args.tnorm,
-        args.precision,
-        keep,
-        args.figures,
-        args.save_features,
-        split,
-    )
-    return settings, outliers, notes
+    flags_alone = (args.fc_strength, args.tnorm, args.precision, keep, args.figures, args.save_features)
+    return Settings(names, score, *flags_alone, split), outliers, notes
 
 
 def data_of_run(

@@ -8,7 +8,7 @@ from typing import Any
 
 from datasets.folders import files_below
 from utils.checkpoint import BEST, open_checkpoint, results_folder
-from utils.console import say
+from utils.console import say, show_warnings_plainly
 from utils.detector import Detector, find_detector
 from utils.distributed import Compute, finish, in_main, refuse_torchrun, start
 from utils.errors import InputError
@@ -26,13 +26,10 @@ def run_script(
 ) -> None:
     """Evaluates a run, or applies its detector to ``--images``.
 
-    Args:
-        identify: (checkpoint, flags) -> what network it is, and notes for readers.
-        evaluate: (args, compute, checkpoint, what it is, notes, output folder); writes the results.
-
-    Raises:
-        InputError: what the user asked for is impossible.
+    ``identify(checkpoint, flags)`` says what network it is, with notes for readers; ``evaluate(args, compute,
+    checkpoint, what it is, notes, output folder)`` writes the results.
     """
+    show_warnings_plainly()
     if args.images:
         refuse_torchrun("--images")
         for name, default in SETTLED.items():
@@ -55,13 +52,14 @@ def run_script(
     finish()
 
 
+def warn(compute: Compute, notes: list[str]) -> None:
+    for note in notes if compute.is_main else ():
+        say(f"warning: {note}", sys.stderr)
+
+
 def predict_files(paths: Sequence[Path], detector: Detector, folder: Path) -> None:
     """Prints a line for each image of files and folders, and writes ``predictions.csv`` to ``folder``; warns
-    about files that it cannot read.
-
-    Raises:
-        InputError: no file can be read, or the folder cannot be written.
-    """
+    about files that it cannot read, and raises InputError if there is no other."""
     table = writable_folder(folder) / "predictions.csv"
     say(
         f"calibration {detector.calibration}, score {detector.score}; OOD above {detector.threshold:.4f}, "
@@ -77,8 +75,8 @@ def predict_files(paths: Sequence[Path], detector: Detector, folder: Path) -> No
             say(f"warning: {error}", sys.stderr)
             continue
         (found,) = detector.of_prepared(image[None])
-        row = {"class": found.label, "class_name": found.name, "probability": found.probability}
-        rows.append({"path": str(path)} | row | {"score": found.score, "ood": found.ood})
+        columns = ("class", "class_name", "probability", "score", "ood")
+        rows.append({"path": str(path)} | dict(zip(columns, found, strict=True)))
         name = "" if found.name is None else f" ({found.name})"
         say(
             f"{path}: class {found.label}{name}, probability {found.probability:.4f}, "

@@ -3,7 +3,6 @@
 No function here receives a test image or an OOD set, except for auditing (``--calibration_split test``).
 """
 
-import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -15,7 +14,7 @@ from utils.console import say
 from utils.errors import InputError
 from utils.evaluation import Features, predict
 from utils.metrics import accuracy_by_shot, mean_class_accuracy, ood_metrics
-from utils.probe import ProbeFit, fit_probe
+from utils.probe import fit_probe
 from utils.scores import FittedScores, Training, fit_scores
 
 STRENGTHS = (0.1, 0.25, 0.5, 1.0)  # of FC, tried by "auto"
@@ -35,8 +34,7 @@ class TrainingSets(NamedTuple):
 
 
 def trained_statistics(checkpoint: Any, num_classes: int, dim: int) -> Statistics | None:
-    """Returns the classes' von Mises-Fisher distributions from training: mu (C, D) and kappa (C,), float64.
-
+    """Returns the classes' von Mises-Fisher distributions from training, mu (C, D) and kappa (C,), float64;
     None if the checkpoint has none, has not seen every class, or was trained without the contrastive term,
     with a head (whose embeddings are not the features), or without normalised embeddings.
     """
@@ -51,7 +49,6 @@ def trained_statistics(checkpoint: Any, num_classes: int, dim: int) -> Statistic
 
 
 def needs_probe(names: Iterable[str], score: str) -> bool:
-    """Returns whether the probe has to be fitted for these calibrations, or for the score asked for."""
     return bool({"probe", "auto"} & set(names)) or score in ("probe", "combined")
 
 
@@ -70,28 +67,22 @@ def fit_calibrations(
     strength: float = 1.0,
     statistics: Statistics | None = None,
 ) -> tuple[dict[str, tuple[Calibration, FittedScores]], dict[str, Any]]:
-    """Returns the calibrations to evaluate, each with its scores; prints how the probe and "auto" ended.
+    """Returns the calibrations to evaluate, each with its scores, and facts for the results file; prints how
+    the probe and "auto" ended.
 
     Args:
         names: some of :data:`utils.calibration.CALIBRATIONS`, or only "auto": none, and the best of
             :func:`try_calibrations`.
         classifier: the network's; everything is computed on its device.
-        score: the one that tables show and "auto" is judged by.
-        strength: of "fc", see :func:`utils.calibration.build_calibration`.
+        score: the one that tables show and "auto" is judged by. strength: of "fc".
         statistics: see :func:`trained_statistics`.
-
-    Returns:
-        (calibrations, facts): by name, and plain values for the results file. ``num_ood_samples`` and
-        ``num_cal`` are the numbers of outliers and of FC's images; ``vmf`` says where the class statistics
-        of each calibration come from; ``probe`` and ``auto`` how these ended.
 
     Raises:
         InputError: ``score`` cannot be fitted.
     """
     attention = probe = None
     num_outliers = len(sets.outliers.features) if needs_outliers(names, score) else 0
-    facts: dict[str, Any] = {"num_ood_samples": num_outliers, "vmf": {}}
-    with_probe = needs_probe(names, score)
+    facts, with_probe = {"num_ood_samples": num_outliers, "vmf": {}}, needs_probe(names, score)
     if "auto" in names:
         trials = try_calibrations(classifier, sets, class_counts, score, statistics)
         best = [trial for trial in trials if quality(trial) == max(map(quality, trials))]
@@ -110,7 +101,7 @@ def fit_calibrations(
         attention = fit_attention(classifier, sets.attending, sets.outliers.features, class_counts)
         facts |= {"fc_strength": strength, "num_cal": len(sets.attending.labels)}
     if with_probe:
-        fit = probe_of(classifier, sets.training, sets.outliers.features)
+        fit = fit_probe(*sets.training, sets.outliers.features, len(class_counts), classifier.weight.device)
         probe = fit.probe
         facts["probe"] = {"iterations": fit.iterations, "gradient": fit.gradient, "converged": fit.converged}
         say(f"the probe ended after {fit.iterations} evaluations, gradient {fit.gradient:.1e}")
@@ -122,12 +113,6 @@ def fit_calibrations(
         estimated = of_calibration.class_vmf() is None
         facts["vmf"][name] = "training features" if estimated else "class statistics of the checkpoint"
     return calibrations, facts
-
-
-def probe_of(classifier: Classifier, training: Features, outliers: Tensor) -> ProbeFit:
-    """Fits the probe on the classifier's device and says so: it can take minutes."""
-    say(f"fitting the probe on {len(training.labels):,} images and {len(outliers):,} outliers", sys.stderr)
-    return fit_probe(*training, outliers, len(classifier.bias), classifier.bias.device)
 
 
 def fit_with(score: str, training: Training, names: Iterable[str] | None = None) -> FittedScores:
@@ -145,20 +130,17 @@ def try_calibrations(
     score: str,
     statistics: Statistics | None = None,
 ) -> list[dict[str, Any]]:
-    """Measures none, FC at several strengths and the probe on held-out training images and outliers.
-
-    Attention, probe and score are fitted with nine tenths of the outliers; AUROC is of every tenth against
-    the held-out images. (The network itself was trained with all of the outliers.) Arguments are those of
+    """Measures none, FC at several strengths and the probe on held-out training images and outliers, see
     :func:`fit_calibrations`.
 
-    Returns:
-        A list of {calibration, fc_strength, auroc, accuracy}: ``fc_strength`` is None where it is not FC,
-        ``auroc`` and ``accuracy``, the mean over the classes, are fractions.
+    Attention, probe and score are fitted with nine tenths of the outliers; AUROC is of every tenth against
+    the held-out images. Returns a list of {calibration, fc_strength, auroc, accuracy}: ``fc_strength`` is
+    None where it is not FC, ``accuracy`` the mean over the classes.
     """
     is_held_out = torch.arange(len(sets.outliers.features)) % 10 == 0
     held_outliers, outliers = sets.outliers.features[is_held_out], sets.outliers.features[~is_held_out]
     attention = fit_attention(classifier, sets.attending, outliers, class_counts)
-    probe = probe_of(classifier, sets.training, outliers).probe
+    probe = fit_probe(*sets.training, outliers, len(class_counts), classifier.weight.device).probe
     trials = []
     for name, strength in (("none", None), *(("fc", s) for s in STRENGTHS), ("probe", None)):
         calibration = build_calibration(name, classifier, attention, probe, strength)
@@ -172,5 +154,4 @@ def try_calibrations(
 
 
 def quality(trial: dict[str, Any]) -> float:
-    """Returns what "auto" maximises."""
     return round(trial["auroc"] + trial["accuracy"], DIGITS)

@@ -31,16 +31,11 @@ OOD_METRICS = tuple(OOD_COLUMNS)
 
 
 def ood_metrics(id_scores: ArrayLike, ood_scores: ArrayLike) -> dict[str, float]:
-    """Measures how well a score ranks OOD, (M,), above ID, (N,); higher = more OOD.
+    """Measures how well a score ranks OOD, (M,), above ID, (N,); raises InputError if one is not finite.
 
-    Returns:
-        ``auroc``; ``aupr_out``, the average precision with OOD positive; ``aupr_in``, that of ID on the
-        negated score; ``fpr95``, the share of ID flagged at the threshold that catches 95 % of OOD (recall
-        nearest to 0.95); ``fpr95_id``, the share of OOD accepted at the threshold that keeps 95 % of ID, as
-        COCL and AdaptOD report it.
-
-    Raises:
-        InputError: a score is not finite.
+    Returns ``auroc``; ``aupr_out``, the average precision with OOD positive; ``aupr_in``, that of ID on the
+    negated score; ``fpr95``, the share of ID flagged at the threshold that catches 95 % of OOD (recall
+    nearest to 0.95); ``fpr95_id``, the share of OOD accepted at the threshold that keeps 95 % of ID.
     """
     scores = np.concatenate([id_scores, ood_scores]).astype(np.float64)
     if not np.isfinite(scores).all():
@@ -77,18 +72,15 @@ def shot_groups(class_counts: Sequence[int]) -> dict[str, np.ndarray]:
 
 
 def mean_class_accuracy(accuracies: dict[str, Any]) -> float:
-    """Returns the mean of ``per_class`` in :func:`group_accuracies`, over the classes with images."""
+    """Returns the mean over the classes with images."""
     return float(np.mean([a for a in accuracies["per_class"] if a is not None]))
 
 
-def group_accuracies(
-    correct: Sequence[int], total: Sequence[int], class_counts: Sequence[int]
-) -> dict[str, Any]:
+def group_accuracies(correct: Sequence[int], total: Sequence[int], class_counts: Sequence[int]) -> dict:
     """Returns accuracies from the numbers of correct and of all images of each class.
 
-    Returns:
-        ``all``, the share of correct images; ``many``, ``medium`` and ``few``, the means of the per-class
-        accuracies of :func:`shot_groups`; ``per_class``, a list of C. None where there are no images.
+    ``all``, the share of correct images; ``many``, ``medium`` and ``few``, the means of the per-class
+    accuracies of :func:`shot_groups`; ``per_class``, a list of C. None where there are no images.
     """
     per_class = [float(c / t) if t else None for c, t in zip(correct, total, strict=True)]
     result = {"all": float(sum(correct) / sum(total)) if sum(total) else None}
@@ -98,9 +90,7 @@ def group_accuracies(
     return result | {"per_class": per_class}
 
 
-def accuracy_by_shot(
-    predictions: ArrayLike, labels: ArrayLike, class_counts: Sequence[int]
-) -> dict[str, Any]:
+def accuracy_by_shot(predictions: ArrayLike, labels: ArrayLike, class_counts: Sequence[int]) -> dict:
     """Returns :func:`group_accuracies` of N predicted classes, and ``macro_f1``, the mean F1 of the classes
     that are present or predicted."""
     predictions, labels = np.asarray(predictions), np.asarray(labels)

@@ -21,6 +21,7 @@ from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 from matplotlib.ticker import MaxNLocator  # noqa: E402
 
+# The dashes alone tell lines apart.
 LINES = ("-", "--", ":", "-.", (0, (8, 2, 1, 2, 1, 2)), (0, (2, 4)))
 SHADES = ("#08306b", "#cb6015", "#2a7f4f", "#777777", "#6a3d9a", "#000000")
 MARKERS = "os^vxD"
@@ -39,7 +40,7 @@ def plain(name: str) -> str:
 def figure(
     path: str | Path, columns: int = 1, width: float = 4.6, height: float = 3.4, title: str = ""
 ) -> Iterator[Sequence[Axes]]:
-    """Yields a row of axes, saved to ``path`` as a whole file at the end."""
+    """Yields a row of axes, saved to ``path`` at the end."""
     fig = Figure(figsize=(width * columns, height), layout="constrained")
     if title:
         fig.suptitle(plain(title), fontsize="medium")
@@ -50,7 +51,6 @@ def figure(
 
 
 def style(index: int) -> dict:
-    """Returns a colour and a dash pattern; the dashes alone tell the lines apart."""
     return {"color": SHADES[index % len(SHADES)], "linestyle": LINES[index % len(LINES)]}
 
 
@@ -61,9 +61,8 @@ def plot_class_counts(class_counts: Sequence[int], path: str | Path) -> None:
         ax.bar(range(classes), class_counts, color=SHADES[0], width=1.0 if classes > 50 else 0.8)
         ax.set(xlabel="class", ylabel="training images")
         ax.set_title(f"{sum(class_counts):,} images, {classes} classes")
-        if classes <= EVERY_CLASS:
-            ax.set_xticks(range(classes))
-        ax.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def plot_history(history: Sequence[dict], path: str | Path) -> None:
@@ -90,7 +89,6 @@ def plot_history(history: Sequence[dict], path: str | Path) -> None:
 
 
 def _truth_and_scores(pair):
-    """Returns (is OOD, score) of all images of a set."""
     return np.repeat([0, 1], list(map(len, pair))), np.concatenate(pair)
 
 
@@ -114,8 +112,7 @@ def plot_score_histograms(curves: Curves, path: str | Path, title: str = "") -> 
             margin = 1e-6 * max(1, abs(low))  # for scores that are all equal
             bins = np.linspace(low - margin, high + margin, 60)
             ax.hist(id_scores, bins, density=True, alpha=0.45, color=SHADES[0], label="ID")
-            outline = {"histtype": "step", "linewidth": 1.6, "color": SHADES[1], "label": "OOD"}
-            ax.hist(ood_scores, bins, density=True, **outline)
+            ax.hist(ood_scores, bins, density=True, histtype="step", color=SHADES[1], label="OOD")
             threshold = np.quantile(ood_scores, 0.05)
             flagged = 100 * np.mean(id_scores >= threshold)
             label = f"95 % of OOD, {flagged:.1f} % of ID\nare to the right"
@@ -152,15 +149,12 @@ def plot_feature_map(points: np.ndarray, kinds: dict[str, np.ndarray], path: str
     with figure(path, width=5.6, height=4.8) as (ax,):
         looks = (("o", "#9ecae1"), ("^", SHADES[0]), ("x", SHADES[1]), ("s", "#777777"))
         for (name, chosen), (marker, shade) in zip(kinds.items(), looks, strict=False):
-            look = {"s": 14, "marker": marker, "color": shade, "linewidths": 0.8, "alpha": 0.8}
-            ax.scatter(*points[chosen].T, label=plain(name), **look)
+            ax.scatter(*points[chosen].T, s=14, marker=marker, color=shade, alpha=0.8, label=plain(name))
         ax.set(xticks=[], yticks=[])
         ax.legend()
 
 
-def plot_class_accuracy(
-    accuracies: dict[str, Sequence[float | None]], class_counts: Sequence[int], path: str | Path
-) -> None:
+def plot_class_accuracy(accuracies: dict[str, Sequence], class_counts: Sequence[int], path: Path) -> None:
     """Plots per-class accuracies (C,), fractions by name, from head to tail; None or NaN leaves a gap."""
     order = np.argsort(-np.asarray(class_counts), kind="stable")
     with figure(path, width=7.2, height=3.8) as (ax,):

@@ -2,6 +2,7 @@
 class: classifier re-training (cRT, Kang et al., ICLR 2020) by multinomial logistic regression.
 """
 
+import sys
 import warnings
 from collections.abc import Callable
 from typing import NamedTuple
@@ -11,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from utils.calibration import CHUNK, Classifier, class_sizes, exact_products
+from utils.console import say
 from utils.errors import InputError
 
 INVERSE_REGULARISATION = 0.1  # scikit-learn's C
@@ -25,9 +27,8 @@ TRIALS = 20  # of a step's length
 
 
 class ProbeFit(NamedTuple):
-    """A fitted probe: a float64 :class:`Classifier` of C + 1 classes, the outliers last, on unstandardised
-    features; and the length of the gradient where the fit ended, after ``iterations`` evaluations, in units
-    in which the curvature is about 1."""
+    """A float64 :class:`Classifier` of C + 1 classes, the outliers last, on unstandardised features; and the
+    length of the gradient, in units in which the curvature is about 1, after ``iterations`` evaluations."""
 
     probe: Classifier
     iterations: int
@@ -72,6 +73,7 @@ def fit_probe(
     Raises:
         InputError: a class without an image, or features that are not finite.
     """
+    say(f"fitting the probe on {len(labels):,} images and {len(outlier_features):,} outliers", sys.stderr)
     counts = class_sizes(labels, num_classes)
     if not all(bool(torch.isfinite(part.sum())) for part in (features, outlier_features)):
         raise InputError("the probe cannot be fitted: some features are not finite")
@@ -116,7 +118,6 @@ def fit_probe(
 
 
 def _standard(features):
-    """Returns mean and deviation (D,) float64 over the rows."""
     chunks = features.split(CHUNK)
     mean = sum(rows.double().sum(dim=0) for rows in chunks) / len(features)
     variance = sum((rows.double() - mean).square().sum(dim=0) for rows in chunks) / len(features)
@@ -135,11 +136,9 @@ def _standardised(features, mean, deviation, device):
 
 
 def _curvature(rows, num_classes, shrinkage):
-    """Returns (scale, basis), float64 (C + 1, D + 1) and (D + 1, D + 1): parameters p are (v / scale) basis^T
-    of a point v around which the curvature of the loss is about 1 in all directions.
-
-    Class c's curvature is about its weight w_c (1 - w_c), times a constant, times the features' covariance.
-    """
+    """Returns (scale, basis), (C + 1, D + 1) and (D + 1, D + 1): parameters p are (v / scale) basis^T of a
+    point v around which the curvature of the loss is about 1 in all directions."""
+    # Class c's curvature is about its weight w_c (1 - w_c), times a constant, times the features' covariance.
     few = slice(None, None, max(1, len(rows.x) // COVARIANCE_ROWS))
     x, weights = rows.x[few].double(), rows.weights[few].double()
     variances, basis = torch.linalg.eigh((x * (weights / weights.sum())[:, None]).T @ x)
@@ -150,9 +149,8 @@ def _curvature(rows, num_classes, shrinkage):
 
 
 def _minimise(gradient: Callable[[Tensor], Tensor], point: Tensor, tolerance: float) -> tuple[Tensor, float]:
-    """Returns the minimum of a convex function and the length of its gradient there, by L-BFGS (Nocedal and
-    Wright, Numerical Optimization, section 7.2) from gradients alone: rounding hides the last differences of
-    the function's values."""
+    """Returns a convex function's minimum and the length of its gradient, by L-BFGS (Nocedal and Wright,
+    section 7.2) from gradients alone: rounding hides the last differences of the function's values."""
     here = gradient(point)
     steps = changes = here.new_empty(0, here.numel())
     for _ in range(MAX_STEPS):

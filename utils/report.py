@@ -17,9 +17,8 @@ MAX_CLASSES = 100  # of the table of classes
 
 def title(results: dict[str, Any]) -> str:
     """Returns a line for plots: data, network, epoch and score."""
-    epoch = results["epoch"] and f"epoch {results['epoch']}"
-    known = (_data(results), results["network"], epoch, f"score: {results['score']}")
-    return ", ".join(part for part in known if part)
+    epoch = f", epoch {results['epoch']}" if results["epoch"] else ""
+    return f"{_data(results)}, {results['network']}{epoch}, score: {results['score']}"
 
 
 def summary(results: dict[str, Any]) -> str:

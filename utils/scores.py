@@ -23,11 +23,9 @@ COMBINED = ("energy", "mahalanobis", "probe")  # what the score of that name is 
 
 
 class Training(NamedTuple):
-    """What scores are fitted on: never test images or OOD sets.
-
-    ``features`` (N, D) of training images, uncalibrated, and ``labels`` int64 (N,). ``statistics``: mu (C, D)
-    and kappa (C,) of the classes' von Mises-Fisher distributions, if training kept them for unit features.
-    """
+    """What scores are fitted on: uncalibrated ``features`` (N, D) of training images, never test images or
+    OOD sets; ``labels`` int64 (N,); ``statistics`` mu (C, D) and kappa (C,) of the classes' von Mises-Fisher
+    distributions, if training kept them for unit features."""
 
     calibration: Calibration
     features: Tensor
@@ -35,7 +33,7 @@ class Training(NamedTuple):
     statistics: tuple[Tensor, Tensor] | None = None
 
     def unit_features(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields u (n, D) float64 and labels (n,), some rows at a time, on the calibration's device."""
+        """Yields u (n, D) float64 and labels (n,) of some rows, on the calibration's device."""
         outputs = self.calibration.outputs(self.features)
         for rows, labels in zip(outputs, self.labels.split(CHUNK), strict=True):
             yield F.normalize(rows.features, dim=1), labels.to(rows.features.device)
@@ -106,7 +104,6 @@ class KNN(Score):
     there are fewer. ``bank``: u of the training images, float32 (N, D)."""
 
     name = "knn"
-
     bank: Tensor
 
     @classmethod
@@ -129,7 +126,6 @@ class VMF(Score):
     training features, under FC always, from f * A."""
 
     name = "vmf"
-
     mu: Tensor
     kappa: Tensor
 
@@ -151,14 +147,11 @@ class Mahalanobis(Score):
     NeurIPS 2018; on the unit sphere and with a ridge, HPM, arXiv 2605.17799).
 
     Sigma = (1/N) sum_i (u_i - m_{y_i})(u_i - m_{y_i})^T is pooled over the classes, Sigma_r = Sigma +
-    r (tr Sigma / D) I with r = 0.1, and L L^T = Sigma_r. Left out if nothing varies within a class, as where
-    each has a single image.
-
-    ``whitening``: L^-1, float64 (D, D). ``means``: L^-1 m_c, float64 (C, D).
+    r (tr Sigma / D) I with r = 0.1, and L L^T = Sigma_r. ``whitening``: L^-1, float64 (D, D). ``means``:
+    L^-1 m_c, float64 (C, D). Left out if nothing varies within a class.
     """
 
     name = "mahalanobis"
-
     whitening: Tensor
     means: Tensor
 
@@ -198,7 +191,6 @@ class Probe(Score):
 
 
 def score_names() -> tuple[str, ...]:
-    """Returns the names of all scores, also of those added below."""
     return (*SCORES, "combined")
 
 
@@ -210,17 +202,15 @@ class FittedScores(NamedTuple):
     standards: dict[str, tuple[float, float]]
 
     def __call__(self, outputs: Outputs) -> dict[str, Tensor]:
-        """Returns name -> (N,) float64, ``combined`` too, for the outputs of N images."""
+        """Returns name -> (N,) float64 for the outputs of N images."""
         with exact_products(outputs.features.device):
             values = {name: score(outputs) for name, score in self.scores.items()}
         if self.standards:
-            values["combined"] = sum(
-                (values[name] - mean) / deviation for name, (mean, deviation) in self.standards.items()
-            )
+            standards = self.standards.items()
+            values["combined"] = sum((values[name] - mean) / std for name, (mean, std) in standards)
         return values
 
     def state(self) -> dict:
-        """Returns tensors and plain values, from which :meth:`restore` rebuilds the scores."""
         scores = {name: dict(vars(score)) for name, score in self.scores.items()}
         return {"scores": scores, "standards": {name: list(pair) for name, pair in self.standards.items()}}
 
@@ -231,13 +221,10 @@ class FittedScores(NamedTuple):
 
 
 def fit_scores(training: Training, names: Iterable[str] | None = None) -> FittedScores:
-    """Fits scores, all by default, on training images alone.
+    """Fits scores, all by default, on training images alone; raises InputError if a class has none.
 
     ``combined`` is the sum of :data:`COMBINED`, each standardised by its mean and deviation over the training
     images. Without one of them there is no ``combined``.
-
-    Raises:
-        InputError: a class without an image.
     """
     names = set(score_names() if names is None else names)
     combined = "combined" in names
