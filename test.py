@@ -27,8 +27,7 @@ from utils.detector import Subject
 from utils.distributed import autocast
 from utils.errors import InputError, exit_cleanly
 from utils.evaluation import extract_features, prepare_network
-from utils.evaluation_flags import choose_settings, data_of_run, evaluation_parser
-from utils.evaluation_script import run_script, warn
+from utils.evaluation_script import choose_settings, data_of_run, evaluation_parser, run_script, warn
 from utils.fitting import TrainingSets
 from utils.results import Sets, conclude
 from utils.weights import network_of, network_weights
@@ -134,10 +133,7 @@ def parse_args(argv=None):
     add("--data_root_path", "--drp", dest="drp", type=flags.path, help=data)
     ood = "OOD sets, each with a list; default: the benchmark's"
     add("--dout", nargs="+", metavar="SET", help=ood)
-    resize = (
-        "how to bring OOD images to 32 x 32: squash them, as published tables do, or resize the shorter side "
-        "and crop the centre"
-    )
+    resize = "squash OOD images to 32 x 32, as published tables do, or resize the shorter side and crop"
     add("--ood_resize", choices=RESIZE_MODES, default=RESIZE_MODES[0], help=resize)
     leak = "test: reproduces the test-label leak of the authors' release, for auditing only"
     add("--calibration_split", choices=("train", "test"), default="train", help=leak)

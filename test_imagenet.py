@@ -26,8 +26,7 @@ from utils.detector import Subject
 from utils.distributed import autocast, to_main
 from utils.errors import InputError, exit_cleanly
 from utils.evaluation import Features, extract_features, prepare_network
-from utils.evaluation_flags import choose_settings, data_of_run, evaluation_parser
-from utils.evaluation_script import run_script, warn
+from utils.evaluation_script import choose_settings, data_of_run, evaluation_parser, run_script, warn
 from utils.fitting import TrainingSets
 from utils.results import Sets, conclude
 from utils.weights import network_of, network_weights
@@ -161,8 +160,7 @@ def parse_args(argv=None):
     parser.set_defaults(**dict.fromkeys(flags.IMAGE_LISTS))  # the run's
     add("--image_size", type=flags.image_size, help="default: the checkpoint's")
     number = (
-        "how many training images (class-balanced) feature calibration uses, and how many outliers it and "
-        "the probe use"
+        "how many training images (class-balanced) feature calibration uses, and outliers it and the probe"
     )
     add("--num_cal", type=flags.positive_int, default=30_000, help=number)
     parser.set_defaults(tb=100)

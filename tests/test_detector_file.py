@@ -14,8 +14,7 @@ from models import build_model
 from utils.calibration import Classifier
 from utils.detector import Detector, Subject, keeping_threshold, write_detector
 from utils.errors import InputError
-from utils.evaluation import Features
-from utils.evaluation_flags import Settings
+from utils.evaluation import Features, Settings
 from utils.fitting import TrainingSets, fit_calibrations
 
 SETTINGS = Settings(["none", "fc", "probe"], "energy", 1.0, False, "fp32", 0.95, "png", False)

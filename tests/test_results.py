@@ -12,7 +12,7 @@ from pytorch_ood import detector as ood
 from pytorch_ood.metrics import OODMetrics
 
 from utils import results
-from utils.report import markdown
+from utils.results import markdown
 
 evaluation = load_script("test")
 OUTPUTS = {"results.json", "results.csv", "results.md", "scores.png", "roc.png", "detector.pth"}

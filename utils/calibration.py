@@ -38,11 +38,8 @@ class Classifier(NamedTuple):
 
 
 class Outputs(NamedTuple):
-    """What predictions and scores are computed from: N images under one calibration, float64.
-
-    ``features`` (N, D): f, or f * A under FC. ``logits`` (N, C): of the classes. ``probe_logits`` (N, C + 1):
-    of the probe, whose last class is the surrogate outliers; None without a probe.
-    """
+    """N images under one calibration, float64: ``features`` (N, D), f, or f * A under FC; ``logits`` (N, C);
+    ``probe_logits`` (N, C + 1), the outliers last, or None without a probe."""
 
     features: Tensor
     logits: Tensor
@@ -70,11 +67,6 @@ class Calibration(NamedTuple):
         probe = None if self.probe is None else self.probe._asdict()
         return {"classifier": self.classifier._asdict(), "attention": self.attention, "probe": probe}
 
-    @classmethod
-    def restore(cls, state: dict) -> "Calibration":
-        probe = None if state["probe"] is None else Classifier(**state["probe"])
-        return cls(Classifier(**state["classifier"]), state["attention"], probe)
-
 
 @contextmanager
 def exact_products(device: torch.device) -> Iterator[None]:
@@ -92,10 +84,7 @@ def exact_products(device: torch.device) -> Iterator[None]:
 
 
 def fit_attention(
-    classifier: Classifier,
-    training: tuple[Tensor, Tensor],
-    outlier_features: Tensor,
-    class_counts: Sequence[int],
+    classifier: Classifier, training: tuple, outlier_features: Tensor, class_counts: Sequence[int]
 ) -> Tensor:
     """Returns :func:`attention_weight` with outliers labelled by the classifier, on its device."""
     outputs = Calibration(classifier).outputs(outlier_features)
@@ -106,14 +95,10 @@ def fit_attention(
 
 
 def build_calibration(
-    name: str,
-    classifier: Classifier,
-    attention: Tensor | None = None,
-    probe: Classifier | None = None,
-    strength: float = 1.0,
+    name: str, classifier: Classifier, attention=None, probe=None, strength: float = 1.0
 ) -> Calibration:
-    """Builds one of :data:`CALIBRATIONS` from the network's classifier. ``strength`` is S of FC's
-    A_S = 1 + S (A - 1): 1 is the paper's, 0 is none."""
+    """Builds one of :data:`CALIBRATIONS` from the network's classifier, A (D,) and a probe's classifier.
+    ``strength`` is S of FC's A_S = 1 + S (A - 1): 1 is the paper's, 0 is none."""
     if name == "probe":
         return Calibration(Classifier(probe.weight[:-1], probe.bias[:-1]), None, probe)
     return Calibration(classifier, 1 + strength * (attention - 1) if name == "fc" else None, probe)

@@ -21,14 +21,13 @@ from torch import Tensor, nn
 from datasets.normalization import Normalization
 from datasets.preprocessing import Preprocessing
 from models import build_model
-from utils.calibration import Calibration
+from utils.calibration import Calibration, Classifier
 from utils.checkpoint import is_unfinished, load_checkpoint, results_folder, save_whole
 from utils.distributed import autocast
 from utils.errors import InputError, first_line
-from utils.evaluation import predict
-from utils.evaluation_flags import Settings
+from utils.evaluation import Settings, predict
 from utils.fitting import TrainingSets
-from utils.scores import FittedScores
+from utils.scores import SCORES, FittedScores
 from utils.weights import load_weights
 
 FILE = "detector.pth"
@@ -37,15 +36,14 @@ FEW = 20  # a threshold from fewer images is unreliable
 
 
 def find_detector(run: Path | str) -> Path:
-    """Returns where the detector of a run directory or checkpoint file is; a detector file is its own."""
+    """Returns the path of the detector of a run directory, checkpoint file or detector file."""
     path = Path(run)
     of_run = results_folder(path) / FILE
     return of_run if path.is_dir() or of_run.exists() else path
 
 
 class Subject(NamedTuple):
-    """A network that is evaluated, ``name`` and ``family`` as in ``models.FAMILIES``, and what it takes to
-    apply it; ``class_names`` is None if they are unknown."""
+    """A network that is evaluated, ``name`` and ``family`` as in ``models.FAMILIES``."""
 
     model: nn.Module
     name: str
@@ -57,8 +55,8 @@ class Subject(NamedTuple):
 
 
 class Detection(NamedTuple):
-    """The predicted class of an image, 0 .. C - 1, its name (None if unknown) and its probability among the C
-    classes; the score, higher = more OOD, and whether it exceeds the threshold."""
+    """The predicted class of an image, its name (None if unknown) and its probability among the C classes;
+    the score, higher = more OOD, and whether it exceeds the threshold."""
 
     label: int
     name: str | None
@@ -71,22 +69,12 @@ class ScoringModule(nn.Module):
     """From uint8 images (N, 3, S, S) to class logits and one OOD score, in its own precision whatever
     surrounds it. ``torch.export.export(module, (images,), strict=False)`` accepts it."""
 
-    def __init__(
-        self,
-        network: nn.Module,
-        normalization: Normalization,
-        calibration: Calibration,
-        fitted: FittedScores,
-        score: str,
-        precision: str,
-    ) -> None:
+    def __init__(self, network, normalization, calibration, fitted, score, precision):
         super().__init__()
         self.network, self.calibration, self.fitted = network, calibration, fitted
         self.score, self.precision = score, precision
-        device = calibration.classifier.weight.device
         for name, values in normalization._asdict().items():
-            values = torch.tensor(values, dtype=torch.float32, device=device)
-            self.register_buffer(name, values.view(1, 3, 1, 1))
+            self.register_buffer(name, torch.tensor(values, dtype=torch.float32).view(1, 3, 1, 1))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Returns float32 logits (N, C) and scores (N,)."""
@@ -113,7 +101,6 @@ class Detector:
     """
 
     def __init__(self, state, device, calibration, score, keep):
-        """Builds the detector from ``state``, as :func:`write_detector` made it, see :meth:`load`."""
         default = state["default"]
         self.device, self.class_names, self.held_out = device, state["class_names"], state["held_out"]
         self.calibration, self.score = calibration or default["calibration"], score or default["score"]
@@ -126,16 +113,15 @@ class Detector:
         num_classes = len(state["weights"]["linear.weight"])
         network = build_model(state["network"], num_classes, state["family"]).float()
         load_weights(network, state["weights"])
+        network.requires_grad_(False).to(memory_format=torch.channels_last)
+        parts = _on(device, stored["calibration"])
+        probe = parts["probe"] and Classifier(**parts["probe"])
+        calibration = Calibration(Classifier(**parts["classifier"]), parts["attention"], probe)
         standards = stored["standards"] if self.score == "combined" else {}
-        scores = {name: stored["scores"][name] for name in standards or [self.score]}
-        self._module = ScoringModule(
-            network.requires_grad_(False).to(device, memory_format=torch.channels_last),
-            normalization,
-            Calibration.restore(_on(device, stored["calibration"])),
-            FittedScores.restore({"scores": _on(device, scores), "standards": standards}),
-            self.score,
-            state["precision"],
-        ).eval()
+        fields = {name: _on(device, stored["scores"][name]) for name in standards or [self.score]}
+        fitted = FittedScores({name: SCORES[name](**fields[name]) for name in fields}, standards)
+        module = ScoringModule(network, normalization, calibration, fitted, self.score, state["precision"])
+        self._module = module.eval().to(device)
 
     @classmethod
     def load(
@@ -147,19 +133,15 @@ class Detector:
         keep: float | None = None,
     ) -> "Detector":
         """Loads the detector of a run without running code from the file. Warns if the run was unfinished, or
-        the threshold is from training images or fewer than 20.
+        the threshold is from training images or fewer than 20. Raises InputError if the file is missing,
+        damaged or not a detector, or lacks the calibration or score.
 
         Args:
-            run: a run directory or checkpoint file evaluated by test.py or test_imagenet.py, or the
-                ``detector.pth`` that they wrote.
-            calibration, score: names from the evaluation. Default: the choice of --calibration auto and the
-                score it was judged by; without auto, ``none`` (or the first calibration that was evaluated)
-                and ``combined``, or ``energy`` where that could not be fitted.
-            keep: the share of images that the threshold keeps, in (0, 1]. Default: ``--keep`` of the
-                evaluation, 0.95.
-
-        Raises:
-            InputError: the file is missing, damaged or not a detector, or lacks the calibration or score.
+            run: an evaluated run directory or checkpoint file, or a ``detector.pth``.
+            calibration, score: names from the evaluation. Default: the choice of --calibration auto and its
+                score; without auto, ``none`` (or the first calibration that was evaluated) and ``combined``,
+                or ``energy`` where that could not be fitted.
+            keep: the share of images that the threshold keeps, in (0, 1]; default: as evaluated, 0.95.
         """
         if keep is not None and not 0 < keep <= 1:
             raise InputError(f"keep is a share above 0 and at most 1, not {keep}")
@@ -184,7 +166,6 @@ class Detector:
         return detector
 
     def describe_images(self) -> str:
-        """Returns such as "120 held-out images": where the threshold comes from."""
         return f"{self.num_images:,} {'held-out' if self.held_out else 'training'} images"
 
     def module(self) -> ScoringModule:
@@ -228,21 +209,11 @@ class Detector:
 
 
 def write_detector(
-    path: Path,
-    subject: Subject,
-    calibrations: dict[str, tuple[Calibration, FittedScores]],
-    sets: TrainingSets,
-    settings: Settings,
-    auto: dict | None,
+    path: Path, subject: Subject, calibrations: dict, sets: TrainingSets, settings: Settings, auto: Any
 ) -> None:
-    """Writes a detector file, whole or not at all (OSError).
-
-    Args:
-        calibrations, auto: see :func:`utils.fitting.fit_calibrations`; the choice of --calibration auto
-            becomes the detector's default.
-        sets: thresholds come from the held-out images, or else from the training images.
-        settings: ``precision`` is not "auto".
-    """
+    """Writes a detector file, whole or not at all (OSError), with thresholds from the held-out images, or
+    else the training images. ``calibrations`` and ``auto``, whose choice becomes the detector's default, are
+    from :func:`utils.fitting.fit_calibrations`; the precision in ``settings`` is not "auto"."""
     stored = {}
     for name, (calibration, fitted) in calibrations.items():
         kept = {n: s for n, s in fitted.scores.items() if n != "knn" or settings.score == "knn"}
@@ -272,8 +243,8 @@ def write_detector(
 
 
 def keeping_threshold(scores: Tensor, keep: float) -> float:
-    """Returns the threshold that at least the share ``keep`` of the scores (N,) do not exceed. It lies
-    between two scores, so rounding does not decide; if all are to be kept it is the largest."""
+    """Returns the threshold that at least the share ``keep`` of the scores (N,) do not exceed: between two
+    scores, so rounding does not decide, or the largest."""
     ordered = scores.double().sort().values
     kept = max(1, math.ceil(round(keep * len(ordered), 6)))
     return float((ordered[kept - 1] + ordered[min(kept, len(ordered) - 1)]) / 2)
@@ -287,7 +258,6 @@ def _chosen(what, name, stored):
 
 
 def _on(device, value):
-    """Moves the tensors of nested dicts to a device."""
     if isinstance(value, Tensor):
         return value.detach().to(device)
     return {key: _on(device, item) for key, item in value.items()} if isinstance(value, dict) else value

@@ -21,6 +21,20 @@ from utils.scores import FittedScores
 from utils.weights import load_weights, network_weights, some
 
 
+class Settings(NamedTuple):
+    """How a network is evaluated, by the flags of the same names. ``strength``: of FC."""
+
+    calibrations: list[str]
+    score: str
+    strength: float
+    tnorm: bool
+    precision: str
+    keep: float
+    figures: str
+    save_features: bool
+    calibration_split: str = "train"
+
+
 class Features(NamedTuple):
     """``features`` float32 (N, D) and ``labels`` int64 (N,), on the CPU."""
 
@@ -51,7 +65,6 @@ def extract_features(
     order; None in the others. Raises RuntimeError if there are more or fewer.
 
     ``batches``: (normalised images, labels) of this process's share: rows rank, rank + world_size, ...
-    ``title``: of the line and the progress bar; "" for neither.
     """
     features, labels, shown = [], [], compute.is_main and title
     if shown:
@@ -91,22 +104,16 @@ def predict(
 
 
 def evaluate(
-    calibrations: dict[str, tuple[Calibration, FittedScores]],
-    test: Features,
-    ood_sets: dict[str, Features],
-    class_counts: list[int],
+    calibrations: dict, test: Features, ood_sets: dict[str, Features], class_counts: list[int]
 ) -> tuple[dict[str, list], dict]:
     """Returns scores and metrics under every calibration, see :func:`utils.fitting.fit_calibrations`.
 
-    In ``ood_sets``, by name, images with labels >= 0 count on the ID side. Without any set, only accuracy is
-    measured.
+    In ``ood_sets``, by name, images with labels >= 0 count on the ID side.
 
     Returns:
-        (results, scores): ``results`` has the lists ``rows`` [ood, calibration, fc, score, n_id, n_ood, the
-        five metrics], ``mean`` [calibration, fc, score, the five metrics], their unweighted mean over the
-        sets, and ``accuracy`` [calibration, fc, all, many, medium, few, macro_f1, per_class], all fractions,
-        None where there are no images.
-        ``scores[calibration][score][ood]`` is (id_scores, ood_scores).
+        (results, scores): ``results`` has the lists ``rows``, of each calibration, score and OOD set, their
+        unweighted ``mean`` over the sets, and ``accuracy``, of each calibration; all fractions, None where
+        there are no images. ``scores[calibration][score][ood]`` is (id_scores, ood_scores).
     """
     rows, means, accuracies, scores = [], [], [], {}
     for name, (calibration, fitted) in calibrations.items():

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from utils.calibration import CALIBRATIONS, Calibration, Classifier, build_calibration, fit_attention
+from utils.checkpoint import stored_arguments
 from utils.console import say
 from utils.errors import InputError
 from utils.evaluation import Features, predict
@@ -24,8 +25,7 @@ Statistics = tuple[Tensor, Tensor]
 
 
 class TrainingSets(NamedTuple):
-    """What calibrations and scores are fitted on: all training images, the surrogate outliers or None, the
-    images that ``--val_fraction`` held out or None, and those from which FC's attention is computed."""
+    """What calibrations and scores are fitted on; ``attending``: the images of FC's attention."""
 
     training: Features
     outliers: Features | None
@@ -38,10 +38,8 @@ def trained_statistics(checkpoint: Any, num_classes: int, dim: int) -> Statistic
     None if the checkpoint has none, has not seen every class, or was trained without the contrastive term,
     with a head (whose embeddings are not the features), or without normalised embeddings.
     """
-    args, state = (checkpoint.get(part) for part in ("args", "criterion"))
-    if not isinstance(args, dict) or not isinstance(state, dict):
-        return None
-    if not args.get("isac") or args.get("head") or "embeddings" in args.get("depart", []):
+    args, state = stored_arguments(checkpoint), checkpoint.get("criterion")
+    if not state or not args.get("isac") or args.get("head") or "embeddings" in args.get("depart", []):
         return None
     seen = (state["statistics.counts"] > 0) | state["statistics.has_previous"]
     mu, kappa = (state[f"statistics.{name}"].double() for name in ("mean_direction", "kappa"))
@@ -71,14 +69,10 @@ def fit_calibrations(
     the probe and "auto" ended.
 
     Args:
-        names: some of :data:`utils.calibration.CALIBRATIONS`, or only "auto": none, and the best of
-            :func:`try_calibrations`.
+        names: some of :data:`utils.calibration.CALIBRATIONS`, or only "auto".
         classifier: the network's; everything is computed on its device.
-        score: the one that tables show and "auto" is judged by. strength: of "fc".
+        score: the one that "auto" is judged by; InputError if it cannot be fitted. strength: of "fc".
         statistics: see :func:`trained_statistics`.
-
-    Raises:
-        InputError: ``score`` cannot be fitted.
     """
     attention = probe = None
     num_outliers = len(sets.outliers.features) if needs_outliers(names, score) else 0
@@ -101,10 +95,10 @@ def fit_calibrations(
         attention = fit_attention(classifier, sets.attending, sets.outliers.features, class_counts)
         facts |= {"fc_strength": strength, "num_cal": len(sets.attending.labels)}
     if with_probe:
-        fit = fit_probe(*sets.training, sets.outliers.features, len(class_counts), classifier.weight.device)
-        probe = fit.probe
-        facts["probe"] = {"iterations": fit.iterations, "gradient": fit.gradient, "converged": fit.converged}
-        say(f"the probe ended after {fit.iterations} evaluations, gradient {fit.gradient:.1e}")
+        device = classifier.weight.device
+        probe, ended = fit_probe(*sets.training, sets.outliers.features, len(class_counts), device)
+        say(f"the probe ended after {ended['iterations']} evaluations, gradient {ended['gradient']:.1e}")
+        facts["probe"] = ended
     calibrations = {}
     for name in (n for n in CALIBRATIONS if n in names):
         calibration = build_calibration(name, classifier, attention, probe, strength)
@@ -116,7 +110,6 @@ def fit_calibrations(
 
 
 def fit_with(score: str, training: Training, names: Iterable[str] | None = None) -> FittedScores:
-    """Returns :func:`utils.scores.fit_scores`; raises InputError if ``score`` cannot be fitted."""
     fitted = fit_scores(training, names)
     if score not in fitted.scores and not (score == "combined" and fitted.standards):
         raise InputError(f"--score {score} cannot be fitted: no class has training images that differ")
@@ -124,11 +117,7 @@ def fit_with(score: str, training: Training, names: Iterable[str] | None = None)
 
 
 def try_calibrations(
-    classifier: Classifier,
-    sets: TrainingSets,
-    class_counts: Sequence[int],
-    score: str,
-    statistics: Statistics | None = None,
+    classifier: Classifier, sets: TrainingSets, class_counts: Sequence[int], score: str, statistics=None
 ) -> list[dict[str, Any]]:
     """Measures none, FC at several strengths and the probe on held-out training images and outliers, see
     :func:`fit_calibrations`.
@@ -140,7 +129,7 @@ def try_calibrations(
     is_held_out = torch.arange(len(sets.outliers.features)) % 10 == 0
     held_outliers, outliers = sets.outliers.features[is_held_out], sets.outliers.features[~is_held_out]
     attention = fit_attention(classifier, sets.attending, outliers, class_counts)
-    probe = fit_probe(*sets.training, outliers, len(class_counts), classifier.weight.device).probe
+    probe, _ = fit_probe(*sets.training, outliers, len(class_counts), classifier.weight.device)
     trials = []
     for name, strength in (("none", None), *(("fc", s) for s in STRENGTHS), ("probe", None)):
         calibration = build_calibration(name, classifier, attention, probe, strength)

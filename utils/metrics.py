@@ -12,7 +12,6 @@ from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from utils.errors import InputError
 
-# The columns of every table, in their order.
 OOD_COLUMNS = {
     "auroc": "AUROC ↑",
     "aupr_out": "AUPR-out ↑",
@@ -51,7 +50,7 @@ def ood_metrics(id_scores: ArrayLike, ood_scores: ArrayLike) -> dict[str, float]
 
 
 def _fpr_at_recall(is_positive, scores, recall):
-    """Returns the false-positive rate at the nearest recall; in a tie, at the highest threshold."""
+    """In a tie, at the highest threshold."""
     fpr, tpr, _ = roc_curve(is_positive, scores, drop_intermediate=False)
     return float(fpr[np.argmin(np.abs(tpr - recall))])
 

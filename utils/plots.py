@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from sklearn.metrics import roc_auc_score, roc_curve
+from sklearn.metrics import auc, roc_curve
 
 from utils.losses import TERMS
 from utils.text_files import whole_file
@@ -37,9 +37,7 @@ def plain(name: str) -> str:
 
 
 @contextmanager
-def figure(
-    path: str | Path, columns: int = 1, width: float = 4.6, height: float = 3.4, title: str = ""
-) -> Iterator[Sequence[Axes]]:
+def figure(path: str | Path, columns=1, width=4.6, height=3.4, title="") -> Iterator[Sequence[Axes]]:
     """Yields a row of axes, saved to ``path`` at the end."""
     fig = Figure(figsize=(width * columns, height), layout="constrained")
     if title:
@@ -88,24 +86,11 @@ def plot_history(history: Sequence[dict], path: str | Path) -> None:
             ax.legend()
 
 
-def _truth_and_scores(pair):
-    return np.repeat([0, 1], list(map(len, pair))), np.concatenate(pair)
-
-
-def _panels(axes, curves):
-    """Yields each panel and its sets with their AUROCs in percent, after writing its title."""
-    for ax, (name, sets) in zip(axes, curves.items(), strict=True):
-        aurocs = {ood: 100 * roc_auc_score(*_truth_and_scores(pair)) for ood, pair in sets.items()}
-        mean = np.mean(list(aurocs.values()))
-        ax.set_title(f"{plain(name)}, mean AUROC {mean:.2f} %", fontsize="medium")
-        yield ax, sets, aurocs
-
-
 def plot_score_histograms(curves: Curves, path: str | Path, title: str = "") -> None:
     """Plots histograms of the first set's ID scores and of all OOD scores, and the threshold that catches
     95 % of OOD; a panel per entry of ``curves``, its title -> OOD set -> (id_scores, ood_scores)."""
     with figure(path, columns=len(curves), title=title) as axes:
-        for ax, sets, _ in _panels(axes, curves):
+        for ax, (name, sets) in zip(axes, curves.items(), strict=True):
             id_scores = next(iter(sets.values()))[0]
             ood_scores = np.concatenate([ood for _, ood in sets.values()])
             low, high = np.percentile(np.concatenate([id_scores, ood_scores]), (0.2, 99.8))
@@ -117,6 +102,7 @@ def plot_score_histograms(curves: Curves, path: str | Path, title: str = "") -> 
             flagged = 100 * np.mean(id_scores >= threshold)
             label = f"95 % of OOD, {flagged:.1f} % of ID\nare to the right"
             ax.axvline(threshold, color="black", linestyle="--", linewidth=1, label=label)
+            ax.set_title(plain(name), fontsize="medium")
             ax.set(xlabel="score (higher = more OOD)", ylabel="density")
             ax.set_ylim(top=1.5 * ax.get_ylim()[1])  # room for the legend
             ax.legend(fontsize="small", loc="upper right")
@@ -125,18 +111,21 @@ def plot_score_histograms(curves: Curves, path: str | Path, title: str = "") -> 
 def plot_roc(curves: Curves, path: str | Path, title: str = "") -> None:
     """Plots ROC curves, OOD positive; see :func:`plot_score_histograms`."""
     with figure(path, columns=len(curves), width=4.4, height=4.6, title=title) as axes:
-        for ax, sets, aurocs in _panels(axes, curves):
-            for i, (name, pair) in enumerate(sets.items()):
-                fpr, tpr, _ = roc_curve(*_truth_and_scores(pair))
-                ax.plot(fpr, tpr, label=plain(f"{name}, AUROC {aurocs[name]:.2f} %"), **style(i))
+        for ax, (name, sets) in zip(axes, curves.items(), strict=True):
+            areas = []
+            for i, (ood, pair) in enumerate(sets.items()):
+                fpr, tpr, _ = roc_curve(np.repeat([0, 1], list(map(len, pair))), np.concatenate(pair))
+                areas.append(100 * auc(fpr, tpr))
+                ax.plot(fpr, tpr, label=plain(f"{ood}, AUROC {areas[-1]:.2f} %"), **style(i))
             ax.plot([0, 1], [0, 1], color="#999999", linewidth=0.8, label="chance")
+            ax.set_title(f"{plain(name)}, mean AUROC {np.mean(areas):.2f} %", fontsize="medium")
             ax.set(xlabel="ID images flagged (false-positive rate)", ylabel="OOD images caught (recall)")
             ax.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
             ax.legend(fontsize="small", loc="lower right")
 
 
 def plot_attention(attention: np.ndarray, path: str | Path) -> None:
-    """Plots the sorted attention vector: the dimensions it amplifies (above 1) and suppresses (below 1)."""
+    """Plots the sorted attention vector, which amplifies above 1 and suppresses below."""
     with figure(path) as (ax,):
         ax.plot(np.sort(np.asarray(attention))[::-1], color=SHADES[0])
         ax.axhline(1, color="black", linewidth=0.8, linestyle=":")

@@ -5,7 +5,7 @@ class: classifier re-training (cRT, Kang et al., ICLR 2020) by multinomial logis
 import sys
 import warnings
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,19 +24,6 @@ COVARIANCE_ROWS = 20_000  # enough to scale the steps by
 MAX_STEPS = 1000
 HISTORY = 10  # of L-BFGS
 TRIALS = 20  # of a step's length
-
-
-class ProbeFit(NamedTuple):
-    """A float64 :class:`Classifier` of C + 1 classes, the outliers last, on unstandardised features; and the
-    length of the gradient, in units in which the curvature is about 1, after ``iterations`` evaluations."""
-
-    probe: Classifier
-    iterations: int
-    gradient: float
-
-    @property
-    def converged(self) -> bool:
-        return self.gradient <= TOLERANCE
 
 
 class Rows(NamedTuple):
@@ -60,7 +47,7 @@ class Rows(NamedTuple):
 
 def fit_probe(
     features: Tensor, labels: Tensor, outlier_features: Tensor, num_classes: int, device: torch.device
-) -> ProbeFit:
+) -> tuple[Classifier, dict[str, Any]]:
     """Minimises scikit-learn's objective for ``LogisticRegression(C=0.1)``, (1/2) ||W||^2 + C sum_i w_i CE_i,
     on ``device``, by L-BFGS. Warns if it did not converge.
 
@@ -69,6 +56,11 @@ def fit_probe(
 
     Args:
         features: (N, D) of training images; labels: int64 (N,). outlier_features: (M, D).
+
+    Returns:
+        (probe, facts): C + 1 classes, the outliers last, on unstandardised features; the number of
+        ``iterations``, the length of the ``gradient`` there, in units in which the curvature is about 1, and
+        whether it ``converged``.
 
     Raises:
         InputError: a class without an image, or features that are not finite.
@@ -111,10 +103,9 @@ def fit_probe(
             parameters = (point / scale) @ basis.T
     weight = parameters[:, :-1] / deviation.to(device)
     probe = Classifier(weight, parameters[:, -1] - weight @ mean.to(device))
-    fit = ProbeFit(probe, evaluations, length)
-    if not fit.converged:
+    if length > TOLERANCE:
         warnings.warn(f"the probe did not converge: the gradient is {length:.1e}", stacklevel=2)
-    return fit
+    return probe, {"iterations": evaluations, "gradient": length, "converged": length <= TOLERANCE}
 
 
 def _standard(features):

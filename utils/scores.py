@@ -214,11 +214,6 @@ class FittedScores(NamedTuple):
         scores = {name: dict(vars(score)) for name, score in self.scores.items()}
         return {"scores": scores, "standards": {name: list(pair) for name, pair in self.standards.items()}}
 
-    @classmethod
-    def restore(cls, state: dict) -> "FittedScores":
-        scores = {name: SCORES[name](**fields) for name, fields in state["scores"].items()}
-        return cls(scores, {name: tuple(pair) for name, pair in state["standards"].items()})
-
 
 def fit_scores(training: Training, names: Iterable[str] | None = None) -> FittedScores:
     """Fits scores, all by default, on training images alone; raises InputError if a class has none.
