@@ -99,9 +99,6 @@ def evaluate(args, compute, checkpoint, known, notes, out):
         conclude(subject, sets, settings, about, out, compute.device)
 
 
-RANGES = {"rho": flags.imbalance_ratio, "val_fraction": flags.fraction}
-
-
 def identify(checkpoint, given):
     """Returns (settings, notes) of a checkpoint of train.py: dict of ds, model, rho, normalization,
     val_fraction, depart, from its own arguments, else the flags ``given``, else its weights and the paper's
@@ -116,7 +113,8 @@ def identify(checkpoint, given):
     family, likely_model = network_of(weights) or (None, None)
     defaults = {"model": likely_model if family == "cifar" else usual["model"], "val_fraction": 0}
     defaults |= {"rho": usual["rho"], "normalization": usual["normalization"], "depart": []}
-    trained, assumed_too = resolve_settings(given, stored, defaults, RANGES)
+    ranges = {"rho": flags.imbalance_ratio, "val_fraction": flags.fraction}
+    trained, assumed_too = resolve_settings(given, stored, defaults, ranges)
     known, assumed = named | trained, assumed + assumed_too
     return known, caveats(checkpoint, known, [n for n in assumed if n in ("ds", "rho", "normalization")])
 
@@ -124,15 +122,13 @@ def identify(checkpoint, given):
 def parse_args(argv=None):
     parser = evaluation_parser(__doc__)
     add = parser.add_argument
-    of_run = "default: the checkpoint's"
-    in_memory = flags.dataset_in_memory
+    of_run, in_memory = "default: the checkpoint's", flags.dataset_in_memory
     add("--dataset", "--ds", dest="ds", type=in_memory, choices=tuple(BENCHMARKS), help=of_run)
     add("--model", "--md", choices=tuple(FAMILIES["cifar"]), help=of_run)
     add("--imbalance_ratio", "--rho", dest="rho", type=flags.imbalance_ratio, help=of_run)
     data = "the data folder; default: the run's, else data"
     add("--data_root_path", "--drp", dest="drp", type=flags.path, help=data)
-    ood = "OOD sets, each with a list; default: the benchmark's"
-    add("--dout", nargs="+", metavar="SET", help=ood)
+    add("--dout", nargs="+", metavar="SET", help="OOD sets, each with a list; default: the benchmark's")
     resize = "squash OOD images to 32 x 32, as published tables do, or resize the shorter side and crop"
     add("--ood_resize", choices=RESIZE_MODES, default=RESIZE_MODES[0], help=resize)
     leak = "test: reproduces the test-label leak of the authors' release, for auditing only"

@@ -17,7 +17,7 @@ from utils.errors import InputError
 from utils.evaluation import Features, Settings
 from utils.fitting import TrainingSets, fit_calibrations
 
-SETTINGS = Settings(["none", "fc", "probe"], "energy", 1.0, False, "fp32", 0.95, "png", False)
+SETTINGS = Settings(["none", "fc", "probe"], "energy", 1.0, 0.95, "train", False, "fp32", "png", False)
 
 
 @pytest.fixture

@@ -90,9 +90,8 @@ class ScoringModule(nn.Module):
 
 
 class Detector:
-    """A network with one calibration, one score and its threshold; made by :meth:`load`.
-
-    Worker processes that are *forked* after its use hang, as with any PyTorch model on a CPU: use "spawn".
+    """A network with one calibration, one score and its threshold; made by :meth:`load`. Worker processes that
+    are *forked* after its use hang, as with any PyTorch model on a CPU: use "spawn".
 
     Attributes:
         calibration, score: their names. threshold: images with a higher score are OOD.
@@ -190,8 +189,7 @@ class Detector:
             elif isinstance(image, Tensor):
                 prepared.append(self.preprocessing.of_tensor(image))
             else:
-                kind = type(image).__name__
-                raise InputError(f"images are PIL images, as by Image.open, or tensors, not {kind}")
+                raise InputError(f"images are PIL images or tensors, not {type(image).__name__}")
         return self.of_prepared(torch.stack(prepared)) if prepared else []
 
     @torch.inference_mode()

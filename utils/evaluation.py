@@ -1,7 +1,4 @@
-"""From a network to rows of a results table: features once per set, then scores and metrics in many ways.
-
-The fitting in between is in :mod:`utils.fitting`.
-"""
+"""From a network to rows of a results table: features once per set, then scores and metrics in many ways."""
 
 import sys
 from collections.abc import Iterable
@@ -27,12 +24,12 @@ class Settings(NamedTuple):
     calibrations: list[str]
     score: str
     strength: float
+    keep: float
+    calibration_split: str
     tnorm: bool
     precision: str
-    keep: float
     figures: str
     save_features: bool
-    calibration_split: str = "train"
 
 
 class Features(NamedTuple):
@@ -64,8 +61,7 @@ def extract_features(
     """Returns, in the main process, the features of a whole set of ``size`` images, every image once and in
     order; None in the others. Raises RuntimeError if there are more or fewer.
 
-    ``batches``: (normalised images, labels) of this process's share: rows rank, rank + world_size, ...
-    """
+    ``batches``: (normalised images, labels) of this process's share: rows rank, rank + world_size, ..."""
     features, labels, shown = [], [], compute.is_main and title
     if shown:
         say(f"{title}: {size:,} images", sys.stderr)
@@ -91,9 +87,7 @@ def extract_features(
     return mine
 
 
-def predict(
-    calibration: Calibration, fitted: FittedScores, features: Tensor
-) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def predict(calibration: Calibration, fitted: FittedScores, features: Tensor) -> tuple[np.ndarray, dict]:
     """Returns predicted classes, int64 (N,), and scores by name, float64 (N,), from features (N, D)."""
     predictions, values = [], []
     for outputs in calibration.outputs(features):

@@ -1,5 +1,4 @@
-"""The command line of both test scripts: flags, the settings they amount to, and a run's detector applied to
-``--images``."""
+"""The command line of both test scripts: flags, settings, and a run's detector applied to ``--images``."""
 
 import argparse
 import sys
@@ -83,8 +82,7 @@ def choose_settings(
     """Returns the settings that the flags ask for, the outliers that they need or None, and notes.
 
     By default, outliers that cannot be loaded leave only the calibration "none", and a note. Raises
-    InputError if flags contradict each other or need outliers that cannot be loaded.
-    """
+    InputError if flags contradict each other or need outliers that cannot be loaded."""
     asked = args.calibration or {None: None, True: ["none", "fc"], False: ["none"]}[args.FC]
     names, score = asked or list(CALIBRATIONS), args.score or score_names()[0]
     split = getattr(args, "calibration_split", "train")
@@ -104,8 +102,8 @@ def choose_settings(
                 raise
             names = ["none"]
             notes.append(f"evaluated without outliers, so without fc, probe and combined: {error}")
-    flags_alone = (args.fc_strength, args.tnorm, args.precision, args.keep or KEEP, args.figures)
-    return Settings(names, score, *flags_alone, args.save_features, split), outliers, notes
+    as_given = {name: getattr(args, name) for name in ("tnorm", "precision", "figures", "save_features")}
+    return Settings(names, score, args.fc_strength, args.keep or KEEP, split, **as_given), outliers, notes
 
 
 def data_of_run(args: argparse.Namespace, stored: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
@@ -121,11 +119,8 @@ def data_of_run(args: argparse.Namespace, stored: dict[str, Any], defaults: dict
 def run_script(
     args: argparse.Namespace, identify: Callable[..., tuple[dict, list]], evaluate: Callable[..., None]
 ) -> None:
-    """Evaluates a run, or applies its detector to ``--images``.
-
-    ``identify(checkpoint, flags)`` says what network it is, with notes for readers; ``evaluate(args, compute,
-    checkpoint, what it is, notes, output folder)`` writes the results.
-    """
+    """Evaluates a run, or applies its detector to ``--images``. ``identify(checkpoint, flags)`` says what
+    network it is, with notes; ``evaluate(args, compute, checkpoint, what it is, notes, folder)`` writes."""
     show_warnings_plainly()
     if args.images:
         refuse_torchrun("--images")

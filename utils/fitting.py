@@ -60,7 +60,6 @@ def fit_calibrations(
     classifier: Classifier,
     sets: TrainingSets,
     class_counts: Sequence[int],
-    *,
     score: str,
     strength: float = 1.0,
     statistics: Statistics | None = None,
@@ -102,10 +101,10 @@ def fit_calibrations(
     calibrations = {}
     for name in (n for n in CALIBRATIONS if n in names):
         calibration = build_calibration(name, classifier, attention, probe, strength)
-        of_calibration = Training(calibration, *sets.training, statistics)
-        calibrations[name] = calibration, fit_with(score, of_calibration)
-        estimated = of_calibration.class_vmf() is None
-        facts["vmf"][name] = "training features" if estimated else "class statistics of the checkpoint"
+        training = Training(calibration, *sets.training, statistics)
+        calibrations[name] = calibration, fit_with(score, training)
+        kept = training.class_vmf() is not None
+        facts["vmf"][name] = "class statistics of the checkpoint" if kept else "training features"
     return calibrations, facts
 
 

@@ -50,9 +50,8 @@ def ood_metrics(id_scores: ArrayLike, ood_scores: ArrayLike) -> dict[str, float]
 
 
 def _fpr_at_recall(is_positive, scores, recall):
-    """In a tie, at the highest threshold."""
     fpr, tpr, _ = roc_curve(is_positive, scores, drop_intermediate=False)
-    return float(fpr[np.argmin(np.abs(tpr - recall))])
+    return float(fpr[np.argmin(np.abs(tpr - recall))])  # in a tie, at the highest threshold
 
 
 def shot_groups(class_counts: Sequence[int]) -> dict[str, np.ndarray]:
@@ -71,7 +70,6 @@ def shot_groups(class_counts: Sequence[int]) -> dict[str, np.ndarray]:
 
 
 def mean_class_accuracy(accuracies: dict[str, Any]) -> float:
-    """Returns the mean over the classes with images."""
     return float(np.mean([a for a in accuracies["per_class"] if a is not None]))
 
 
@@ -79,8 +77,7 @@ def group_accuracies(correct: Sequence[int], total: Sequence[int], class_counts:
     """Returns accuracies from the numbers of correct and of all images of each class.
 
     ``all``, the share of correct images; ``many``, ``medium`` and ``few``, the means of the per-class
-    accuracies of :func:`shot_groups`; ``per_class``, a list of C. None where there are no images.
-    """
+    accuracies of :func:`shot_groups`; ``per_class``, a list of C. None where there are no images."""
     per_class = [float(c / t) if t else None for c, t in zip(correct, total, strict=True)]
     result = {"all": float(sum(correct) / sum(total)) if sum(total) else None}
     for name, members in shot_groups(class_counts).items():

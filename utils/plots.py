@@ -21,13 +21,10 @@ from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 from matplotlib.ticker import MaxNLocator  # noqa: E402
 
-# The dashes alone tell lines apart.
-LINES = ("-", "--", ":", "-.", (0, (8, 2, 1, 2, 1, 2)), (0, (2, 4)))
+LINES = ("-", "--", ":", "-.", (0, (8, 2, 1, 2, 1, 2)), (0, (2, 4)))  # dashes alone tell them apart
 SHADES = ("#08306b", "#cb6015", "#2a7f4f", "#777777", "#6a3d9a", "#000000")
 MARKERS = "os^vxD"
 EVERY_CLASS = 20  # with at most this many classes, each has a tick
-
-Curves = dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]
 
 
 def plain(name: str) -> str:
@@ -79,14 +76,13 @@ def plot_history(history: Sequence[dict], path: str | Path) -> None:
             values = [record[kind][shot] for record in history]
             percent = [np.nan if value is None else 100 * value for value in values]
             accuracies.plot(epochs, percent, marker=".", label=shot, **style(i))
-        of = "validation" if kind == "val_accuracy" else "training"
-        accuracies.set(xlabel="epoch", ylabel=f"{of} accuracy (%)")
+        accuracies.set(xlabel="epoch", ylabel=f"{kind.replace('_', ' ')} (%)")
         for ax in (losses, accuracies):
             ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
             ax.legend()
 
 
-def plot_score_histograms(curves: Curves, path: str | Path, title: str = "") -> None:
+def plot_score_histograms(curves: dict[str, dict], path: str | Path, title: str = "") -> None:
     """Plots histograms of the first set's ID scores and of all OOD scores, and the threshold that catches
     95 % of OOD; a panel per entry of ``curves``, its title -> OOD set -> (id_scores, ood_scores)."""
     with figure(path, columns=len(curves), title=title) as axes:
@@ -108,7 +104,7 @@ def plot_score_histograms(curves: Curves, path: str | Path, title: str = "") -> 
             ax.legend(fontsize="small", loc="upper right")
 
 
-def plot_roc(curves: Curves, path: str | Path, title: str = "") -> None:
+def plot_roc(curves: dict[str, dict], path: str | Path, title: str = "") -> None:
     """Plots ROC curves, OOD positive; see :func:`plot_score_histograms`."""
     with figure(path, columns=len(curves), width=4.4, height=4.6, title=title) as axes:
         for ax, (name, sets) in zip(axes, curves.items(), strict=True):

@@ -27,8 +27,7 @@ TRIALS = 20  # of a step's length
 
 
 class Rows(NamedTuple):
-    """Images to fit: ``x`` float32 (N, D + 1), standardised features and a 1; ``labels`` int64 (N,);
-    ``weights`` float32 (N,), whose sum is 1."""
+    """``x`` float32 (N, D + 1), standardised features and a 1; ``weights`` float32 (N,), whose sum is 1."""
 
     x: Tensor
     labels: Tensor
@@ -58,9 +57,8 @@ def fit_probe(
         features: (N, D) of training images; labels: int64 (N,). outlier_features: (M, D).
 
     Returns:
-        (probe, facts): C + 1 classes, the outliers last, on unstandardised features; the number of
-        ``iterations``, the length of the ``gradient`` there, in units in which the curvature is about 1, and
-        whether it ``converged``.
+        (probe, facts): C + 1 classes, the outliers last, on unstandardised features; ``iterations``, the
+        length of the ``gradient``, in units in which the curvature is about 1, and whether it ``converged``.
 
     Raises:
         InputError: a class without an image, or features that are not finite.

@@ -1,7 +1,4 @@
-"""An evaluation from features to files: fits, evaluates, prints the tables, writes results and detector.
-
-Tables are made from ``results``, what results.json holds.
-"""
+"""An evaluation from features to files: fits, evaluates, prints the tables, writes results and detector."""
 
 import json
 import os
@@ -53,14 +50,10 @@ def conclude(
     """
     classifier = Classifier.of(subject.model, settings.tnorm)
     counts, training = subject.class_counts, sets.fitting.training
+    statistics = trained_statistics(subject.checkpoint, len(counts), training.features.shape[1])
+    names, score, strength = settings.calibrations, settings.score, settings.strength
     calibrations, facts = fit_calibrations(
-        settings.calibrations,
-        classifier,
-        sets.fitting,
-        counts,
-        score=settings.score,
-        strength=settings.strength,
-        statistics=trained_statistics(subject.checkpoint, len(counts), training.features.shape[1]),
+        names, classifier, sets.fitting, counts, score, strength, statistics
     )
     results, scores = evaluate(calibrations, sets.test, sets.ood, counts)
     split = settings.calibration_split if "fc" in calibrations else None

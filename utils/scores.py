@@ -196,7 +196,7 @@ def score_names() -> tuple[str, ...]:
 
 class FittedScores(NamedTuple):
     """The scores of one calibration by name. ``standards``: the (mean, deviation) over the training images of
-    each member of ``combined``; empty if there is no ``combined``."""
+    each member of ``combined``, if it is there."""
 
     scores: dict[str, Score]
     standards: dict[str, tuple[float, float]]
@@ -217,10 +217,8 @@ class FittedScores(NamedTuple):
 
 def fit_scores(training: Training, names: Iterable[str] | None = None) -> FittedScores:
     """Fits scores, all by default, on training images alone; raises InputError if a class has none.
-
     ``combined`` is the sum of :data:`COMBINED`, each standardised by its mean and deviation over the training
-    images. Without one of them there is no ``combined``.
-    """
+    images; there is none if one of them is missing."""
     names = set(score_names() if names is None else names)
     combined = "combined" in names
     if combined:
