@@ -90,8 +90,9 @@ class ScoringModule(nn.Module):
 
 
 class Detector:
-    """A network with one calibration, one score and its threshold; made by :meth:`load`. Worker processes that
-    are *forked* after its use hang, as with any PyTorch model on a CPU: use "spawn".
+    """A network with one calibration, one score and its threshold; made by :meth:`load`.
+
+    Worker processes that are *forked* after its use hang, as with any PyTorch model on a CPU: use "spawn".
 
     Attributes:
         calibration, score: their names. threshold: images with a higher score are OOD.

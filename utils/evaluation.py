@@ -61,7 +61,8 @@ def extract_features(
     """Returns, in the main process, the features of a whole set of ``size`` images, every image once and in
     order; None in the others. Raises RuntimeError if there are more or fewer.
 
-    ``batches``: (normalised images, labels) of this process's share: rows rank, rank + world_size, ..."""
+    ``batches``: (normalised images, labels) of this process's share: rows rank, rank + world_size, ...
+    """
     features, labels, shown = [], [], compute.is_main and title
     if shown:
         say(f"{title}: {size:,} images", sys.stderr)

@@ -82,7 +82,8 @@ def choose_settings(
     """Returns the settings that the flags ask for, the outliers that they need or None, and notes.
 
     By default, outliers that cannot be loaded leave only the calibration "none", and a note. Raises
-    InputError if flags contradict each other or need outliers that cannot be loaded."""
+    InputError if flags contradict each other or need outliers that cannot be loaded.
+    """
     asked = args.calibration or {None: None, True: ["none", "fc"], False: ["none"]}[args.FC]
     names, score = asked or list(CALIBRATIONS), args.score or score_names()[0]
     split = getattr(args, "calibration_split", "train")

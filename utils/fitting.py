@@ -21,8 +21,6 @@ from utils.scores import FittedScores, Training, fit_scores
 STRENGTHS = (0.1, 0.25, 0.5, 1.0)  # of FC, tried by "auto"
 DIGITS = 4  # candidates of "auto" whose quality is equal to so many digits tie
 
-Statistics = tuple[Tensor, Tensor]
-
 
 class TrainingSets(NamedTuple):
     """What calibrations and scores are fitted on; ``attending``: the images of FC's attention."""
@@ -33,7 +31,7 @@ class TrainingSets(NamedTuple):
     attending: Features
 
 
-def trained_statistics(checkpoint: Any, num_classes: int, dim: int) -> Statistics | None:
+def trained_statistics(checkpoint: Any, num_classes: int, dim: int) -> tuple[Tensor, Tensor] | None:
     """Returns the classes' von Mises-Fisher distributions from training, mu (C, D) and kappa (C,), float64;
     None if the checkpoint has none, has not seen every class, or was trained without the contrastive term,
     with a head (whose embeddings are not the features), or without normalised embeddings.
@@ -62,7 +60,7 @@ def fit_calibrations(
     class_counts: Sequence[int],
     score: str,
     strength: float = 1.0,
-    statistics: Statistics | None = None,
+    statistics: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[dict[str, tuple[Calibration, FittedScores]], dict[str, Any]]:
     """Returns the calibrations to evaluate, each with its scores, and facts for the results file; prints how
     the probe and "auto" ended.

@@ -77,7 +77,8 @@ def group_accuracies(correct: Sequence[int], total: Sequence[int], class_counts:
     """Returns accuracies from the numbers of correct and of all images of each class.
 
     ``all``, the share of correct images; ``many``, ``medium`` and ``few``, the means of the per-class
-    accuracies of :func:`shot_groups`; ``per_class``, a list of C. None where there are no images."""
+    accuracies of :func:`shot_groups`; ``per_class``, a list of C. None where there are no images.
+    """
     per_class = [float(c / t) if t else None for c, t in zip(correct, total, strict=True)]
     result = {"all": float(sum(correct) / sum(total)) if sum(total) else None}
     for name, members in shot_groups(class_counts).items():

@@ -24,7 +24,6 @@ from matplotlib.ticker import MaxNLocator  # noqa: E402
 LINES = ("-", "--", ":", "-.", (0, (8, 2, 1, 2, 1, 2)), (0, (2, 4)))  # dashes alone tell them apart
 SHADES = ("#08306b", "#cb6015", "#2a7f4f", "#777777", "#6a3d9a", "#000000")
 MARKERS = "os^vxD"
-EVERY_CLASS = 20  # with at most this many classes, each has a tick
 
 
 def plain(name: str) -> str:
@@ -148,7 +147,7 @@ def plot_class_accuracy(accuracies: dict[str, Sequence], class_counts: Sequence[
             marker = MARKERS[i % len(MARKERS)]
             ax.plot(percent, marker=marker, markersize=4, label=plain(name), **style(i))
         ax.set(xlabel="class, from head to tail (training images)", ylabel="test accuracy (%)")
-        if len(order) <= EVERY_CLASS:
+        if len(order) <= 20:
             ax.set_xticks(range(len(order)), [str(class_counts[c]) for c in order])
         ax.legend(fontsize="small")
 

@@ -48,9 +48,8 @@ def conclude(
     detector. ``about``: what results.json says beside the results. ``device``: where the network is. Raises
     InputError if the score cannot be fitted or a file cannot be written; earlier results then stay.
     """
-    classifier = Classifier.of(subject.model, settings.tnorm)
-    counts, training = subject.class_counts, sets.fitting.training
-    statistics = trained_statistics(subject.checkpoint, len(counts), training.features.shape[1])
+    classifier, counts = Classifier.of(subject.model, settings.tnorm), subject.class_counts
+    statistics = trained_statistics(subject.checkpoint, *classifier.weight.shape)
     names, score, strength = settings.calibrations, settings.score, settings.strength
     calibrations, facts = fit_calibrations(
         names, classifier, sets.fitting, counts, score, strength, statistics
