@@ -115,6 +115,8 @@ def identify(checkpoint, given):
     defaults |= {"rho": usual["rho"], "normalization": usual["normalization"], "depart": []}
     ranges = {"rho": flags.imbalance_ratio, "val_fraction": flags.fraction}
     trained, assumed_too = resolve_settings(given, stored, defaults, ranges)
+    if trained["model"] not in FAMILIES["cifar"]:
+        raise InputError(f"the checkpoint's --model {trained['model']} is none of test.py's")
     known, assumed = named | trained, assumed + assumed_too
     return known, caveats(checkpoint, known, [n for n in assumed if n in ("ds", "rho", "normalization")])
 

@@ -110,9 +110,9 @@ class Detector:
         self.num_images, self.threshold = len(id_scores), keeping_threshold(id_scores, self.keep)
         normalization = Normalization(*map(tuple, state["normalization"]))
         self.preprocessing = Preprocessing(state["image_size"], state["resize"], normalization)
-        num_classes = len(state["weights"]["linear.weight"])
-        network = build_model(state["network"], num_classes, state["family"]).float()
-        load_weights(network, state["weights"])
+        weights = state["weights"]
+        network = build_model(state["network"], len(weights["linear.weight"]), state["family"]).float()
+        load_weights(network, weights)
         network.requires_grad_(False).to(memory_format=torch.channels_last)
         parts = _on(device, stored["calibration"])
         probe = parts["probe"] and Classifier(**parts["probe"])

@@ -50,9 +50,8 @@ def conclude(
     """
     classifier, counts = Classifier.of(subject.model, settings.tnorm), subject.class_counts
     statistics = trained_statistics(subject.checkpoint, *classifier.weight.shape)
-    names, score, strength = settings.calibrations, settings.score, settings.strength
     calibrations, facts = fit_calibrations(
-        names, classifier, sets.fitting, counts, score, strength, statistics
+        settings.calibrations, classifier, sets.fitting, counts, settings.score, settings.strength, statistics
     )
     results, scores = evaluate(calibrations, sets.test, sets.ood, counts)
     split = settings.calibration_split if "fc" in calibrations else None
