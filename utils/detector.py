@@ -110,10 +110,9 @@ class Detector:
         self.num_images, self.threshold = len(id_scores), keeping_threshold(id_scores, self.keep)
         normalization = Normalization(*map(tuple, state["normalization"]))
         self.preprocessing = Preprocessing(state["image_size"], state["resize"], normalization)
-        weights = state["weights"]
-        network = build_model(state["network"], len(weights["linear.weight"]), state["family"]).float()
-        load_weights(network, weights)
-        network.requires_grad_(False).to(memory_format=torch.channels_last)
+        classes = len(state["weights"]["linear.weight"])
+        network = build_model(state["network"], classes, state["family"]).float().requires_grad_(False)
+        load_weights(network, state["weights"])
         parts = _on(device, stored["calibration"])
         probe = parts["probe"] and Classifier(**parts["probe"])
         calibration = Calibration(Classifier(**parts["classifier"]), parts["attention"], probe)
@@ -121,7 +120,7 @@ class Detector:
         fields = {name: _on(device, stored["scores"][name]) for name in standards or [self.score]}
         fitted = FittedScores({name: SCORES[name](**fields[name]) for name in fields}, standards)
         module = ScoringModule(network, normalization, calibration, fitted, self.score, state["precision"])
-        self._module = module.eval().to(device)
+        self._module = module.eval().to(device, memory_format=torch.channels_last)
 
     @classmethod
     def load(
