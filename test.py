@@ -9,11 +9,11 @@ Prints the tables and writes results.json, results.csv, results.md, scores.png, 
 the run directory.
 """
 
-import sys
 from pathlib import Path
 
 import torch
 
+from datasets import ImageSet
 from datasets.loader import evaluation_batches
 from datasets.long_tail import hold_out, long_tail_counts, long_tail_indices
 from datasets.normalization import IMAGENET_NORMALIZATION, NORMALIZATIONS
@@ -23,20 +23,17 @@ from datasets.scood import RESIZE_MODES
 from models import FAMILIES, build_model
 from utils import flags
 from utils.checkpoint import caveats, require_classes, resolve_settings, stored_arguments
-from utils.console import say, show_warnings_plainly
 from utils.detector import Subject
 from utils.distributed import autocast
 from utils.errors import InputError, exit_cleanly
 from utils.evaluation import extract_features, prepare_network
-from utils.evaluation_flags import choose_settings, data_of_run, evaluation_parser
-from utils.evaluation_script import run_script
+from utils.evaluation_script import choose_settings, data_of_run, evaluation_parser, run_script, warn
 from utils.fitting import TrainingSets
 from utils.results import Sets, conclude
 from utils.weights import network_of, network_weights
 
 
 def main(argv=None):
-    show_warnings_plainly()
     run_script(parse_args(argv), identify, evaluate)
 
 
@@ -60,39 +57,37 @@ def evaluate(args, compute, checkpoint, known, notes, out):
     )
     notes += more
     leaked = None
-    if settings.calibration_split == "test":
-        leaked = long_tailed_test_images(test, len(class_counts), known["rho"])
+    if settings.calibration_split == "test":  # the images that the authors' release calibrates on
+        counts = long_tail_counts(int(torch.bincount(test.labels).max()), len(class_counts), known["rho"])
+        leaked = test.select(long_tail_indices(test.labels, counts))
         notes.append("feature calibration used labelled TEST images, a leak; for auditing only")
-    if compute.is_main:
-        for note in notes:
-            say(f"warning: {note}", sys.stderr)
+    warn(compute, notes)
 
     model = build_model(known["model"], len(class_counts))
     network = prepare_network(model, checkpoint, compute, args.precision)
+    mixed_precision = autocast(compute.device, args.precision)
 
-    def features(title, images, labels, normalization=normalization):
-        mine = slice(compute.rank, None, compute.world_size)
+    def features(title, images, normalization=normalization):
+        if images is None:
+            return None
+        pixels, labels = (part[compute.rank :: compute.world_size] for part in images)
         batches = evaluation_batches(
-            images[mine], labels[mine], batch_size=args.tb, normalization=normalization, device=compute.device
+            pixels, labels, batch_size=args.tb, normalization=normalization, device=compute.device
         )
-        mixed_precision = autocast(compute.device, args.precision)
-        return extract_features(network, batches, len(labels), compute, mixed_precision, title)
+        return extract_features(network, batches, len(images.labels), compute, mixed_precision, title)
 
-    of_training, of_outliers = features("training images", *training), None
     if outliers is not None:
-        no_labels = torch.full((len(outliers),), -1)
-        look = IMAGENET_NORMALIZATION if "normalization" in known["depart"] else normalization
-        of_outliers = features("outliers", outliers, no_labels, look)
-    sets = Sets(
-        test=features("test images", *test),
-        ood={name: features(name, *images) for name, images in ood_sets.items()},
-        fitting=TrainingSets(
-            training=of_training,
-            outliers=of_outliers,
-            held_out=None if held_out is None else features("held-out images", *held_out),
-            attending=of_training if leaked is None else features("calibration images", *leaked),
-        ),
+        outliers = ImageSet(outliers, torch.full((len(outliers),), -1))
+    look = IMAGENET_NORMALIZATION if "normalization" in known["depart"] else normalization
+    of_training = features("training images", training)
+    fitting = TrainingSets(
+        training=of_training,
+        outliers=features("outliers", outliers, look),
+        held_out=features("held-out images", held_out),
+        attending=features("calibration images", leaked) or of_training,
     )
+    of_ood = {name: features(name, images) for name, images in ood_sets.items()}
+    sets = Sets(features("test images", test), of_ood, fitting)
     if compute.is_main:
         about = {"dataset": known["ds"], "network": known["model"], "checkpoint": str(args.ckpt_path)}
         about |= {"rho": known["rho"], "normalization": known["normalization"], "ood_resize": args.ood_resize}
@@ -104,56 +99,24 @@ def evaluate(args, compute, checkpoint, known, notes, out):
         conclude(subject, sets, settings, about, out, compute.device)
 
 
-def long_tailed_test_images(test, num_classes, rho):
-    """Returns the test images that the authors' release calibrates on.
-
-    Raises:
-        InputError: there are too few for the tail.
-    """
-    try:
-        counts = long_tail_counts(int(torch.bincount(test.labels).max()), num_classes, rho)
-        return test.select(long_tail_indices(test.labels, counts))
-    except InputError:
-        raise InputError(
-            "--calibration_split test is impossible for this run: the test split has too few images for "
-            f"its tail (rho {rho})"
-        ) from None
-
-
-RANGES = {"rho": flags.imbalance_ratio, "val_fraction": flags.fraction}
-
-
 def identify(checkpoint, given):
-    """Identifies a checkpoint: from its own arguments, else the flags, else its weights and the paper's
-    settings.
-
-    Args:
-        given: dict of flag name to value, None where the flag was not given.
-
-    Returns:
-        (settings, notes): dict of ds, model, rho, normalization, val_fraction, depart; sentences about the
-        assumptions made.
-
-    Raises:
-        InputError: the checkpoint has no weights, or is not from train.py.
-    """
+    """Returns (settings, notes) of a checkpoint of train.py: dict of ds, model, rho, normalization,
+    val_fraction, depart, from its own arguments, else the flags ``given``, else its weights and the paper's
+    settings; sentences about what was assumed."""
     stored, weights = stored_arguments(checkpoint), network_weights(checkpoint)
     outputs = weights["linear.weight"].shape[:1] if "linear.weight" in weights else None
     likely_ds = next((ds for ds, b in BENCHMARKS.items() if (b.num_classes,) == outputs), "cifar10")
     named, assumed = resolve_settings(given, stored, {"ds": likely_ds}, {})
     if named["ds"] not in BENCHMARKS:
-        advice = ": use test_imagenet.py" if named["ds"] == "imagenet" else ", which test.py does not know"
-        raise InputError(f"the checkpoint was trained on {named['ds']}{advice}")
+        raise InputError(f"the checkpoint was trained on {named['ds']}: use test_imagenet.py")
     usual = BENCHMARKS[named["ds"]].training
     family, likely_model = network_of(weights) or (None, None)
     defaults = {"model": likely_model if family == "cifar" else usual["model"], "val_fraction": 0}
     defaults |= {"rho": usual["rho"], "normalization": usual["normalization"], "depart": []}
-    trained, assumed_too = resolve_settings(given, stored, defaults, RANGES)
-    for name, choices in (("model", FAMILIES["cifar"]), ("normalization", NORMALIZATIONS)):
-        if trained[name] not in choices:
-            raise InputError(
-                f"the checkpoint was trained with --{name} {trained[name]}, which test.py does not know"
-            )
+    ranges = {"rho": flags.imbalance_ratio, "val_fraction": flags.fraction}
+    trained, assumed_too = resolve_settings(given, stored, defaults, ranges)
+    if trained["model"] not in FAMILIES["cifar"]:
+        raise InputError(f"the checkpoint's --model {trained['model']} is none of test.py's")
     known, assumed = named | trained, assumed + assumed_too
     return known, caveats(checkpoint, known, [n for n in assumed if n in ("ds", "rho", "normalization")])
 
@@ -161,26 +124,18 @@ def identify(checkpoint, given):
 def parse_args(argv=None):
     parser = evaluation_parser(__doc__)
     add = parser.add_argument
-    of_run = "default: the checkpoint's"
-    in_memory = flags.dataset_in_memory
+    of_run, in_memory = "default: the checkpoint's", flags.dataset_in_memory
     add("--dataset", "--ds", dest="ds", type=in_memory, choices=tuple(BENCHMARKS), help=of_run)
     add("--model", "--md", choices=tuple(FAMILIES["cifar"]), help=of_run)
     add("--imbalance_ratio", "--rho", dest="rho", type=flags.imbalance_ratio, help=of_run)
     data = "the data folder; default: the run's, else data"
     add("--data_root_path", "--drp", dest="drp", type=flags.path, help=data)
-    ood = "OOD sets, each with a list; default: the benchmark's"
-    add("--dout", nargs="+", metavar="SET", help=ood)
-    resize = (
-        "how to bring OOD images to 32 x 32: squash them, as published tables do, or resize the shorter side "
-        "and crop the centre"
-    )
+    add("--dout", nargs="+", metavar="SET", help="OOD sets, each with a list; default: the benchmark's")
+    resize = "squash OOD images to 32 x 32, as published tables do, or resize the shorter side and crop"
     add("--ood_resize", choices=RESIZE_MODES, default=RESIZE_MODES[0], help=resize)
     leak = "test: reproduces the test-label leak of the authors' release, for auditing only"
     add("--calibration_split", choices=("train", "test"), default="train", help=leak)
-    points = (
-        "normalization: outliers are normalised with ImageNet's mean and std; default: as in the "
-        "checkpoint's training"
-    )
+    points = "normalization: outliers are normalised with ImageNet's mean and std; default: as in training"
     add("--depart", nargs="+", choices=("normalization",), metavar="POINT", help=points)
     number = "how many outliers calibration uses: the first ones of the file"
     add("--num_ood_samples", type=flags.positive_int, default=300_000, help=number)

@@ -9,9 +9,7 @@ results.csv, results.md, scores.png, roc.png and detector.pth into the run direc
 images it evaluates accuracy alone.
 """
 
-import contextlib
-import os
-import sys
+from pathlib import Path
 
 import torch
 
@@ -24,22 +22,17 @@ from datasets.randomness import epoch_indices
 from models import FAMILIES, build_model
 from utils import flags
 from utils.checkpoint import caveats, require_classes, resolve_settings, stored_arguments
-from utils.console import say, show_warnings_plainly
 from utils.detector import Subject
 from utils.distributed import autocast, to_main
 from utils.errors import InputError, exit_cleanly
 from utils.evaluation import Features, extract_features, prepare_network
-from utils.evaluation_flags import choose_settings, data_of_run, evaluation_parser
-from utils.evaluation_script import run_script
+from utils.evaluation_script import choose_settings, data_of_run, evaluation_parser, run_script, warn
 from utils.fitting import TrainingSets
 from utils.results import Sets, conclude
 from utils.weights import network_of, network_weights
 
-RANGES = {"image_size": flags.image_size, "val_fraction": flags.fraction}
-
 
 def main(argv=None):
-    show_warnings_plainly()
     run_script(parse_args(argv), identify, evaluate)
 
 
@@ -58,10 +51,6 @@ def evaluate(args, compute, checkpoint, known, notes, out):
     require_classes(checkpoint, class_counts, class_names)
     test = load_files(data["txtv"], iidp, num_classes=len(class_counts))
     require_same_classes(test, class_names or [], data["txtv"])
-    if args.num_cal < len(class_counts):
-        raise InputError(
-            f"--num_cal {args.num_cal} is less than one image for each of the {len(class_counts)} classes"
-        )
     ood, missing = {}, [path for path in data["txt_ood_test"] if not path.exists()]
     if args.txt_ood_test or not missing:
         ood = load_ood_lists(data["txt_ood_test"], iodp)
@@ -70,24 +59,21 @@ def evaluate(args, compute, checkpoint, known, notes, out):
     settings, outliers, more = choose_settings(
         args, held_out is not None, lambda: load_files(data["txt_ood_train"], iodp, labelled=False)
     )
-    exposed = outliers  # what the network was trained with, even if nothing is fitted on it here
-    if outliers is None and stored_arguments(checkpoint).get("oe"):
-        with contextlib.suppress(InputError):
-            exposed = load_files(data["txt_ood_train"], iodp, labelled=False)
-    notes += more + overlaps(test, every, ood, exposed)
+    notes += more + overlaps(test, every, ood, outliers)
     if outliers is not None:
-        size = min(args.num_cal, len(outliers.paths))
-        chosen = epoch_indices(len(outliers.paths), size, args.seed, 0, "calibration")
+        number = len(outliers.paths)
+        chosen = epoch_indices(number, min(args.num_cal, number), args.seed, 0, "calibration")
         outliers = select(outliers, chosen)
-    if compute.is_main:
-        for note in notes:
-            say(f"warning: {note}", sys.stderr)
+    warn(compute, notes)
 
     model = build_model(known["model"], len(class_counts), family="imagenet")
     network = prepare_network(model, checkpoint, compute, args.precision)
+    mixed_precision = autocast(compute.device, args.precision)
     normalization = NORMALIZATIONS[known["normalization"]]
 
     def features(title, files, replace=True):
+        if files is None:
+            return None
         batches = EvalImages(
             files,
             image_size=known["image_size"],
@@ -99,7 +85,6 @@ def evaluate(args, compute, checkpoint, known, notes, out):
             rank=compute.rank,
             world_size=compute.world_size,
         )
-        mixed_precision = autocast(compute.device, args.precision)
         found = extract_features(network, batches, len(files.paths), compute, mixed_precision, title)
         for lines in to_main(batches.replaced.report()):
             notes.extend(f"{title}: {line}".replace(f"{files.root}/", "") for line in lines)
@@ -112,8 +97,8 @@ def evaluate(args, compute, checkpoint, known, notes, out):
     sample = balanced_sample(training.labels, args.num_cal, args.seed)
     fitting = TrainingSets(
         training=of_training,
-        outliers=None if outliers is None else features("outliers", outliers),
-        held_out=None if held_out is None else features("held-out images", held_out),
+        outliers=features("outliers", outliers),
+        held_out=features("held-out images", held_out),
         attending=Features(*(part[sample] for part in of_training)) if compute.is_main else None,
     )
     if compute.is_main:
@@ -131,12 +116,9 @@ def require_same_classes(files, class_names, list_path):
     """Raises InputError if an image of a list lies in a folder that is named after another class."""
     numbers = {name: c for c, name in enumerate(class_names)}
     for path, label in zip(files.paths, files.labels.tolist(), strict=True):
-        folder = os.path.basename(os.path.dirname(path))
-        if numbers.get(folder, label) != label:
-            raise InputError(
-                f"{list_path}: {path} has the label {label}, which the training list gives to class "
-                f"{class_names[label]!r}, and {numbers[folder]} to {folder!r}"
-            )
+        expected = numbers.get(Path(path).parent.name, label)
+        if expected != label:
+            raise InputError(f"{list_path}: {path} has label {label}, but in the training list {expected}")
 
 
 def overlaps(test, training, ood, outliers):
@@ -155,31 +137,17 @@ def name_of(training_list):
 
 
 def identify(checkpoint, given):
-    """Identifies a checkpoint: from its own arguments, else the flags, else its weights and the paper's
-    settings.
-
-    Args:
-        given: dict of flag name to value, None where the flag was not given.
-
-    Returns:
-        (settings, notes): dict of ds, model, image_size, normalization, val_fraction; sentences about the
-        assumptions made.
-
-    Raises:
-        InputError: the checkpoint has no weights, or is not from train_imagenet.py.
-    """
+    """Returns (settings, notes) of a checkpoint of train_imagenet.py: dict of ds, model, image_size,
+    normalization, val_fraction, from its own arguments, else the flags ``given``, else its weights and the
+    paper's settings; sentences about what was assumed."""
     family, likely_model = network_of(network_weights(checkpoint)) or (None, None)
     defaults = {"ds": "imagenet", "model": likely_model if family == "imagenet" else "ResNet50"}
     defaults |= {"image_size": 224, "normalization": "imagenet", "val_fraction": 0}
-    known, assumed = resolve_settings(given, stored_arguments(checkpoint), defaults, RANGES)
+    ranges = {"image_size": flags.image_size, "val_fraction": flags.fraction}
+    known, assumed = resolve_settings(given, stored_arguments(checkpoint), defaults, ranges)
     if known["ds"] != "imagenet" or known["model"] not in FAMILIES["imagenet"]:
-        raise InputError(
-            f"the checkpoint holds a {known['model']} trained on {known['ds']}, which is for test.py"
-        )
-    if known["normalization"] not in NORMALIZATIONS:
-        raise InputError(f"the checkpoint's --normalization {known['normalization']} is unknown")
-    assumed = [name for name in assumed if name in ("image_size", "normalization")]
-    return known, caveats(checkpoint, known, assumed)
+        raise InputError(f"the checkpoint is of a {known['model']} trained on {known['ds']}: use test.py")
+    return known, caveats(checkpoint, known, [n for n in assumed if n in ("image_size", "normalization")])
 
 
 def parse_args(argv=None):
@@ -191,8 +159,7 @@ def parse_args(argv=None):
     parser.set_defaults(**dict.fromkeys(flags.IMAGE_LISTS))  # the run's
     add("--image_size", type=flags.image_size, help="default: the checkpoint's")
     number = (
-        "how many training images (class-balanced) feature calibration uses, and how many outliers it and "
-        "the probe use"
+        "how many training images (class-balanced) feature calibration uses, and outliers it and the probe"
     )
     add("--num_cal", type=flags.positive_int, default=30_000, help=number)
     parser.set_defaults(tb=100)

@@ -304,5 +304,5 @@ def test_a_tail_that_the_test_split_cannot_have_is_refused_before_any_work(tmp_p
     torch.save(build_model("ResNet20", 8).state_dict(), tmp_path / "bare.pth")
     argv = [*DIGITS_NETWORK, "--rho", 0.02, "--ckpt_path", tmp_path / "bare.pth"]
     status = run(evaluation.main, *argv, "--calibration_split", "test")
-    assert_one_sentence(capsys, status, "--calibration_split test", "0.02")
+    assert_one_sentence(capsys, status, "0.02")
     assert not (tmp_path / "results.json").exists()

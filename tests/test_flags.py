@@ -6,8 +6,6 @@ import pytest
 from command_line import load_script
 
 from utils import flags
-from utils.errors import InputError
-from utils.evaluation_flags import one_calibration
 
 PROGRAMS = ["train", "train_imagenet", "test", "test_imagenet", "datasets.prepare"]
 PROGRAMS += [f"benchmarks.{name}" for name in ("figures", "gpu", "reproduce", "table")]
@@ -51,22 +49,3 @@ def test_the_home_of_a_user_who_does_not_exist(capsys):
     with pytest.raises(SystemExit):
         parser.parse_args(["--drp", "~no-such-user/data"])
     assert "'~no-such-user/data' names no user's home directory" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    "script,given",
-    [
-        ("test", ["--fc_strength", "0.5"]),
-        ("test", ["--tnorm"]),
-        ("test", ["--precision", "bf16"]),
-        ("test", ["--normalization", "cifar"]),
-        ("test", ["--ood_resize", "crop"]),
-        ("test_imagenet", ["--normalization", "imagenet"]),
-    ],
-)
-def test_a_detector_does_not_take_other_settings(script, given):
-    argv = ["--images", "photo.jpg", "--ckpt_path", "run", "--calibration", "fc"]
-    parse_args = load_script(script).parse_args
-    assert one_calibration(parse_args(argv)) == "fc"
-    with pytest.raises(InputError, match=f"^with --images leave out {given[0]}: "):
-        one_calibration(parse_args([*argv, *given]))

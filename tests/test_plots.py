@@ -58,24 +58,12 @@ def test_a_picture_that_cannot_be_drawn_leaves_the_old_one(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"] and (tmp_path / "a.png").read_text() == "old"
 
 
-@pytest.mark.parametrize("classes", [8, 10, 100])
-def test_classes_and_epochs_have_integer_ticks(classes, drawn, tmp_path):
-    plots.plot_class_counts(list(range(classes, 0, -1)), tmp_path / "counts.png")
-    plots.plot_history([record(1, loss=2.0), record(2, loss=1.0)], tmp_path / "history.png")
-    for ax in (drawn[0].axes[0], *drawn[1].axes):
-        assert all(float(tick).is_integer() for tick in ax.get_xticks())
-    if classes <= 20:
-        assert list(drawn[0].axes[0].get_xticks()) == list(range(classes))
-
-
-def test_one_epoch_has_markers_and_terms_that_are_off_are_left_out(drawn, tmp_path):
-    plots.plot_history([record(1, loss=2.0, tla=2.0)], tmp_path / "one.png")
-    plots.plot_history([record(1, loss=2.0, tla=2.0), record(2, loss=1.0)], tmp_path / "two.png")
+def test_terms_that_are_off_are_left_out_and_epochs_are_whole(drawn, tmp_path):
+    plots.plot_history([record(1, loss=2.0, tla=2.0), record(2, loss=1.0)], tmp_path / "history.png")
     losses, accuracies = drawn[0].axes
     assert labels(losses) == ["loss", "tla"] and labels(accuracies) == ["all", "many", "medium", "few"]
-    assert [line.get_marker() for line in accuracies.lines] == list("os^v")
-    assert {tick for tick in losses.get_xticks() if 0.5 < tick < 1.5} == {1}
-    assert {line.get_marker() for line in drawn[1].axes[0].lines} == {"None"}
+    assert losses.lines[0].get_ydata().tolist() == [2, 1]
+    assert all(float(tick).is_integer() for tick in losses.get_xticks())
 
 
 def curves():
@@ -102,10 +90,10 @@ def test_the_histogram_has_the_threshold_that_catches_95_percent(drawn, tmp_path
     (line,) = ax.lines
     assert np.mean(ood_scores >= line.get_xdata()[0]) == pytest.approx(0.95)
     assert line.get_label() == "95 % of OOD, 25.0 % of ID\nare to the right"  # 50 of 200 are at 50 or above
-    assert ax.get_title().startswith("FC, mean AUROC 9")
+    assert ax.get_title() == "FC"
 
 
-@pytest.mark.parametrize("name", ["$x", "_y", "$a$b_c$", "猫", "a_$1", "\udce9"])
+@pytest.mark.parametrize("name", ["_y", "$a$b_c$", "猫"])
 def test_names_are_text(name, drawn, tmp_path, recwarn):
     curves = {name: {name: (np.arange(3.0), np.arange(4.0)), "other": (np.arange(3.0), np.arange(4.0))}}
     plots.plot_roc(curves, tmp_path / "roc.png", name)
@@ -114,15 +102,13 @@ def test_names_are_text(name, drawn, tmp_path, recwarn):
     for figure in drawn:
         assert not any(is_math_text(text.get_text()) for text in figure.findobj(Text))
     shown = [text.replace(r"\$", "$").strip() for text in labels(drawn[0].axes[0])]
-    name = name.encode("utf-8", "backslashreplace").decode()
     assert shown == [f"{name}, AUROC 62.50 %", "other, AUROC 62.50 %", "chance"]
     assert [text.replace(r"\$", "$").strip() for text in labels(drawn[2].axes[0])] == [name]
     assert not recwarn.list
 
 
-@pytest.mark.parametrize(("score", "other"), [(1, 1), (-1, np.nextafter(-1, 0)), (1e20, 1e20)])
-def test_a_histogram_of_one_score(score, other, drawn, tmp_path, recwarn):
-    pair = np.full(5, score, float), np.full(3, other, float)
+def test_a_histogram_of_one_score(drawn, tmp_path, recwarn):
+    pair = np.full(5, -1.0), np.full(3, np.nextafter(-1, 0))
     plots.plot_score_histograms({"none": {"x": pair}}, tmp_path / "scores.png")
     assert not recwarn.list and sum(patch.get_height() for patch in drawn[0].axes[0].patches[:-1]) > 0
 

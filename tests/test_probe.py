@@ -1,3 +1,6 @@
+import io
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -59,10 +62,10 @@ def reference(features, labels, outliers):
 def test_it_is_scikit_learns_logistic_regression(data, monkeypatch):
     monkeypatch.setattr(calibration, "CHUNK", 13)
     monkeypatch.setattr(probe, "CHUNK", 13)
-    fit = fit_probe(*data, C, CPU)
-    assert fit.converged and 1 < fit.iterations < 300
+    fitted, facts = fit_probe(*data, C, CPU)
+    assert facts["converged"] and 1 < facts["iterations"] < 300
     elsewhere = torch.cat([data[0], data[2], 3 * data[0]])
-    ours = fit.probe.logits(elsewhere).log_softmax(dim=1)
+    ours = fitted.logits(elsewhere).log_softmax(dim=1)
     np.testing.assert_allclose(ours, reference(*data)(elsewhere), atol=1e-2)
 
 
@@ -73,55 +76,61 @@ def test_a_class_counts_once_however_many_images_it_has_and_outliers_half_of_all
         many = torch.cat([torch.arange(len(labels)), (labels == 0).nonzero().flatten().repeat(copies - 1)])
         counts = torch.bincount(labels[many])
         assert counts[0] == 60 * copies
-        fit = fit_probe(features[many], labels[many], outliers, C, CPU)
-        p = fit.probe.logits(torch.cat([features[many], outliers])).softmax(dim=1).numpy()
+        fitted, _ = fit_probe(features[many], labels[many], outliers, C, CPU)
+        p = fitted.logits(torch.cat([features[many], outliers])).softmax(dim=1).numpy()
         per_image = np.concatenate(
             [1 / counts[labels[many]].numpy(), np.full(len(outliers), C / len(outliers))]
         )
         assert (per_image[:, None] * p).sum(axis=0).tolist() == pytest.approx([1, 1, 1, 1, C], abs=1e-3)
 
 
-@pytest.mark.parametrize("value, scale", [(1e-30, 1), (1e-4, 1), (1e-4, 1000)])
-def test_a_unit_that_was_active_on_one_training_image_does_not_decide(value, scale):
+@pytest.mark.parametrize("value", [1e-30, 1e-4])
+def test_a_unit_that_was_active_on_one_training_image_does_not_decide(value):
+    scale = 1000
     features, labels, outliers = problem(0)
     features, outliers = (torch.cat([x[:, :6], x[:, 7:]], dim=1) for x in (features, outliers))
     silent, unit = (torch.zeros(n, 1) for n in (len(outliers), len(labels)))
     unit[labels == 3] = torch.tensor([value, 0, 0])[:, None]
     with_unit = torch.cat([features, unit], dim=1)
-    fit = fit_probe(scale * with_unit, labels, scale * torch.cat([outliers, silent], dim=1), C, CPU)
-    alone = fit_probe(features, labels, outliers, C, CPU)
-    active = fit.probe.logits(scale * torch.cat([features, torch.ones(len(features), 1)], dim=1))
-    ours, expected = (logits.log_softmax(dim=1) for logits in (active, alone.probe.logits(features)))
+    fitted, _ = fit_probe(scale * with_unit, labels, scale * torch.cat([outliers, silent], dim=1), C, CPU)
+    alone, _ = fit_probe(features, labels, outliers, C, CPU)
+    active = fitted.logits(scale * torch.cat([features, torch.ones(len(features), 1)], dim=1))
+    ours, expected = (logits.log_softmax(dim=1) for logits in (active, alone.logits(features)))
     np.testing.assert_allclose(ours, expected, atol=1e-2)
 
 
 def test_its_precision_is_its_own_whatever_surrounds_it():
     data = problem(0)
-    alone = fit_probe(*data, C, CPU)
+    alone, _ = fit_probe(*data, C, CPU)
     try:
         torch.set_default_dtype(torch.float64)
         with torch.autocast("cpu", torch.bfloat16):
-            surrounded = fit_probe(*data, C, CPU)
+            surrounded, _ = fit_probe(*data, C, CPU)
     finally:
         torch.set_default_dtype(torch.float32)
-    assert torch.equal(alone.probe.weight, surrounded.probe.weight)
+    assert torch.equal(alone.weight, surrounded.weight)
+
+
+def test_a_terminal_shows_how_far_the_fit_is(monkeypatch):
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", terminal)
+    fit_probe(*problem(0), C, CPU)
+    assert "probe: " in terminal.getvalue()
 
 
 def test_a_fit_that_ended_early_says_so(monkeypatch):
     monkeypatch.setattr(probe, "MAX_STEPS", 3)
     with pytest.warns(UserWarning, match="did not converge"):
-        fit = fit_probe(*problem(0), C, CPU)
-    assert not fit.converged and fit.iterations >= 4
+        _, facts = fit_probe(*problem(0), C, CPU)
+    assert not facts["converged"] and facts["iterations"] >= 4
 
 
 def test_what_it_cannot_be_fitted_on_is_refused():
     features, labels, outliers = problem(0)
-    infinite, nan = features * float("inf"), outliers * float("nan")
-    seen = labels != 2
+    seen, nan = labels != 2, outliers * float("nan")
     for data, named in (
-        ((features, labels, outliers[:0]), "outlier"),
         ((features[seen], labels[seen], outliers), "class 2"),
-        ((infinite, labels, outliers), "not finite"),
         ((features, labels, nan), "not finite"),
     ):
         with pytest.raises(InputError, match=named):

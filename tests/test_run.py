@@ -15,7 +15,7 @@ from utils import flags
 from utils import run as run_module
 from utils.checkpoint import load_run
 from utils.distributed import autocast
-from utils.evaluation_flags import data_of_run
+from utils.evaluation_script import data_of_run
 from utils.losses import PATTLoss
 
 TINY = (

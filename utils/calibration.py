@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from utils.errors import InputError
 
@@ -19,49 +20,42 @@ CHUNK = 4096  # rows of features per computation
 class Classifier(NamedTuple):
     """A linear layer, float64: ``weight`` (C, D) and ``bias`` (C,)."""
 
-    weight: torch.Tensor
-    bias: torch.Tensor
+    weight: Tensor
+    bias: Tensor
 
     @classmethod
     def of(cls, model: torch.nn.Module, tnorm: bool = False) -> "Classifier":
-        """Returns the last layer of a network of this project, on its device. With ``tnorm``: unit rows and
-        no bias (tau-normalisation, Kang et al. 2020, tau = 1)."""
+        """Returns a network's last layer; with ``tnorm``, unit rows and no bias (tau-normalisation, Kang et
+        al. 2020, tau = 1)."""
         weight, bias = model.linear.weight.detach().double(), model.linear.bias.detach().double()
         if tnorm:
             return cls(weight / weight.norm(dim=1, keepdim=True), torch.zeros_like(bias))
         return cls(weight, bias)
 
-    def logits(self, features: torch.Tensor) -> torch.Tensor:
+    def logits(self, features: Tensor) -> Tensor:
         """Returns z = W f + b, float64 (N, C)."""
         return features.double() @ self.weight.T + self.bias
 
 
 class Outputs(NamedTuple):
-    """What predictions and scores are computed from: N images under one calibration, float64.
+    """N images under one calibration, float64: ``features`` (N, D), f, or f * A under FC; ``logits`` (N, C);
+    ``probe_logits`` (N, C + 1), the outliers last, or None without a probe."""
 
-    ``features`` (N, D): f, or f * A under FC. ``logits`` (N, C): of the classes. ``probe_logits`` (N, C + 1):
-    of the probe, whose last class is the surrogate outliers; None without a probe.
-    """
-
-    features: torch.Tensor
-    logits: torch.Tensor
-    probe_logits: torch.Tensor | None
+    features: Tensor
+    logits: Tensor
+    probe_logits: Tensor | None
 
 
 class Calibration(NamedTuple):
-    """One mapping from features to class logits.
-
-    ``classifier``: of the C classes. ``attention``: A (D,), which multiplies the features, or None.
-    ``probe``: a :class:`Classifier` of C + 1 classes, or None. All are on one device.
-    """
+    """One mapping from features to class logits: ``attention`` A (D,) multiplies the features, ``classifier``
+    is of the C classes, ``probe`` of C + 1."""
 
     classifier: Classifier
-    attention: torch.Tensor | None = None
+    attention: Tensor | None = None
     probe: Classifier | None = None
 
-    def outputs(self, features: torch.Tensor) -> Iterator[Outputs]:
-        """Yields the :class:`Outputs` of features (N, D) in order, CHUNK rows at a time. The features may be
-        on another device."""
+    def outputs(self, features: Tensor) -> Iterator[Outputs]:
+        """Yields the :class:`Outputs` of features (N, D) from any device, CHUNK rows at a time, in order."""
         for rows in features.split(CHUNK):
             rows = rows.to(self.classifier.weight.device).double()
             calibrated = rows if self.attention is None else rows * self.attention
@@ -70,17 +64,8 @@ class Calibration(NamedTuple):
             yield Outputs(calibrated, self.classifier.logits(calibrated), probe_logits)
 
     def state(self) -> dict:
-        """Returns tensors and None, from which :meth:`restore` rebuilds the calibration."""
-        return {
-            "classifier": self.classifier._asdict(),
-            "attention": self.attention,
-            "probe": None if self.probe is None else self.probe._asdict(),
-        }
-
-    @classmethod
-    def restore(cls, state: dict) -> "Calibration":
-        probe = None if state["probe"] is None else Classifier(**state["probe"])
-        return cls(Classifier(**state["classifier"]), state["attention"], probe)
+        probe = None if self.probe is None else self.probe._asdict()
+        return {"classifier": self.classifier._asdict(), "attention": self.attention, "probe": probe}
 
 
 @contextmanager
@@ -99,21 +84,9 @@ def exact_products(device: torch.device) -> Iterator[None]:
 
 
 def fit_attention(
-    classifier: Classifier,
-    training: tuple[torch.Tensor, torch.Tensor],
-    outlier_features: torch.Tensor,
-    class_counts: Sequence[int],
-) -> torch.Tensor:
-    """Returns PATT's attention vector A (D,), on the classifier's device.
-
-    Args:
-        classifier: its predictions label the outliers.
-        training: features (N, D) and labels (N,) of training images. outlier_features: (M, D).
-        class_counts: (C,) training-set sizes.
-
-    Raises:
-        InputError: see :func:`attention_weight`.
-    """
+    classifier: Classifier, training: tuple, outlier_features: Tensor, class_counts: Sequence[int]
+) -> Tensor:
+    """Returns :func:`attention_weight` with outliers labelled by the classifier, on its device."""
     outputs = Calibration(classifier).outputs(outlier_features)
     predicted = torch.cat([rows.logits.argmax(dim=1) for rows in outputs]).cpu()
     counts, weight = torch.as_tensor(class_counts), classifier.weight.cpu()
@@ -122,37 +95,32 @@ def fit_attention(
 
 
 def build_calibration(
-    name: str,
-    classifier: Classifier,
-    attention: torch.Tensor | None = None,
-    probe: Classifier | None = None,
-    strength: float = 1.0,
+    name: str, classifier: Classifier, attention=None, probe=None, strength: float = 1.0
 ) -> Calibration:
-    """Builds the calibration ``name``, one of :data:`CALIBRATIONS`.
-
-    Args:
-        classifier: the network's. attention: A, which "fc" needs. probe: of C + 1 classes, for "probe".
-        strength: S of A_S = 1 + S (A - 1); 1 is the paper's FC, 0 is none.
-    """
+    """Builds one of :data:`CALIBRATIONS` from the network's classifier, A (D,) and a probe's classifier.
+    ``strength`` is S of FC's A_S = 1 + S (A - 1): 1 is the paper's, 0 is none."""
     if name == "probe":
         return Calibration(Classifier(probe.weight[:-1], probe.bias[:-1]), None, probe)
     return Calibration(classifier, 1 + strength * (attention - 1) if name == "fc" else None, probe)
 
 
-def class_sizes(labels: torch.Tensor, num_classes: int) -> torch.Tensor:
-    """Returns how many of the labels, int64 (N,), each class has: int64 (C,).
-
-    Raises:
-        InputError: a class has none.
-    """
+def class_sizes(labels: Tensor, num_classes: int) -> Tensor:
+    """Returns how many labels each class has, int64 (C,); raises InputError if one has none."""
     counts = torch.bincount(labels, minlength=num_classes)
     if not bool((counts > 0).all()):
         raise InputError(f"every class needs a training image; class {int(counts.argmin())} has none")
     return counts
 
 
-def attention_weight(features, labels, outlier_features, outlier_labels, classifier_weight, prior):
-    """Returns the attention vector A (D,) of PATT's feature calibration.
+def attention_weight(
+    features: Tensor,
+    labels: Tensor,
+    outlier_features: Tensor,
+    outlier_labels: Tensor,
+    classifier_weight: Tensor,
+    prior: Tensor,
+) -> Tensor:
+    """Returns the attention vector A of PATT's feature calibration, float64 (D,) in [0, 2].
 
     S = (1/C) sum_c (1/pi_c) mean_{i: y_i = c}(f_i) * w_c,  O = (1/M) sum_j (1/pi_{yhat_j}) f_j * w_{yhat_j},
     E = S - O,  A = 2 (E - min E) / (max E - min E);  * is elementwise.
@@ -160,36 +128,26 @@ def attention_weight(features, labels, outlier_features, outlier_labels, classif
     Args:
         features: (N, D), training images; labels: int64 (N,).
         outlier_features: (M, D); outlier_labels: int64 (M,), the classes predicted for the outliers.
-        classifier_weight: (C, D).
-        prior: (C,), class frequencies of the training set.
-
-    Returns:
-        (D,) in [0, 2], float64.
+        classifier_weight: (C, D). prior: (C,), class frequencies of the training set.
 
     Raises:
-        InputError: a class without an image, no outlier, or evidence that does not vary or is not finite.
+        InputError: a class without an image, or evidence that does not vary or is not finite.
     """
     weight, prior = classifier_weight.double(), prior.double()
     counts = class_sizes(labels, len(weight))
-    if len(outlier_features) == 0:
-        raise InputError("calibration needs at least one outlier")
     per_class = weight / prior[:, None]
     means = _sum_by_class(features, labels, len(weight)) / counts[:, None]
     signal = (means * per_class).mean(dim=0)
     # Outliers of one predicted class share w and pi, so sums per class are enough.
-    outlier_sums = _sum_by_class(outlier_features, outlier_labels, len(weight))
-    outlier = (outlier_sums * per_class).sum(dim=0) / len(outlier_features)
-    evidence = signal - outlier
+    sums = _sum_by_class(outlier_features, outlier_labels, len(weight))
+    evidence = signal - (sums * per_class).sum(dim=0) / len(outlier_features)
     low, high = evidence.min(), evidence.max()
     if not bool(high > low) or not bool(torch.isfinite(high - low)):
-        raise InputError(
-            "the calibration evidence does not vary over the feature dimensions, or is not finite"
-        )
+        raise InputError("the calibration evidence does not vary over the features, or is not finite")
     return 2 * (evidence - low) / (high - low)
 
 
 def _sum_by_class(features, labels, num_classes):
-    """Returns the sum of each class's features, float64 (C, D)."""
     sums = torch.zeros(num_classes, features.shape[1], dtype=torch.float64, device=features.device)
     for rows, of_rows in zip(features.split(CHUNK), labels.split(CHUNK), strict=True):
         sums.index_add_(0, of_rows, rows.double())

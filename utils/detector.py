@@ -21,36 +21,29 @@ from torch import Tensor, nn
 from datasets.normalization import Normalization
 from datasets.preprocessing import Preprocessing
 from models import build_model
-from utils.calibration import CALIBRATIONS, Calibration
+from utils.calibration import Calibration, Classifier
 from utils.checkpoint import is_unfinished, load_checkpoint, results_folder, save_whole
 from utils.distributed import autocast
 from utils.errors import InputError, first_line
-from utils.evaluation import predict
-from utils.evaluation_flags import Settings
+from utils.evaluation import Settings, predict
 from utils.fitting import TrainingSets
-from utils.scores import FittedScores, score_names
+from utils.scores import SCORES, FittedScores
 from utils.weights import load_weights
 
 FILE = "detector.pth"
 BATCH = 100  # images per forward pass
 FEW = 20  # a threshold from fewer images is unreliable
-LARGE = ("knn",)  # scores that are stored on request
 
 
 def find_detector(run: Path | str) -> Path:
-    """Returns where the detector of a run directory or checkpoint file is; a detector file is its own."""
+    """Returns the path of the detector of a run directory, checkpoint file or detector file."""
     path = Path(run)
     of_run = results_folder(path) / FILE
     return of_run if path.is_dir() or of_run.exists() else path
 
 
 class Subject(NamedTuple):
-    """A network that is evaluated, and what it takes to apply it.
-
-    ``name``, ``family``: in ``models.FAMILIES``. ``preprocessing``: of images. ``class_counts``: C
-    training-set sizes. ``class_names``: C names, None if unknown. ``checkpoint``: where the network comes
-    from, see :func:`utils.checkpoint.open_checkpoint`.
-    """
+    """A network that is evaluated, ``name`` and ``family`` as in ``models.FAMILIES``."""
 
     model: nn.Module
     name: str
@@ -62,11 +55,8 @@ class Subject(NamedTuple):
 
 
 class Detection(NamedTuple):
-    """What a detector says about one image.
-
-    ``label``: the predicted class, 0 .. C - 1; ``name``: its name, None if unknown; ``probability``: its
-    probability among the C classes. ``score``: higher = more OOD; ``ood``: whether it exceeds the threshold.
-    """
+    """The predicted class of an image, its name (None if unknown) and its probability among the C classes;
+    the score, higher = more OOD, and whether it exceeds the threshold."""
 
     label: int
     name: str | None
@@ -76,31 +66,18 @@ class Detection(NamedTuple):
 
 
 class ScoringModule(nn.Module):
-    """From images to class logits and one OOD score, in its own precision whatever surrounds it.
+    """From uint8 images (N, 3, S, S) to class logits and one OOD score, in its own precision whatever
+    surrounds it. ``torch.export.export(module, (images,), strict=False)`` accepts it."""
 
-    ``torch.export.export(module, (images,), strict=False)`` accepts it; its tensors stay on the device of the
-    detector.
-    """
-
-    def __init__(
-        self,
-        network: nn.Module,
-        normalization: Normalization,
-        calibration: Calibration,
-        fitted: FittedScores,
-        score: str,
-        precision: str,
-    ) -> None:
+    def __init__(self, network, normalization, calibration, fitted, score, precision):
         super().__init__()
         self.network, self.calibration, self.fitted = network, calibration, fitted
         self.score, self.precision = score, precision
-        device = calibration.classifier.weight.device
         for name, values in normalization._asdict().items():
-            values = torch.tensor(values, dtype=torch.float32, device=device)
-            self.register_buffer(name, values.view(1, 3, 1, 1))
+            self.register_buffer(name, torch.tensor(values, dtype=torch.float32).view(1, 3, 1, 1))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns float32 logits (N, C) and scores (N,) of uint8 images (N, 3, S, S)."""
+        """Returns float32 logits (N, C) and scores (N,)."""
         with torch.autocast(images.device.type, enabled=False):
             pixels = (images.float() / 255 - self.mean) / self.std
             with autocast(images.device, self.precision):
@@ -115,50 +92,35 @@ class ScoringModule(nn.Module):
 class Detector:
     """A network with one calibration, one score and its threshold; made by :meth:`load`.
 
-    After a detector was used, worker processes that are *forked* hang, as with any PyTorch model on a CPU:
-    start them with the method "spawn", or before.
+    Worker processes that are *forked* after its use hang, as with any PyTorch model on a CPU: use "spawn".
 
     Attributes:
         calibration, score: their names. threshold: images with a higher score are OOD.
-        keep: the share of ID images that the threshold keeps. num_images: how many those were.
-        held_out: whether they were held out of training, or else training images.
-        class_names: C names, or None.
+        keep: the share that the threshold keeps of ``num_images`` images, ``held_out`` or training images.
+        class_names: C names, or None. preprocessing: of images.
     """
 
-    def __init__(
-        self,
-        state: dict,
-        device: torch.device,
-        calibration: str | None = None,
-        score: str | None = None,
-        keep: float | None = None,
-    ) -> None:
-        """Builds the detector from ``state``, as :func:`write_detector` made it; the rest as for
-        :meth:`load`."""
+    def __init__(self, state, device, calibration, score, keep):
         default = state["default"]
         self.device, self.class_names, self.held_out = device, state["class_names"], state["held_out"]
-        stored = state["calibrations"]
-        self.calibration = _choose("calibration", calibration or default["calibration"], stored, CALIBRATIONS)
-        stored = stored[self.calibration]
-        self.score = _choose("score", score or default["score"], stored["id_scores"], score_names())
-        self.keep, id_scores = default["keep"] if keep is None else keep, stored["id_scores"][self.score]
+        self.calibration, self.score = calibration or default["calibration"], score or default["score"]
+        stored = _chosen("calibration", self.calibration, state["calibrations"])
+        id_scores = _chosen("score", self.score, stored["id_scores"])
+        self.keep = default["keep"] if keep is None else keep
         self.num_images, self.threshold = len(id_scores), keeping_threshold(id_scores, self.keep)
         normalization = Normalization(*map(tuple, state["normalization"]))
         self.preprocessing = Preprocessing(state["image_size"], state["resize"], normalization)
-        num_classes = len(state["weights"]["linear.weight"])
-        network = build_model(state["network"], num_classes, state["family"]).float()
+        classes = len(state["weights"]["linear.weight"])
+        network = build_model(state["network"], classes, state["family"]).float().requires_grad_(False)
         load_weights(network, state["weights"])
+        parts = _on(device, stored["calibration"])
+        probe = parts["probe"] and Classifier(**parts["probe"])
+        calibration = Calibration(Classifier(**parts["classifier"]), parts["attention"], probe)
         standards = stored["standards"] if self.score == "combined" else {}
-        members = standards or [self.score]
-        scores = {name: stored["scores"][name] for name in members}
-        self._module = ScoringModule(
-            network.requires_grad_(False).to(device, memory_format=torch.channels_last),
-            normalization,
-            Calibration.restore(_on(device, stored["calibration"])),
-            FittedScores.restore({"scores": _on(device, scores), "standards": standards}),
-            self.score,
-            state["precision"],
-        ).eval()
+        fields = {name: _on(device, stored["scores"][name]) for name in standards or [self.score]}
+        fitted = FittedScores({name: SCORES[name](**fields[name]) for name in fields}, standards)
+        module = ScoringModule(network, normalization, calibration, fitted, self.score, state["precision"])
+        self._module = module.eval().to(device, memory_format=torch.channels_last)
 
     @classmethod
     def load(
@@ -169,108 +131,70 @@ class Detector:
         score: str | None = None,
         keep: float | None = None,
     ) -> "Detector":
-        """Loads the detector of a run without running code from the file.
-
-        Warns if the run was unfinished, no images were held out of training to take the threshold from, or
-        they were fewer than 20.
+        """Loads the detector of a run without running code from the file. Warns if the run was unfinished, or
+        the threshold is from training images or fewer than 20. Raises InputError if the file is missing,
+        damaged or not a detector, or lacks the calibration or score.
 
         Args:
-            run: a run directory or checkpoint file evaluated by test.py or test_imagenet.py, or the
-                ``detector.pth`` that they wrote.
-            calibration, score: names from the evaluation. Default: the choice of --calibration auto and the
-                score it was judged by; without auto, ``none`` (or the first calibration that was evaluated)
-                and ``combined``, or ``energy`` where that could not be fitted.
-            keep: the share of held-out (or training) images that the threshold keeps, above 0 and at most 1.
-                Default: ``--keep`` of the evaluation, 0.95.
-
-        Raises:
-            InputError: the file is missing, damaged or not a detector, lacks the calibration or score, or the
-                device cannot be used.
+            run: an evaluated run directory or checkpoint file, or a ``detector.pth``.
+            calibration, score: names from the evaluation. Default: the choice of --calibration auto and its
+                score; without auto, ``none`` (or the first calibration that was evaluated) and ``combined``,
+                or ``energy`` where that could not be fitted.
+            keep: the share of images that the threshold keeps, in (0, 1]; default: as evaluated, 0.95.
         """
         if keep is not None and not 0 < keep <= 1:
             raise InputError(f"keep is a share above 0 and at most 1, not {keep}")
         path = find_detector(run)
         if not path.is_file():
-            raise InputError(
-                f"there is no detector {path}: run test.py, or test_imagenet.py, on the run first"
-            )
-        try:
-            device = torch.empty(0, device=device).device
-        except (RuntimeError, AssertionError) as error:  # the latter where torch was built without CUDA
-            raise InputError(f"the device {device} cannot be used: {first_line(error)}") from error
+            raise InputError(f"there is no detector {path}: first run test.py or test_imagenet.py")
         state = load_checkpoint(path)
-        if not isinstance(state, dict) or "calibrations" not in state:
-            raise InputError(f"{path} is not a detector: run test.py, or test_imagenet.py, on the run first")
         try:
-            detector = cls(state, device, calibration, score, keep)
-            size = detector.preprocessing.size
-            detector.of_prepared(torch.zeros(1, 3, size, size, dtype=torch.uint8))  # whether all shapes fit
+            detector = cls(state, torch.device(device), calibration, score, keep)
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
-        except Exception as error:  # whatever another file causes
-            raise InputError(
-                f"{path} was not written by this version of test.py ({first_line(error)}): evaluate the run "
-                "again"
-            ) from error
-        for warning in detector._warnings(state["unfinished"]):
-            warnings.warn(warning, stacklevel=2)
+        except (KeyError, TypeError, AttributeError) as error:  # of a checkpoint, or an earlier version
+            why = first_line(error)
+            raise InputError(f"{path} is not this version's ({why}): evaluate the run again") from error
+        kept = f"the detector's threshold keeps {100 * detector.keep:g} % of {detector.describe_images()}"
+        if state["unfinished"]:
+            warnings.warn("the detector is of an unfinished run: evaluate the finished run", stacklevel=2)
+        if not detector.held_out:
+            warnings.warn(f"{kept}, as none were held out (--val_fraction)", stacklevel=2)
+        if detector.num_images < FEW:
+            warnings.warn(f"{kept}: too few to rely on it", stacklevel=2)
         return detector
 
-    def _warnings(self, unfinished):
-        kept = f"the detector's threshold keeps {100 * self.keep:g} % of {self.describe_images()}"
-        if unfinished:
-            yield "the detector was written in the middle of its run: evaluate the finished run"
-        if not self.held_out:
-            yield f"{kept}, as none were held out (--val_fraction); it will keep fewer new ones"
-        if self.num_images < FEW:
-            yield f"{kept}: too few to rely on it"
-
     def describe_images(self) -> str:
-        """Returns a phrase for the images that the threshold comes from, such as "120 held-out images"."""
         return f"{self.num_images:,} {'held-out' if self.held_out else 'training'} images"
 
     def module(self) -> ScoringModule:
-        """Returns the network with its score as a module, from uint8 images (N, 3, S, S) to float32 (logits
-        (N, C), scores (N,)). Images are preprocessed by ``preprocessing``, but not normalised."""
+        """Returns the network with its score, for images of ``preprocessing``, not normalised."""
         return self._module
 
     def __call__(self, images: Image.Image | Tensor | Sequence[Image.Image | Tensor]) -> list[Detection]:
-        """Returns one :class:`Detection` per image.
+        """Returns one :class:`Detection` per image; raises InputError if one is not an image.
 
-        Args:
-            images: a PIL image, a tensor (3, H, W) or (N, 3, H, W), or a list of PIL images and tensors
-                (3, H, W). Tensors are uint8, or floating-point in [0, 1], and not normalised. Like image
-                files, they are resized and rounded to 8 bits.
-
-        Raises:
-            InputError: an image is anything else; the message says which.
+        ``images``: a PIL image, a tensor (3, H, W) or (N, 3, H, W), or a list of PIL images and tensors
+        (3, H, W). Tensors are uint8, or floating-point in [0, 1], and not normalised. Like image files, they
+        are resized and rounded to 8 bits.
         """
-        if isinstance(images, Tensor):
-            images = images.cpu()  # once, not for each image
         if isinstance(images, Image.Image) or (isinstance(images, Tensor) and images.dim() == 3):
             images = [images]
-        if not isinstance(images, Tensor | list | tuple):
-            raise InputError(
-                f"images are PIL images, tensors or lists of them, not {type(images).__name__}; Image.open "
-                "makes a PIL image of a file, Image.fromarray of an array (H, W, 3)"
-            )
+        if isinstance(images, Tensor):
+            images = images.cpu()  # once, not for each image
         prepared = []
-        for number, image in enumerate(images):
-            try:
-                if isinstance(image, Image.Image):
-                    prepared.append(self.preprocessing.of_picture(image))
-                elif isinstance(image, Tensor):
-                    prepared.append(self.preprocessing.of_tensor(image))
-                else:
-                    raise InputError(f"neither a PIL image nor a tensor but {type(image).__name__}")
-            except InputError as error:
-                raise InputError(f"image {number}: {error}") from error
+        for image in images:
+            if isinstance(image, Image.Image):
+                prepared.append(self.preprocessing.of_picture(image))
+            elif isinstance(image, Tensor):
+                prepared.append(self.preprocessing.of_tensor(image))
+            else:
+                raise InputError(f"images are PIL images or tensors, not {type(image).__name__}")
         return self.of_prepared(torch.stack(prepared)) if prepared else []
 
     @torch.inference_mode()
     def of_prepared(self, images: Tensor) -> list[Detection]:
-        """Returns one :class:`Detection` per image that :class:`datasets.preprocessing.Preprocessing` has
-        brought to size, uint8 (N, 3, S, S)."""
+        """Returns one :class:`Detection` per image from ``preprocessing``, uint8 (N, 3, S, S)."""
         found = []
         for batch in images.split(BATCH):
             logits, scores = self._module(batch.to(self.device))
@@ -283,31 +207,17 @@ class Detector:
 
 
 def write_detector(
-    path: Path,
-    subject: Subject,
-    calibrations: dict[str, tuple[Calibration, FittedScores]],
-    sets: TrainingSets,
-    settings: Settings,
-    auto: dict | None,
+    path: Path, subject: Subject, calibrations: dict, sets: TrainingSets, settings: Settings, auto: Any
 ) -> None:
-    """Writes a detector file, whole or not at all.
-
-    Args:
-        calibrations: those evaluated, see :func:`utils.fitting.fit_calibrations`.
-        sets: the threshold comes from the held-out images, or else from the training images.
-        settings: ``precision`` is not "auto".
-        auto: the choice of --calibration auto, which becomes the detector's default; None without auto. See
-            the facts of :func:`utils.fitting.fit_calibrations`.
-
-    Raises:
-        OSError: it cannot be written.
-    """
+    """Writes a detector file, whole or not at all (OSError), with thresholds from the held-out images, or
+    else the training images. ``calibrations`` and ``auto``, whose choice becomes the detector's default, are
+    from :func:`utils.fitting.fit_calibrations`; the precision in ``settings`` is not "auto"."""
     stored = {}
     for name, (calibration, fitted) in calibrations.items():
-        kept = {n: s for n, s in fitted.scores.items() if n not in LARGE or n == settings.score}
+        kept = {n: s for n, s in fitted.scores.items() if n != "knn" or settings.score == "knn"}
         fitted = fitted._replace(scores=kept)
-        scores = predict(calibration, fitted, (sets.held_out or sets.training).features).scores
-        id_scores = {score: values.float().sort().values for score, values in scores.items()}
+        _, scores = predict(calibration, fitted, (sets.held_out or sets.training).features)
+        id_scores = {score: torch.from_numpy(of).float().sort().values for score, of in scores.items()}
         stored[name] = {"calibration": calibration.state(), "id_scores": id_scores} | fitted.state()
     calibration = "none" if "none" in stored else next(iter(stored))
     score = "combined" if "combined" in stored[calibration]["id_scores"] else "energy"
@@ -327,26 +237,25 @@ def write_detector(
         "default": {"calibration": calibration, "score": score, "keep": settings.keep},
         "held_out": sets.held_out is not None,
     }
-    save_whole(_on("cpu", state), path)
+    save_whole(state, path)
 
 
 def keeping_threshold(scores: Tensor, keep: float) -> float:
-    """Returns the threshold that at least the share ``keep`` of the scores (N,) do not exceed. It lies
-    between two scores, so rounding does not decide; if all are to be kept it is the largest."""
+    """Returns the threshold that at least the share ``keep`` of the scores (N,) do not exceed: between two
+    scores, so rounding does not decide, or the largest."""
     ordered = scores.double().sort().values
     kept = max(1, math.ceil(round(keep * len(ordered), 6)))
     return float((ordered[kept - 1] + ordered[min(kept, len(ordered) - 1)]) / 2)
 
 
-def _choose(what, name, there, known):
-    if name not in there:
-        advice = f"; evaluate the run with --{what} {name}" if name in known else ""
-        raise InputError(f"there is no {what} {name!r} in it, only {', '.join(map(repr, there))}{advice}")
-    return name
+def _chosen(what, name, stored):
+    if name not in stored:
+        there = ", ".join(stored)
+        raise InputError(f"it has no {what} {name!r}, only {there}; evaluate the run with --{what} {name}")
+    return stored[name]
 
 
 def _on(device, value):
-    """Moves the tensors of nested dicts to a device."""
     if isinstance(value, Tensor):
         return value.detach().to(device)
     return {key: _on(device, item) for key, item in value.items()} if isinstance(value, dict) else value

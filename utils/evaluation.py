@@ -1,7 +1,4 @@
-"""From a network to rows of a results table: features once per set, then scores and metrics in many ways.
-
-The fitting in between is in :mod:`utils.fitting`.
-"""
+"""From a network to rows of a results table: features once per set, then scores and metrics in many ways."""
 
 import sys
 from collections.abc import Iterable
@@ -21,6 +18,20 @@ from utils.scores import FittedScores
 from utils.weights import load_weights, network_weights, some
 
 
+class Settings(NamedTuple):
+    """How a network is evaluated, by the flags of the same names. ``strength``: of FC."""
+
+    calibrations: list[str]
+    score: str
+    strength: float
+    keep: float
+    calibration_split: str
+    tnorm: bool
+    precision: str
+    figures: str
+    save_features: bool
+
+
 class Features(NamedTuple):
     """``features`` float32 (N, D) and ``labels`` int64 (N,), on the CPU."""
 
@@ -29,11 +40,7 @@ class Features(NamedTuple):
 
 
 def prepare_network(model: nn.Module, checkpoint: Any, compute: Compute, precision: str) -> nn.Module:
-    """Loads the checkpoint's weights, reports unused keys, and returns the network on its device(s).
-
-    Raises:
-        InputError: see :func:`utils.weights.load_weights`.
-    """
+    """Loads the checkpoint's weights, reports unused keys, and returns the network on its device(s)."""
     extra = load_weights(model, network_weights(checkpoint))
     extra = [key for key in extra if not key.startswith("head.")]  # which training alone uses
     if extra and compute.is_main:
@@ -51,100 +58,72 @@ def extract_features(
     mixed_precision: AbstractContextManager,
     title: str = "",
 ) -> Features | None:
-    """Returns, in the main process, the features of a whole set, every image once and in order; None in the
-    others.
+    """Returns, in the main process, the features of a whole set of ``size`` images, every image once and in
+    order; None in the others. Raises RuntimeError if there are more or fewer.
 
-    Args:
-        batches: (normalised images, labels) of this process's share: rows rank, rank + world_size, ...
-        size: the number of images in the whole set.
-        title: of the progress bar, or of the line printed instead without a terminal; "" for neither.
-
-    Raises:
-        RuntimeError: the number of images is not ``size``.
+    ``batches``: (normalised images, labels) of this process's share: rows rank, rank + world_size, ...
     """
-    features, labels = [], []
-    shown, terminal = compute.is_main and title != "", on_terminal()
-    with tqdm(
-        total=size, desc=title, unit=" images", leave=False, disable=not (shown and terminal)
-    ) as progress:
+    features, labels, shown = [], [], compute.is_main and title
+    if shown:
+        say(f"{title}: {size:,} images", sys.stderr)
+    hidden = not (shown and on_terminal())
+    with tqdm(total=size, desc=title, unit=" images", leave=False, disable=hidden) as progress:
         for images, targets in batches:
             with mixed_precision:
                 features.append(network(images).features.float().cpu())
             labels.append(targets.cpu())
             progress.update(len(targets) * compute.world_size)
-    if shown and not terminal:
-        say(f"{title}: {size:,} images", sys.stderr)
     # A small set may leave a process without an image.
     mine = Features(torch.cat(features), torch.cat(labels)) if features else None
     if compute.world_size > 1:
         shares = {rank: share for rank, share in enumerate(to_main(mine)) if share is not None}
         if not compute.is_main:
             return None
-        whole = Features(*(torch.empty(size, *part.shape[1:], dtype=part.dtype) for part in shares[0]))
+        mine = Features(*(torch.empty(size, *part.shape[1:], dtype=part.dtype) for part in shares[0]))
         for rank, share in shares.items():
-            for target, part in zip(whole, share, strict=True):
+            for target, part in zip(mine, share, strict=True):
                 target[rank :: compute.world_size] = part
-        mine = whole
     if len(mine.labels) != size:
         raise RuntimeError(f"{len(mine.labels)} images were evaluated of a set of {size}")
     return mine
 
 
-class Evaluated(NamedTuple):
-    """A set under one calibration, on the CPU: ``predictions`` int64 (N,) and ``scores``, dict of name to
-    float64 (N,)."""
-
-    predictions: Tensor
-    scores: dict[str, Tensor]
-
-
-def predict(calibration: Calibration, fitted: FittedScores, features: Tensor) -> Evaluated:
-    """Returns predicted classes and scores of a whole set from its features (N, D), in bounded memory."""
+def predict(calibration: Calibration, fitted: FittedScores, features: Tensor) -> tuple[np.ndarray, dict]:
+    """Returns predicted classes, int64 (N,), and scores by name, float64 (N,), from features (N, D)."""
     predictions, values = [], []
     for outputs in calibration.outputs(features):
         predictions.append(outputs.logits.argmax(dim=1).cpu())
         values.append({name: score.cpu() for name, score in fitted(outputs).items()})
-    scores = {name: torch.cat([part[name] for part in values]) for name in values[0]}
-    return Evaluated(torch.cat(predictions), scores)
+    scores = {name: torch.cat([part[name] for part in values]).numpy() for name in values[0]}
+    return torch.cat(predictions).numpy(), scores
 
 
 def evaluate(
-    calibrations: dict[str, tuple[Calibration, FittedScores]],
-    test: Features,
-    ood_sets: dict[str, Features],
-    class_counts: list[int],
+    calibrations: dict, test: Features, ood_sets: dict[str, Features], class_counts: list[int]
 ) -> tuple[dict[str, list], dict]:
-    """Returns scores and metrics under every calibration.
+    """Returns scores and metrics under every calibration, see :func:`utils.fitting.fit_calibrations`.
 
-    Args:
-        calibrations: see :func:`utils.fitting.fit_calibrations`.
-        test: the ID test set. ood_sets: by name; images with labels >= 0 count on the ID side. Without any
-            set, only accuracy is measured.
-        class_counts: C training-set sizes.
+    In ``ood_sets``, by name, images with labels >= 0 count on the ID side.
 
     Returns:
-        (results, scores): ``results`` has the lists ``rows`` [ood, calibration, fc, score, n_id, n_ood, the
-        five metrics], ``mean`` [calibration, fc, score, the five metrics], their unweighted mean over the
-        sets, and ``accuracy`` [calibration, fc, all, many, medium, few, macro_f1, per_class], all fractions,
-        None where there are no images; ``fc`` says whether the calibration is "fc".
-        ``scores[calibration][score][ood]`` is (id_scores, ood_scores).
+        (results, scores): ``results`` has the lists ``rows``, of each calibration, score and OOD set, their
+        unweighted ``mean`` over the sets, and ``accuracy``, of each calibration; all fractions, None where
+        there are no images. ``scores[calibration][score][ood]`` is (id_scores, ood_scores).
     """
     rows, means, accuracies, scores = [], [], [], {}
-    labels = test.labels.numpy()
     for name, (calibration, fitted) in calibrations.items():
         columns = {"calibration": name, "fc": name == "fc"}
-        of_test = predict(calibration, fitted, test.features)
-        accuracies.append(columns | accuracy_by_shot(of_test.predictions.numpy(), labels, class_counts))
-        of_sets = {ood: predict(calibration, fitted, s.features).scores for ood, s in ood_sets.items()}
+        predictions, of_test = predict(calibration, fitted, test.features)
+        accuracies.append(columns | accuracy_by_shot(predictions, test.labels, class_counts))
+        of_sets = {ood: predict(calibration, fitted, s.features)[1] for ood, s in ood_sets.items()}
         scores[name] = {}
-        if not ood_sets:
-            continue
-        for score, id_scores in of_test.scores.items():
+        for score in of_test if ood_sets else ():
             sides, new_rows = {}, []
-            for ood, features in ood_sets.items():
-                set_scores, is_ood = of_sets[ood][score], features.labels < 0
-                sides[ood] = torch.cat([id_scores, set_scores[~is_ood]]).numpy(), set_scores[is_ood].numpy()
-                sizes = dict(zip(("n_id", "n_ood"), map(len, sides[ood]), strict=True))
+            for ood, of_set in of_sets.items():
+                is_ood = ood_sets[ood].labels.numpy() < 0
+                id_scores = np.concatenate([of_test[score], of_set[score][~is_ood]])
+                sides[ood] = id_scores, of_set[score][is_ood]
+                sizes = {"n_id": len(id_scores), "n_ood": int(is_ood.sum())}
                 new_rows.append({"ood": ood} | columns | {"score": score} | sizes | ood_metrics(*sides[ood]))
             mean = {metric: float(np.mean([row[metric] for row in new_rows])) for metric in OOD_METRICS}
             means.append(columns | {"score": score} | mean)

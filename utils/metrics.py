@@ -3,12 +3,15 @@
 A score is higher where an image looks more out-of-distribution.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
+from numpy.typing import ArrayLike
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from utils.errors import InputError
 
-# The columns of every table, in their order.
 OOD_COLUMNS = {
     "auroc": "AUROC ↑",
     "aupr_out": "AUPR-out ↑",
@@ -26,31 +29,17 @@ ACCURACY_COLUMNS = {
 OOD_METRICS = tuple(OOD_COLUMNS)
 
 
-def ood_metrics(id_scores, ood_scores):
-    """Measures how well a score ranks OOD above ID.
+def ood_metrics(id_scores: ArrayLike, ood_scores: ArrayLike) -> dict[str, float]:
+    """Measures how well a score ranks OOD, (M,), above ID, (N,); raises InputError if one is not finite.
 
-    Args:
-        id_scores: (N,) array; ood_scores: (M,) array; higher = more OOD.
-
-    Returns:
-        Fractions. ``auroc`` (higher is better); ``aupr_out`` (higher): average precision, OOD positive;
-        ``aupr_in`` (higher): average precision of ID on the negated score; ``fpr95`` (lower): share of ID
-        images flagged at the threshold that catches 95 % of OOD (the one whose recall is nearest to 0.95);
-        ``fpr95_id`` (lower): share of OOD images accepted at the threshold that keeps 95 % of ID, the
-        opposite direction, as COCL and AdaptOD report it.
-
-    Raises:
-        ValueError: an empty set. InputError: a score that is not finite.
+    Returns ``auroc``; ``aupr_out``, the average precision with OOD positive; ``aupr_in``, that of ID on the
+    negated score; ``fpr95``, the share of ID flagged at the threshold that catches 95 % of OOD (recall
+    nearest to 0.95); ``fpr95_id``, the share of OOD accepted at the threshold that keeps 95 % of ID.
     """
-    id_scores, ood_scores = np.asarray(id_scores, np.float64), np.asarray(ood_scores, np.float64)
-    if len(id_scores) == 0 or len(ood_scores) == 0:
-        raise ValueError(
-            f"both sets need images: {len(id_scores)} ID and {len(ood_scores)} OOD scores were given"
-        )
-    scores = np.concatenate([id_scores, ood_scores])
+    scores = np.concatenate([id_scores, ood_scores]).astype(np.float64)
     if not np.isfinite(scores).all():
         raise InputError("some scores are not finite")
-    is_ood = np.concatenate([np.zeros(len(id_scores)), np.ones(len(ood_scores))])
+    is_ood = np.repeat([0, 1], [len(id_scores), len(ood_scores)])
     return {
         "auroc": float(roc_auc_score(is_ood, scores)),
         "aupr_out": float(average_precision_score(is_ood, scores)),
@@ -61,22 +50,15 @@ def ood_metrics(id_scores, ood_scores):
 
 
 def _fpr_at_recall(is_positive, scores, recall):
-    """Returns the false-positive rate at the nearest recall; in a tie, at the highest threshold."""
     fpr, tpr, _ = roc_curve(is_positive, scores, drop_intermediate=False)
-    return float(fpr[np.argmin(np.abs(tpr - recall))])
+    return float(fpr[np.argmin(np.abs(tpr - recall))])  # in a tie, at the highest threshold
 
 
-def shot_groups(class_counts):
-    """Splits the classes into many-, medium- and few-shot.
+def shot_groups(class_counts: Sequence[int]) -> dict[str, np.ndarray]:
+    """Splits C classes by training-set size: ``{many, medium, few}``, boolean arrays (C,).
 
     With at most 100 classes: many means n_c > n[int(0.34 C)], few means n_c < n[int(0.67 C)], n sorted
     largest first. With more (ImageNet-LT): many n_c > 100, few n_c < 20.
-
-    Args:
-        class_counts: C training-set sizes, any order.
-
-    Returns:
-        ``{many, medium, few}``: boolean arrays (C,).
     """
     counts = np.asarray(class_counts)
     if len(counts) <= 100:
@@ -87,20 +69,15 @@ def shot_groups(class_counts):
     return {"many": many, "medium": ~many & ~few, "few": few}
 
 
-def mean_class_accuracy(accuracies):
-    """Returns the mean of the ``per_class`` accuracies that :func:`group_accuracies` found, of classes with
-    images."""
+def mean_class_accuracy(accuracies: dict[str, Any]) -> float:
     return float(np.mean([a for a in accuracies["per_class"] if a is not None]))
 
 
-def group_accuracies(correct, total, class_counts):
-    """Returns accuracies from counts per class: ``{all, many, medium, few, per_class}``.
+def group_accuracies(correct: Sequence[int], total: Sequence[int], class_counts: Sequence[int]) -> dict:
+    """Returns accuracies from the numbers of correct and of all images of each class.
 
-    ``all`` is the share of correct images; a group's value is the mean of the per-class accuracies over its
-    classes that have images. None if there are no images. ``per_class`` is a list of C.
-
-    Args:
-        correct, total: (C,) counts. class_counts: (C,) training-set sizes.
+    ``all``, the share of correct images; ``many``, ``medium`` and ``few``, the means of the per-class
+    accuracies of :func:`shot_groups`; ``per_class``, a list of C. None where there are no images.
     """
     per_class = [float(c / t) if t else None for c, t in zip(correct, total, strict=True)]
     result = {"all": float(sum(correct) / sum(total)) if sum(total) else None}
@@ -110,20 +87,13 @@ def group_accuracies(correct, total, class_counts):
     return result | {"per_class": per_class}
 
 
-def accuracy_by_shot(predictions, labels, class_counts):
-    """Returns accuracy overall and for many-, medium- and few-shot classes, and macro-averaged F1.
-
-    Args:
-        predictions, labels: int (N,). class_counts: (C,) training-set sizes.
-
-    Returns:
-        ``{all, many, medium, few, per_class, macro_f1}``, fractions, higher is better; see
-        :func:`group_accuracies`.
-    """
+def accuracy_by_shot(predictions: ArrayLike, labels: ArrayLike, class_counts: Sequence[int]) -> dict:
+    """Returns :func:`group_accuracies` of N predicted classes, and ``macro_f1``, the mean F1 of the classes
+    that are present or predicted."""
     predictions, labels = np.asarray(predictions), np.asarray(labels)
     total = np.bincount(labels, minlength=len(class_counts))
     correct = np.bincount(labels[predictions == labels], minlength=len(class_counts))
     in_either = total + np.bincount(predictions, minlength=len(class_counts))  # 2 tp + fp + fn
-    seen = in_either > 0  # a class neither present nor predicted has no F1
-    macro_f1 = float(np.mean(2 * correct[seen] / in_either[seen])) if len(labels) else None
+    seen = in_either > 0
+    macro_f1 = float(np.mean(2 * correct[seen] / in_either[seen]))
     return group_accuracies(correct, total, class_counts) | {"macro_f1": macro_f1}

@@ -1,7 +1,6 @@
 """Plots of a run and of its evaluation, legible in black and white.
 
-The file's suffix decides the format: png, pdf or svg. Figures are drawn without pyplot, so no window or
-backend is involved.
+The file's suffix decides the format: png, pdf or svg. Figures are drawn without pyplot: no backend is needed.
 """
 
 import os
@@ -11,9 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from sklearn.metrics import roc_auc_score, roc_curve
+from sklearn.metrics import auc, roc_curve
 
 from utils.losses import TERMS
+from utils.text_files import whole_file
 
 # Notebooks name their backend here, and importing matplotlib fails if it is not installed.
 os.environ.pop("MPLBACKEND", None)
@@ -21,43 +21,30 @@ from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 from matplotlib.ticker import MaxNLocator  # noqa: E402
 
-LINES = ("-", "--", ":", "-.", (0, (8, 2, 1, 2, 1, 2)), (0, (2, 4)))
+LINES = ("-", "--", ":", "-.", (0, (8, 2, 1, 2, 1, 2)), (0, (2, 4)))  # dashes alone tell them apart
 SHADES = ("#08306b", "#cb6015", "#2a7f4f", "#777777", "#6a3d9a", "#000000")
 MARKERS = "os^vxD"
-EVERY_CLASS = 20  # with at most this many classes, each has a tick
-
-Curves = dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]
 
 
 def plain(name: str) -> str:
-    """Returns a label that matplotlib shows as text: "$" begins no formula, "_" hides no legend entry, and
-    bytes that are not UTF-8 are escaped."""
+    """Returns a label that matplotlib shows as text: neither a formula nor a hidden legend entry."""
     name = name.encode("utf-8", "backslashreplace").decode()
     return (" " if name.startswith("_") else "") + name.replace("$", r"\$")
 
 
 @contextmanager
-def figure(
-    path: str | Path, columns: int = 1, width: float = 4.6, height: float = 3.4, title: str = ""
-) -> Iterator[Sequence[Axes]]:
-    """Yields a row of axes, saved to ``path`` as a whole file at the end."""
-    path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
+def figure(path: str | Path, columns=1, width=4.6, height=3.4, title="") -> Iterator[Sequence[Axes]]:
+    """Yields a row of axes, saved to ``path`` at the end."""
     fig = Figure(figsize=(width * columns, height), layout="constrained")
     if title:
         fig.suptitle(plain(title), fontsize="medium")
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", r"Glyph \d+ ")  # a letter that the font lacks is a box
-            yield fig.subplots(1, columns, squeeze=False)[0]
-            fig.savefig(temporary, dpi=110, format=path.suffix[1:])
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with warnings.catch_warnings(), whole_file(Path(path), "xb") as file:
+        warnings.filterwarnings("ignore", r"Glyph \d+ ")  # a letter that the font lacks is a box
+        yield fig.subplots(1, columns, squeeze=False)[0]
+        fig.savefig(file, dpi=110, format=Path(path).suffix[1:])
 
 
 def style(index: int) -> dict:
-    """Returns a colour and a dash pattern; the dashes alone tell the lines apart."""
     return {"color": SHADES[index % len(SHADES)], "linestyle": LINES[index % len(LINES)]}
 
 
@@ -68,9 +55,8 @@ def plot_class_counts(class_counts: Sequence[int], path: str | Path) -> None:
         ax.bar(range(classes), class_counts, color=SHADES[0], width=1.0 if classes > 50 else 0.8)
         ax.set(xlabel="class", ylabel="training images")
         ax.set_title(f"{sum(class_counts):,} images, {classes} classes")
-        if classes <= EVERY_CLASS:
-            ax.set_xticks(range(classes))
-        ax.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def plot_history(history: Sequence[dict], path: str | Path) -> None:
@@ -79,87 +65,62 @@ def plot_history(history: Sequence[dict], path: str | Path) -> None:
         return
     epochs = [record["epoch"] for record in history]
     kind = "val_accuracy" if "val_accuracy" in history[-1] else "train_accuracy"
-
-    def line(index, label):  # a single epoch is a point
-        return {"label": label, "marker": MARKERS[index] if len(epochs) == 1 else None} | style(index)
-
     with figure(path, columns=2) as (losses, accuracies):
         for i, term in enumerate(TERMS):
             values = [record[term] for record in history]
             if any(values):
-                losses.plot(epochs, values, **line(i, term))
+                losses.plot(epochs, values, marker=".", label=term, **style(i))
         losses.set(xlabel="epoch", ylabel="loss (mean over the epoch)")
         for i, shot in enumerate(("all", "many", "medium", "few")):
             values = [record[kind][shot] for record in history]
             percent = [np.nan if value is None else 100 * value for value in values]
-            accuracies.plot(epochs, percent, **line(i, shot))
-        of = "validation" if kind == "val_accuracy" else "training"
-        accuracies.set(xlabel="epoch", ylabel=f"{of} accuracy (%)")
+            accuracies.plot(epochs, percent, marker=".", label=shot, **style(i))
+        accuracies.set(xlabel="epoch", ylabel=f"{kind.replace('_', ' ')} (%)")
         for ax in (losses, accuracies):
             ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
             ax.legend()
 
 
-def _truth_and_scores(pair):
-    """Returns (is OOD, score) of all images of a set."""
-    id_scores, ood_scores = pair
-    truth = np.concatenate([np.zeros(len(id_scores)), np.ones(len(ood_scores))])
-    return truth, np.concatenate([id_scores, ood_scores])
-
-
-def _panels(axes, curves):
-    """Yields each panel and its sets with their AUROCs in percent, after writing its title."""
-    for ax, (name, sets) in zip(axes, curves.items(), strict=True):
-        aurocs = {ood: 100 * roc_auc_score(*_truth_and_scores(pair)) for ood, pair in sets.items()}
-        mean = np.mean(list(aurocs.values()))
-        ax.set_title(f"{plain(name)}, mean AUROC {mean:.2f} %", fontsize="medium")
-        yield ax, sets, aurocs
-
-
-def plot_score_histograms(curves: Curves, path: str | Path, title: str = "") -> None:
-    """Plots score histograms of the first set's ID images and of all sets' OOD images, one panel per scoring
-    method, with the threshold that catches 95 % of the OOD images.
-
-    Args:
-        curves: panel title -> OOD set name -> (id_scores, ood_scores).
-        title: of the whole figure, such as data set, network and epoch.
-    """
+def plot_score_histograms(curves: dict[str, dict], path: str | Path, title: str = "") -> None:
+    """Plots histograms of the first set's ID scores and of all OOD scores, and the threshold that catches
+    95 % of OOD; a panel per entry of ``curves``, its title -> OOD set -> (id_scores, ood_scores)."""
     with figure(path, columns=len(curves), title=title) as axes:
-        for ax, sets, _ in _panels(axes, curves):
+        for ax, (name, sets) in zip(axes, curves.items(), strict=True):
             id_scores = next(iter(sets.values()))[0]
             ood_scores = np.concatenate([ood for _, ood in sets.values()])
             low, high = np.percentile(np.concatenate([id_scores, ood_scores]), (0.2, 99.8))
-            size = max(1, abs(low))
-            if high - low < 1e-9 * size:  # one score, but for rounding
-                low, high = low - size / 2, low + size / 2
-            bins = np.linspace(low, high, 60)
+            margin = 1e-6 * max(1, abs(low))  # for scores that are all equal
+            bins = np.linspace(low - margin, high + margin, 60)
             ax.hist(id_scores, bins, density=True, alpha=0.45, color=SHADES[0], label="ID")
-            outline = {"histtype": "step", "linewidth": 1.6, "color": SHADES[1], "label": "OOD"}
-            ax.hist(ood_scores, bins, density=True, **outline)
+            ax.hist(ood_scores, bins, density=True, histtype="step", color=SHADES[1], label="OOD")
             threshold = np.quantile(ood_scores, 0.05)
             flagged = 100 * np.mean(id_scores >= threshold)
             label = f"95 % of OOD, {flagged:.1f} % of ID\nare to the right"
             ax.axvline(threshold, color="black", linestyle="--", linewidth=1, label=label)
+            ax.set_title(plain(name), fontsize="medium")
             ax.set(xlabel="score (higher = more OOD)", ylabel="density")
             ax.set_ylim(top=1.5 * ax.get_ylim()[1])  # room for the legend
             ax.legend(fontsize="small", loc="upper right")
 
 
-def plot_roc(curves: Curves, path: str | Path, title: str = "") -> None:
-    """Plots ROC curves, OOD positive, one panel per scoring method; see :func:`plot_score_histograms`."""
+def plot_roc(curves: dict[str, dict], path: str | Path, title: str = "") -> None:
+    """Plots ROC curves, OOD positive; see :func:`plot_score_histograms`."""
     with figure(path, columns=len(curves), width=4.4, height=4.6, title=title) as axes:
-        for ax, sets, aurocs in _panels(axes, curves):
-            for i, (name, pair) in enumerate(sets.items()):
-                fpr, tpr, _ = roc_curve(*_truth_and_scores(pair))
-                ax.plot(fpr, tpr, label=plain(f"{name}, AUROC {aurocs[name]:.2f} %"), **style(i))
+        for ax, (name, sets) in zip(axes, curves.items(), strict=True):
+            areas = []
+            for i, (ood, pair) in enumerate(sets.items()):
+                fpr, tpr, _ = roc_curve(np.repeat([0, 1], list(map(len, pair))), np.concatenate(pair))
+                areas.append(100 * auc(fpr, tpr))
+                ax.plot(fpr, tpr, label=plain(f"{ood}, AUROC {areas[-1]:.2f} %"), **style(i))
             ax.plot([0, 1], [0, 1], color="#999999", linewidth=0.8, label="chance")
+            ax.set_title(f"{plain(name)}, mean AUROC {np.mean(areas):.2f} %", fontsize="medium")
             ax.set(xlabel="ID images flagged (false-positive rate)", ylabel="OOD images caught (recall)")
             ax.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
             ax.legend(fontsize="small", loc="lower right")
 
 
 def plot_attention(attention: np.ndarray, path: str | Path) -> None:
-    """Plots the sorted attention vector: the dimensions it amplifies (above 1) and suppresses (below 1)."""
+    """Plots the sorted attention vector, which amplifies above 1 and suppresses below."""
     with figure(path) as (ax,):
         ax.plot(np.sort(np.asarray(attention))[::-1], color=SHADES[0])
         ax.axhline(1, color="black", linewidth=0.8, linestyle=":")
@@ -168,29 +129,17 @@ def plot_attention(attention: np.ndarray, path: str | Path) -> None:
 
 
 def plot_feature_map(points: np.ndarray, kinds: dict[str, np.ndarray], path: str | Path) -> None:
-    """Plots a 2-D map of features.
-
-    Args:
-        points: (N, 2). kinds: name, such as "head classes" -> boolean array (N,); at most four.
-    """
+    """Plots a map of features, (N, 2). ``kinds``: name -> boolean array (N,); at most four."""
     with figure(path, width=5.6, height=4.8) as (ax,):
         looks = (("o", "#9ecae1"), ("^", SHADES[0]), ("x", SHADES[1]), ("s", "#777777"))
         for (name, chosen), (marker, shade) in zip(kinds.items(), looks, strict=False):
-            look = {"s": 14, "marker": marker, "color": shade, "linewidths": 0.8, "alpha": 0.8}
-            ax.scatter(*points[chosen].T, label=plain(name), **look)
+            ax.scatter(*points[chosen].T, s=14, marker=marker, color=shade, alpha=0.8, label=plain(name))
         ax.set(xticks=[], yticks=[])
         ax.legend()
 
 
-def plot_class_accuracy(
-    accuracies: dict[str, Sequence[float | None]], class_counts: Sequence[int], path: str | Path
-) -> None:
-    """Plots accuracy per class, from head to tail.
-
-    Args:
-        accuracies: name -> per-class accuracies (C,), fractions; None or NaN (no images) leaves a gap.
-        class_counts: (C,) training images.
-    """
+def plot_class_accuracy(accuracies: dict[str, Sequence], class_counts: Sequence[int], path: Path) -> None:
+    """Plots per-class accuracies (C,), fractions by name, from head to tail; None or NaN leaves a gap."""
     order = np.argsort(-np.asarray(class_counts), kind="stable")
     with figure(path, width=7.2, height=3.8) as (ax,):
         for i, (name, values) in enumerate(accuracies.items()):
@@ -198,17 +147,13 @@ def plot_class_accuracy(
             marker = MARKERS[i % len(MARKERS)]
             ax.plot(percent, marker=marker, markersize=4, label=plain(name), **style(i))
         ax.set(xlabel="class, from head to tail (training images)", ylabel="test accuracy (%)")
-        if len(order) <= EVERY_CLASS:
+        if len(order) <= 20:
             ax.set_xticks(range(len(order)), [str(class_counts[c]) for c in order])
         ax.legend(fontsize="small")
 
 
 def plot_aurocs(aurocs: dict[str, dict[str, Sequence[float]]], path: str | Path) -> None:
-    """Plots AUROC per score, mean and range over seeds.
-
-    Args:
-        aurocs: row -> score -> its AUROC for every seed, fractions.
-    """
+    """Plots mean and range over the seeds of AUROCs: row -> score -> fractions."""
     names = list(next(iter(aurocs.values())))
     with figure(path, width=7.2, height=3.8) as (ax,):
         for i, (row, values) in enumerate(aurocs.items()):

@@ -1,19 +1,18 @@
 """The probe: a linear head fitted after training on frozen features, with the surrogate outliers as one more
-class.
-
-This is classifier re-training (cRT, Kang et al., ICLR 2020) by multinomial logistic regression over C + 1
-classes. No test image is used.
+class: classifier re-training (cRT, Kang et al., ICLR 2020) by multinomial logistic regression.
 """
 
+import sys
 import warnings
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from utils.calibration import CHUNK, Classifier, class_sizes, exact_products
+from utils.console import say
 from utils.errors import InputError
 
 INVERSE_REGULARISATION = 0.1  # scikit-learn's C
@@ -27,29 +26,8 @@ HISTORY = 10  # of L-BFGS
 TRIALS = 20  # of a step's length
 
 
-class ProbeFit(NamedTuple):
-    """A fitted probe.
-
-    ``probe``: a float64 :class:`Classifier` of C + 1 classes, the outliers last, on unstandardised features.
-    ``gradient``: its length where the fit ended, after ``iterations`` evaluations. It is measured in units in
-    which the curvature is about 1, so the mean loss is about gradient^2 / 2 above its minimum.
-    """
-
-    probe: Classifier
-    iterations: int
-    gradient: float
-
-    @property
-    def converged(self) -> bool:
-        return self.gradient <= TOLERANCE
-
-    def ended(self) -> str:
-        return f"after {self.iterations} evaluations, gradient {self.gradient:.1e}"
-
-
 class Rows(NamedTuple):
-    """Images to fit: ``x`` float32 (N, D + 1), standardised features and a 1; ``labels`` int64 (N,);
-    ``weights`` float32 (N,), whose sum is 1."""
+    """``x`` float32 (N, D + 1), standardised features and a 1; ``weights`` float32 (N,), whose sum is 1."""
 
     x: Tensor
     labels: Tensor
@@ -57,7 +35,7 @@ class Rows(NamedTuple):
 
     def gradient(self, parameters: Tensor) -> Tensor:
         """Returns the gradient of the weighted cross-entropy by weights and, in the last column, biases,
-        float64 (C + 1, D + 1). Products are in float32, their sums in float64."""
+        float64 (C + 1, D + 1), from products in float32."""
         total, single = torch.zeros_like(parameters), parameters.float()
         for x, labels, weights in zip(*(part.split(CHUNK) for part in self), strict=True):
             residual = (single @ x.T).softmax(dim=0)
@@ -68,24 +46,25 @@ class Rows(NamedTuple):
 
 def fit_probe(
     features: Tensor, labels: Tensor, outlier_features: Tensor, num_classes: int, device: torch.device
-) -> ProbeFit:
+) -> tuple[Classifier, dict[str, Any]]:
     """Minimises scikit-learn's objective for ``LogisticRegression(C=0.1)``, (1/2) ||W||^2 + C sum_i w_i CE_i,
-    by L-BFGS. Warns if it did not converge.
+    on ``device``, by L-BFGS. Warns if it did not converge.
 
-    Features are standardised by mean and deviation over the training images. All classes have the same total
-    weight, and the outliers have half of the total; the mean weight is 1, as in scikit-learn.
+    Features are standardised by mean and deviation over the training images. All C classes have the same
+    total weight, and the outliers half of the total; the mean weight is 1, as in scikit-learn.
 
     Args:
-        features: (N, D) of training images; labels: int64 (N,), 0 .. C - 1.
-        outlier_features: (M, D).
-        num_classes: C. device: where to compute.
+        features: (N, D) of training images; labels: int64 (N,). outlier_features: (M, D).
+
+    Returns:
+        (probe, facts): C + 1 classes, the outliers last, on unstandardised features; ``iterations``, the
+        length of the ``gradient``, in units in which the curvature is about 1, and whether it ``converged``.
 
     Raises:
-        InputError: a class without an image, no outlier, or features that are not finite.
+        InputError: a class without an image, or features that are not finite.
     """
+    say(f"fitting the probe on {len(labels):,} images and {len(outlier_features):,} outliers", sys.stderr)
     counts = class_sizes(labels, num_classes)
-    if len(outlier_features) == 0:
-        raise InputError("the probe needs at least one outlier")
     if not all(bool(torch.isfinite(part.sum())) for part in (features, outlier_features)):
         raise InputError("the probe cannot be fitted: some features are not finite")
     mean, deviation = _standard(features)
@@ -103,12 +82,12 @@ def fit_probe(
     # A first fit on few outliers saves most evaluations on all of them.
     stride = len(outliers) // len(features)
     evaluations = 0
-    with (
-        exact_products(device),
-        tqdm(desc="probe", unit=" evaluations", delay=2, leave=False, disable=None) as progress,
-    ):
+    with exact_products(device), tqdm(desc="probe", unit=" steps", leave=False, disable=None) as progress:
         for every, tolerance in [(stride, COARSE)] * (stride > 1) + [(1, TOLERANCE)]:
-            rows = _with_outliers(training, outliers[::every], num_classes)
+            few = outliers[::every]
+            weights = few.new_full((len(few),), 0.5 / len(few))
+            labels = torch.full_like(weights, num_classes, dtype=torch.int64)
+            rows = Rows(*(torch.cat(parts) for parts in zip(training, (few, labels, weights), strict=True)))
             scale, basis = _curvature(rows, num_classes, shrinkage)
 
             def gradient(point, rows=rows, scale=scale, basis=basis):
@@ -122,22 +101,17 @@ def fit_probe(
             parameters = (point / scale) @ basis.T
     weight = parameters[:, :-1] / deviation.to(device)
     probe = Classifier(weight, parameters[:, -1] - weight @ mean.to(device))
-    fit = ProbeFit(probe, evaluations, length)
-    if not fit.converged:
-        warnings.warn(f"the probe did not converge; it ended {fit.ended()}", stacklevel=2)
-    return fit
+    if length > TOLERANCE:
+        warnings.warn(f"the probe did not converge: the gradient is {length:.1e}", stacklevel=2)
+    return probe, {"iterations": evaluations, "gradient": length, "converged": length <= TOLERANCE}
 
 
 def _standard(features):
-    """Returns mean and deviation (D,) float64 over the rows.
-
-    A feature that hardly varies has the root mean variance instead of its own deviation: divided by that, a
-    unit that was barely active in training would decide alone wherever it is active.
-    """
     chunks = features.split(CHUNK)
     mean = sum(rows.double().sum(dim=0) for rows in chunks) / len(features)
     variance = sum((rows.double() - mean).square().sum(dim=0) for rows in chunks) / len(features)
     usual = variance.mean()
+    # Divided by its own deviation, a unit barely active in training would decide alone where it is active.
     variance = torch.where(variance > CONSTANT * usual, variance, usual)
     return mean, torch.where(variance > 0, variance, 1).sqrt()
 
@@ -150,20 +124,10 @@ def _standardised(features, mean, deviation, device):
     return x
 
 
-def _with_outliers(training, outliers, num_classes):
-    """Returns the rows of training images and outliers, which have half of the weight."""
-    weights = outliers.new_full((len(outliers),), 0.5 / len(outliers))
-    labels = torch.full_like(weights, num_classes, dtype=torch.int64)
-    return Rows(*(torch.cat(parts) for parts in zip(training, (outliers, labels, weights), strict=True)))
-
-
 def _curvature(rows, num_classes, shrinkage):
-    """Returns (scale, basis): parameters p are (v / scale) basis^T of a point v around which the curvature of
-    the loss is about 1 in all directions.
-
-    Class c's curvature is about its weight w_c (1 - w_c), times a constant, times the covariance of features,
-    whose eigenvectors are the basis, float64 (D + 1, D + 1); scale is float64 (C + 1, D + 1).
-    """
+    """Returns (scale, basis), (C + 1, D + 1) and (D + 1, D + 1): parameters p are (v / scale) basis^T of a
+    point v around which the curvature of the loss is about 1 in all directions."""
+    # Class c's curvature is about its weight w_c (1 - w_c), times a constant, times the features' covariance.
     few = slice(None, None, max(1, len(rows.x) // COVARIANCE_ROWS))
     x, weights = rows.x[few].double(), rows.weights[few].double()
     variances, basis = torch.linalg.eigh((x * (weights / weights.sum())[:, None]).T @ x)
@@ -174,11 +138,8 @@ def _curvature(rows, num_classes, shrinkage):
 
 
 def _minimise(gradient: Callable[[Tensor], Tensor], point: Tensor, tolerance: float) -> tuple[Tensor, float]:
-    """Returns the minimum of a convex function, and the length of its gradient there.
-
-    It is found by L-BFGS (Nocedal and Wright, Numerical Optimization, section 7.2) from gradients alone:
-    rounding hides the last differences of the function's values.
-    """
+    """Returns a convex function's minimum and the length of its gradient, by L-BFGS (Nocedal and Wright,
+    section 7.2) from gradients alone: rounding hides the last differences of the function's values."""
     here = gradient(point)
     steps = changes = here.new_empty(0, here.numel())
     for _ in range(MAX_STEPS):

@@ -1,13 +1,10 @@
 """An evaluation from features to files: fits, evaluates, prints the tables, writes results and detector."""
 
-import contextlib
-import fcntl
 import json
 import os
 import shutil
 import tempfile
-import warnings
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,102 +15,43 @@ from utils.calibration import Calibration, Classifier
 from utils.checkpoint import progress_of
 from utils.console import say
 from utils.detector import FILE, Subject, write_detector
-from utils.distributed import Compute, in_main, resolved_precision
+from utils.distributed import resolved_precision
 from utils.environment import environment
 from utils.errors import InputError
-from utils.evaluation import Features, evaluate
-from utils.evaluation_flags import Settings
+from utils.evaluation import Features, Settings, evaluate
 from utils.fitting import TrainingSets, fit_calibrations, trained_statistics
 from utils.flags import FIGURES
+from utils.metrics import ACCURACY_COLUMNS, OOD_COLUMNS, OOD_METRICS
 from utils.plots import plot_roc, plot_score_histograms
-from utils.report import markdown, results_csv, summary, tables, title
-from utils.text_files import writable_folder, write_text
+from utils.text_files import csv_text, write_text
 
-PLOTS = {"scores": plot_score_histograms, "roc": plot_roc}
 FEATURES = "features"  # the folder of --save_features
 OUTPUTS = (FILE, "results.csv", "results.md", "results.json", FEATURES)
-OUTPUTS += tuple(f"{plot}.{kind}" for plot in PLOTS for kind in FIGURES)
-TEMPORARY = ".evaluation-"
+OUTPUTS += tuple(f"{plot}.{kind}" for plot in ("scores", "roc") for kind in FIGURES)
+BRIEF = ("auroc", "fpr95")  # columns of the table of every score
 
 
 class Sets(NamedTuple):
-    """The features of all images of an evaluation: the ID test set, the OOD sets by name, and what is fitted
-    on."""
+    """The features of an evaluation: of the ID test set, the OOD sets by name, and what is fitted on."""
 
     test: Features
     ood: dict[str, Features]
     fitting: TrainingSets
 
-    def by_name(self) -> dict[str, Features]:
-        """Returns every set under the name of its file of features."""
-        own = {"test": self.test, "training": self.fitting.training}
-        own |= {"outliers": self.fitting.outliers, "held_out": self.fitting.held_out}
-        own = {name: features for name, features in own.items() if features is not None}
-        return own | {f"{name}-ood" if name in own else name: s for name, s in self.ood.items()}
-
-
-@contextlib.contextmanager
-def exclusive(folder: Path, compute: Compute) -> Iterator[Path]:
-    """Creates the folder of an evaluation's results, and yields it; no other evaluation can use it meanwhile.
-
-    Raises:
-        InputError: it cannot be written, or another evaluation uses it.
-    """
-    descriptor = in_main(compute, lambda: _lock(writable_folder(folder)))
-    try:
-        yield folder
-    finally:
-        if descriptor is not None:
-            os.close(descriptor)
-
-
-def _lock(folder):
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise InputError(
-            f"another evaluation writes to {folder}: wait for it, or choose another folder with --srp"
-        ) from None
-    except OSError:  # a file system without locks
-        return descriptor
-    for left in folder.glob(f"{TEMPORARY}*"):  # by an evaluation that was killed
-        shutil.rmtree(left, ignore_errors=True)
-    return descriptor
-
 
 def conclude(
-    subject: Subject,
-    sets: Sets,
-    settings: Settings,
-    about: dict[str, Any],
-    folder: Path,
-    device: torch.device,
+    subject: Subject, sets: Sets, settings: Settings, about: dict, folder: Path, device: torch.device
 ) -> None:
     """Fits calibrations and scores, evaluates them, prints the tables and writes results and detector.
 
     Without a set of OOD images it evaluates accuracy alone. After calibration on test images it writes no
-    detector.
-
-    Args:
-        about: what results.json says beside the results: ``dataset``, ``network``, ``normalization``,
-            ``notes``, ``checkpoint``; see :mod:`utils.report` for those that the tables use.
-        folder: see :func:`exclusive`. device: where the network is.
-
-    Raises:
-        InputError: the score cannot be fitted, or a file cannot be written; earlier results then stay.
+    detector. ``about``: what results.json says beside the results. ``device``: where the network is. Raises
+    InputError if the score cannot be fitted or a file cannot be written; earlier results then stay.
     """
-    classifier = Classifier.of(subject.model, settings.tnorm)
-    counts, training = subject.class_counts, sets.fitting.training
+    classifier, counts = Classifier.of(subject.model, settings.tnorm), subject.class_counts
+    statistics = trained_statistics(subject.checkpoint, *classifier.weight.shape)
     calibrations, facts = fit_calibrations(
-        settings.calibrations,
-        classifier,
-        sets.fitting,
-        counts,
-        score=settings.score,
-        strength=settings.strength,
-        statistics=trained_statistics(subject.checkpoint, len(counts), training.features.shape[1]),
+        settings.calibrations, classifier, sets.fitting, counts, settings.score, settings.strength, statistics
     )
     results, scores = evaluate(calibrations, sets.test, sets.ood, counts)
     split = settings.calibration_split if "fc" in calibrations else None
@@ -124,50 +62,122 @@ def conclude(
     results = about | facts | results | {"environment": environment(device)}
     say(summary(results))
     say(tables(results))
-    with _replaced_together(folder) as new:
-        write_text(new / "results.json", json.dumps(results, indent=1) + "\n")
-        write_text(new / "results.csv", results_csv(results))
-        write_text(new / "results.md", markdown(results))
-        if sets.ood:
-            curves = {f"calibration: {name}": of[settings.score] for name, of in scores.items()}
-            _draw(curves, new, settings.figures, title(results))
-        if settings.save_features:
-            _write_features(sets.by_name(), classifier, new / FEATURES)
-        if split == "test":
-            say("no detector is written when test images were used for calibration")
-        else:
-            write_detector(new / FILE, subject, calibrations, sets.fitting, settings, facts.get("auto"))
-
-
-@contextlib.contextmanager
-def _replaced_together(folder):
-    """Yields a temporary folder; its files replace all outputs of an earlier evaluation at the end."""
     try:
-        with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=folder) as temporary:
-            yield Path(temporary)
-            for name in OUTPUTS:
+        with tempfile.TemporaryDirectory(prefix=".evaluation-", dir=folder) as temporary:
+            new = Path(temporary)
+            write_text(new / "results.json", json.dumps(results, indent=1) + "\n")
+            write_text(new / "results.csv", results_csv(results))
+            write_text(new / "results.md", markdown(results))
+            if settings.save_features:
+                _write_features(sets, classifier, new / FEATURES)
+            if split == "test":
+                say("no detector is written when test images were used for calibration")
+            else:
+                write_detector(new / FILE, subject, calibrations, sets.fitting, settings, facts.get("auto"))
+            for name in OUTPUTS:  # of an earlier evaluation
                 old = folder / name
                 shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
-            written = [name for name in OUTPUTS if (Path(temporary) / name).exists()]
-            for name in written:
-                os.replace(Path(temporary) / name, folder / name)
+            for file in new.iterdir():
+                os.replace(file, folder / file.name)
+        if sets.ood:  # last, so a plot that fails costs no number
+            curves = {f"calibration: {name}": of[settings.score] for name, of in scores.items()}
+            title = f"{_data(results)}, {subject.name}, score: {settings.score}"
+            for name, plot in (("scores", plot_score_histograms), ("roc", plot_roc)):
+                plot(curves, folder / f"{name}.{settings.figures}", title)
     except OSError as error:
         raise InputError(f"the results could not be written to {folder}: {error.strerror or error}") from None
-    say(f"written to {folder}: {', '.join(written)}")
-
-
-def _draw(curves, folder, figures, title):
-    """Draws the plots; warns once if that fails, as with names that no font can show."""
-    try:
-        for name, plot in PLOTS.items():
-            plot(curves, folder / f"{name}.{figures}", title)
-    except Exception as error:
-        warnings.warn(f"the plots could not be drawn: {error!r}", stacklevel=2)
+    say(f"written to {folder}")
 
 
 def _write_features(sets, classifier, folder):
     folder.mkdir()
-    for name, (features, labels) in sets.items():
-        logits = torch.cat([rows.logits.float() for rows in Calibration(classifier).outputs(features)])
-        arrays = {"features": features.numpy(), "logits": logits.cpu().numpy(), "labels": labels.numpy()}
-        np.savez(folder / f"{name}.npz", **arrays)
+    fitting = sets.fitting._asdict() | {"attending": None}
+    named = {"test": sets.test} | {name: of_set for name, of_set in fitting.items() if of_set is not None}
+    named |= {f"{name}-ood" if name in named else name: of_set for name, of_set in sets.ood.items()}
+    for name, of_set in named.items():
+        logits = torch.cat([rows.logits.float() for rows in Calibration(classifier).outputs(of_set.features)])
+        np.savez(folder / f"{name}.npz", **of_set._asdict(), logits=logits.cpu())
+
+
+def summary(results: dict[str, Any]) -> str:
+    """Describes what was evaluated and what readers must know about it."""
+    about = [_data(results), results["network"]]
+    for name in ("rho", "normalization", "seed"):
+        if results.get(name) is not None:
+            about.append(f"{name} {results[name]}")
+    if results["epoch"] is not None:
+        about.append(f"epoch {results['epoch']} of {results['epochs'] or 'an unknown number'}")
+    about.append(f"score {results['score']}")
+    if results["tnorm"]:
+        about.append("unit classifier rows without bias (--tnorm)")
+    return "\n".join([f"{', '.join(about)}.", "", *(f"* **Note:** {note}." for note in results["notes"]), ""])
+
+
+def tables(results: dict[str, Any]) -> str:
+    """Formats one score's OOD table and the means of every score, if any, and the accuracy table."""
+    rows = [[a["calibration"], *(_percent(a[s]) for s in ACCURACY_COLUMNS)] for a in results["accuracy"]]
+    accuracy = _table(["calibration", *ACCURACY_COLUMNS.values()], rows)
+    if not results["rows"]:
+        return f"Percent; without OOD images there is only accuracy.\n\n{accuracy}"
+    score, lines, every = results["score"], [], {}
+    for mean in results["mean"]:
+        name = mean["calibration"]
+        every.setdefault(mean["score"], []).extend(_percent(mean[metric]) for metric in BRIEF)
+        if mean["score"] != score:
+            continue
+        for row in (r for r in results["rows"] if r["score"] == score and r["calibration"] == name):
+            sizes = f"{row['n_id']} / {row['n_ood']}"
+            lines.append([row["ood"], name, sizes, *(_percent(row[m]) for m in OOD_METRICS)])
+        lines.append(["**mean**", name, "", *(_percent(mean[m]) for m in OOD_METRICS)])
+    of_calibrations = [f"{a['calibration']}: {OOD_COLUMNS[m]}" for a in results["accuracy"] for m in BRIEF]
+    return "\n".join(
+        [
+            _table(["OOD set", "calibration", "ID / OOD images", *OOD_COLUMNS.values()], lines),
+            "",
+            f"Percent; OOD is the positive class; score: {score}. FPR95: share of ID flagged where "
+            "95 % of OOD is caught. FPR95-ID: share of OOD accepted where 95 % of ID is kept.",
+            "",
+            "Every score, mean over the OOD sets; sets can disagree, results.json has each:",
+            "",
+            _table(["score", *of_calibrations], [[name, *cells] for name, cells in every.items()]),
+            "",
+            accuracy,
+        ]
+    )
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """Formats results.md: what was evaluated, the tables, and accuracy per class, rarest last."""
+    text = f"# {_data(results)}\n\n{summary(results)}\n{tables(results)}\n"
+    counts, accuracies = results["class_counts"], results["accuracy"]
+    names = results["class_names"] or list(map(str, range(len(counts))))
+    rows = [
+        [names[c], str(counts[c]), *(_percent(a["per_class"][c]) for a in accuracies)]
+        for c in sorted(range(len(counts)), key=lambda c: -counts[c])
+    ]
+    head = ["class", "training images", *(f"{a['calibration']}: ACC ↑" for a in accuracies)]
+    return f"{text}\nAccuracy of each class:\n\n{_table(head, rows)}\n"
+
+
+def results_csv(results: dict[str, Any]) -> str:
+    """Formats a row for each OOD set, calibration and score; metrics are fractions."""
+    about, strength = {"dataset": results["dataset"]}, results.get("fc_strength")
+    return csv_text([about | r | {"fc_strength": strength if r["fc"] else None} for r in results["rows"]])
+
+
+def _data(results):
+    return results.get("data") or results["dataset"]
+
+
+def _percent(value):
+    return "-" if value is None else f"{100 * value:.2f}"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [[cell.replace("|", "\\|") for cell in line] for line in (head, *rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    lines.insert(1, ["-" * width for width in widths])
+    return "\n".join(
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |"
+        for line in lines
+    )

@@ -11,9 +11,9 @@ from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from utils.calibration import CHUNK, Calibration, Outputs, class_sizes, exact_products
-from utils.errors import InputError
 from utils.vmf import estimate_vmf, log_normalizer
 
 NEIGHBOURS = 5  # k of knn; tail classes have few images
@@ -23,34 +23,27 @@ COMBINED = ("energy", "mahalanobis", "probe")  # what the score of that name is 
 
 
 class Training(NamedTuple):
-    """What scores are fitted on; nothing here comes from test images or OOD sets.
-
-    ``features`` (N, D) of training images, uncalibrated, and ``labels`` int64 (N,). ``statistics``: mu (C, D)
-    and kappa (C,) of the classes' von Mises-Fisher distributions on the unit sphere of features, if training
-    kept them, else None.
-    """
+    """What scores are fitted on: uncalibrated ``features`` (N, D) of training images, never test images or
+    OOD sets; ``labels`` int64 (N,); ``statistics`` mu (C, D) and kappa (C,) of the classes' von Mises-Fisher
+    distributions, if training kept them for unit features."""
 
     calibration: Calibration
-    features: torch.Tensor
-    labels: torch.Tensor
-    statistics: tuple[torch.Tensor, torch.Tensor] | None = None
+    features: Tensor
+    labels: Tensor
+    statistics: tuple[Tensor, Tensor] | None = None
 
-    def unit_features(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yields u (n, D) float64 and labels (n,), some rows at a time, on the calibration's device."""
+    def unit_features(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yields u (n, D) float64 and labels (n,) of some rows, on the calibration's device."""
         outputs = self.calibration.outputs(self.features)
         for rows, labels in zip(outputs, self.labels.split(CHUNK), strict=True):
             yield F.normalize(rows.features, dim=1), labels.to(rows.features.device)
 
-    def class_vmf(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+    def class_vmf(self) -> tuple[Tensor, Tensor] | None:
         """Returns ``statistics``, if they are of these features: under FC, features are f * A."""
         return self.statistics if self.calibration.attention is None else None
 
-    def class_means(self) -> torch.Tensor:
-        """Returns the mean u of every class, float64 (C, D).
-
-        Raises:
-            InputError: a class without an image.
-        """
+    def class_means(self) -> Tensor:
+        """Returns the mean u of every class, float64 (C, D)."""
         sums = torch.zeros_like(self.calibration.classifier.weight)
         for u, labels in self.unit_features():
             sums.index_add_(0, labels, u)
@@ -58,11 +51,7 @@ class Training(NamedTuple):
 
 
 class Score(ABC):
-    """A fitted score. Its fields are tensors; ``state`` returns them, and the class rebuilds the score from
-    them.
-
-    Subclasses are registered under their ``name``, in :data:`SCORES`.
-    """
+    """A fitted score; its fields are tensors. Subclasses are registered under their ``name``."""
 
     name: ClassVar[str]
 
@@ -75,12 +64,8 @@ class Score(ABC):
         return cls()
 
     @abstractmethod
-    def __call__(self, outputs: Outputs) -> torch.Tensor:
+    def __call__(self, outputs: Outputs) -> Tensor:
         """Scores N images, (N,) float64, from their outputs under the calibration it was fitted for."""
-
-    def state(self) -> dict[str, torch.Tensor]:
-        """Returns what was fitted; the class called with it is the score again."""
-        return dict(vars(self))
 
 
 SCORES: dict[str, type[Score]] = {}
@@ -116,14 +101,10 @@ class MaxLogit(Score):
 @dataclass(frozen=True, eq=False)
 class KNN(Score):
     """1 - cosine to the k-th nearest training feature, k = 5 (Sun et al., ICML 2022); to the farthest if
-    there are fewer.
-
-    ``bank``: u of the training images, float32 (N, D).
-    """
+    there are fewer. ``bank``: u of the training images, float32 (N, D)."""
 
     name = "knn"
-
-    bank: torch.Tensor
+    bank: Tensor
 
     @classmethod
     def fit(cls, training):
@@ -141,16 +122,12 @@ class KNN(Score):
 @dataclass(frozen=True, eq=False)
 class VMF(Score):
     """-max_c [log C_p(kappa_c) + kappa_c mu_c.u]: the negative log-likelihood of the likeliest class's von
-    Mises-Fisher distribution.
-
-    ``mu`` float64 (C, D) and ``kappa`` float64 (C,): from training, or estimated from training features;
-    under FC always estimated, from f * A.
-    """
+    Mises-Fisher distribution; ``mu`` float64 (C, D) and ``kappa`` (C,) from training, or estimated from
+    training features, under FC always, from f * A."""
 
     name = "vmf"
-
-    mu: torch.Tensor
-    kappa: torch.Tensor
+    mu: Tensor
+    kappa: Tensor
 
     @classmethod
     def fit(cls, training):
@@ -170,23 +147,17 @@ class Mahalanobis(Score):
     NeurIPS 2018; on the unit sphere and with a ridge, HPM, arXiv 2605.17799).
 
     Sigma = (1/N) sum_i (u_i - m_{y_i})(u_i - m_{y_i})^T is pooled over the classes, Sigma_r = Sigma +
-    r (tr Sigma / D) I with r = 0.1, and L L^T = Sigma_r.
-
-    Left out where each class has a single image: nothing varies within a class.
-
-    ``whitening``: L^-1, float64 (D, D). ``means``: L^-1 m_c, float64 (C, D).
+    r (tr Sigma / D) I with r = 0.1, and L L^T = Sigma_r. ``whitening``: L^-1, float64 (D, D). ``means``:
+    L^-1 m_c, float64 (C, D). Left out if nothing varies within a class.
     """
 
     name = "mahalanobis"
-
-    whitening: torch.Tensor
-    means: torch.Tensor
+    whitening: Tensor
+    means: Tensor
 
     @classmethod
     def fit(cls, training):
         means = training.class_means()
-        if len(training.labels) == len(means):
-            return None
         identity = torch.eye(means.shape[1], dtype=means.dtype, device=means.device)
         covariance = torch.zeros_like(identity)
         for u, labels in training.unit_features():
@@ -194,24 +165,20 @@ class Mahalanobis(Score):
             covariance += residual.T @ residual / len(training.labels)
         variance = covariance.trace() / len(covariance)
         if not bool(variance > ROUNDING):
-            raise InputError(
-                "the training features of each class do not vary, or are not finite: no score can be fitted"
-            )
+            return None
         factor = torch.linalg.cholesky(covariance + RIDGE * variance * identity)
         whitening = torch.linalg.solve_triangular(factor, identity, upper=False)
         return cls(whitening, means @ whitening.T)
 
     def __call__(self, outputs):
         white = F.normalize(outputs.features, dim=1) @ self.whitening.T
-        distances = (
-            white.square().sum(1, keepdim=True) - 2 * white @ self.means.T + self.means.square().sum(1)
-        )
+        products = 2 * white @ self.means.T
+        distances = white.square().sum(1, keepdim=True) - products + self.means.square().sum(1)
         return distances.amin(dim=1).clamp(min=0)
 
 
 class Probe(Score):
-    """The log-probability of the probe's outlier class, see :mod:`utils.probe`; the same under every
-    calibration. Left out without a probe."""
+    """The log-probability of the probe's outlier class, see :mod:`utils.probe`; left out without a probe."""
 
     name = "probe"
 
@@ -224,62 +191,44 @@ class Probe(Score):
 
 
 def score_names() -> tuple[str, ...]:
-    """Returns the names of all scores that there are at the time of the call."""
     return (*SCORES, "combined")
 
 
 class FittedScores(NamedTuple):
-    """The scores of one calibration, and their sum ``combined``.
-
-    ``scores``: name -> :class:`Score`. ``standards``: the (mean, deviation) over the training images of each
-    member of ``combined``; empty if there is no ``combined``.
-    """
+    """The scores of one calibration by name. ``standards``: the (mean, deviation) over the training images of
+    each member of ``combined``, if it is there."""
 
     scores: dict[str, Score]
     standards: dict[str, tuple[float, float]]
 
-    def __call__(self, outputs: Outputs) -> dict[str, torch.Tensor]:
-        """Returns name -> (N,) float64, for the outputs of N images under the calibration."""
+    def __call__(self, outputs: Outputs) -> dict[str, Tensor]:
+        """Returns name -> (N,) float64 for the outputs of N images."""
         with exact_products(outputs.features.device):
             values = {name: score(outputs) for name, score in self.scores.items()}
         if self.standards:
-            values["combined"] = sum(
-                (values[name] - mean) / deviation for name, (mean, deviation) in self.standards.items()
-            )
+            standards = self.standards.items()
+            values["combined"] = sum((values[name] - mean) / std for name, (mean, std) in standards)
         return values
 
     def state(self) -> dict:
-        """Returns tensors and plain values, from which :meth:`restore` rebuilds the scores."""
-        scores = {name: score.state() for name, score in self.scores.items()}
+        scores = {name: dict(vars(score)) for name, score in self.scores.items()}
         return {"scores": scores, "standards": {name: list(pair) for name, pair in self.standards.items()}}
-
-    @classmethod
-    def restore(cls, state: dict) -> "FittedScores":
-        scores = {name: SCORES[name](**fields) for name, fields in state["scores"].items()}
-        return cls(scores, {name: tuple(pair) for name, pair in state["standards"].items()})
 
 
 def fit_scores(training: Training, names: Iterable[str] | None = None) -> FittedScores:
-    """Fits scores, all by default, on training images alone.
-
-    ``combined`` is the sum of energy, mahalanobis and probe, each standardised by its mean and deviation over
-    the training images. Without one of them there is no ``combined``.
-
-    Raises:
-        InputError: features that do not vary or are not finite, or a class without an image.
-    """
+    """Fits scores, all by default, on training images alone; raises InputError if a class has none.
+    ``combined`` is the sum of :data:`COMBINED`, each standardised by its mean and deviation over the training
+    images; there is none if one of them is missing."""
     names = set(score_names() if names is None else names)
     combined = "combined" in names
-    fitted = {
-        name: score.fit(training)
-        for name, score in SCORES.items()
-        if name in names or (combined and name in COMBINED)
-    }
+    if combined:
+        names.update(COMBINED)
+    fitted = {name: score.fit(training) for name, score in SCORES.items() if name in names}
     scores = FittedScores({name: score for name, score in fitted.items() if score is not None}, {})
     if not combined or not scores.scores.keys() >= set(COMBINED):
         return scores
-    members = FittedScores({name: scores.scores[name] for name in COMBINED}, {})
     outputs = training.calibration.outputs(training.features)
+    members = FittedScores({name: scores.scores[name] for name in COMBINED}, {})
     values = torch.cat([torch.stack(list(members(rows).values())) for rows in outputs], dim=1)
     deviations, means = torch.std_mean(values, dim=1, correction=0)
     deviations = deviations.where(deviations > 0, 1)  # a constant score adds a constant

@@ -10,7 +10,6 @@ from fuzzing import damaged, fuzz, plain_values, read_or_refuse
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datasets.normalization import NORMALIZATIONS
 from datasets.registry import BENCHMARKS
 from models import FAMILIES, build_model
 from utils.checkpoint import load_checkpoint
@@ -70,7 +69,7 @@ def test_arguments_in_checkpoints(name, value, epoch, record_count):
     if identified is not None:
         known, notes = identified
         assert known["ds"] in BENCHMARKS and known["model"] in FAMILIES["cifar"]
-        assert known["normalization"] in NORMALIZATIONS and isinstance(known["depart"], list)
+        assert isinstance(known["depart"], list)
         assert 0 < known["rho"] <= 1 and 0 <= known["val_fraction"] <= 0.9
         assert all(isinstance(note, str) and "\n" not in note and len(note) < 500 for note in notes)
 
