@@ -23,10 +23,9 @@ from datasets.scood import RESIZE_MODES
 from models import FAMILIES, build_model
 from utils import flags
 from utils.checkpoint import caveats, require_classes, resolve_settings, stored_arguments
-from utils.console import say, show_warnings_plainly
 from utils.detector import Subject
 from utils.distributed import autocast
-from utils.errors import InputError, exit_cleanly
+from utils.errors import InputError, exit_cleanly, say, show_warnings_plainly
 from utils.evaluation import extract_features, prepare_network
 from utils.evaluation_flags import choose_settings, data_of_run, evaluation_parser
 from utils.evaluation_script import run_script
@@ -120,9 +119,6 @@ def long_tailed_test_images(test, num_classes, rho):
         ) from None
 
 
-RANGES = {"rho": flags.imbalance_ratio, "val_fraction": flags.fraction}
-
-
 def identify(checkpoint, given):
     """Identifies a checkpoint: from its own arguments, else the flags, else its weights and the paper's
     settings.
@@ -140,7 +136,7 @@ def identify(checkpoint, given):
     stored, weights = stored_arguments(checkpoint), network_weights(checkpoint)
     outputs = weights["linear.weight"].shape[:1] if "linear.weight" in weights else None
     likely_ds = next((ds for ds, b in BENCHMARKS.items() if (b.num_classes,) == outputs), "cifar10")
-    named, assumed = resolve_settings(given, stored, {"ds": likely_ds}, {})
+    named, assumed = resolve_settings(given, stored, {"ds": likely_ds})
     if named["ds"] not in BENCHMARKS:
         advice = ": use test_imagenet.py" if named["ds"] == "imagenet" else ", which test.py does not know"
         raise InputError(f"the checkpoint was trained on {named['ds']}{advice}")
@@ -148,7 +144,7 @@ def identify(checkpoint, given):
     family, likely_model = network_of(weights) or (None, None)
     defaults = {"model": likely_model if family == "cifar" else usual["model"], "val_fraction": 0}
     defaults |= {"rho": usual["rho"], "normalization": usual["normalization"], "depart": []}
-    trained, assumed_too = resolve_settings(given, stored, defaults, RANGES)
+    trained, assumed_too = resolve_settings(given, stored, defaults)
     for name, choices in (("model", FAMILIES["cifar"]), ("normalization", NORMALIZATIONS)):
         if trained[name] not in choices:
             raise InputError(

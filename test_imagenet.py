@@ -24,18 +24,15 @@ from datasets.randomness import epoch_indices
 from models import FAMILIES, build_model
 from utils import flags
 from utils.checkpoint import caveats, require_classes, resolve_settings, stored_arguments
-from utils.console import say, show_warnings_plainly
 from utils.detector import Subject
 from utils.distributed import autocast, to_main
-from utils.errors import InputError, exit_cleanly
+from utils.errors import InputError, exit_cleanly, say, show_warnings_plainly
 from utils.evaluation import Features, extract_features, prepare_network
 from utils.evaluation_flags import choose_settings, data_of_run, evaluation_parser
 from utils.evaluation_script import run_script
 from utils.fitting import TrainingSets
 from utils.results import Sets, conclude
 from utils.weights import network_of, network_weights
-
-RANGES = {"image_size": flags.image_size, "val_fraction": flags.fraction}
 
 
 def main(argv=None):
@@ -171,7 +168,7 @@ def identify(checkpoint, given):
     family, likely_model = network_of(network_weights(checkpoint)) or (None, None)
     defaults = {"ds": "imagenet", "model": likely_model if family == "imagenet" else "ResNet50"}
     defaults |= {"image_size": 224, "normalization": "imagenet", "val_fraction": 0}
-    known, assumed = resolve_settings(given, stored_arguments(checkpoint), defaults, RANGES)
+    known, assumed = resolve_settings(given, stored_arguments(checkpoint), defaults)
     if known["ds"] != "imagenet" or known["model"] not in FAMILIES["imagenet"]:
         raise InputError(
             f"the checkpoint holds a {known['model']} trained on {known['ds']}, which is for test.py"

@@ -20,7 +20,7 @@ from datasets.normalization import IMAGENET_NORMALIZATION, NORMALIZATIONS
 from datasets.registry import BENCHMARKS
 from models import FAMILIES, build_model
 from utils import flags
-from utils.console import say, show_warnings_plainly
+from utils.checkpoint import parse_training, resumes
 from utils.distributed import (
     autocast,
     finish,
@@ -30,13 +30,12 @@ from utils.distributed import (
     share_buffers,
     start,
 )
-from utils.errors import InputError, exit_cleanly
+from utils.errors import InputError, exit_cleanly, say, show_warnings_plainly
 from utils.guard import StepGuard
-from utils.initial_weights import initialize
+from utils.history import EpochMeter
 from utils.losses import PATTLoss
-from utils.meter import EpochMeter
-from utils.resuming import Trained, TrainingData, parse_training, resumes
-from utils.run import open_run
+from utils.run import Trained, TrainingData, open_run
+from utils.weights import initialize
 
 # Where training in the authors' release departs from the paper; the full table is in docs/departures.md.
 RELEASED_CHOICES = {
@@ -107,9 +106,8 @@ def train(args, compute, data, model, learning_rate):
             held_out = None
             if data.validation_batches is not None:
                 share_buffers(model)
-                held_out = accuracy(
-                    model, data.validation_batches(), data.class_counts, compute.device, mixed_precision
-                )
+                batches = data.validation_batches()
+                held_out = accuracy(model, batches, data.class_counts, compute.device, mixed_precision)
             run.end_epoch(learning_rate(epoch), held_out)
 
 
@@ -206,16 +204,13 @@ def add_method_flags(parser):
     points = "depart from the paper, as the release does, only in these points: "
     points += "; ".join(f"{point}: {what}" for point, what in RELEASED_CHOICES.items())
     add("--depart", nargs="+", choices=tuple(RELEASED_CHOICES), default=[], metavar="POINT", help=points)
-    flags.add_boolean(
-        group,
-        "--isac",
-        default=True,
-        help="the contrastive term; without it the logit adjustment has weight 1",
-    )
-    flags.add_boolean(
-        group, "--tla", default=True, help="the logit adjustment; without it, plain cross-entropy"
-    )
-    flags.add_boolean(group, "--oe", default=True, help="outlier exposure; without it, no outliers are read")
+    parts = {
+        "--isac": "the contrastive term; without it the logit adjustment has weight 1",
+        "--tla": "the logit adjustment; without it, plain cross-entropy",
+        "--oe": "outlier exposure; without it, no outliers are read",
+    }
+    for name, what in parts.items():
+        flags.add_boolean(group, name, default=True, help=what)
 
 
 def parse_args(argv=None):
@@ -223,19 +218,10 @@ def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=flags.HelpFormatter)
     group = parser.add_argument_group("data and network")
     add = group.add_argument
-    name = flags.dataset_in_memory
-    add(
-        "--dataset",
-        "--ds",
-        dest="ds",
-        type=name,
-        choices=tuple(BENCHMARKS),
-        default="cifar10",
-        help="the data set",
-    )
-    add(
-        "--data_root_path", "--drp", dest="drp", type=flags.path, default=Path("data"), help="the data folder"
-    )
+    data_set = {"type": flags.dataset_in_memory, "choices": tuple(BENCHMARKS), "default": "cifar10"}
+    add("--dataset", "--ds", dest="ds", **data_set, help="the data set")
+    folder = {"type": flags.path, "default": Path("data")}
+    add("--data_root_path", "--drp", dest="drp", **folder, help="the data folder")
     add("--model", "--md", choices=tuple(FAMILIES["cifar"]), help="the network")
     ours = "put the contrastive term on a projection head; not in the paper"
     flags.add_boolean(group, "--head", default=False, help=ours)

@@ -18,11 +18,11 @@ from datasets.normalization import NORMALIZATIONS
 from models import FAMILIES, build_model
 from train import add_method_flags, resolve, train, warmed_up
 from utils import flags
-from utils.console import say, show_warnings_plainly
+from utils.checkpoint import parse_training, resumes
 from utils.distributed import finish, seed_everything, start
-from utils.errors import exit_cleanly
-from utils.initial_weights import initialize
-from utils.resuming import TrainingData, parse_training, resumes
+from utils.errors import exit_cleanly, say, show_warnings_plainly
+from utils.run import TrainingData
+from utils.weights import initialize
 
 DEFAULTS = dict(
     model="ResNet50",

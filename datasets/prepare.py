@@ -23,8 +23,7 @@ from datasets.outliers import map_outliers
 from datasets.own_sets import write_ood_set, write_outliers
 from datasets.scood import DEFAULT_SETS, image_root, list_path
 from utils import flags
-from utils.console import say, show_warnings_plainly
-from utils.errors import InputError, exit_cleanly
+from utils.errors import InputError, exit_cleanly, say, show_warnings_plainly
 
 TINY_IMAGES_URL = "https://people.eecs.berkeley.edu/~hendrycks/300K_random_images.npy"
 SCOOD_PAGE = "https://jingkang50.github.io/projects/scood"

@@ -16,7 +16,7 @@ from datasets.loader import TrainLoader
 from models import build_model
 from utils import run as run_module
 from utils.checkpoint import load_run, save_checkpoint
-from utils.environment import resumed_in
+from utils.distributed import resumed_in
 from utils.run import EXIT_STOPPED
 
 
@@ -130,7 +130,7 @@ def test_the_commit_is_that_of_the_projects_own_repository(own, tmp_path):
     git = ["git", "-C", str(tmp_path), "-c", "user.name=n", "-c", "user.email=e"]
     for words in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "first"]):
         subprocess.run([*git, *words], check=True)
-    program = "import torch, utils.environment as e; print(e.environment(torch.device('cpu'))['commit'])"
+    program = "import torch, utils.distributed as e; print(e.environment(torch.device('cpu'))['commit'])"
     command = [sys.executable, "-c", program]
     printed = subprocess.run(command, cwd=project, capture_output=True, text=True, check=True).stdout.strip()
     head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True).stdout[:12]

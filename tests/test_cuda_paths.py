@@ -22,7 +22,7 @@ from utils import losses, vmf
 from utils.detector import Detector
 from utils.distributed import Compute, autocast, parallelize
 from utils.guard import StepGuard
-from utils.meter import EpochMeter
+from utils.history import EpochMeter
 from utils.run import EXIT_STOPPED, Run
 
 pytestmark = pytest.mark.skipif(

@@ -26,10 +26,9 @@ from utils.distributed import (
 from utils.errors import InputError
 from utils.evaluation import extract_features
 from utils.guard import StepGuard
+from utils.history import EpochMeter
 from utils.losses import PATTLoss
-from utils.meter import EpochMeter
-from utils.resuming import Trained, TrainingData
-from utils.run import open_run
+from utils.run import Trained, TrainingData, open_run
 
 BATCH, OUTLIERS, STEPS = 8, 6, 3
 COUNTS = [20, 9, 4]

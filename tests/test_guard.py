@@ -4,8 +4,8 @@ import torch
 from models import build_model
 from utils.errors import InputError
 from utils.guard import StepGuard
+from utils.history import EpochMeter
 from utils.losses import PATTLoss
-from utils.meter import EpochMeter
 
 BATCH, OUTLIERS = 4, 3
 LABELS = torch.tensor([0, 1, 2, 0])

@@ -6,7 +6,7 @@ from torchvision.models import get_model
 
 from models import build_model
 from utils.errors import InputError
-from utils.initial_weights import initialize
+from utils.weights import initialize
 
 
 @pytest.fixture

@@ -1,18 +1,24 @@
 """Where the computation runs: one CPU or GPU, several GPUs in one process (DataParallel), or several
-processes (torchrun)."""
+processes (torchrun); and what a result says about it."""
 
 import ctypes
+import datetime
 import os
+import platform
+import re
+import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.distributed as dist
+import torchvision
 from torch import Tensor, nn
 
-from utils.console import say
-from utils.errors import InputError, first_line
+from utils.errors import InputError, first_line, say
 
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # numbers of mallopt's parameters in glibc
 
@@ -44,42 +50,36 @@ def start(gpu: str) -> Compute:
             or the processes cannot find each other.
     """
     _keep_freed_memory()
-    wants_cuda = gpu != "cpu"
-    indices = _gpu_indices(gpu) if wants_cuda else ()
+    cuda, indices = gpu != "cpu", ()
+    if cuda:
+        indices = _gpu_indices(gpu)
+        if not torch.cuda.is_available():
+            cuda = False
+            if is_first_process():
+                say(f"no CUDA device here: --gpu {gpu} runs on the CPU")
     under_torchrun = _is_under_torchrun()
-    if wants_cuda and not torch.cuda.is_available():
-        if is_first_process():
-            say(f"no CUDA device here: --gpu {gpu} runs on the CPU")
-        wants_cuda = False
-    if wants_cuda:  # set, so that a container's environment changes no result
-        torch.set_float32_matmul_precision("highest")
-        torch.backends.cudnn.allow_tf32 = True
-    if under_torchrun:
-        local_rank = int(os.environ["LOCAL_RANK"])
-        if wants_cuda:
+    if cuda:
+        if under_torchrun:
+            local_rank = int(os.environ["LOCAL_RANK"])
             indices = (local_rank,) if indices == (0,) else indices[local_rank : local_rank + 1]
             if not indices:
-                raise InputError(
-                    f"--gpu {gpu} has none for process {local_rank} of torchrun: name one GPU per process, "
-                    "or give --gpu 0 to use the first ones"
-                )
-            _check_indices(indices)
-            torch.cuda.set_device(indices[0])
-        try:
-            dist.init_process_group("nccl" if wants_cuda else "gloo")
-        except (RuntimeError, ValueError) as error:
-            meeting = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-            raise InputError(
-                f"the processes cannot meet at {meeting} (MASTER_ADDR:MASTER_PORT): {first_line(error)}; if "
-                "the port is in use, choose another with torchrun --master_port"
-            ) from None
-        device = torch.device("cuda", indices[0]) if wants_cuda else torch.device("cpu")
-        return Compute(device, (), dist.get_rank(), dist.get_world_size())
-    if not wants_cuda:
-        return Compute(torch.device("cpu"))
-    _check_indices(indices)
-    torch.cuda.set_device(indices[0])
-    return Compute(torch.device("cuda", indices[0]), indices)
+                raise InputError(f"--gpu {gpu} names no GPU for process {local_rank} of torchrun")
+        if max(indices) >= torch.cuda.device_count():
+            visible = f"{torch.cuda.device_count()} CUDA devices are visible"
+            raise InputError(f"--gpu {max(indices)}: no such device; {visible}")
+        torch.cuda.set_device(indices[0])
+        # Set, so that a container's environment changes no result.
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cudnn.allow_tf32 = True
+    device = torch.device("cuda", indices[0]) if cuda else torch.device("cpu")
+    if not under_torchrun:
+        return Compute(device, indices if cuda else ())
+    try:
+        dist.init_process_group("nccl" if cuda else "gloo")
+    except (RuntimeError, ValueError) as error:
+        advice = "if the port is in use, choose another with torchrun --master_port"
+        raise InputError(f"the processes cannot meet: {first_line(error)}; {advice}") from None
+    return Compute(device, (), dist.get_rank(), dist.get_world_size())
 
 
 def _keep_freed_memory():
@@ -102,20 +102,7 @@ def seed_everything(seed: int, deterministic: bool) -> None:
 
 
 def _is_under_torchrun():
-    """Tells whether torchrun started this process.
-
-    Raises:
-        InputError: some of its variables are missing.
-    """
-    if "LOCAL_RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
-        return False
-    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
-    if missing:
-        raise InputError(
-            f"LOCAL_RANK and WORLD_SIZE are set, but not {', '.join(missing)}: use torchrun for several "
-            "processes, or unset both for one"
-        )
-    return True
+    return "LOCAL_RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
 def is_first_process() -> bool:
@@ -127,12 +114,9 @@ def refuse_torchrun(flag: str) -> None:
     """Refuses a flag whose work one process does.
 
     Raises:
-        InputError: torchrun started this process; the first one alone reports it. SystemExit: in the others,
-            with status 0, so that the launcher lets the first one speak.
+        InputError: torchrun started this process.
     """
     if _is_under_torchrun():
-        if not is_first_process():
-            raise SystemExit(0)
         raise InputError(f"{flag} takes one process: start the script without torchrun")
 
 
@@ -150,20 +134,6 @@ def _gpu_indices(text):
     if not indices or min(indices) < 0 or len(set(indices)) < len(indices):
         raise InputError(f"--gpu takes indices such as 0 or 0,1, or cpu, not {text!r}")
     return indices
-
-
-def _check_indices(indices):
-    visible = torch.cuda.device_count()
-    missing = [i for i in indices if i >= visible]
-    if missing:
-        some = (
-            "1 visible CUDA device: 0"
-            if visible == 1
-            else f"{visible} visible CUDA devices: 0 to {visible - 1}"
-        )
-        mask = os.environ.get("CUDA_VISIBLE_DEVICES")
-        where = "" if mask is None else f" (CUDA_VISIBLE_DEVICES is {mask!r})"
-        raise InputError(f"--gpu {missing[0]}: no such device; {some}{where}")
 
 
 def resolved_precision(device: torch.device, precision: str) -> str:
@@ -295,3 +265,48 @@ def sum_over_processes(tensor: Tensor) -> Tensor:
     if in_process_group():
         dist.all_reduce(tensor)
     return tensor
+
+
+def environment(device: torch.device) -> dict:
+    """Returns versions, device, commit and date, for ``args.json`` and result files."""
+    return {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "torchvision": str(torchvision.__version__),
+        "numpy": np.__version__,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor_name(),
+        "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "commit": _commit(),
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def resumed_in(before: dict, now: dict) -> dict:
+    """Returns the environment of a resumed run: of what changed between ``before``, as its checkpoint stores
+    it, and ``now``, the earlier values too."""
+    merged = dict(now)
+    for name in now.keys() & before.keys() - {"cpu_cores", "date"}:
+        earlier = str(before[name])
+        if earlier != str(now[name]):
+            same = earlier.endswith(f", then {now[name]}")
+            merged[name] = earlier if same else f"{earlier}, then {now[name]}"
+    return merged
+
+
+def _processor_name():
+    """Returns the CPU's name if the system reveals it, else its architecture."""
+    try:
+        return re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text()).group(1).strip()
+    except (OSError, AttributeError):
+        return f"{platform.machine()} CPU"
+
+
+def _commit():
+    """Returns the commit of this code, with "-dirty" if files differ; None outside its own checkout."""
+    project = Path(__file__).resolve().parent.parent
+    command = ["git", f"--git-dir={project / '.git'}", f"--work-tree={project}", "describe", "--always"]
+    command += ["--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from utils.calibration import Calibration
-from utils.console import on_terminal, say
 from utils.distributed import Compute, over_gpus, to_main
+from utils.errors import say
 from utils.metrics import OOD_METRICS, accuracy_by_shot, ood_metrics
 from utils.scores import FittedScores
 from utils.weights import load_weights, network_weights, some
@@ -63,7 +63,7 @@ def extract_features(
         RuntimeError: the number of images is not ``size``.
     """
     features, labels = [], []
-    shown, terminal = compute.is_main and title != "", on_terminal()
+    shown, terminal = compute.is_main and title != "", sys.stderr.isatty()
     with tqdm(
         total=size, desc=title, unit=" images", leave=False, disable=not (shown and terminal)
     ) as progress:

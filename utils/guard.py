@@ -6,9 +6,8 @@ import sys
 import torch
 from torch import Tensor
 
-from utils.console import say
 from utils.distributed import in_process_group, sum_over_processes
-from utils.errors import InputError
+from utils.errors import InputError, say
 
 CHECK_EVERY = {"cuda": 32, "cpu": 1}  # steps between checks of the flags, which synchronise with the device
 
@@ -77,9 +76,8 @@ class StepGuard:
         self.optimizer.step()
         for index, (group, now) in enumerate(zip(self.buffers, buffers, strict=True)):
             self.good[index] = torch.where(bad, self.good[index], now)
-            sizes = [b.numel() for b in group]
-            restored = [part.view_as(b) for part, b in zip(self.good[index].split(sizes), group, strict=True)]
-            torch._foreach_copy_(group, restored)
+            parts = self.good[index].split([b.numel() for b in group])
+            torch._foreach_copy_(group, [part.view_as(b) for part, b in zip(parts, group, strict=True)])
         self.pending.append((flags, names, step, indices))
         if len(self.pending) >= CHECK_EVERY[flags.device.type]:
             self.check()
@@ -90,17 +88,13 @@ class StepGuard:
         pending, self.pending = self.pending, []
         if not pending:
             return
-        for flags, (_, names, step, indices) in zip(
-            torch.stack([p[0] for p in pending]).tolist(), pending, strict=True
-        ):
-            wrong = list(dict.fromkeys(name for name, flag in zip(names, flags, strict=True) if flag))
+        all_flags = torch.stack([flags for flags, *_ in pending]).tolist()
+        for flags, (_, names, step, indices) in zip(all_flags, pending, strict=True):
+            wrong = dict.fromkeys(name for name, flag in zip(names, flags, strict=True) if flag)
             self.bad_in_row = self.bad_in_row + 1 if wrong else 0
             if not wrong:
                 continue
             what = f"step {step}: {', '.join(wrong)} not finite"
             say(f"warning: {what}, step not applied; images {indices.tolist()}", sys.stderr)
             if self.bad_in_row >= self.max_bad_steps:
-                raise InputError(
-                    f"{what}; after {self.bad_in_row} bad steps in a row the run stops, and an "
-                    "earlier checkpoint stays as it is"
-                )
+                raise InputError(f"{what}; the run stops after {self.bad_in_row} bad steps in a row")

@@ -1,14 +1,71 @@
-"""What a run has recorded of its epochs: its log, its best epoch, and what looks wrong."""
+"""What a run records of its epochs: losses and accuracies, the log, the best epoch."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from utils.errors import InputError
+import torch
+from torch import Tensor
+
+from utils.distributed import sum_over_processes
 from utils.losses import TERMS
-from utils.metrics import mean_class_accuracy
+from utils.metrics import group_accuracies, mean_class_accuracy
 from utils.text_files import csv_text, write_text
+
+
+class EpochMeter:
+    """Sums of the loss terms over the applied steps, and of right answers by class over all.
+
+    They are summed on the device, and read once an epoch.
+    """
+
+    def __init__(self, num_classes: int, device: torch.device | str):
+        def zeros(*shape):
+            return torch.zeros(shape, dtype=torch.float64, device=device)
+
+        self.sums, self.steps = zeros(len(TERMS)), zeros()
+        self.correct, self.total = zeros(num_classes), zeros(num_classes)
+
+    @torch.no_grad()
+    def add(
+        self, terms: dict[str, Tensor], logits: Tensor, labels: Tensor, applied: Tensor | bool = True
+    ) -> None:
+        """Adds one step: the criterion's terms, and ``logits`` (B, C) for ``labels`` (B,); ``applied`` may
+        live on the device."""
+        values = torch.stack([terms[name].detach() for name in TERMS])
+        applied = torch.as_tensor(applied, device=values.device)
+        self.sums += torch.where(applied, values, 0.0)
+        self.steps += applied
+        self.add_answers(logits, labels)
+
+    @torch.no_grad()
+    def add_answers(self, logits: Tensor, labels: Tensor) -> None:
+        """Counts right answers only."""
+        self.correct.index_add_(0, labels, (logits.argmax(dim=1) == labels).double())
+        self.total.index_add_(0, labels, torch.ones_like(labels, dtype=torch.float64))
+
+    def state(self) -> dict[str, Tensor]:
+        """Returns what has been summed, over all processes."""
+        return {name: sum_over_processes(value.clone()) for name, value in vars(self).items()}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Takes the sums that :meth:`state` returned."""
+        for name, value in state.items():
+            getattr(self, name).copy_(value)
+
+    def losses(self) -> dict[str, float]:
+        """``{loss, isac, tla, oe}``: means over the steps (and processes)."""
+        state = self.state()
+        means = state["sums"] / state["steps"].clamp(min=1)
+        return dict(zip(TERMS, means.tolist(), strict=True))
+
+    def running_loss(self) -> float:
+        """The mean loss of this process's steps so far; waits for the device."""
+        return (self.sums[0] / self.steps.clamp(min=1)).item()
+
+    def accuracies(self, class_counts: list[int]) -> dict:
+        """See :func:`utils.metrics.group_accuracies`."""
+        state = self.state()
+        return group_accuracies(state["correct"].tolist(), state["total"].tolist(), class_counts)
 
 
 def write_log(folder: Path, history: list[dict]) -> None:
@@ -27,48 +84,11 @@ def best_epoch(history: list[dict]) -> int:
     return accuracies.index(max(accuracies)) + 1 if accuracies else len(history)
 
 
-def doubts(history: list[dict]) -> Iterator[str]:
-    """Yields what looks wrong after the last epoch of ``history``."""
-    record = history[-1]
-    if len(history) == 2 and record["loss"] >= history[0]["loss"]:
-        yield "the loss has not fallen since the first epoch: try a smaller --lr"
-    for kind in ("val", "train"):
-        by_class = [a for a in record.get(f"{kind}_accuracy", {}).get("per_class", ()) if a is not None]
-        if len(by_class) > 1 and sorted(by_class) == [0] * (len(by_class) - 1) + [1]:
-            yield f"every {'held-out' if kind == 'val' else 'training'} image is taken for one class"
-
-
-def tensorboard_writer(folder: Path) -> Any:
-    """Returns a writer of TensorBoard's event files in a run directory.
-
-    Raises:
-        InputError: the package is missing.
-    """
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise InputError("--tensorboard needs the package tensorboard: pip install tensorboard") from None
-    return SummaryWriter(folder / "tensorboard")
-
-
-def add_scalars(writer: Any, record: dict) -> None:
-    """Writes an epoch's learning rate, loss terms and accuracies for TensorBoard."""
-    values = {name: record[name] for name in ("lr", *TERMS)}
-    for kind in ("train", "val"):
-        accuracy = record.get(f"{kind}_accuracy", {})
-        values |= {f"{kind}_accuracy/{name}": accuracy.get(name) for name in ("all", "many", "medium", "few")}
-    for name, value in values.items():
-        if value is not None:
-            writer.add_scalar(name, value, record["epoch"])
-    writer.flush()
-
-
 def describe(record: dict, epochs: int) -> str:
     """Describes an epoch in one line."""
     kind = "val" if "val_accuracy" in record else "train"
     shots = {name: record[f"{kind}_accuracy"][name] for name in ("all", "many", "medium", "few")}
-    known = [f"{name} {100 * value:.2f}" for name, value in shots.items() if value is not None]
-    accuracies = " ".join(known) or "unknown, there are no images"
+    accuracies = " ".join(f"{name} {100 * value:.2f}" for name, value in shots.items() if value is not None)
     terms = " ".join(f"{name} {record[name]:.4f}" for name in TERMS)
     head = f"epoch {record['epoch']}/{epochs}: {terms}"
     return f"{head} | {kind} accuracy %: {accuracies} | {record['seconds']:.1f} s"

@@ -7,9 +7,8 @@ from pathlib import Path
 import torch
 
 from datasets.folders import files_below
-from utils.console import say
 from utils.detector import BATCH, Detector
-from utils.errors import InputError
+from utils.errors import InputError, say
 from utils.text_files import csv_text, writable_folder, write_text
 
 FILE = "predictions.csv"

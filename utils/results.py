@@ -16,11 +16,9 @@ import torch
 
 from utils.calibration import Calibration, Classifier
 from utils.checkpoint import progress_of
-from utils.console import say
 from utils.detector import FILE, Subject, write_detector
-from utils.distributed import Compute, in_main, resolved_precision
-from utils.environment import environment
-from utils.errors import InputError
+from utils.distributed import Compute, environment, in_main, resolved_precision
+from utils.errors import InputError, say
 from utils.evaluation import Features, evaluate
 from utils.evaluation_flags import Settings
 from utils.fitting import TrainingSets, fit_calibrations, trained_statistics

@@ -23,10 +23,8 @@ def whole_file(path: Path, mode: str = "x", **options) -> Iterator[IO]:
         with open(temporary, mode, **options) as file:
             yield file
         os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path | str, text: str) -> None:
@@ -39,9 +37,9 @@ def csv_text(records: list[dict]) -> str:
     """Formats records as CSV, one row each. Nested values become columns such as train_accuracy_few, lists
     columns such as train_class_accuracy_0; missing values are empty."""
     rows = [_flat(record) for record in records]
-    columns = dict.fromkeys(name for row in rows for name in row)
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(columns), lineterminator="\n")
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
@@ -52,8 +50,10 @@ def _flat(value, name=""):
     if not isinstance(value, dict | list):
         return {name: value}
     items = value.items() if isinstance(value, dict) else enumerate(value)
-    parts = (_flat(part, f"{name}_{key}" if name else str(key)) for key, part in items)
-    return {column: plain for part in parts for column, plain in part.items()}
+    columns = {}
+    for key, part in items:
+        columns |= _flat(part, f"{name}_{key}" if name else str(key))
+    return columns
 
 
 def writable_folder(folder: Path | str) -> Path:
@@ -65,9 +65,8 @@ def writable_folder(folder: Path | str) -> Path:
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".probe-{secrets.token_hex(4)}"
-        probe.touch()
-        probe.unlink()
     except OSError as error:
         raise InputError(f"the output folder {folder} cannot be written: {error.strerror or error}") from None
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"the output folder {folder} cannot be written")
     return folder

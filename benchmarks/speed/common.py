@@ -13,7 +13,7 @@ import torch
 from torch.utils.benchmark import Timer
 
 from benchmarks.formats import Table, text
-from utils.environment import environment
+from utils.distributed import environment
 from utils.text_files import write_text
 
 RESULTS = Path("runs/benchmarks")

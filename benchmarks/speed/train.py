@@ -22,7 +22,7 @@ from train import build_criterion, build_optimizer, parse_args, train_one_epoch
 from utils.distributed import autocast
 from utils.errors import exit_cleanly
 from utils.guard import StepGuard
-from utils.meter import EpochMeter
+from utils.history import EpochMeter
 
 STEPS_AN_EPOCH = 96  # CIFAR10-LT: 12,406 images in batches of 128
 
