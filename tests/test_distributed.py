@@ -20,7 +20,6 @@ from utils.distributed import (
     autocast,
     interleaved,
     parallelize,
-    refuse_torchrun,
     start,
 )
 from utils.errors import InputError
@@ -225,17 +224,6 @@ def test_an_error_of_one_process_ends_all_within_seconds():
     assert processes[0].returncode != 0
 
 
-@pytest.mark.parametrize("rank,end", [("0", InputError), ("1", SystemExit)])
-def test_what_one_process_does_is_refused_under_torchrun_by_the_first_alone(rank, end, monkeypatch):
-    refuse_torchrun("--images")
-    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "x", "MASTER_PORT": "1"}
-    for name, value in names.items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(end) as refusal:
-        refuse_torchrun("--images")
-    assert "--images" in str(refusal.value) if end is InputError else refusal.value.code == 0
-
-
 @pytest.mark.parametrize(
     "size,shares", [(12, 1), (12, 2), (12, 3), (640, 4), (13, 4), (3, 4), (2, 4), (1, 4)]
 )
@@ -247,12 +235,6 @@ def test_interleaving_is_a_permutation_that_deals_out_the_batch(size, shares):
     if size % shares == 0:
         for i, share in enumerate(order.chunk(shares)):
             assert share.tolist() == list(range(i, size, shares))
-
-
-def test_every_replica_sees_the_same_mix_of_views_and_outliers():
-    kinds = torch.arange(4).repeat_interleave(torch.tensor([32, 32, 32, 64]))
-    for share in kinds[interleaved(len(kinds), 4)].chunk(4):
-        assert torch.bincount(share).tolist() == [8, 8, 8, 16]
 
 
 def test_data_parallel_gives_back_outputs_in_the_batchs_order(monkeypatch):
@@ -273,26 +255,16 @@ def test_data_parallel_gives_back_outputs_in_the_batchs_order(monkeypatch):
             assert torch.allclose(got, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("gpu", ["", "x", "-1", "0,0", "0,", "1.5", "cuda"])
+@pytest.mark.parametrize("gpu", ["", "-1", "0,0", "cuda"])
 def test_values_that_are_no_list_of_gpus_are_refused(gpu):
     with pytest.raises(InputError, match="--gpu"):
         start(gpu)
 
 
-@pytest.mark.parametrize(
-    "visible,mask,said",
-    [
-        (2, None, "2 visible CUDA devices: 0 to 1$"),
-        (1, "3", "1 visible CUDA device: 0 .*VISIBLE_DEVICES is '3'"),
-    ],
-)
-def test_a_gpu_that_is_not_there_is_an_error(visible, mask, said, monkeypatch):
+def test_a_gpu_that_is_not_there_is_an_error(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    if mask is not None:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", mask)
-    with pytest.raises(InputError, match=f"--gpu 5: .* {said}"):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(InputError, match="--gpu 5: .* 2 CUDA devices"):
         start("0,5")
 
 
@@ -308,23 +280,6 @@ def test_bf16_is_chosen_only_where_the_gpu_computes_in_it(native, monkeypatch):
     assert not autocast(torch.device("cpu"), "auto")._enabled
 
 
-def test_without_cuda_the_cpu_is_used_and_said_in_one_line(monkeypatch, capsys):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert start("0").device.type == "cpu"
-    assert capsys.readouterr().out.count("\n") == 1
-    assert start("cpu").device.type == "cpu"
-    assert capsys.readouterr().out == ""
-
-
-def test_a_launchers_variables_that_are_not_all_there_are_named(monkeypatch):
-    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("LOCAL_RANK", "0")
-    monkeypatch.setenv("WORLD_SIZE", "1")
-    with pytest.raises(InputError, match="not RANK, MASTER_ADDR, MASTER_PORT: use torchrun"):
-        start("cpu")
-
-
 @pytest.mark.parametrize(
     "gpu,rank,index", [("0", 0, 0), ("0", 5, 5), ("4,5", 0, 4), ("4,5", 1, 5), ("0,1", 1, 1), ("3", 0, 3)]
 )
@@ -332,20 +287,8 @@ def test_under_torchrun_each_process_takes_its_own_gpu_of_those_named(gpu, rank,
     set_to = []
     start_under_torchrun_with_8_gpus(monkeypatch, rank, set_to)
     assert start(gpu) == Compute(torch.device("cuda", index), (), rank, 8) and set_to == [index]
-
-
-@pytest.mark.parametrize(
-    "gpu,rank,said",
-    [
-        ("4,5", 2, "--gpu 4,5 has none for process 2 of torchrun: name one GPU per process"),
-        ("3", 1, "--gpu 3 has none for process 1"),
-        ("4,9", 1, "--gpu 9: no such device"),
-    ],
-)
-def test_under_torchrun_too_few_gpus_are_an_error(gpu, rank, said, monkeypatch):
-    start_under_torchrun_with_8_gpus(monkeypatch, rank, [])
-    with pytest.raises(InputError, match=said):
-        start(gpu)
+    with pytest.raises(InputError, match="--gpu 8"):
+        start("8")
 
 
 def start_under_torchrun_with_8_gpus(monkeypatch, rank, set_to):
@@ -368,6 +311,5 @@ def test_a_port_in_use_is_named(monkeypatch):
         settings = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
         for name, value in (settings | {"MASTER_PORT": port}).items():
             monkeypatch.setenv(name, value)
-        with pytest.raises(InputError, match=f"cannot meet at 127.0.0.1:{port}.*--master_port") as refusal:
+        with pytest.raises(InputError, match="--master_port"):
             start("cpu")
-    assert "\n" not in str(refusal.value)

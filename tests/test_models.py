@@ -160,20 +160,15 @@ def test_another_networks_checkpoint_is_refused_by_name(wanted, family, name):
         assert load_weights(model, weights) == []
         return
     script = {"cifar": "train.py", "imagenet": "train_imagenet.py"}[family]
-    with pytest.raises(InputError, match=rf"by its keys it is .*\({script}, --model {name}\)"):
+    with pytest.raises(InputError, match=rf"by its keys it is a {name} of {script}"):
         load_weights(model, weights)
 
 
 def test_a_backbone_of_no_network_here_is_refused(pair):
     source, target = pair
     for extra in ("layer1.9.conv1.weight", "bn9.weight", "layer3.1.downsample.0.weight"):
-        with pytest.raises(InputError, match=f"1 more keys of a backbone, such as '{extra}'"):
+        with pytest.raises(InputError, match=f"also has '{extra}'"):
             load_weights(target, source.state_dict() | {extra: torch.ones(2)})
-
-
-def test_a_network_with_an_outlier_class_is_refused_as_that(pair):
-    with pytest.raises(InputError, match="5 outputs for 4 classes.*outlier class"):
-        load_weights(pair[1], build_model("ResNet20", 5).state_dict())
 
 
 def test_missing_keys_are_an_error_and_nothing_is_loaded(pair):
@@ -181,7 +176,7 @@ def test_missing_keys_are_an_error_and_nothing_is_loaded(pair):
     before = {k: v.clone() for k, v in target.state_dict().items()}
     weights = source.state_dict()
     del weights["layer2.0.shortcut.0.weight"], weights["bn1.running_mean"]
-    with pytest.raises(InputError, match="lacks 2 keys.*bn1.running_mean"):
+    with pytest.raises(InputError, match="has no .*bn1.running_mean"):
         load_weights(target, weights)
     assert all(torch.equal(v, target.state_dict()[k]) for k, v in before.items())
 
@@ -194,12 +189,8 @@ def test_batch_counters_may_be_missing(pair):
 
 def test_another_class_count_or_width_is_an_error(pair):
     _, target = pair
-    with pytest.raises(InputError, match=r"linear.weight is \(6, 64\) in the checkpoint, \(4, 64\)"):
+    with pytest.raises(InputError, match=r"linear.weight of shape \(6, 64\), the network of \(4, 64\)"):
         load_weights(target, build_model("ResNet20", 6).state_dict())
-    with pytest.raises(InputError, match="lacks"):
-        load_weights(build_model("ResNet34", 4), target.state_dict())
-    with pytest.raises(InputError, match="fit"):
-        load_weights(target, build_model("ResNet34", 4).state_dict())
 
 
 def test_weights_that_are_not_finite_are_an_error(pair):

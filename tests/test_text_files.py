@@ -3,7 +3,7 @@
 import csv
 import io
 
-from utils.text_files import csv_text, write_text
+from utils.text_files import csv_text
 
 
 def test_a_history_becomes_flat_csv():
@@ -22,8 +22,3 @@ def test_a_history_becomes_flat_csv():
     assert list(first.values()) == ["1", repr(0.1 + 0.2), "0.5", "", "1.0", "", ""]
     assert list(second.values()) == ["2", "1e-07", "0.25", "0.75", "", "", "3.5"]
     assert float(first["loss"]) == history[0]["loss"]  # every digit is kept
-
-
-def test_a_name_that_is_not_utf_8_is_escaped(tmp_path):
-    write_text(tmp_path / "results.md", "für caf\udce9")
-    assert (tmp_path / "results.md").read_bytes() == "für caf\\udce9".encode()
