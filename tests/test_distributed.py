@@ -264,7 +264,7 @@ def test_values_that_are_no_list_of_gpus_are_refused(gpu):
 def test_a_gpu_that_is_not_there_is_an_error(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(InputError, match="--gpu 5: .* 2 CUDA devices"):
+    with pytest.raises(InputError, match="--gpu 0,5.*2 visible"):
         start("0,5")
 
 
@@ -301,15 +301,3 @@ def start_under_torchrun_with_8_gpus(monkeypatch, rank, set_to):
     monkeypatch.setattr(dist, "init_process_group", lambda backend: None)
     monkeypatch.setattr(dist, "get_rank", lambda: rank)
     monkeypatch.setattr(dist, "get_world_size", lambda: 8)
-
-
-def test_a_port_in_use_is_named(monkeypatch):
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = str(taken.getsockname()[1])
-        settings = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
-        for name, value in (settings | {"MASTER_PORT": port}).items():
-            monkeypatch.setenv(name, value)
-        with pytest.raises(InputError, match="--master_port"):
-            start("cpu")

@@ -126,11 +126,7 @@ def load_run(folder: Path | str) -> Any:
 
 
 def open_checkpoint(path: Path | str) -> Any:
-    """Reads a checkpoint file, or the newest checkpoint of a run directory.
-
-    Raises:
-        InputError: see :func:`load_run` and :func:`load_checkpoint`.
-    """
+    """Reads a checkpoint file, or the newest one of a run directory: load_checkpoint or load_run."""
     return load_run(path) if Path(path).is_dir() else load_checkpoint(path)
 
 
@@ -198,12 +194,8 @@ def is_unfinished(checkpoint: Any) -> bool:
 
 
 def caveats(checkpoint: Any, settings: dict, assumed: list[str]) -> list[str]:
-    """Returns sentences for readers of the results: what was assumed, whether the run is unfinished, and
-    which of two networks was taken.
-
-    Args:
-        settings: see :func:`resolve_settings`. assumed: the names in it to mention.
-    """
+    """Returns sentences for readers of the results: which ``assumed`` names of ``settings`` were not stored,
+    and whether the run is unfinished."""
     sentences = []
     if assumed:
         words = " ".join(f"--{name} {settings[name]}" for name in assumed)
@@ -211,8 +203,6 @@ def caveats(checkpoint: Any, settings: dict, assumed: list[str]) -> list[str]:
     progress = progress_of(checkpoint)
     if is_unfinished(checkpoint):
         sentences.append(f"the run is unfinished: epoch {progress['epoch']} of {progress['epochs']}")
-    if isinstance(checkpoint, dict) and {"state_dict", "state_dict_ema"} <= checkpoint.keys():
-        sentences.append("the checkpoint's state_dict was taken, not the state_dict_ema beside it")
     return sentences
 
 

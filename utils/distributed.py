@@ -18,7 +18,7 @@ import torch.distributed as dist
 import torchvision
 from torch import Tensor, nn
 
-from utils.errors import InputError, first_line, say
+from utils.errors import InputError, say
 
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # numbers of mallopt's parameters in glibc
 
@@ -46,39 +46,33 @@ def start(gpu: str) -> Compute:
             flag is "cpu" or there is no CUDA.
 
     Raises:
-        InputError: a GPU does not exist, the value is not a list of indices or has too few for the processes,
-            or the processes cannot find each other.
+        InputError: a GPU does not exist, or the value is not a list of indices or has too few for the
+            processes.
     """
     _keep_freed_memory()
-    cuda, indices = gpu != "cpu", ()
-    if cuda:
-        indices = _gpu_indices(gpu)
-        if not torch.cuda.is_available():
-            cuda = False
-            if is_first_process():
-                say(f"no CUDA device here: --gpu {gpu} runs on the CPU")
-    under_torchrun = _is_under_torchrun()
-    if cuda:
+    indices = () if gpu == "cpu" else _gpu_indices(gpu)
+    if indices and not torch.cuda.is_available():
+        indices = ()
+        if is_first_process():
+            say(f"no CUDA device here: --gpu {gpu} runs on the CPU")
+    device, under_torchrun = torch.device("cpu"), _is_under_torchrun()
+    if indices:
         if under_torchrun:
             local_rank = int(os.environ["LOCAL_RANK"])
             indices = (local_rank,) if indices == (0,) else indices[local_rank : local_rank + 1]
-            if not indices:
-                raise InputError(f"--gpu {gpu} names no GPU for process {local_rank} of torchrun")
-        if max(indices) >= torch.cuda.device_count():
-            visible = f"{torch.cuda.device_count()} CUDA devices are visible"
-            raise InputError(f"--gpu {max(indices)}: no such device; {visible}")
-        torch.cuda.set_device(indices[0])
+        visible = torch.cuda.device_count()
+        if not indices or max(indices) >= visible:
+            raise InputError(
+                f"--gpu {gpu}: too few GPUs for the processes, or none of that number; {visible} visible"
+            )
+        device = torch.device("cuda", indices[0])
+        torch.cuda.set_device(device.index)
         # Set, so that a container's environment changes no result.
         torch.set_float32_matmul_precision("highest")
         torch.backends.cudnn.allow_tf32 = True
-    device = torch.device("cuda", indices[0]) if cuda else torch.device("cpu")
     if not under_torchrun:
-        return Compute(device, indices if cuda else ())
-    try:
-        dist.init_process_group("nccl" if cuda else "gloo")
-    except (RuntimeError, ValueError) as error:
-        advice = "if the port is in use, choose another with torchrun --master_port"
-        raise InputError(f"the processes cannot meet: {first_line(error)}; {advice}") from None
+        return Compute(device, indices)
+    dist.init_process_group("nccl" if indices else "gloo")
     return Compute(device, (), dist.get_rank(), dist.get_world_size())
 
 
@@ -111,11 +105,7 @@ def is_first_process() -> bool:
 
 
 def refuse_torchrun(flag: str) -> None:
-    """Refuses a flag whose work one process does.
-
-    Raises:
-        InputError: torchrun started this process.
-    """
+    """Raises InputError if torchrun started this process: one process does the work of ``flag``."""
     if _is_under_torchrun():
         raise InputError(f"{flag} takes one process: start the script without torchrun")
 
@@ -193,10 +183,7 @@ def parallelize(
 ) -> nn.Module:
     """Returns the network for the training step; checkpoints are still made from ``model`` itself.
 
-    Args:
-        precision: the flag, for the threads of DataParallel.
-        sync_bn: BatchNorm takes the statistics of the global batch (in place; the parameters stay the same
-            objects).
+    With ``sync_bn`` BatchNorm takes the statistics of the global batch. ``precision`` is the flag.
     """
     if compute.world_size > 1:
         if sync_bn:

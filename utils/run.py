@@ -90,7 +90,7 @@ def restore(state: dict, trained: Trained, data: TrainingData) -> None:
 
 
 class Run:
-    """The state of a run and its files; made by :func:`open_run`.
+    """The state of a run and its files; made by :func:`open_run`, see there, and the event ``stop``.
 
     Attributes:
         epoch, step: the next ones, counted from 0; between epochs ``step`` is 0.
@@ -98,14 +98,7 @@ class Run:
         history: one record per finished epoch, as in ``log.jsonl``.
     """
 
-    def __init__(
-        self,
-        settings: dict,
-        compute: Compute,
-        data: TrainingData,
-        trained: Trained,
-        stop: threading.Event,
-    ):
+    def __init__(self, settings, compute, data, trained, stop):
         self.settings, self.compute, self.data, self.trained = settings, compute, data, trained
         self.folder, self.loader, self.stop = Path(settings["srp"]), data.loader, stop
         self.epoch, self.step, self.history = 0, 0, []
