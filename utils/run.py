@@ -45,6 +45,7 @@ from utils.weights import load_weights, network_weights
 EXIT_STOPPED = 75  # "try again later" (EX_TEMPFAIL): the run wrote a checkpoint and waits for --resume
 VOTE_EVERY = 16  # steps between votes of several processes on stopping and saving
 SAVE_SECONDS = 60  # at least, between the checkpoints of short epochs
+tqdm.monitor_interval = 0  # no thread of its own: processes that read images are forked
 
 
 class TrainingData(NamedTuple):
