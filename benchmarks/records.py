@@ -32,7 +32,7 @@ class Way(NamedTuple):
         """Parses ``SCORE`` (no calibration) or ``CALIBRATION/SCORE``."""
         calibration, _, score = text.rpartition("/")
         if calibration not in ("", *CALIBRATIONS):
-            raise argparse.ArgumentTypeError(f"{calibration!r} is none of {', '.join(CALIBRATIONS)}")
+            raise argparse.ArgumentTypeError(f"{calibration!r} is not one of {', '.join(CALIBRATIONS)}")
         return cls(calibration or "none", score)
 
     @property

@@ -164,7 +164,7 @@ def write_lines(lists: dict[Path, Sequence[str]]) -> None:
     try:
         for path, lines in lists.items():
             path.parent.mkdir(parents=True, exist_ok=True)
-            part = path.with_name(f"{path.name}.part")
+            part = path.with_name(f"{path.name}.{os.getpid()}.part")
             part.write_bytes(b"".join(os.fsencode(line) + b"\n" for line in lines))
             os.replace(part, path)
     except OSError as error:

@@ -4,9 +4,10 @@ Order and randomness depend on (seed, epoch, step, rank) and on whether the devi
 generator draws the views of 32 steps; so a run can resume at any step.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple, TypeVar
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,8 +21,6 @@ DEVICE_MEMORY_SHARE = 0.5  # a set moves to the GPU if it needs at most this sha
 # Augmenting several steps at once amortises kernel launches on CUDA; on a CPU it only costs cache.
 STEPS_AT_ONCE = {"cuda": 32, "cpu": 1}
 
-Argument, Result = TypeVar("Argument"), TypeVar("Result")
-
 
 class Batch(NamedTuple):
     """One step's data. ``images``: float32 normalised, ordered [view 1 (B), view 2 (B), view 3 (B), outliers
@@ -33,59 +32,43 @@ class Batch(NamedTuple):
     indices: Tensor
 
 
-class Part(NamedTuple):
-    """Some steps' images (steps, B) and outliers (steps, M) by number, and the source of their views."""
-
-    rows: Tensor
-    outlier_rows: Tensor | None
-    generator: torch.Generator
-
-
 def place(images: Tensor, device: torch.device) -> Tensor:
-    """Moves uint8 images to the device if they take at most ``DEVICE_MEMORY_SHARE`` of its free memory; else
-    returns them as they are."""
+    """Moves images to the device if they take at most ``DEVICE_MEMORY_SHARE`` of its free memory."""
     if device.type == "cuda" and images.nbytes <= DEVICE_MEMORY_SHARE * torch.cuda.mem_get_info(device)[0]:
         return images.to(device)
     return images
 
 
+@dataclass(eq=False)
 class TrainLoader:
     """Training batches; drops the last incomplete one.
 
-    Args:
+    Attributes:
         images, labels: the long-tailed training set, uint8 (N, 3, H, W) and int64 (N,).
         outliers: uint8 (M, 3, H, W), or None.
-        views: the random views of images and outliers.
         batch_size, outlier_batch_size: of the global batch, which the ``world_size`` processes share.
         normalization, outlier_normalization: of the views, and of the outliers.
         contrastive: whether batches have views 2 and 3.
     """
 
-    def __init__(
-        self,
-        images: Tensor,
-        labels: Tensor,
-        outliers: Tensor | None,
-        views: Views,
-        *,
-        batch_size: int,
-        outlier_batch_size: int,
-        normalization: Normalization,
-        outlier_normalization: Normalization,
-        contrastive: bool,
-        seed: int,
-        device: torch.device,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        self.labels = labels
-        self.images = place(images, device)
-        self.outliers = None if outliers is None else place(outliers, device)
-        self.views = views
-        self.batch_size, self.outlier_batch_size = batch_size, outlier_batch_size
-        self.normalization, self.outlier_normalization = normalization, outlier_normalization
-        self.contrastive = contrastive
-        self.seed, self.device, self.rank, self.world_size = seed, device, rank, world_size
+    images: Tensor
+    labels: Tensor
+    outliers: Tensor | None
+    views: Views
+    _: KW_ONLY
+    batch_size: int
+    outlier_batch_size: int
+    normalization: Normalization
+    outlier_normalization: Normalization
+    contrastive: bool
+    seed: int
+    device: torch.device
+    rank: int = 0
+    world_size: int = 1
+
+    def __post_init__(self) -> None:
+        self.images = place(self.images, self.device)
+        self.outliers = None if self.outliers is None else place(self.outliers, self.device)
         self.begun = {}  # chunks of the next epoch, by its (epoch, first step)
 
     def __len__(self) -> int:
@@ -124,35 +107,34 @@ class TrainLoader:
             yield from next(chunks)[max(0, start_step - first) :]
         self.begun = {(epoch + 1, 0): chunks}
 
-    def _parts(self, epoch: int, first: int, at_once: int) -> Iterator[Part]:
-        """Yields what is drawn for ``at_once`` steps, from step ``first`` of an epoch on, without end."""
+    def _parts(self, epoch: int, first: int, at_once: int) -> Iterator[tuple[list[Tensor], torch.Generator]]:
+        """Yields, from step ``first`` of an epoch on and without end: the numbers of the images (steps, B) of
+        ``at_once`` steps, of their outliers (steps, M) if there are any, and the generator of their views."""
+        streams = {"images": (len(self.labels), self.batch_size)}
+        if self.outliers is not None:
+            streams["outliers"] = len(self.outliers), self.outlier_batch_size
         while True:
-            order = self._order(len(self.labels), self.batch_size, epoch, "images")
-            outlier_order = None
-            if self.outliers is not None:
-                outlier_order = self._order(len(self.outliers), self.outlier_batch_size, epoch, "outliers")
+            orders = [
+                epoch_shares(*sizes, len(self), self.seed, epoch, name, self.rank, self.world_size)
+                for name, sizes in streams.items()
+            ]
             for step in range(first, len(self), at_once):
-                rows = slice(step, step + at_once)
-                outlier_rows = None if outlier_order is None else outlier_order[rows]
-                yield Part(order[rows], outlier_rows, step_generator(self.seed, epoch, step, self.rank))
+                rows = [order[step : step + at_once] for order in orders]
+                yield rows, step_generator(self.seed, epoch, step, self.rank)
             epoch, first = epoch + 1, 0
 
-    def _order(self, n: int, batch_size: int, epoch: int, stream: str) -> Tensor:
-        return epoch_shares(n, batch_size, len(self), self.seed, epoch, stream, self.rank, self.world_size)
-
-    def _make(self, part: Part) -> list[Batch]:
-        """Returns the batches of the part's steps, made together."""
-        rows, outlier_rows, generator = part
-        steps = len(rows)
+    def _make(self, part: tuple[list[Tensor], torch.Generator]) -> list[Batch]:
+        """Returns the batches of some steps, made together; see :meth:`_parts`."""
+        (rows, *outlier_rows), generator = part
         images = self._take(self.images, rows.flatten())
         parts = [self.normalization(self.views.strong(images, generator))]
         if self.contrastive:
             parts += [self.normalization(self.views.contrastive(images, generator)) for _ in range(2)]
-        if outlier_rows is not None:
-            outliers = self._take(self.outliers, outlier_rows.flatten())
+        if outlier_rows:
+            outliers = self._take(self.outliers, outlier_rows[0].flatten())
             parts.append(self.outlier_normalization(self.views.outlier(outliers, generator)))
         labels = to_device(self.labels[rows], self.device)
-        by_step = zip(*(part.chunk(steps) for part in parts), strict=True)
+        by_step = zip(*(part.chunk(len(rows)) for part in parts), strict=True)
         return [
             Batch(torch.cat(step).contiguous(memory_format=torch.channels_last), labels[i], rows[i])
             for i, step in enumerate(by_step)
@@ -164,17 +146,14 @@ class TrainLoader:
         return to_device(images[indices], self.device)
 
 
-def one_ahead(function: Callable[[Argument], Result], arguments: Iterable[Argument]) -> Iterator[Result]:
+def one_ahead(function: Callable, endless: Iterator) -> Iterator[Any]:
     """Maps like ``map``; a thread computes the next result while the current one is in use."""
     with ThreadPoolExecutor(1) as pool:
-        pending = None
-        for argument in arguments:
+        pending = pool.submit(function, next(endless))
+        for argument in endless:
             following = pool.submit(function, argument)
-            if pending is not None:
-                yield pending.result()
-            pending = following
-        if pending is not None:
             yield pending.result()
+            pending = following
 
 
 def evaluation_batches(

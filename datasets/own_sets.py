@@ -36,7 +36,7 @@ def write_outliers(folder: Path, root: Path) -> list[str]:
     left_out: Counter = Counter()
     images = list(_read_below(folder, left_out).values())
     random.Random(0).shuffle(images)
-    part = path.with_name(f"{path.name}.part")
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(part, "wb") as file:

@@ -30,12 +30,5 @@ def build_model(name: str, num_classes: int, family: str = "cifar", head: bool =
     Returns:
         A module whose ``forward(images)`` returns :class:`Output`; ``.linear`` is its classifier and
         ``.embedding_dim`` the width of the embedding.
-
-    Raises:
-        ValueError: unknown family or name.
     """
-    if family not in FAMILIES:
-        raise ValueError(f"unknown family {family!r}; there are {', '.join(FAMILIES)}")
-    if name not in FAMILIES[family]:
-        raise ValueError(f"unknown network {name!r}; the {family} networks are {', '.join(FAMILIES[family])}")
     return FAMILIES[family][name](num_classes, head)

@@ -1,4 +1,4 @@
-"""What every network returns, and the head of its embedding."""
+"""What every network returns, and what follows its features."""
 
 from typing import NamedTuple
 
@@ -14,8 +14,19 @@ class Output(NamedTuple):
     embedding: Tensor
 
 
-def projection_head(width: int, embedding_dim: int) -> nn.Sequential:
-    """Builds the head that maps features (N, ``width``) to the embedding (N, ``embedding_dim``)."""
-    return nn.Sequential(
-        nn.Linear(width, width), nn.BatchNorm1d(width), nn.ReLU(inplace=True), nn.Linear(width, embedding_dim)
-    )
+class Network(nn.Module):
+    """A network with ``forward_features(images)``, a linear classifier, and a projection head or none."""
+
+    def add_outputs(self, width: int, num_classes: int, embedding_dim: int | None) -> None:
+        """Adds the classifier of features (N, ``width``) and the head of the embedding; without a head the
+        embedding is the feature vector."""
+        self.linear = nn.Linear(width, num_classes)
+        self.embedding_dim = embedding_dim or width
+        self.head = nn.Identity()
+        if embedding_dim:
+            hidden = nn.Linear(width, width), nn.BatchNorm1d(width), nn.ReLU(inplace=True)
+            self.head = nn.Sequential(*hidden, nn.Linear(width, embedding_dim))
+
+    def forward(self, images: Tensor) -> Output:
+        features = self.forward_features(images)
+        return Output(self.linear(features), features, self.head(features))

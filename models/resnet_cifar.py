@@ -11,7 +11,7 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.output import Output, projection_head
+from models.output import Network
 
 EMBEDDING_DIM = 128  # of the head, as in ProCo
 
@@ -37,12 +37,11 @@ class BasicBlock(nn.Module):
         return F.relu(out + self.shortcut(x), inplace=True)
 
 
-class SmallImageResNet(nn.Module):
+class SmallImageResNet(Network):
     """A 3x3 stem and stages of basic blocks; each stage after the first halves height and width.
 
     Args:
-        num_classes: C.
-        head: whether the embedding comes from a projection head; without one it is the feature vector.
+        num_classes: C. head: whether the embedding comes from a projection head.
         blocks: the number of blocks per stage.
         channels: the width of each stage; the last one is the feature width D.
     """
@@ -58,9 +57,7 @@ class SmallImageResNet(nn.Module):
             layers = [BasicBlock(width if i == 0 else out, out, stride) for i, stride in enumerate(strides)]
             setattr(self, f"layer{stage}", nn.Sequential(*layers))
             width = out
-        self.linear = nn.Linear(width, num_classes)
-        self.embedding_dim = EMBEDDING_DIM if head else width
-        self.head = projection_head(width, EMBEDDING_DIM) if head else nn.Identity()
+        self.add_outputs(width, num_classes, EMBEDDING_DIM if head else None)
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Returns the average-pooled features (N, D) of images (N, 3, H, W)."""
@@ -68,10 +65,6 @@ class SmallImageResNet(nn.Module):
         for stage in range(1, self.num_stages + 1):
             x = getattr(self, f"layer{stage}")(x)
         return x.mean(dim=(2, 3))
-
-    def forward(self, images: Tensor) -> Output:
-        features = self.forward_features(images)
-        return Output(self.linear(features), features, self.head(features))
 
 
 CIFAR_NETWORKS = {

@@ -9,17 +9,16 @@ from functools import partial
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
-from models.output import Output, projection_head
+from models.output import Network
 
 EMBEDDING_DIM = 1024
 
 
-class PhotographResNet(ResNet):
+class PhotographResNet(Network, ResNet):
     """torchvision's ResNet with random weights and features of width D (512 or 2048).
 
     Args:
-        num_classes: C.
-        head: whether the embedding comes from a projection head; without one it is the feature vector.
+        num_classes: C. head: whether the embedding comes from a projection head.
         block: torchvision's BasicBlock or Bottleneck.
         layers: the number of blocks per stage.
         shape: torchvision's ``groups`` and ``width_per_group``.
@@ -36,17 +35,11 @@ class PhotographResNet(ResNet):
         super().__init__(block, layers, **shape)
         width = self.fc.in_features
         self.fc = nn.Identity()  # torchvision's forward then ends at the features
-        self.linear = nn.Linear(width, num_classes)
-        self.embedding_dim = EMBEDDING_DIM if head else width
-        self.head = projection_head(width, EMBEDDING_DIM) if head else nn.Identity()
+        self.add_outputs(width, num_classes, EMBEDDING_DIM if head else None)
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Returns the average-pooled features (N, D) of images (N, 3, H, W)."""
-        return super().forward(images)
-
-    def forward(self, images: Tensor) -> Output:
-        features = self.forward_features(images)
-        return Output(self.linear(features), features, self.head(features))
+        return ResNet.forward(self, images)
 
 
 IMAGENET_NETWORKS = {
@@ -60,7 +53,7 @@ IMAGENET_NETWORKS = {
     "WideResNet50": partial(PhotographResNet, block=Bottleneck, layers=(3, 4, 6, 3), width_per_group=128),
 }
 # torchvision's names of the same networks, whose weights fit.
-TORCHVISION_NAMES = {
+TORCHVISION_NAMES = {name: name.lower() for name in IMAGENET_NETWORKS} | {
     "ResNeXt50": "resnext50_32x4d",
     "WideResNet50": "wide_resnet50_2",
-} | {name: name.lower() for name in ("ResNet18", "ResNet34", "ResNet50", "ResNet101")}
+}

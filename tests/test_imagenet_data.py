@@ -9,7 +9,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from datasets import image_files
-from datasets.augment.stages import HorizontalFlip, ToFloat, View, Views
+from datasets.augment.stages import HORIZONTAL_FLIP, ToFloat, View, Views
 from datasets.augment.views import imagenet_views
 from datasets.decoding import decode, open_picture
 from datasets.imagenet import STEPS_AHEAD, EvalImages, FileTrainLoader, ImageFiles
@@ -74,7 +74,7 @@ def test_views_of_a_batch_show_their_own_images(tmp_path):
     for i in range(8):
         Image.new("RGB", (40, 30), (30 * i, 255 - 30 * i, 10 * i)).save(tmp_path / f"{i}.png")
     files = ImageFiles(tmp_path, [f"{i}.png" for i in range(8)], torch.arange(8))
-    batch = next(train_loader(files, files, Views(*[View((HorizontalFlip(), ToFloat()))] * 3)).epoch(0))
+    batch = next(train_loader(files, files, Views(*[View((HORIZONTAL_FLIP, ToFloat()))] * 3)).epoch(0))
     colours = ((batch.images * STD + MEAN) * 255).round().long()[:, :, 3, 4]
     for view in range(3):
         assert colours[view * 4 : view * 4 + 4, 0].tolist() == (30 * batch.indices).tolist()

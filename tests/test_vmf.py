@@ -5,28 +5,20 @@ import torch
 
 from utils.vmf import KAPPA_MAX, KAPPA_MIN, UNSEEN_RESULTANT, ClassVMF, log_iv_and_ratio
 
+SCHEDULES = ("epoch", "running")
+
 ORDERS = (0.5, 1, 3.5, 7, 14.5, 15, 15.5, 31, 63, 127, 255, 511, 1023)
 POINTS = np.logspace(-3, 5, 17)
-
-
-def exact_log_iv(order, x):
-    with mpmath.workdps(40):
-        return mpmath.log(mpmath.besseli(mpmath.mpf(order), mpmath.mpf(float(x))))
 
 
 def exact_log_normaliser(dim, kappa):
     """log C_p(kappa) of the vMF density, in arbitrary precision."""
     with mpmath.workdps(40):
-        nu = mpmath.mpf(dim) / 2 - 1
+        half = mpmath.mpf(dim) / 2
         if kappa == 0:
-            return mpmath.log(mpmath.gamma(mpmath.mpf(dim) / 2) / (2 * mpmath.pi ** (mpmath.mpf(dim) / 2)))
+            return mpmath.log(mpmath.gamma(half) / (2 * mpmath.pi**half))
         kappa = mpmath.mpf(float(kappa))
-        return (
-            nu * mpmath.log(kappa)
-            - nu * mpmath.log(2 * mpmath.pi)
-            - mpmath.log(2 * mpmath.pi)
-            - exact_log_iv(nu, kappa)
-        )
+        return mpmath.log(kappa ** (half - 1) / (2 * mpmath.pi) ** half / mpmath.besseli(half - 1, kappa))
 
 
 def on_sphere(n, dim, seed=0):
@@ -47,23 +39,14 @@ def fitted(num_classes, dim, schedule="running", n=60, seed=0, spread=1.0):
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_log_iv_against_arbitrary_precision(order):
-    mine, _ = log_iv_and_ratio(order, torch.from_numpy(POINTS))
-    assert mine.dtype == torch.float64
-    for x, value in zip(POINTS, mine.tolist(), strict=True):
-        assert abs(float(mpmath.mpf(value) - exact_log_iv(order, x))) < 1e-9, x
-
-
-@pytest.mark.parametrize("order", ORDERS)
-def test_the_ratio_lies_between_0_and_1_and_is_right(order):
-    _, ratio = log_iv_and_ratio(order, torch.from_numpy(POINTS))
-    assert ((ratio > 0) & (ratio < 1)).all()
-    for x, value in zip(POINTS[::4], ratio[::4].tolist(), strict=True):
+def test_log_iv_and_ratio_against_arbitrary_precision(order):
+    log_i, ratio = log_iv_and_ratio(order, torch.from_numpy(POINTS))
+    assert log_i.dtype == torch.float64 and ((ratio > 0) & (ratio < 1)).all()
+    for x, mine, quotient in zip(POINTS, log_i.tolist(), ratio.tolist(), strict=True):
         with mpmath.workdps(40):
-            exact = mpmath.besseli(order + 1, mpmath.mpf(float(x))) / mpmath.besseli(
-                order, mpmath.mpf(float(x))
-            )
-        assert value == pytest.approx(float(exact), rel=1e-9)
+            exact, following = (mpmath.besseli(order + i, mpmath.mpf(float(x))) for i in (0, 1))
+            assert abs(mine - mpmath.log(exact)) < 1e-9, x
+            assert abs(quotient * exact / following - 1) < 1e-9, x
 
 
 # --- the log moment generating function
@@ -111,27 +94,20 @@ def test_log_mgf_is_finite_where_the_two_vectors_cancel():
 
 
 def loop_statistics(batches, num_classes, initial):
-    """Mean embedding of each class over plain loops; ``initial`` where a class has none."""
+    """Mean embedding of each class in plain words; ``initial`` where a class has none."""
     result = initial.clone()
     for c in range(num_classes):
-        members = [
-            e
-            for embeddings, labels in batches
-            for e, y in zip(embeddings, labels, strict=True)
-            if int(y) == c
-        ]
-        if members:
-            result[c] = sum(members) / len(members)
+        members = [embeddings[labels == c] for embeddings, labels in batches]
+        if sum(map(len, members)):
+            result[c] = torch.cat(members).mean(dim=0)
     return result
 
 
 def check_against(model, means):
-    resultant = np.array([np.linalg.norm(m) for m in means.numpy()])
-    kappa = np.minimum(
-        model.dim * resultant / np.maximum(1 - resultant**2, 1e-12), KAPPA_MAX
-    )  # one image has R = 1
-    np.testing.assert_allclose(model.mean_direction.numpy(), means.numpy() / resultant[:, None], atol=1e-12)
-    np.testing.assert_allclose(model.kappa.numpy(), kappa, rtol=1e-9)
+    resultant = means.norm(dim=1)
+    kappa = model.dim * resultant / (1 - resultant**2).clamp(min=1e-12)  # one image has R = 1
+    torch.testing.assert_close(model.mean_direction, means / resultant[:, None], rtol=0, atol=1e-12)
+    torch.testing.assert_close(model.kappa, kappa.clamp(max=KAPPA_MAX), rtol=1e-9, atol=0)
 
 
 def random_batches(count, classes, dim, seed):
@@ -142,7 +118,7 @@ def random_batches(count, classes, dim, seed):
     ]
 
 
-@pytest.mark.parametrize("schedule", ClassVMF.SCHEDULES)
+@pytest.mark.parametrize("schedule", SCHEDULES)
 def test_statistics_over_several_epochs_against_a_plain_loop(schedule):
     classes, dim = 4, 6
     model = ClassVMF(classes, dim, schedule)
@@ -171,20 +147,8 @@ def test_a_class_not_yet_seen_has_a_random_direction_and_a_resultant_of_0_9():
     assert torch.allclose(model.kappa, torch.full((3,), 10 * 0.9 / (1 - 0.81), dtype=torch.float64))
     before = model.mean_direction.clone()
     model.update(on_sphere(4, 10), torch.tensor([0, 0, 2, 2]))
-    assert torch.equal(model.mean_direction[1], before[1]) and not torch.allclose(
-        model.mean_direction[0], before[0]
-    )
-
-
-@pytest.mark.parametrize("schedule", ClassVMF.SCHEDULES)
-def test_statistics_do_not_depend_on_the_order_or_the_cut_of_batches(schedule):
-    embeddings, labels = on_sphere(24, 7), torch.arange(24) % 3
-    one, other = ClassVMF(3, 7, schedule), ClassVMF(3, 7, schedule)
-    one.update(embeddings, labels)
-    for rows in torch.randperm(24, generator=torch.Generator().manual_seed(1)).split([5, 1, 11, 7]):
-        other.update(embeddings[rows], labels[rows])
-    assert torch.allclose(one.kappa, other.kappa, rtol=1e-10)
-    assert torch.allclose(one.mean_direction, other.mean_direction, atol=1e-12)
+    assert torch.equal(model.mean_direction[1], before[1])
+    assert not torch.allclose(model.mean_direction[0], before[0])
 
 
 def test_kappa_is_kept_within_its_bounds():
@@ -195,31 +159,14 @@ def test_kappa_is_kept_within_its_bounds():
     assert torch.isfinite(model.log_mgf(on_sphere(3, 4), 0.1)).all()
 
 
-def test_statistics_carry_no_gradient():
-    model = ClassVMF(2, 5)
-    raw = on_sphere(6, 5).requires_grad_()
-    model.update(raw, torch.tensor([0, 1] * 3))
-    assert not any(b.requires_grad for b in model.buffers()) and not model.kappa.requires_grad
-    assert not list(model.parameters())
-    fixed = on_sphere(2, 5, seed=1).requires_grad_()
-    model.log_mgf(fixed, 0.1).sum().backward()
-    assert raw.grad is None and fixed.grad is not None
-
-
-def test_state_dict_carries_everything():
-    model = fitted(3, 5, "epoch")
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_state_dict_carries_everything(schedule):
+    model = fitted(3, 5, schedule)
     model.start_epoch()
     model.update(on_sphere(6, 5, seed=7), torch.tensor([0, 1, 1, 2, 2, 2]))
-    copy = ClassVMF(3, 5, "epoch")
+    copy = ClassVMF(3, 5, schedule)
     copy.load_state_dict(model.state_dict())
     for m in (model, copy):
         m.start_epoch()
         m.update(on_sphere(3, 5, seed=8), torch.tensor([0, 0, 1]))
     assert torch.equal(model.kappa, copy.kappa) and torch.equal(model.mean_direction, copy.mean_direction)
-
-
-def test_unknown_schedules_and_negative_orders_are_refused():
-    with pytest.raises(ValueError, match="order"):
-        log_iv_and_ratio(-0.5, torch.ones(1))
-    with pytest.raises(ValueError, match="epoch, running"):
-        ClassVMF(2, 4, "weekly")

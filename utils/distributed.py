@@ -67,7 +67,7 @@ def start(gpu: str) -> Compute:
             )
         device = torch.device("cuda", indices[0])
         torch.cuda.set_device(device.index)
-        # Set, so that a container's environment changes no result.
+        # Explicitly: containers may set other defaults.
         torch.set_float32_matmul_precision("highest")
         torch.backends.cudnn.allow_tf32 = True
     if not under_torchrun:

@@ -1,30 +1,27 @@
 """The training objective: L = L_isac + Lambda2 L_tla + Lambda1 L_oe (PATT, section "training")."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from utils.vmf import ClassVMF
 
 TERMS = ("loss", "isac", "tla", "oe")  # what PATTLoss returns: the sum, then its terms
 
 
-def logit_adjusted_ce(logits, labels, log_prior, temperature=1.0):
+def logit_adjusted_ce(logits: Tensor, labels: Tensor, log_prior: Tensor, temperature: float = 1.0) -> Tensor:
     """Cross-entropy of z / T + log pi, averaged over the batch (TLA; T = 1 is the logit adjustment of Menon
-    et al. 2021).
-
-    The temperature divides the logits only; the prior is added afterwards.
+    et al. 2021). The temperature divides the logits only; the prior is added afterwards.
 
     Args:
         logits: (B, C). labels: int64 (B,). log_prior: (C,). temperature: T > 0.
-
-    Returns:
-        A scalar.
     """
     return F.cross_entropy(torch.add(log_prior, logits, alpha=1 / temperature), labels)
 
 
-def outlier_exposure(logits):
+def outlier_exposure(logits: Tensor) -> Tensor:
     """Cross-entropy to the uniform distribution: mean of [logsumexp(z) - mean_c z_c] over (M, C) logits
     (Hendrycks et al. 2019)."""
     return logits.log_softmax(dim=1).sum() / -logits.numel()
@@ -34,11 +31,9 @@ class PATTLoss(nn.Module):
     """The three terms, their weights and the class statistics that ISAC remembers.
 
     Args:
-        class_counts: the C class sizes of the training set; pi_c = n_c / sum n.
-        embedding_dim: p.
+        class_counts: the C class sizes of the training set; pi_c = n_c / sum n. embedding_dim: p.
         oe_weight, tla_weight: Lambda1 and Lambda2.
-        contrast_temperature: tau of ISAC.
-        logit_temperature: T of TLA.
+        contrast_temperature, logit_temperature: tau of ISAC, T of TLA.
         schedule: of the class statistics, see :class:`utils.vmf.ClassVMF`.
         normalize: embeddings are put on the unit sphere first. False is what the authors' release does.
         isac, tla, oe: False removes the term. Without ISAC the classifier's term is the main loss and has
@@ -47,19 +42,19 @@ class PATTLoss(nn.Module):
 
     def __init__(
         self,
-        class_counts,
-        embedding_dim,
+        class_counts: Sequence[int],
+        embedding_dim: int,
         *,
-        oe_weight,
-        tla_weight,
-        contrast_temperature=0.1,
-        logit_temperature=0.9,
-        schedule="epoch",
-        normalize=True,
-        isac=True,
-        tla=True,
-        oe=True,
-    ):
+        oe_weight: float,
+        tla_weight: float,
+        contrast_temperature: float = 0.1,
+        logit_temperature: float = 0.9,
+        schedule: str = "epoch",
+        normalize: bool = True,
+        isac: bool = True,
+        tla: bool = True,
+        oe: bool = True,
+    ) -> None:
         super().__init__()
         counts = torch.as_tensor(class_counts, dtype=torch.float64)
         self.register_buffer("log_prior", torch.log(counts / counts.sum()).float(), persistent=False)
@@ -71,10 +66,10 @@ class PATTLoss(nn.Module):
         self.normalize = normalize
         self.isac, self.tla, self.oe = isac, tla, oe
 
-    def start_epoch(self):
+    def start_epoch(self) -> None:
         self.statistics.start_epoch()
 
-    def forward(self, logits, embeddings, labels):
+    def forward(self, logits: Tensor, embeddings: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """The loss of one batch, ordered [view 1 (B), view 2 (B), view 3 (B), outliers (M)].
 
         Without ISAC there are no views 2 and 3, without OE no outliers. In training mode the class statistics
@@ -84,8 +79,7 @@ class PATTLoss(nn.Module):
             logits: (N, C). embeddings: (N, p). labels: int64 (B,), of view 1, and so of views 2 and 3.
 
         Returns:
-            ``{loss, isac, tla, oe}``: scalars; a removed term is 0. ``tla`` is the classifier's term,
-            adjusted or plain.
+            ``{loss, isac, tla, oe}``: scalars; a removed term is 0.
         """
         batch = len(labels)
         first_outlier = 3 * batch if self.isac else batch
@@ -99,16 +93,13 @@ class PATTLoss(nn.Module):
                 if self.tla
                 else F.cross_entropy(view1, labels)
             )
-            isac = (
-                self.contrast(embeddings[batch:first_outlier], labels.repeat(2))
-                if self.isac
-                else torch.zeros_like(tla)
-            )
+            pairs = embeddings[batch:first_outlier]
+            isac = self.contrast(pairs, labels.repeat(2)) if self.isac else torch.zeros_like(tla)
             oe = outlier_exposure(outliers) if self.oe else torch.zeros_like(tla)
             loss = isac.add(tla, alpha=self.tla_weight).add(oe, alpha=self.oe_weight)
         return dict(zip(TERMS, (loss, isac, tla, oe), strict=True))
 
-    def contrast(self, embeddings, labels):
+    def contrast(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """L_isac = CE(s + log pi, y) over the (2B, p) embeddings of views 2 and 3."""
         embeddings = on_sphere(embeddings) if self.normalize else _at_least_float32(embeddings)
         if self.training:
@@ -118,6 +109,9 @@ class PATTLoss(nn.Module):
 
 
 class _OnSphere(torch.autograd.Function):
+    """Divides the rows of x (N, p) by their lengths, in float32 at least, with a third of the operations of
+    F.normalize."""
+
     @staticmethod
     def forward(ctx, x):
         dtype = torch.promote_types(x.dtype, torch.float32)
@@ -133,12 +127,9 @@ class _OnSphere(torch.autograd.Function):
         return torch.addcmul(grad, unit, (grad * unit).sum(dim=1, keepdim=True), value=-1).div_(norm)
 
 
-def on_sphere(x):
-    """The rows of x (N, p) divided by their lengths, float32 at least; a third of the operations of
-    F.normalize."""
-    return _OnSphere.apply(x)
+on_sphere = _OnSphere.apply
 
 
-def _at_least_float32(x):
+def _at_least_float32(x: Tensor) -> Tensor:
     """Half-precision network outputs as float32; float32 and float64 as they are."""
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x

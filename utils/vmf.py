@@ -1,20 +1,19 @@
 """Directional statistics: modified Bessel functions of large order, and one von Mises-Fisher distribution per
 class.
 
-Everything works on whole tensors, in float64 except the products of embeddings and mean directions. There is
-no loop over samples or classes, and no N x C x p tensor; orders below 15 take a recurrence of at most 15
-steps.
+Everything works on whole tensors, in float64 except the products of embeddings and mean directions, without a
+loop over samples or classes; orders below 15 take a recurrence of at most 15 steps.
 """
 
 import math
 from collections import defaultdict
 from fractions import Fraction
-from functools import cache, lru_cache
+from functools import lru_cache
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from utils.distributed import in_process_group, sum_over_processes
 
@@ -25,49 +24,35 @@ KAPPA_MIN, KAPPA_MAX = 1e-3, 1e5
 UNSEEN_RESULTANT = 0.9  # the mean resultant length R of a class not yet seen
 
 
-@cache
 def _debye_polynomials():
-    """U_1 .. U_DEBYE_TERMS of DLMF 10.41.9, each a dict of the power of p to its exact coefficient."""
-    polynomials, u = [], {0: Fraction(1)}
+    """Yields U_1 .. U_DEBYE_TERMS of DLMF 10.41.9: the exact coefficient of each power of p."""
+    u = {0: Fraction(1)}
     for _ in range(DEBYE_TERMS):
         following = defaultdict(Fraction)
         for power, a in u.items():
             # U' p^2 (1 - p^2) / 2  and  1/8 of the integral of (1 - 5 t^2) U from 0 to p
             following[power + 1] += a * power / 2 + a / (8 * (power + 1))
             following[power + 3] -= a * power / 2 + 5 * a / (8 * (power + 3))
-        u = {power: value for power, value in following.items() if value}
-        polynomials.append(u)
-    return polynomials
-
-
-@lru_cache(maxsize=64)
-def _debye_coefficients(order):
-    """The coefficients of sum_k U_k(p) / order^k as one polynomial in p, lowest power first.
-
-    Terms that nowhere in p's range [0, 1] reach the rounding of the leading 1 are left out: for large orders
-    the last few.
-    """
-    total = [1.0]
-    for k, polynomial in enumerate(_debye_polynomials(), start=1):
-        term = [float(polynomial.get(power, 0)) / order**k for power in range(3 * k + 1)]
-        if np.abs(np.polynomial.Polynomial(term)(np.linspace(0, 1, 200))).max() < ROUNDING:
-            break
-        total = [a + b for a, b in zip(total + [0.0] * (len(term) - len(total)), term, strict=True)]
-    return total
+        u = following
+        yield u
 
 
 @lru_cache(maxsize=64)
 def _debye_table(order):
-    """The coefficients of S(p) = sum_k U_k(p) / order^k and D(p) = p S'(p) + S(p) / 2, float64 (J, 2, 2, 2).
+    """The coefficients of S(p) = sum_k U_k(p) / order^k and D(p) = p S'(p) + S(p) / 2, float64 (J, 2, 2, 2):
+    entry [j, i, h, l] belongs to the power 4 j + 2 h + l of S (i = 0) or D (i = 1).
 
-    Entry [j, i, h, l] belongs to the power 4 j + 2 h + l of S (i = 0) or D (i = 1).
+    Terms that nowhere in p's range [0, 1] reach the rounding of the leading 1 are left out.
     """
-    of_sum = _debye_coefficients(order)
-    of_sum = of_sum + [0.0] * (-len(of_sum) % 4)
-    of_slope = [(power + 0.5) * value for power, value in enumerate(of_sum)]
-    return (
-        torch.tensor([of_sum, of_slope], dtype=torch.float64).view(2, -1, 2, 2).transpose(0, 1).contiguous()
-    )
+    total = np.polynomial.Polynomial([1.0])
+    for k, u in enumerate(_debye_polynomials(), start=1):
+        term = np.polynomial.Polynomial([float(u.get(power, 0)) / order**k for power in range(3 * k + 1)])
+        if np.abs(term(np.linspace(0, 1, 200))).max() < ROUNDING:
+            break
+        total = total + term
+    of_sum = np.pad(total.coef, (0, -len(total.coef) % 4))
+    of_slope = (np.arange(len(of_sum)) + 0.5) * of_sum
+    return torch.from_numpy(np.stack([of_sum, of_slope])).view(2, -1, 2, 2).transpose(0, 1).contiguous()
 
 
 def _debye(order, a, table):
@@ -96,10 +81,25 @@ def _debye(order, a, table):
     return value, more.reciprocal_().addcdiv_(square.mul_(of_slope), of_sum, value=-1 / order)
 
 
-def _log_iv_and_ratio(order, x, table):
-    """(log I_order(x), I_{order+1}(x) / I_order(x)); orders below SMALLEST_ORDER by downward recurrence, DLMF
-    10.29.1. ``table`` is ``_debye_table(_debye_order(order))``."""
-    top = _debye_order(order)
+def _debye_order(order):
+    """The order from which recurrence goes down to ``order``: itself where Debye's expansion is good."""
+    return order + max(0, math.ceil(SMALLEST_ORDER - order))
+
+
+def log_iv_and_ratio(order: float, x: Tensor, table: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """(log I_order(x), I_{order+1}(x) / I_order(x)), float64; I is the modified Bessel function of the first
+    kind. The ratio, in (0, 1), is d/dx [log I_order(x) - order log x]. For orders 0.5 .. 1023 and x in [1e-3,
+    1e5] the error is below 1e-9, absolute for the logarithm and relative for the ratio.
+
+    Args:
+        order: at least 0. x: positive values, any shape.
+        table: ``_debye_table(_debye_order(order))`` if it already is on x's device.
+
+    Source: DLMF 10.41.3 (Debye's uniform expansion in the order) and 10.29.1 (recurrence).
+    """
+    x, top = x.double(), _debye_order(order)
+    if table is None:
+        table = _debye_table(top).to(x.device)
     z = x / top
     log_i, ratio = _debye(top, 1 + z * z, table)
     log_i = log_i + (top * torch.log(z) - 0.5 * math.log(2 * math.pi * top))
@@ -110,34 +110,6 @@ def _log_iv_and_ratio(order, x, table):
         log_i = log_i + torch.log(step)
         ratio = step.reciprocal()
     return log_i, ratio
-
-
-def _debye_order(order):
-    """The order from which recurrence goes down to ``order``: itself where Debye's expansion is good."""
-    return order + max(0, math.ceil(SMALLEST_ORDER - order))
-
-
-def log_iv_and_ratio(order, x):
-    """Logarithm of the modified Bessel function of the first kind, and the ratio to its next order.
-
-    Args:
-        order: a number >= 0.
-        x: positive values, any shape; computed in float64.
-
-    Returns:
-        (log I_order(x), I_{order+1}(x) / I_order(x)), float64 tensors of x's shape. The ratio, in (0, 1), is
-        d/dx [log I_order(x) - order log x]. For orders 0.5 .. 1023 and x in [1e-3, 1e5] the error is below
-        1e-9, absolute for the logarithm and relative for the ratio.
-
-    Raises:
-        ValueError: negative order.
-
-    Source: DLMF 10.41.3 (Debye's uniform expansion in the order) and 10.29.1 (recurrence).
-    """
-    if order < 0:
-        raise ValueError(f"the order must be at least 0, not {order}")
-    order, x = float(order), torch.as_tensor(x).double()
-    return _log_iv_and_ratio(order, x, _debye_table(_debye_order(order)).to(x.device))
 
 
 class _LogMGF(torch.autograd.Function):
@@ -157,7 +129,7 @@ class _LogMGF(torch.autograd.Function):
             values, slopes = _debye(order, a, table)
         else:
             k = (a - 1).clamp_(min=(KAPPA_MIN / top) ** 2).sqrt_().mul_(top)  # rounding where the two cancel
-            values, ratio = _log_iv_and_ratio(order, k, table)
+            values, ratio = log_iv_and_ratio(order, k, table)
             values, slopes = values - order * torch.log(k), top * ratio / k
         ctx.temperature, ctx.top = temperature, top
         ctx.save_for_backward(slopes[:-1], scaled)
@@ -175,22 +147,19 @@ class _LogMGF(torch.autograd.Function):
         return (by_value * scaled).div_(ctx.temperature), of_norm, None, None, None, None
 
 
-def log_normalizer(dim: int, kappa: torch.Tensor) -> torch.Tensor:
-    """log C_p(kappa) of the von Mises-Fisher density on the unit sphere of R^p, with its constant.
+def log_normalizer(dim: int, kappa: Tensor) -> Tensor:
+    """log C_p(kappa) of the von Mises-Fisher density on the unit sphere of R^p, float64.
 
     C_p(kappa) = kappa^nu / ((2 pi)^(p/2) I_nu(kappa)), nu = p/2 - 1.
 
     Args:
         dim: p. kappa: positive, any shape.
-
-    Returns:
-        float64 tensor of kappa's shape.
     """
     order, kappa = dim / 2 - 1, kappa.double()
     return order * torch.log(kappa) - dim / 2 * math.log(2 * math.pi) - log_iv_and_ratio(order, kappa)[0]
 
 
-def estimate_vmf(means: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def estimate_vmf(means: Tensor) -> tuple[Tensor, Tensor]:
     """Von Mises-Fisher distributions from the mean vectors (n, p) of points on the unit sphere.
 
     Returns:
@@ -205,16 +174,14 @@ def estimate_vmf(means: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 class ClassVMF(nn.Module):
-    """A von Mises-Fisher distribution on the unit sphere of R^dim for every class, estimated while training.
+    """A von Mises-Fisher distribution on the unit sphere of R^p for every class, estimated while training.
 
-    Class c's mean embedding m_c gives mu_c = m_c / |m_c|, R = |m_c| and kappa_c = p R / (1 - R^2) (Banerjee
-    et al. 2005, leading term), kept in [1e-3, 1e5]. A class not yet seen has a random direction and R = 0.9.
+    :func:`estimate_vmf` of a class's mean embedding; a class not yet seen has a random direction and R = 0.9.
     The statistics are buffers: they carry no gradient and belong in the checkpoint. In a process group they
     are those of the global batch.
 
     Args:
-        num_classes: C.
-        dim: p, the width of the embeddings.
+        num_classes: C. dim: p, the width of the embeddings.
         schedule: "epoch": the previous epoch's average is used while the current one is collected (for a
             class without one, the average collected so far); "running": one average over the whole run.
 
@@ -222,12 +189,8 @@ class ClassVMF(nn.Module):
         mean_direction: mu, float64 (C, p), unit rows. kappa: float64 (C,). The statistics in use.
     """
 
-    SCHEDULES = ("epoch", "running")
-
-    def __init__(self, num_classes, dim, schedule="epoch"):
+    def __init__(self, num_classes: int, dim: int, schedule: str = "epoch") -> None:
         super().__init__()
-        if schedule not in self.SCHEDULES:
-            raise ValueError(f"unknown schedule {schedule!r}; there are {', '.join(self.SCHEDULES)}")
         self.schedule = schedule
         self.dim = dim
         direction, kappa = estimate_vmf(
@@ -252,7 +215,7 @@ class ClassVMF(nn.Module):
             else:
                 buffer[classes] = torch.where(which, new, buffer[classes])
 
-    def start_epoch(self):
+    def start_epoch(self) -> None:
         """Under "epoch", puts the average just collected to use and begins a new one; "running" changes
         nothing."""
         if self.schedule == "epoch":
@@ -263,7 +226,7 @@ class ClassVMF(nn.Module):
             self.counts.zero_()
 
     @torch.no_grad()
-    def update(self, embeddings, labels):
+    def update(self, embeddings: Tensor, labels: Tensor) -> None:
         """Adds a batch: ``embeddings`` (B, p), ``labels`` int64 (B,)."""
         values = embeddings.detach().double()
         ones = values.new_ones(len(labels))
@@ -280,9 +243,9 @@ class ClassVMF(nn.Module):
                 changed = labels
         self._use_collected(changed, (self.counts[changed] > 0) > self.has_previous[changed])
 
-    def log_mgf(self, embeddings, temperature, unit=False):
-        """Log moment generating function of every class's distribution at e / tau, differentiable in the
-        embeddings.
+    def log_mgf(self, embeddings: Tensor, temperature: float, unit: bool = False) -> Tensor:
+        """Log moment generating function of every class's distribution at e / tau, float64 (B, C),
+        differentiable in the embeddings.
 
         s_c(e) = log C_p(kappa_c) - log C_p(|| kappa_c mu_c + e / tau ||), with C_p the normaliser of the vMF
         density (ProCo, Du et al., TPAMI 2024).
@@ -292,9 +255,6 @@ class ClassVMF(nn.Module):
             temperature: tau > 0.
             unit: the embeddings have length 1. The gradient then has no part along them, which normalising
                 would remove.
-
-        Returns:
-            float64 (B, C).
         """
         cosine = embeddings @ self.mean_direction.to(embeddings.dtype).T
         squared_norm = 1.0 if unit else embeddings.double().square().sum(dim=1, keepdim=True)

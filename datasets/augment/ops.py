@@ -1,14 +1,12 @@
 """Batched image operations: one parameter per image, no loop over images, no host-device synchronisation.
 
-Images are (N, 3, H, W) on any device; parameters are host tensors of shape (N,), copied to the images' device
-without blocking, so one CPU generator gives the same parameters on every device. Real parameters are float64:
-torchvision, whose arithmetic these operations reproduce, takes Python floats. Nothing is random here, and no
-input is modified.
+Images are (N, 3, H, W) on any device and are not modified; parameters are host tensors (N,), real ones
+float64, so one CPU generator gives the same parameters on every device. Nothing is random here.
 
 Two families, each equal to ``torchvision.transforms.v2.functional`` on tensors, one image at a time:
 
-* uint8 in, uint8 out, equal bit for bit (nearest-neighbour sampling): the operations of AutoAugment and
-  RandAugment; the bicubic shears are Pillow's;
+* uint8 in, uint8 out, equal bit for bit: the operations of AutoAugment and RandAugment; the bicubic shears
+  are Pillow's;
 * float32 in [0, 1], equal to rounding error: resized crop, colour jitter, grayscale.
 """
 
@@ -26,14 +24,13 @@ def to_device(values: Tensor, device: torch.device) -> Tensor:
     return values.to(device, non_blocking=True)
 
 
-def _per_image(values: Tensor, images: Tensor) -> Tensor:
-    """Returns host values (N,) as float32 (N, 1, 1, 1) on the images' device."""
-    return to_device(values.to(torch.float32), images.device).view(-1, 1, 1, 1)
+def _per_image(values: Tensor, images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Returns host values (N,) as (N, 1, 1, 1) on the images' device."""
+    return to_device(values.to(dtype), images.device).view(-1, 1, 1, 1)
 
 
-def _truncated(images: Tensor) -> Tensor:
-    """Converts float images in [0, 255] to uint8, rounding down; through int16, which a CPU converts four
-    times as fast."""
+def truncated(images: Tensor) -> Tensor:
+    """Converts [0, 255] to uint8, rounding down; through int16, which a CPU converts four times as fast."""
     return images.to(torch.int16).to(torch.uint8)
 
 
@@ -45,8 +42,7 @@ def _luma(images: Tensor) -> Tensor:
 
 
 def _blend(images: Tensor, other: Tensor | None, factor: Tensor) -> Tensor:
-    """Returns ``factor * images + (1 - factor) * other``, clipped to the range of the dtype; ``other`` None
-    means black."""
+    """Returns ``factor * images + (1 - factor) * other``, clipped; ``other`` None means black."""
     if len(images) == 1:  # numbers instead of one-element tensors: the same arithmetic in faster loops
         blended = images * float(factor)
         if other is not None:
@@ -59,10 +55,7 @@ def _blend(images: Tensor, other: Tensor | None, factor: Tensor) -> Tensor:
             blended.addcmul_(other, _per_image(1.0 - factor, images))
     if images.is_floating_point():
         return blended.clamp_(0.0, 1.0)
-    return _truncated(blended.clamp_(0.0, 255.0))
-
-
-# --- brightness, colour and contrast, for both dtypes
+    return truncated(blended.clamp_(0.0, 255.0))
 
 
 def adjust_brightness(images: Tensor, factor: Tensor) -> Tensor:
@@ -78,9 +71,6 @@ def adjust_saturation(images: Tensor, factor: Tensor) -> Tensor:
 def adjust_contrast(images: Tensor, factor: Tensor) -> Tensor:
     """Blends with the image's mean brightness; factor 0 is a uniform gray, 1 the image."""
     return _blend(images, _luma(images).mean((1, 2, 3), keepdim=True), factor)
-
-
-# --- float32 images in [0, 1]
 
 
 def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
@@ -115,25 +105,12 @@ def grayscale(images: Tensor) -> Tensor:
     return _luma(images).to(images.dtype).expand_as(images)
 
 
-def to_float(images: Tensor) -> Tensor:
-    """Converts uint8 to float32 in [0, 1]."""
-    return images.to(torch.float32).mul_(1.0 / 255.0)
-
-
-def to_uint8(images: Tensor) -> Tensor:
-    """Converts float32 in [0, 1] to the nearest uint8."""
-    return _truncated(images.mul(255.0).round_())
-
-
 def _triangle_weights(
     start: Tensor, length: Tensor, reverse: Tensor, size_in: int, size_out: int, device: torch.device
 ) -> Tensor:
     """Returns the weights (N, size_out, size_in) of antialiased bilinear resampling of
-    ``[start, start + length)``.
-
-    Output pixel i samples the segment at ``(i + 1/2) * length / size_out`` with a triangle filter whose
-    half-width is one pixel, or one output pixel where that is larger; pixels outside the segment have
-    weight 0.
+    ``[start, start + length)``: a triangle filter whose half-width is one pixel, or one output pixel where
+    that is larger.
     """
     start, length, reverse = (
         to_device(v.to(torch.float32), device).view(-1, 1, 1) for v in (start, length, reverse)
@@ -150,12 +127,10 @@ def _triangle_weights(
 def resized_crop(
     images: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor, flip: Tensor, size: int
 ) -> Tensor:
-    """Crops a box from each image, resizes it to (size, size), antialiased bilinear, and mirrors it where
-    ``flip`` is set.
+    """Resizes a box of each image to (size, size), antialiased bilinear; mirrors it where ``flip`` is set.
 
-    The resampling is separable and the mirror only reorders the columns' weights, so all of it is two batched
-    matrix products (call it outside autocast). Boxes are int64 and lie inside the images; ``flip`` is bool.
-    Takes uint8 or float, returns float32 in [0, 1].
+    Two batched matrix products, as the resampling is separable and the mirror only reorders weights (call it
+    outside autocast). Takes uint8 or float, returns float32 in [0, 1].
     """
     n, channels, rows, columns = images.shape
     never = torch.zeros_like(flip)
@@ -168,30 +143,20 @@ def resized_crop(
 
 
 def cutout(images: Tensor, row: Tensor, column: Tensor, length: int) -> Tensor:
-    """Blackens the square of side ``length`` centred at (row, column), clipped at the borders.
-
-    Source: DeVries and Taylor, arXiv 1708.04552. The square spans
-    ``[centre - length // 2, centre + length // 2)``.
-    """
+    """Blackens ``[centre - length // 2, centre + length // 2)`` in both directions (DeVries and Taylor, arXiv
+    1708.04552)."""
     half = length // 2
-    rows = torch.arange(images.shape[2], device=images.device).view(1, 1, -1, 1)
-    columns = torch.arange(images.shape[3], device=images.device).view(1, 1, 1, -1)
-    row, column = (to_device(v, images.device).view(-1, 1, 1, 1) for v in (row, column))
-    inside = ((rows >= row - half) & (rows < row + half)) & (
-        (columns >= column - half) & (columns < column + half)
+    down, across = (
+        torch.arange(side, device=images.device) - to_device(centre, images.device).view(-1, 1)
+        for side, centre in zip(images.shape[2:], (row, column), strict=True)
     )
-    return images.masked_fill(inside, 0)
-
-
-# --- any dtype
+    rows, columns = ((away >= -half) & (away < half) for away in (down, across))
+    return images.masked_fill(rows[:, None, :, None] & columns[:, None, None], 0)
 
 
 def padded_crop(images: Tensor, top: Tensor, left: Tensor, flip: Tensor, padding: int) -> Tensor:
-    """Pads with ``padding`` zeros on each side, crops the original size at (top, left), mirrors where
-    ``flip`` is set.
-
-    ``top`` and ``left`` are int64 in [0, 2 * padding].
-    """
+    """Pads with zeros on each side, crops the original size at (top, left) in [0, 2 * padding], mirrors where
+    ``flip`` is set."""
     n, channels, height, width = images.shape
     padded = F.pad(images, [padding] * 4)
     across = torch.arange(width, device=images.device)
@@ -204,83 +169,49 @@ def padded_crop(images: Tensor, top: Tensor, left: Tensor, flip: Tensor, padding
     return padded.flatten(2).gather(2, pixel).view_as(images)
 
 
-# --- uint8 images: the operations of AutoAugment and RandAugment
+# By name and value v, as pairs along x and y: the pixel at (x, y) from the centre of the output comes from
+# x * first + y * second + third.
+MAPS = {
+    # Each row (column) moves v pixels further than the one before; the first edge stays.
+    "ShearX": lambda v, height, width: ((1.0, 0.0), (v, 1.0), (v * (0.5 * height), 0.0)),
+    "ShearY": lambda v, height, width: ((1.0, v), (0.0, 1.0), (0.0, v * (0.5 * width))),
+    # Right or down by v pixels, rounded towards zero.
+    "TranslateX": lambda v, height, width: ((1.0, 0.0), (0.0, 1.0), (-v.trunc(), 0.0)),
+    "TranslateY": lambda v, height, width: ((1.0, 0.0), (0.0, 1.0), (0.0, -v.trunc())),
+    # Counter-clockwise by v degrees.
+    "Rotate": lambda v, height, width: (
+        (v.deg2rad().cos(), v.deg2rad().sin()),
+        (-v.deg2rad().sin(), v.deg2rad().cos()),
+        (0.0, 0.0),
+    ),
+}
 
 
-def _matrix(
-    a: Tensor | float,
-    b: Tensor | float,
-    tx: Tensor | float,
-    c: Tensor | float,
-    d: Tensor | float,
-    ty: Tensor | float,
-    like: Tensor,
-) -> Tensor:
-    """Returns matrices (N, 2, 3) for :func:`affine`, one for each element of ``like`` (N,)."""
-    entries = [torch.as_tensor(v, dtype=torch.float64).expand(like.shape) for v in (a, b, tx, c, d, ty)]
-    return torch.stack(entries, -1).view(-1, 2, 3)
-
-
-def affine(images: Tensor, matrix: Tensor, fill: int) -> Tensor:
-    """Warps uint8 images with an affine map: nearest neighbour, the value ``fill`` outside.
-
-    ``matrix`` (N, 2, 3) maps output to input coordinates, in pixels from the image centre.
-    """
+def warp(images: Tensor, value: Tensor, name: str, fill: int = 0) -> Tensor:
+    """Warps uint8 images by the map of that name, nearest neighbour; the value ``fill`` outside."""
     n, _, height, width = images.shape
     device = images.device
-    half_size = torch.tensor([0.5 * width, 0.5 * height])
-    theta = to_device(matrix.to(torch.float32).transpose(1, 2) / half_size, device)
+    entries = [v for pair in MAPS[name](value, height, width) for v in pair]
+    theta = torch.stack([torch.as_tensor(v, dtype=torch.float64).expand(n) for v in entries], 1)
+    theta = theta.float().view(n, 3, 2) / torch.tensor([0.5 * width, 0.5 * height])
+    by_x, by_y, offset = to_device(theta, device).view(n, 3, 1, 1, 2).unbind(1)
     across = (torch.arange(width, device=device) - 0.5 * (width - 1)).view(1, 1, -1, 1)
     down = (torch.arange(height, device=device) - 0.5 * (height - 1)).view(1, -1, 1, 1)
-    by_x, by_y, offset = theta.view(n, 3, 1, 1, 2).unbind(1)
     # As complex numbers: one addition fills both coordinates of the grid.
     grid = torch.view_as_real(
         torch.view_as_complex(across * by_x) + torch.view_as_complex(down * by_y + offset)
     )
     shifted = images.to(torch.float32).sub_(fill)  # grid_sample has zeros outside
     warped = F.grid_sample(shifted, grid, mode="nearest", padding_mode="zeros", align_corners=False)
-    return _truncated(warped.add_(fill))
-
-
-def shear_x(images: Tensor, level: Tensor, fill: int = 0) -> Tensor:
-    """Shears along x: each row moves ``level`` pixels further than the one above; the top edge stays."""
-    level = level.double()
-    return affine(images, _matrix(1.0, level, level * (0.5 * images.shape[2]), 0.0, 1.0, 0.0, level), fill)
-
-
-def shear_y(images: Tensor, level: Tensor, fill: int = 0) -> Tensor:
-    """Shears along y: each column moves ``level`` pixels further than the one before; the left edge stays."""
-    level = level.double()
-    return affine(images, _matrix(1.0, 0.0, 0.0, level, 1.0, level * (0.5 * images.shape[3]), level), fill)
-
-
-def translate_x(images: Tensor, pixels: Tensor, fill: int = 0) -> Tensor:
-    """Moves right by ``pixels``, rounded towards zero."""
-    x = pixels.double().trunc()
-    return affine(images, _matrix(1.0, 0.0, -x, 0.0, 1.0, 0.0, x), fill)
-
-
-def translate_y(images: Tensor, pixels: Tensor, fill: int = 0) -> Tensor:
-    """Moves down by ``pixels``, rounded towards zero."""
-    y = pixels.double().trunc()
-    return affine(images, _matrix(1.0, 0.0, 0.0, 0.0, 1.0, -y, y), fill)
-
-
-def rotate(images: Tensor, degrees: Tensor, fill: int = 0) -> Tensor:
-    """Rotates counter-clockwise about the centre."""
-    angle = torch.deg2rad(degrees.double())
-    return affine(images, _matrix(angle.cos(), -angle.sin(), 0.0, angle.sin(), angle.cos(), 0.0, angle), fill)
+    return truncated(warped.add_(fill))
 
 
 def shear_x_bicubic(images: Tensor, level: Tensor, fill: int) -> Tensor:
-    """Shears along x as Pillow's bicubic ``Image.transform`` does: the pixel of row y comes from
-    ``level * (y + 1/2)`` further right; ``fill`` outside.
-
-    The kernel is Keys' cubic with a = -1; taps beyond the border repeat it.
-    """
+    """Shears along x as Pillow's bicubic ``Image.transform`` does: row y comes from ``level * (y + 1/2)``
+    further right, ``fill`` outside. The kernel is Keys' cubic with a = -1; the border repeats."""
     n, channels, height, width = images.shape
     centres = torch.arange(width, dtype=torch.float64) + 0.5
-    place = centres + level.double().view(-1, 1, 1) * (torch.arange(height).view(-1, 1) + 0.5)
+    place = centres + level.view(-1, 1, 1) * (torch.arange(height).view(-1, 1) + 0.5)
     inside = (place >= 0) & (place < width)
     first = (place - 0.5).floor()
     t = to_device((place - 0.5 - first).to(torch.float32), images.device).unsqueeze(1)
@@ -293,17 +224,11 @@ def shear_x_bicubic(images: Tensor, level: Tensor, fill: int) -> Tensor:
     a, b, c, d = (tap(offset) for offset in (-1, 0, 1, 2))
     sheared = b + t * (c - a + t * (2 * (a - b) + c - d + t * (b - a + d - c)))
     sheared = sheared.clamp_(0.0, 255.0).masked_fill_(~to_device(inside, images.device).unsqueeze(1), fill)
-    return _truncated(sheared)
-
-
-def shear_y_bicubic(images: Tensor, level: Tensor, fill: int) -> Tensor:
-    """Shears along y; see :func:`shear_x_bicubic`."""
-    return shear_x_bicubic(images.transpose(2, 3), level, fill).transpose(2, 3)
+    return truncated(sheared)
 
 
 def adjust_sharpness(images: Tensor, factor: Tensor) -> Tensor:
-    """Blends with a smoothed image; factor 0 is smooth, 1 the image, above 1 sharper. The one-pixel border
-    stays."""
+    """Blends with a smoothed image, but for a border of one pixel; factor 0 is smooth, 1 the image."""
     sharpened = images.to(torch.float32)
     interior = sharpened[..., 1:-1, 1:-1]
     # The smoothing weights are 1 around a 5, over 13. Sums of whole numbers are exact, and a thirteenth is
@@ -312,42 +237,41 @@ def adjust_sharpness(images: Tensor, factor: Tensor) -> Tensor:
     smooth = columns[..., :-2, :] + columns[..., 1:-1, :] + columns[..., 2:, :]
     smooth.add_(interior, alpha=4.0).div_(13.0).round_()
     interior.addcmul_(smooth.sub_(interior), _per_image(1.0 - factor, images))
-    return _truncated(sharpened.clamp_(0.0, 255.0))
+    return truncated(sharpened.clamp_(0.0, 255.0))
 
 
 def posterize(images: Tensor, bits: Tensor) -> Tensor:
     """Keeps the highest ``bits`` (0 to 8) of each value."""
-    mask = (256 - 2 ** (8 - bits.long())).to(torch.uint8)
-    return images & to_device(mask, images.device).view(-1, 1, 1, 1)
+    return images & _per_image(256 - 2 ** (8 - bits.long()), images, torch.uint8)
 
 
 def solarize(images: Tensor, threshold: Tensor) -> Tensor:
     """Inverts the values at or above ``threshold``."""
-    threshold = to_device(threshold.ceil().to(torch.int16), images.device).view(-1, 1, 1, 1)
-    below = (images - threshold) >> 15  # -1 or 0: on a CPU bit operations take a fifth of torch.where's time
+    below = (
+        images - _per_image(threshold.ceil(), images, torch.int16)
+    ) >> 15  # -1 or 0, faster than torch.where
     return images ^ below.bitwise_not_().to(torch.uint8)
 
 
 def solarize_add(images: Tensor, addition: Tensor) -> Tensor:
     """Adds ``addition`` (0 to 128) to the values below 128, clipped at 255."""
     wide = images.to(torch.int16)
-    added = (wide + to_device(addition.to(torch.int16), images.device).view(-1, 1, 1, 1)).clamp_(max=255)
-    dark = wide.sub_(128).bitwise_right_shift_(15)  # -1 or 0, see solarize
+    added = (wide + _per_image(addition, images, torch.int16)).clamp_(max=255)
+    dark = wide.sub_(128).bitwise_right_shift_(15)  # -1 or 0
     return images ^ dark.bitwise_and_(added ^ images).to(torch.uint8)
 
 
 def autocontrast(images: Tensor) -> Tensor:
-    """Stretches each channel to the full range; a channel with a single value stays as it is."""
+    """Stretches each channel to the full range; a channel of one value stays as it is."""
     stretched = images.to(torch.float32)
     low, high = stretched.amin((2, 3), keepdim=True), stretched.amax((2, 3), keepdim=True)
     flat = low == high
     scale = (high - low).mul_(1.0 / 255.0).masked_fill_(flat, 1.0)
-    return _truncated(stretched.sub_(low.masked_fill_(flat, 0.0)).div_(scale).clamp_(0.0, 255.0))
+    return truncated(stretched.sub_(low.masked_fill_(flat, 0.0)).div_(scale).clamp_(0.0, 255.0))
 
 
 def equalize(images: Tensor) -> Tensor:
-    """Flattens each channel's histogram with Pillow's look-up table; a channel with (nearly) a single value
-    stays as it is."""
+    """Flattens each channel's histogram as Pillow does; a channel of (nearly) one value stays."""
     values = images.flatten(2).long()
     pixels = values.shape[2]
     counts = values.new_zeros((*values.shape[:2], 256), dtype=torch.int32)
@@ -358,8 +282,3 @@ def equalize(images: Tensor) -> Tensor:
     table = (cumulative - counts + step // 2).div_(step.clamp(min=1), rounding_mode="floor").clamp_(0, 255)
     equalized = table.to(torch.uint8).gather(2, values)
     return torch.where(step == 0, images.flatten(2), equalized).view_as(images)
-
-
-def invert(images: Tensor) -> Tensor:
-    """Returns 255 minus each value."""
-    return 255 - images

@@ -2,15 +2,14 @@
 batch.
 
 A view is called as ``view(images, generator)`` with uint8 images (N, 3, H, W) on any device and a CPU
-generator, and returns float32 images in [0, 1], not normalised. Parameters are drawn on the host, so one seed
-gives the same augmentation on every device, and which images an operation applies to is known without
-synchronising with the device. A view is a chain of stages; a stage has ``draw``, which draws its random
-parameters for a batch, and ``apply``, which does not modify its input.
+generator, and returns float32 images in [0, 1], not normalised. It is a chain of stages. Parameters are drawn
+on the host, so one seed gives the same augmentation on every device, and which images an operation applies to
+is known without synchronising with the device.
 """
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -22,41 +21,25 @@ from datasets.augment import ops
 # In values per image: from here on a CPU core's cache holds few images, and calls cost less than memory.
 LARGE_IMAGE = 2**16
 
-# Random parameters: host tensors with one row per image, a NamedTuple of them or one alone.
-Drawn = tuple | Tensor | None
-
 
 class Stage(ABC):
-    """One step of a view."""
+    """One step of a view. ``size`` is the side of the images that it returns, if it changes."""
 
-    def draw(self, n: int, height: int, width: int, generator: Generator) -> Drawn:
-        """Draws the random parameters of ``n`` images of one size: host tensors with n rows; None where
-        nothing is random."""
-        return None
+    size: int | None = None
+
+    def draw(self, n: int, height: int, width: int, generator: Generator) -> tuple[Tensor, ...]:
+        """Draws the random parameters of ``n`` images of one size: host tensors with n rows."""
+        return ()
 
     @abstractmethod
-    def apply(self, images: Tensor, drawn: Drawn) -> Tensor:
-        """Returns the changed images, given the parameters that :meth:`draw` returned."""
-
-    def output_size(self, height: int, width: int) -> tuple[int, int]:
-        """Returns (height, width) of what :meth:`apply` returns for images of the given size."""
-        return height, width
-
-    def __call__(self, images: Tensor, generator: Generator) -> Tensor:
-        return self.apply(images, self.draw(len(images), *images.shape[2:], generator))
-
-
-def _copy(view: Tensor, out: Tensor) -> None:
-    out.copy_(view)
+    def apply(self, images: Tensor, *drawn: Tensor) -> Tensor:
+        """Returns the changed images, given what :meth:`draw` returned."""
 
 
 @dataclass(frozen=True)
 class View:
-    """Stages applied one after another.
-
-    Parameters are drawn for the whole batch. Then the batch passes through one stage after another; on a CPU,
-    each large image passes through all stages while it is in the cache.
-    """
+    """Stages applied one after another to the whole batch, or on a CPU to one large image after the other, so
+    that it stays in the cache."""
 
     stages: tuple[Stage, ...]
 
@@ -65,7 +48,7 @@ class View:
         images: Tensor,
         generator: Generator,
         out: Tensor | None = None,
-        finish: Callable[[Tensor, Tensor], object] = _copy,
+        finish: Callable[[Tensor, Tensor], object] = lambda view, out: out.copy_(view),
     ) -> Tensor:
         """Returns the view, float32 (N, 3, S, S), written to ``out`` if given. ``finish(view, out)`` writes a
         part of it there, perhaps normalised."""
@@ -73,7 +56,7 @@ class View:
         drawn = []
         for stage in self.stages:
             drawn.append(stage.draw(n, height, width, generator))
-            height, width = stage.output_size(height, width)
+            height, width = stage.size or height, stage.size or width
         if out is None:
             out = torch.empty(n, 3, height, width, device=images.device)
         at_once = n if images.is_cuda or 3 * height * width < LARGE_IMAGE else 1
@@ -81,15 +64,9 @@ class View:
             rows = slice(start, start + at_once)
             part = images[rows]
             for stage, parameters in zip(self.stages, drawn, strict=True):
-                part = stage.apply(part, _take(parameters, rows))
+                part = stage.apply(part, *(values[rows] for values in parameters))
             finish(part, out[rows])
         return out
-
-
-def _take(drawn: Drawn, rows: slice) -> Drawn:
-    if isinstance(drawn, tuple):
-        return type(drawn)(*(values[rows] for values in drawn))
-    return None if drawn is None else drawn[rows]
 
 
 class Views(NamedTuple):
@@ -114,69 +91,63 @@ def chance(n: int, probability: float, generator: Generator) -> Tensor:
 Operation = Callable[[Tensor, Tensor], Tensor]
 
 
-def apply_by_kind(images: Tensor, kind: Tensor, functions: dict[int, Operation], values: Tensor) -> Tensor:
-    """Replaces image i by ``functions[kind[i]](image i, values[i])``; images of other kinds stay as they are.
+def apply_in_order(images: Tensor, kinds: Tensor, values: Tensor, functions: Sequence[Operation]) -> Tensor:
+    """Replaces image i by ``functions[kinds[i, k]](image i, values[i, k])`` for one step k after another.
 
-    ``kind`` and ``values`` are host tensors (N,). Each function runs once, on all its images.
+    ``kinds`` and ``values`` are host tensors (N, steps); kind -1 leaves an image as it is. In each step a
+    function runs once, on all its images.
     """
-    kinds, sizes = (found.tolist() for found in kind.unique(return_counts=True))
-    if len(kinds) == 1:
-        function = functions.get(kinds[0])
-        return images if function is None else function(images, values)
-    order = kind.argsort(stable=True)  # images of one kind side by side: one copy to the device for all
-    parts = zip(kinds, order.split(sizes), ops.to_device(order, images.device).split(sizes), strict=True)
-    changed = images.clone()
-    for number, members, index in parts:
-        if number in functions:
-            changed.index_copy_(0, index, functions[number](images.index_select(0, index), values[members]))
-    return changed
-
-
-def apply_in_order(images: Tensor, kinds: Tensor, functions: dict[int, Operation], values: Tensor) -> Tensor:
-    """Calls :func:`apply_by_kind` for each column of ``kinds`` and ``values``, both (N, steps)."""
     for kind, value in zip(kinds.unbind(1), values.unbind(1), strict=True):
-        images = apply_by_kind(images, kind, functions, value)
+        present, sizes = (found.tolist() for found in kind.unique(return_counts=True))
+        if len(present) == 1:
+            images = images if present[0] < 0 else functions[present[0]](images, value)
+            continue
+        order = kind.argsort(stable=True)  # images of one kind side by side: one copy to the device for all
+        on_device = ops.to_device(order, images.device)
+        changed = images.clone()
+        for number, members, index in zip(present, order.split(sizes), on_device.split(sizes), strict=True):
+            if number >= 0:
+                changed.index_copy_(
+                    0, index, functions[number](images.index_select(0, index), value[members])
+                )
+        images = changed
     return images
 
 
-# --- crops and flips
+@dataclass(frozen=True)
+class RandomApply(Stage):
+    """Applies ``operation`` to each image with the given probability."""
+
+    operation: Callable[[Tensor], Tensor]
+    probability: float
+
+    def draw(self, n: int, height: int, width: int, generator: Generator) -> tuple[Tensor]:
+        """Draws which images change, bool (N,)."""
+        return (chance(n, self.probability, generator),)
+
+    def apply(self, images: Tensor, chosen: Tensor) -> Tensor:
+        chosen = chosen[:, None]
+        return apply_in_order(images, chosen.long() - 1, chosen, [lambda some, _: self.operation(some)])
 
 
-class CropDraw(NamedTuple):
-    top: Tensor
-    left: Tensor
-    flip: Tensor
+HORIZONTAL_FLIP = RandomApply(lambda images: images.flip(3), 0.5)
+RANDOM_GRAYSCALE = RandomApply(ops.grayscale, 0.2)
 
 
 @dataclass(frozen=True)
 class PaddedCrop(Stage):
-    """Pads with zeros, crops the original size at random, mirrors with probability ``flip``. ``padding`` is
-    in pixels."""
+    """Pads with zeros, crops the original size at random, mirrors with probability ``flip``."""
 
     padding: int
     flip: float = 0.5
 
-    def draw(self, n: int, height: int, width: int, generator: Generator) -> CropDraw:
-        """Draws offsets, int64 (N,) in [0, 2 * padding], and mirrors, bool (N,)."""
+    def draw(self, n: int, height: int, width: int, generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Draws offsets (top, left), int64 (N,) in [0, 2 * padding], and mirrors, bool (N,)."""
         top, left = torch.randint(0, 2 * self.padding + 1, (2, n), generator=generator)
-        return CropDraw(top, left, chance(n, self.flip, generator))
+        return top, left, chance(n, self.flip, generator)
 
-    def apply(self, images: Tensor, drawn: CropDraw) -> Tensor:
+    def apply(self, images: Tensor, *drawn: Tensor) -> Tensor:
         return ops.padded_crop(images, *drawn, self.padding)
-
-
-@dataclass(frozen=True)
-class HorizontalFlip(Stage):
-    """Mirrors with the given probability."""
-
-    probability: float = 0.5
-
-    def draw(self, n: int, height: int, width: int, generator: Generator) -> Tensor:
-        """Draws which images are mirrored, bool (N,)."""
-        return chance(n, self.probability, generator)
-
-    def apply(self, images: Tensor, drawn: Tensor) -> Tensor:
-        return apply_by_kind(images, drawn.long(), {1: lambda subset, _: subset.flip(3)}, drawn)
 
 
 def draw_crop_boxes(
@@ -186,14 +157,11 @@ def draw_crop_boxes(
     ratio: tuple[float, float],
     generator: Generator,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Draws boxes for images of individual sizes, as torchvision's RandomResizedCrop chooses them.
+    """Draws boxes (top, left, height, width), int64 (N,) each, as torchvision's RandomResizedCrop does.
 
     Up to ten tries per image of an area (share of the image, uniform over ``scale``) and an aspect ratio
     (log-uniform over ``ratio``); the position of the first that fits is uniform. If none fits: the largest
-    central box of a permitted ratio. ``heights`` and ``widths`` are host int64 (N,).
-
-    Returns:
-        (top, left, height, width), int64 (N,) each.
+    central box of a permitted ratio. ``heights`` and ``widths`` of the images are host int64 (N,).
     """
     tries = (len(heights), 10)
     rows, columns = heights.unsqueeze(1), widths.unsqueeze(1)
@@ -214,14 +182,6 @@ def draw_crop_boxes(
     return top, left, height, width
 
 
-class ResizedCropDraw(NamedTuple):
-    top: Tensor
-    left: Tensor
-    height: Tensor
-    width: Tensor
-    flip: Tensor
-
-
 @dataclass(frozen=True)
 class RandomResizedCrop(Stage):
     """Resizes a random box (:func:`draw_crop_boxes`) to ``size`` and mirrors it with probability ``flip``;
@@ -232,22 +192,14 @@ class RandomResizedCrop(Stage):
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: float = 0.5
 
-    def draw(self, n: int, height: int, width: int, generator: Generator) -> ResizedCropDraw:
-        """Draws boxes for ``n`` images of one size, int64 (N,) each, and mirrors, bool (N,)."""
+    def draw(self, n: int, height: int, width: int, generator: Generator) -> tuple[Tensor, ...]:
+        """Draws boxes and mirrors, bool (N,)."""
         heights, widths = torch.full((n,), height), torch.full((n,), width)
         boxes = draw_crop_boxes(heights, widths, self.scale, self.ratio, generator)
-        return ResizedCropDraw(*boxes, chance(n, self.flip, generator))
+        return *boxes, chance(n, self.flip, generator)
 
-    def apply(self, images: Tensor, drawn: ResizedCropDraw) -> Tensor:
+    def apply(self, images: Tensor, *drawn: Tensor) -> Tensor:
         return ops.resized_crop(images, *drawn, self.size)
-
-    def output_size(self, height: int, width: int) -> tuple[int, int]:
-        return self.size, self.size
-
-
-class CutoutDraw(NamedTuple):
-    row: Tensor  # (N,) int64
-    column: Tensor
 
 
 @dataclass(frozen=True)
@@ -256,48 +208,32 @@ class Cutout(Stage):
 
     length: int
 
-    def draw(self, n: int, height: int, width: int, generator: Generator) -> CutoutDraw:
-        """Draws the squares' centres."""
-        row, column = (torch.randint(0, side, (n,), generator=generator) for side in (height, width))
-        return CutoutDraw(row, column)
+    def draw(self, n: int, height: int, width: int, generator: Generator) -> tuple[Tensor, ...]:
+        """Draws the squares' centres (row, column), int64 (N,) each."""
+        return tuple(torch.randint(0, side, (n,), generator=generator) for side in (height, width))
 
-    def apply(self, images: Tensor, drawn: CutoutDraw) -> Tensor:
+    def apply(self, images: Tensor, *drawn: Tensor) -> Tensor:
         return ops.cutout(images, *drawn, self.length)
 
 
-@dataclass(frozen=True)
 class ToFloat(Stage):
     """Converts uint8 to float32 in [0, 1]."""
 
-    def apply(self, images: Tensor, drawn: None) -> Tensor:
-        return ops.to_float(images)
+    def apply(self, images: Tensor) -> Tensor:
+        return images.to(torch.float32).mul_(1.0 / 255.0)
 
 
-@dataclass(frozen=True)
 class ToUint8(Stage):
-    """Converts float32 in [0, 1] to uint8."""
+    """Converts float32 in [0, 1] to the nearest uint8."""
 
-    def apply(self, images: Tensor, drawn: None) -> Tensor:
-        return ops.to_uint8(images)
-
-
-# --- colour
-
-
-class JitterDraw(NamedTuple):
-    chosen: Tensor  # (N,) bool
-    order: Tensor  # (N, 4) int64: a permutation of 0 brightness, 1 contrast, 2 saturation, 3 hue
-    factors: Tensor  # (N, 4) float64, per operation
+    def apply(self, images: Tensor) -> Tensor:
+        return ops.truncated(images.mul(255.0).round_())
 
 
 @dataclass(frozen=True)
 class ColorJitter(Stage):
-    """torchvision's ColorJitter on float images, with probability ``probability``, in an order drawn per
-    image.
-
-    Factors are uniform over [max(0, 1 - x), 1 + x] for brightness, contrast and saturation, over [-x, x] for
-    hue.
-    """
+    """torchvision's ColorJitter on float images, with the given probability, in an order drawn per image.
+    Factors are uniform over [max(0, 1 - x), 1 + x], the shift of the hue over [-x, x]."""
 
     brightness: float = 0.4
     contrast: float = 0.4
@@ -305,37 +241,20 @@ class ColorJitter(Stage):
     hue: float = 0.1
     probability: float = 0.8
 
-    def draw(self, n: int, height: int, width: int, generator: Generator) -> JitterDraw:
-        """Draws which images change, in which order, and by how much."""
+    def draw(self, n: int, height: int, width: int, generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Draws which images change, bool (N,); the order of brightness 0, contrast 1, saturation 2 and hue
+        3, int64 (N, 4); and their factors, float64 (N, 4)."""
         chosen = chance(n, self.probability, generator)
         order = torch.rand((n, 4), generator=generator).argsort(1)
-        scales = [
+        factors = [
             uniform((n,), max(0.0, 1.0 - amount), 1.0 + amount, generator)
             for amount in (self.brightness, self.contrast, self.saturation)
         ]
-        hue = uniform((n,), -self.hue, self.hue, generator)
-        return JitterDraw(chosen, order, torch.stack([*scales, hue], 1))
+        factors.append(uniform((n,), -self.hue, self.hue, generator))
+        return chosen, order, torch.stack(factors, 1)
 
-    def apply(self, images: Tensor, drawn: JitterDraw) -> Tensor:
-        chosen, order, factors = drawn
+    def apply(self, images: Tensor, chosen: Tensor, order: Tensor, factors: Tensor) -> Tensor:
         functions = (ops.adjust_brightness, ops.adjust_contrast, ops.adjust_saturation, ops.adjust_hue)
-        amounts = (self.brightness, self.contrast, self.saturation, self.hue)
-        wanted = {
-            k: function for k, (function, amount) in enumerate(zip(functions, amounts, strict=True)) if amount
-        }
-        kinds = torch.where(chosen.unsqueeze(1), order, -1)
-        return apply_in_order(images, kinds, wanted, factors.gather(1, order))
-
-
-@dataclass(frozen=True)
-class RandomGrayscale(Stage):
-    """Replaces colours by their brightness with the given probability."""
-
-    probability: float = 0.2
-
-    def draw(self, n: int, height: int, width: int, generator: Generator) -> Tensor:
-        """Draws which images turn gray, bool (N,)."""
-        return chance(n, self.probability, generator)
-
-    def apply(self, images: Tensor, drawn: Tensor) -> Tensor:
-        return apply_by_kind(images, drawn.long(), {1: lambda subset, _: ops.grayscale(subset)}, drawn)
+        used = torch.tensor([self.brightness, self.contrast, self.saturation, self.hue]) != 0
+        kinds = torch.where(chosen[:, None] & used[order], order, -1)
+        return apply_in_order(images, kinds, factors.gather(1, order), functions)

@@ -2,11 +2,11 @@
 
 from datasets.augment.policies import AutoAugment, RandAugment
 from datasets.augment.stages import (
+    HORIZONTAL_FLIP,
+    RANDOM_GRAYSCALE,
     ColorJitter,
     Cutout,
-    HorizontalFlip,
     PaddedCrop,
-    RandomGrayscale,
     RandomResizedCrop,
     ToFloat,
     ToUint8,
@@ -19,8 +19,8 @@ def cifar_views(padding: int = 4) -> Views:
     """Returns the views for CIFAR. ``padding`` is that of view 1's crop: 4 in the paper, 0 in the authors'
     release."""
     strong = View((PaddedCrop(padding), AutoAugment(), Cutout(16), ToFloat()))
-    contrastive = View((RandomResizedCrop(32), ColorJitter(), RandomGrayscale()))
-    outlier = View((PaddedCrop(4), ToFloat(), ColorJitter(), RandomGrayscale()))
+    contrastive = View((RandomResizedCrop(32), ColorJitter(), RANDOM_GRAYSCALE))
+    outlier = View((PaddedCrop(4), ToFloat(), ColorJitter(), RANDOM_GRAYSCALE))
     return Views(strong, contrastive, outlier)
 
 
@@ -29,7 +29,7 @@ def imagenet_views(randaug_n: int = 2, randaug_m: float = 10.0) -> Views:
     RandAugment only."""
     strong = View(
         (
-            HorizontalFlip(),
+            HORIZONTAL_FLIP,
             ToFloat(),
             ColorJitter(hue=0.0, probability=1.0),
             ToUint8(),
@@ -37,5 +37,5 @@ def imagenet_views(randaug_n: int = 2, randaug_m: float = 10.0) -> Views:
             ToFloat(),
         )
     )
-    contrastive = View((HorizontalFlip(), ToFloat(), ColorJitter(), RandomGrayscale()))
+    contrastive = View((HORIZONTAL_FLIP, ToFloat(), ColorJitter(), RANDOM_GRAYSCALE))
     return Views(strong, contrastive, contrastive)
