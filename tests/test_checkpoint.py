@@ -74,6 +74,14 @@ def test_a_truncated_latest_is_replaced_by_the_previous_with_a_warning(share, tm
         load_run(tmp_path)
 
 
+def test_a_damaged_latest_does_not_become_the_previous(tmp_path):
+    for epoch in (1, 2):
+        save_checkpoint(state(epoch), tmp_path)
+    (tmp_path / LATEST).write_bytes((tmp_path / LATEST).read_bytes()[:-99])
+    save_checkpoint(state(3), tmp_path)
+    assert [load_checkpoint(tmp_path / name)["epoch"] for name in (LATEST, PREVIOUS)] == [3, 1]
+
+
 @pytest.mark.parametrize("moment", ["write", "fsync", "first rename", "second rename"])
 def test_a_crash_while_saving_leaves_a_whole_checkpoint(moment, tmp_path, monkeypatch):
     save_checkpoint(state(3), tmp_path)
@@ -139,6 +147,11 @@ def test_weights_are_found_in_every_published_form(prefix, path):
     for container in reversed(path):
         checkpoint = {"epoch": 7, "optimizer": {"state": {}}, container: checkpoint}
     assert_same(network_weights(checkpoint), weights)
+
+
+def test_weights_of_one_name_with_and_without_a_prefix_are_refused():
+    with pytest.raises(InputError, match="module"):
+        network_weights({"model": {"module.w": torch.ones(1), "w": torch.zeros(1)}})
 
 
 def test_where_there_are_no_weights_the_message_lists_the_keys():

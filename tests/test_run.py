@@ -2,8 +2,10 @@
 work."""
 
 import json
+import sys
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +17,7 @@ from utils import flags
 from utils.checkpoint import is_unfinished, load_run
 from utils.distributed import autocast
 from utils.evaluation_flags import data_of_run
-from utils.history import best_epoch
+from utils.history import best_epoch, doubts
 from utils.losses import PATTLoss
 
 TINY = (
@@ -120,8 +122,30 @@ def test_a_head_is_trained_and_left_out_of_the_evaluation(tmp_path, capsys):
     assert results["vmf"] == {"none": "training features"}
 
 
-def history(*accuracies):
-    return [{"loss": 1.0, "val_accuracy": {"per_class": list(by_class)}} for by_class in accuracies]
+def history(*accuracies, losses=(1.0,) * 9):
+    pairs = zip(losses, accuracies, strict=False)
+    return [{"loss": loss, "val_accuracy": {"per_class": list(by_class)}} for loss, by_class in pairs]
+
+
+def test_a_loss_that_does_not_fall_and_one_class_for_all_images_are_warned_about():
+    fine = [(0.5, 0.6)] * 2
+    assert list(doubts(history(*fine, losses=(2.0, 1.0)))) == []
+    assert "loss" in " ".join(doubts(history(*fine)))
+    assert "one class" in " ".join(doubts(history((0, 1, 0, None))))
+
+
+def test_tensorboard_has_the_logs_numbers_and_without_the_package_is_refused(tmp_path, capsys, monkeypatch):
+    written = []
+    writer = SimpleNamespace(add_scalar=lambda *scalar: written.append(scalar), flush=list)
+    package = SimpleNamespace(SummaryWriter=lambda folder: writer)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", package)
+    assert run(train.main, *TINY, "-e", 2, "--tensorboard", "--srp", tmp_path / "with") == 0
+    records = [json.loads(line) for line in (tmp_path / "with" / "log.jsonl").read_text().splitlines()]
+    assert all(("loss", record["loss"], record["epoch"]) in written for record in records)
+    assert ("val_accuracy_all", records[1]["val_accuracy"]["all"], 2) in written
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    assert run(train.main, *TINY, "-e", 1, "--tensorboard", "--srp", tmp_path / "without") == 2
+    assert "--tensorboard" in capsys.readouterr().err
 
 
 def test_the_best_epoch_has_the_highest_mean_class_accuracy():

@@ -27,7 +27,7 @@ ARGUMENTS = "args.json"  # in a run directory
 DATA_FLAGS = {"drp", "txtt", "txtv", "iidp", "iodp", "txt_ood_train", "txt_ood_test"}
 # Flags that may change when a run is resumed: how and where it runs, and where its data are.
 FREE_FLAGS = {"resume", "gpu", "num_workers", "srp", "tb", "checkpoint_every_minutes", "max_bad_steps"}
-FREE_FLAGS |= DATA_FLAGS | {"compile", "figures", "init", "patience"}
+FREE_FLAGS |= DATA_FLAGS | {"compile", "figures", "init", "patience", "tensorboard"}
 
 
 # --- Files
@@ -43,7 +43,7 @@ def save_whole(state: dict, path: Path, previous: Path | None = None) -> None:
 
     Args:
         state: nested dicts, lists, tensors and plain values.
-        previous: the new name of a file at ``path``; None replaces that file.
+        previous: the new name of a whole file at ``path``; None replaces that file.
 
     Raises:
         OSError: it cannot be written; existing files are kept.
@@ -54,8 +54,16 @@ def save_whole(state: dict, path: Path, previous: Path | None = None) -> None:
         file.write(buffer.getbuffer())
         file.flush()
         os.fsync(file.fileno())
-        if previous is not None and path.exists():
+        if previous is not None and _is_whole(path):  # a damaged file must not become the previous one
             os.replace(path, previous)
+
+
+def _is_whole(path):
+    try:
+        load_checkpoint(path)
+    except InputError:
+        return False
+    return True
 
 
 def _on_cpu(value):

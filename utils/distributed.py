@@ -105,8 +105,11 @@ def is_first_process() -> bool:
 
 
 def refuse_torchrun(flag: str) -> None:
-    """Raises InputError if torchrun started this process: one process does the work of ``flag``."""
+    """Raises InputError if torchrun started this process, since one process does the work of ``flag``; in all
+    but the first process SystemExit, so that one alone reports it."""
     if _is_under_torchrun():
+        if not is_first_process():
+            raise SystemExit(0)
         raise InputError(f"{flag} takes one process: start the script without torchrun")
 
 

@@ -104,6 +104,8 @@ def add_training_flags(parser):
     sync = "BatchNorm statistics of the global batch (CUDA, torchrun); the host waits once per layer"
     add_boolean(group, "--sync_bn", default=False, help=sync)
     add("--figures", choices=FIGURES, default="png", help="format of the plots")
+    scalars = "also write the log's numbers for TensorBoard, into the run directory"
+    add_boolean(group, "--tensorboard", default=False, help=scalars)
 
     add = parser.add_argument_group("optimisation").add_argument
     held = "share of each class's training images held out; best.pth keeps the epoch that is best on them"

@@ -1,15 +1,18 @@
 """What a run records of its epochs: losses and accuracies, the log, the best epoch."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from utils.distributed import sum_over_processes
+from utils.errors import InputError
 from utils.losses import TERMS
 from utils.metrics import group_accuracies, mean_class_accuracy
-from utils.text_files import csv_text, write_text
+from utils.text_files import csv_text, flat, write_text
 
 
 class EpochMeter:
@@ -82,6 +85,38 @@ def best_epoch(history: list[dict]) -> int:
     held_out = [record["val_accuracy"] for record in history if "val_accuracy" in record]
     accuracies = [mean_class_accuracy(of) for of in held_out if any(a is not None for a in of["per_class"])]
     return accuracies.index(max(accuracies)) + 1 if accuracies else len(history)
+
+
+def doubts(history: list[dict]) -> Iterator[str]:
+    """Yields what looks wrong after the last epoch of ``history``."""
+    record = history[-1]
+    if len(history) == 2 and record["loss"] >= history[0]["loss"]:
+        yield "the loss has not fallen since the first epoch: try a smaller --lr"
+    for kind, images in (("val_accuracy", "held-out"), ("train_accuracy", "training")):
+        by_class = [a for a in record.get(kind, {}).get("per_class", ()) if a is not None]
+        if len(by_class) > 1 and sum(by_class) == max(by_class) == 1:
+            yield f"every {images} image is taken for one class"
+
+
+def scalar_writer(folder: Path) -> Any:
+    """Returns a writer of TensorBoard's event files in a run directory.
+
+    Raises:
+        InputError: the package is missing.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise InputError("--tensorboard needs the package tensorboard: pip install tensorboard") from None
+    return SummaryWriter(folder / "tensorboard")
+
+
+def add_scalars(writer: Any, record: dict) -> None:
+    """Writes an epoch's numbers, but for those of single classes, for TensorBoard."""
+    for name, value in flat(record).items():
+        if value is not None and "per_class" not in name:
+            writer.add_scalar(name, value, record["epoch"])
+    writer.flush()
 
 
 def describe(record: dict, epochs: int) -> str:

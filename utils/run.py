@@ -37,7 +37,7 @@ from utils.distributed import (
 )
 from utils.errors import InputError, first_line, say
 from utils.guard import StepGuard
-from utils.history import EpochMeter, best_epoch, describe, write_log
+from utils.history import EpochMeter, add_scalars, best_epoch, describe, doubts, scalar_writer, write_log
 from utils.plots import plot_class_counts, plot_history
 from utils.text_files import writable_folder, write_text
 from utils.weights import load_weights, network_weights
@@ -106,6 +106,7 @@ class Run:
         self.meter = EpochMeter(len(data.class_counts), compute.device)
         self.environment = environment(compute.device)
         self.stopping, self.save_due = False, False
+        self.scalars = None  # TensorBoard's writer
         self.unwritten = set()  # files whose last write failed
         self.last_save = None
         self.seconds = 0.0  # of the current epoch, spent before this process started
@@ -189,6 +190,10 @@ class Run:
         if self.save_due or self.stopping or self.finished:
             self.save()
         if self.compute.is_main:
+            for doubt in doubts(self.history):
+                say(f"warning: {doubt}", sys.stderr)
+            if self.scalars is not None:
+                self._try_to_write("TensorBoard's scalars", add_scalars, self.scalars, record)
             self._try_to_write("log.jsonl", write_log, self.folder, self.history)
             say(describe(record, self.settings["epochs"]))
         for line in self.loader.report():  # each process has read its own files
@@ -260,6 +265,8 @@ class Run:
             self.environment = before if self.finished else resumed_in(before, self.environment)
         if not self.compute.is_main:
             return
+        if self.settings.get("tensorboard"):
+            self.scalars = scalar_writer(self.folder)
         counts = self.data.class_counts
         about = {"class_counts": counts, "environment": self.environment}
         about = self.settings | about | {"num_outliers": self.loader.num_outliers}

@@ -7,7 +7,7 @@ import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from utils.errors import InputError
 
@@ -36,7 +36,7 @@ def write_text(path: Path | str, text: str) -> None:
 def csv_text(records: list[dict]) -> str:
     """Formats records as CSV, one row each. Nested values become columns such as train_accuracy_few, lists
     columns such as train_class_accuracy_0; missing values are empty."""
-    rows = [_flat(record) for record in records]
+    rows = [flat(record) for record in records]
     text = io.StringIO()
     columns = list(dict.fromkeys(name for row in rows for name in row))
     writer = csv.DictWriter(text, columns, lineterminator="\n")
@@ -45,14 +45,14 @@ def csv_text(records: list[dict]) -> str:
     return text.getvalue()
 
 
-def _flat(value, name=""):
-    """Flattens a value: dict of column -> plain value."""
+def flat(value: Any, name: str = "") -> dict:
+    """Flattens nested dicts and lists: column -> plain value."""
     if not isinstance(value, dict | list):
         return {name: value}
     items = value.items() if isinstance(value, dict) else enumerate(value)
     columns = {}
     for key, part in items:
-        columns |= _flat(part, f"{name}_{key}" if name else str(key))
+        columns |= flat(part, f"{name}_{key}" if name else str(key))
     return columns
 
 

@@ -26,13 +26,16 @@ def network_weights(checkpoint: Any) -> dict[str, Tensor]:
     ``CONTAINERS``, with any of ``WRAPPERS`` before the names.
 
     Raises:
-        InputError: there are no tensors.
+        InputError: there are no tensors, or two of one name.
     """
-    weights = {WRAPPERS.sub("", key): value for key, value in _named_tensors(checkpoint)}
+    named = [(WRAPPERS.sub("", key), value) for key, value in _named_tensors(checkpoint)]
+    weights = dict(named)
     if not weights:
         keys = some(checkpoint) if isinstance(checkpoint, dict) else "none"
         where = f"neither bare nor in {', '.join(CONTAINERS)}"
         raise InputError(f"the checkpoint holds no network weights, {where}; its keys: {keys}")
+    if len(weights) < len(named):
+        raise InputError("the checkpoint has weights of one name with and without a prefix such as module.")
     return weights
 
 
