@@ -1,4 +1,4 @@
-"""A training step asks the device for nothing: no value comes back to the host between two checks of the guard."""
+"""A training step asks the device for nothing: no value comes back to the host between checks of the guard."""
 
 import contextlib
 
@@ -17,8 +17,16 @@ from utils.history import EpochMeter
 from utils.losses import PATTLoss
 
 # Operators whose result, or whose result's shape, depends on values: on a GPU each waits for the device.
-WAITING = {"_local_scalar_dense", "nonzero", "item", "is_nonzero", "masked_select", "unique_dim", "_unique2"}
-WAITING |= {"equal"}
+WAITING = {
+    "_local_scalar_dense",
+    "nonzero",
+    "item",
+    "is_nonzero",
+    "masked_select",
+    "unique_dim",
+    "_unique2",
+    "equal",
+}
 
 
 class Watch(TorchDispatchMode):
