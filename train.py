@@ -64,9 +64,9 @@ def train_one_epoch(network, criterion, optimizer, guard, meter, batches, mixed_
 
 @torch.inference_mode()
 def accuracy(network, batches, class_counts, device, mixed_precision):
-    """Returns accuracies over batches of (images, labels), see :func:`utils.metrics.group_accuracies`.
+    """Returns :func:`utils.metrics.group_accuracies` over batches of (images, labels).
 
-    As in evaluation, logits are computed in float32: bf16 ones often tie, and a tie goes to the head class.
+    Logits are float32, as in evaluation: bf16 ones often tie, and a tie goes to the head class.
     """
     network.eval()
     meter = EpochMeter(len(class_counts), device)
@@ -78,10 +78,7 @@ def accuracy(network, batches, class_counts, device, mixed_precision):
 
 
 def train(args, compute, data, model, learning_rate):
-    """Trains ``model`` on ``data``, a TrainingData, and writes the run directory ``args.srp``.
-
-    ``learning_rate`` is a function of the epoch.
-    """
+    """Trains ``model`` on ``data``, a TrainingData; ``learning_rate`` is a function of the epoch."""
     criterion = build_criterion(args, data.class_counts, model.embedding_dim).to(compute.device)
     model.to(compute.device, memory_format=torch.channels_last)
     optimizer = build_optimizer(model, args)
@@ -220,15 +217,14 @@ def parse_args(argv=None):
     add = group.add_argument
     data_set = {"type": flags.dataset_in_memory, "choices": tuple(BENCHMARKS), "default": "cifar10"}
     add("--dataset", "--ds", dest="ds", **data_set, help="the data set")
-    folder = {"type": flags.path, "default": Path("data")}
-    add("--data_root_path", "--drp", dest="drp", **folder, help="the data folder")
+    folder = "the data folder"
+    add("--data_root_path", "--drp", dest="drp", type=flags.path, default=Path("data"), help=folder)
     add("--model", "--md", choices=tuple(FAMILIES["cifar"]), help="the network")
     ours = "put the contrastive term on a projection head; not in the paper"
     flags.add_boolean(group, "--head", default=False, help=ours)
-    smallest = "smallest class / largest class"
-    add("--imbalance_ratio", "--rho", dest="rho", type=flags.imbalance_ratio, help=smallest)
-    mean_and_std = "the mean and std used to normalise images"
-    add("--normalization", choices=tuple(NORMALIZATIONS), help=mean_and_std)
+    ratio = "smallest class / largest class"
+    add("--imbalance_ratio", "--rho", dest="rho", type=flags.imbalance_ratio, help=ratio)
+    add("--normalization", choices=tuple(NORMALIZATIONS), help="the mean and std of images")
     add_method_flags(parser)
     flags.add_training_flags(parser)
     defaults = {name: benchmark.training for name, benchmark in BENCHMARKS.items()}
@@ -239,11 +235,7 @@ def parse_args(argv=None):
 
 
 def resolve(args, points=tuple(RELEASED_CHOICES)):
-    """Fills in what follows from other flags: ``--recipe released`` means every departure in ``points``.
-
-    Raises:
-        InputError: ``--depart`` names a point outside ``points``, so it makes no difference on the data set.
-    """
+    """Fills in what follows from ``--recipe``; raises InputError for a departure outside ``points``."""
     pointless = set(args.depart) - set(points)
     if pointless:
         raise InputError(f"--depart {min(pointless)} makes no difference on {args.ds}")

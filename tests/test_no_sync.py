@@ -1,4 +1,4 @@
-"""A training step asks the device for nothing: no value comes back to the host between checks of the guard."""
+"""A training step asks the device for nothing: no value returns to the host between checks of the guard."""
 
 import contextlib
 

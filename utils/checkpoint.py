@@ -30,9 +30,6 @@ FREE_FLAGS = {"resume", "gpu", "num_workers", "srp", "tb", "checkpoint_every_min
 FREE_FLAGS |= DATA_FLAGS | {"compile", "figures", "init", "patience", "tensorboard"}
 
 
-# --- Files
-
-
 def save_checkpoint(state: dict, folder: Path) -> None:
     """Writes ``folder/latest.pth``; the file it replaces becomes ``previous.pth``. See :func:`save_whole`."""
     save_whole(state, Path(folder) / LATEST, previous=Path(folder) / PREVIOUS)
@@ -42,7 +39,6 @@ def save_whole(state: dict, path: Path, previous: Path | None = None) -> None:
     """Writes a file for :func:`load_checkpoint`; a crash at any moment leaves a whole file.
 
     Args:
-        state: nested dicts, lists, tensors and plain values.
         previous: the new name of a whole file at ``path``; None replaces that file.
 
     Raises:
@@ -73,7 +69,6 @@ def _on_cpu(value):
 
 
 def _number(dtype: np.dtype, data: bytes) -> bool | int | float | complex:
-    """Reads a pickled numpy scalar as a Python number."""
     return np.frombuffer(data, dtype)[0].item()
 
 
@@ -106,57 +101,46 @@ def load_checkpoint(path: Path | str) -> Any:
     except pickle.UnpicklingError as error:  # torch surrounds the reason with pages of advice
         why = re.sub(r"(?s).*WeightsUnpickler error:\s*", "", str(error)).partition(". ")[0]
         reason = f"holds more than tensors and plain values ({first_line(why)})"
-        advice = "if you trust its author, save its weights alone in another file"
-        raise InputError(f"the checkpoint {path} {reason}; {advice}") from None
+        raise InputError(f"the checkpoint {path} {reason}: save its weights alone in another") from None
     except Exception as error:  # damaged bytes can raise anything
         raise InputError(f"the checkpoint {path} is damaged: {first_line(error)}") from None
 
 
 def load_run(folder: Path | str) -> Any:
-    """Loads the newest whole checkpoint of a run directory; warns if that is not the latest one.
-
-    Raises:
-        InputError: there is none.
-    """
-    problems = []
-    for path in (Path(folder) / LATEST, Path(folder) / PREVIOUS):
-        if not path.is_file():
-            continue
-        try:
-            state = load_checkpoint(path)
-        except InputError as error:
-            problems.append(str(error))
-            continue
-        if problems:
-            warnings.warn(f"{problems[0]}; using {path} instead", stacklevel=1)
-        return state
-    raise InputError("; and ".join(problems) or f"there is no checkpoint in {folder}")
+    """Loads the newest whole checkpoint of a run directory; warns if that is not the latest one."""
+    latest, previous = Path(folder) / LATEST, Path(folder) / PREVIOUS
+    if not latest.exists() and previous.exists():  # after a crash between a save's two renames
+        return load_checkpoint(previous)
+    try:
+        return load_checkpoint(latest)
+    except InputError as error:
+        if not previous.exists():
+            raise
+        warnings.warn(f"{error}; using {previous} instead", stacklevel=1)
+        return load_checkpoint(previous)
 
 
 def open_checkpoint(path: Path | str) -> Any:
-    """Reads a checkpoint file, or the newest one of a run directory: load_checkpoint or load_run."""
+    """Reads a checkpoint file, or the newest one of a run directory."""
     return load_run(path) if Path(path).is_dir() else load_checkpoint(path)
 
 
 def holds_run(folder: Path) -> bool:
-    """Tells whether there is a checkpoint; a crash between a save's two renames leaves the previous one."""
+    """Tells whether there is a checkpoint."""
     return (Path(folder) / LATEST).exists() or (Path(folder) / PREVIOUS).exists()
 
 
 def results_folder(path: Path | str) -> Path:
-    """Returns the folder for a checkpoint's results: the run directory, for it or its latest.pth; for any
-    other file ``FILE.results``, since one folder may hold many files."""
+    """Returns the folder for a checkpoint's results: its run directory, or ``FILE.results`` for other files
+    than latest.pth, since one folder may hold many."""
     path = Path(path)
     if path.is_dir():
         return path
     return path.parent if path.name == LATEST else path.with_name(f"{path.name}.results")
 
 
-# --- What a checkpoint says about its run
-
-
 def stored_arguments(checkpoint: Any) -> dict[str, Any]:
-    """Returns the arguments of the run that wrote a checkpoint; empty if they are not stored."""
+    """Returns the arguments of a checkpoint's run; empty if they are not stored."""
     stored = checkpoint.get("args") if isinstance(checkpoint, dict) else None
     return stored if isinstance(stored, dict) else {}
 
@@ -185,8 +169,8 @@ def resolve_settings(given: dict, stored: dict, defaults: dict) -> tuple[dict, l
 
 
 def progress_of(checkpoint: Any) -> dict[str, int | None]:
-    """Returns ``{seed, epoch, epochs}`` of the run that wrote a checkpoint, ``epoch`` counting finished ones;
-    None if not stored."""
+    """Returns ``{seed, epoch, epochs}`` of a checkpoint's run, None if not stored; ``epoch`` counts finished
+    ones."""
     stored = stored_arguments(checkpoint)
     epoch = checkpoint.get("epoch") if isinstance(checkpoint, dict) else None
     values = {"seed": stored.get("seed"), "epoch": epoch, "epochs": stored.get("epochs")}
@@ -202,8 +186,8 @@ def is_unfinished(checkpoint: Any) -> bool:
 
 
 def caveats(checkpoint: Any, settings: dict, assumed: list[str]) -> list[str]:
-    """Returns sentences for readers of the results: which ``assumed`` names of ``settings`` were not stored,
-    and whether the run is unfinished."""
+    """Returns sentences on ``assumed``, the names of ``settings`` that were not stored, and on an unfinished
+    run."""
     sentences = []
     if assumed:
         words = " ".join(f"--{name} {settings[name]}" for name in assumed)
@@ -215,13 +199,10 @@ def caveats(checkpoint: Any, settings: dict, assumed: list[str]) -> list[str]:
 
 
 def require_classes(checkpoint: Any, class_counts: list[int], class_names: list[str] | None = None) -> None:
-    """Compares training images with those of the checkpoint's run, where it stores what they were.
+    """Raises InputError if the training images are not those of the checkpoint's run, as far as it knows.
 
     Args:
         class_counts: images by class. class_names: names by class; None if unknown.
-
-    Raises:
-        InputError: the number of classes, a class's name or its number of images differs.
     """
     problem = "the training images are not those of the checkpoint"
     checkpoint = checkpoint if isinstance(checkpoint, dict) else {}
@@ -235,15 +216,10 @@ def require_classes(checkpoint: Any, class_counts: list[int], class_names: list[
         raise InputError(f"{problem}: {key}[{c}] is {ours[c]!r} here, in its run {theirs[c]!r}")
 
 
-# --- Which run is resumed, and with which flags
-
-
 def parse_training(
     parser: argparse.ArgumentParser, argv: list[str] | None, defaults: dict[str, dict]
 ) -> argparse.Namespace:
     """Parses a training's command line; a run to resume has its own flags, but for those that are typed.
-
-    A run that ended before its first checkpoint has its flags in ``args.json``.
 
     Args:
         argv: the words; None for those of the process.

@@ -32,11 +32,10 @@ def show_warnings_plainly() -> None:
 
 
 def exit_cleanly(main: Callable[[], None]) -> None:
-    """Runs a script's main, without a traceback for errors the user can fix or for Ctrl-C.
+    """Runs a script's main; an :class:`InputError` becomes ``error: ...`` on stderr and exit status 2, Ctrl-C
+    one line and status 130, anything else a traceback and status 1.
 
-    An :class:`InputError` becomes ``error: ...`` on stderr and exit status 2, Ctrl-C one line and status 130.
-    Anything else keeps its traceback, with status 1. One of several processes ends at once after an error, so
-    that their launcher ends the others too.
+    One of several processes ends at once after an error, so that their launcher ends the others too.
     """
     status = 0
     try:

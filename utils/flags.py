@@ -71,10 +71,7 @@ imbalance_ratio = number(float, above=0, high=1)
 fraction = number(float, low=0, high=0.9)
 unit = number(float, low=0, high=1)
 WORKERS = min(4, os.cpu_count() or 1)  # processes that read files
-GPU = (
-    "CUDA indices such as 0 or 0,1 (DataParallel), or cpu; under torchrun, the index of each process in turn "
-    "(0: process i uses GPU i)"
-)
+GPU = "CUDA indices such as 0 or 0,1 (DataParallel), or cpu; under torchrun one per process (0: GPU i for i)"
 FIGURES = ("png", "pdf", "svg")
 PRECISION = "auto: bf16 on GPUs that support it (Ampere and later), else fp32"
 
@@ -129,10 +126,7 @@ def add_training_flags(parser):
 
 
 def check(args: argparse.Namespace, compute: Compute, num_images: int, num_outliers: int | None) -> None:
-    """Refuses batch sizes that the sets or processes cannot provide, and flags that do not fit the devices.
-
-    ``num_outliers`` is None if no outliers are used.
-    """
+    """Raises InputError for flags that do not fit the devices or the sets; no outliers: None."""
     if args.sync_bn and (compute.world_size == 1 or compute.device.type != "cuda"):
         raise InputError("--sync_bn is for several processes (torchrun) on CUDA")
     if args.patience and not args.val_fraction:

@@ -22,25 +22,23 @@ SCRIPTS = {"cifar": "train.py", "imagenet": "train_imagenet.py"}  # by family of
 
 
 def network_weights(checkpoint: Any) -> dict[str, Tensor]:
-    """Returns the network's weights in our own or a third-party checkpoint: bare or inside one of
-    ``CONTAINERS``, with any of ``WRAPPERS`` before the names.
+    """Returns the network's weights in our own or a third-party checkpoint, without ``WRAPPERS``.
 
     Raises:
-        InputError: there are no tensors, or two of one name.
+        InputError: there are no tensors, bare or in one of ``CONTAINERS``, or two of one name.
     """
     named = [(WRAPPERS.sub("", key), value) for key, value in _named_tensors(checkpoint)]
     weights = dict(named)
     if not weights:
         keys = some(checkpoint) if isinstance(checkpoint, dict) else "none"
-        where = f"neither bare nor in {', '.join(CONTAINERS)}"
-        raise InputError(f"the checkpoint holds no network weights, {where}; its keys: {keys}")
+        raise InputError(f"the checkpoint holds no network weights; its keys: {keys}")
     if len(weights) < len(named):
         raise InputError("the checkpoint has weights of one name with and without a prefix such as module.")
     return weights
 
 
 def _named_tensors(holder):
-    """Returns [(key, tensor)] of the first container in a dict that has tensors, else of the dict."""
+    """Returns the (key, tensor) pairs of the first container that has tensors, else of ``holder``."""
     if not isinstance(holder, dict):
         return []
     for key in CONTAINERS:
@@ -88,7 +86,7 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> list[str]:
 
 
 def network_of(weights: dict[str, Tensor]) -> tuple[str, str] | None:
-    """Returns the (family, name) in ``models.FAMILIES`` with this backbone, by names and shapes, or None."""
+    """Returns the (family, name) in ``models.FAMILIES`` with this backbone, or None."""
     backbone = _backbone(weights)
     return next((network for network, shapes in _backbones().items() if shapes == backbone), None)
 
@@ -114,13 +112,10 @@ def _backbone(state):
 
 
 def initialize(model: nn.Module, source: str, name: str) -> str:
-    """Loads a trained backbone into a network (``--init``; beyond the paper, which trains from scratch).
-
-    Classifier and projection head stay newly initialised.
+    """Loads a trained backbone into a network, but no classifier or head (``--init``; beyond the paper).
 
     Args:
-        source: "imagenet", for torchvision's weights of the network, or a checkpoint file: a ResNet of
-            torchvision or timm, or a network of this project.
+        source: "imagenet", for torchvision's weights, or a checkpoint of torchvision, timm or this project.
         name: the network's, in ``models.FAMILIES``.
 
     Returns:
@@ -129,9 +124,8 @@ def initialize(model: nn.Module, source: str, name: str) -> str:
     Raises:
         InputError: the weights cannot be downloaded or read, or are not those of this backbone.
     """
-    weights = (
-        _of_torchvision(model, name) if source == "imagenet" else network_weights(load_checkpoint(source))
-    )
+    from_file = source != "imagenet"
+    weights = network_weights(load_checkpoint(source)) if from_file else _of_torchvision(model, name)
     backbone = {key: value for key, value in weights.items() if not key.startswith(NEW)}
     new = {key: value for key, value in model.state_dict().items() if key.startswith(NEW)}
     try:
@@ -140,8 +134,7 @@ def initialize(model: nn.Module, source: str, name: str) -> str:
         raise InputError(f"--init {source}: {error}") from None
     left_out = ", ".join(sorted(weights.keys() - backbone.keys()) + surplus) or "none"
     heads = ", ".join(sorted({key.partition(".")[0] for key in new}))
-    loaded = len(backbone) - len(surplus)
-    return f"--init {source}: {loaded} weights loaded; left out: {left_out}; newly initialised: {heads}"
+    return f"--init {source}: backbone loaded; left out: {left_out}; newly initialised: {heads}"
 
 
 def _of_torchvision(model, name):
@@ -152,8 +145,5 @@ def _of_torchvision(model, name):
     try:
         return weights.get_state_dict(progress=True, check_hash=True)
     except OSError as error:
-        reason = f"could not be downloaded ({first_line(error)})"
-        folder = f"{torch.hub.get_dir()}/checkpoints"
-        raise InputError(
-            f"--init imagenet {reason}: fetch {weights.url} elsewhere and put it in {folder}"
-        ) from None
+        advice = f"put {weights.url} into {torch.hub.get_dir()}/checkpoints"
+        raise InputError(f"--init imagenet: the download failed ({first_line(error)}); {advice}") from None
