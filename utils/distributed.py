@@ -41,13 +41,11 @@ def start(gpu: str) -> Compute:
     """Chooses the device(s), and joins the process group if torchrun started this process.
 
     Args:
-        gpu: the flag: "0", "0,1" (DataParallel) or "cpu". Under torchrun each process uses one GPU: for "0",
-            the one of its local rank, else the one at that place in the list. It uses the CPU (gloo) if the
-            flag is "cpu" or there is no CUDA.
+        gpu: "0", "0,1" (DataParallel) or "cpu". Under torchrun each process uses one GPU: for "0", the one of
+            its local rank, else the one at that place in the list.
 
     Raises:
-        InputError: a GPU does not exist, or the value is not a list of indices or has too few for the
-            processes.
+        InputError: a GPU does not exist, or the value is no list of indices or too short.
     """
     _keep_freed_memory()
     indices = () if gpu == "cpu" else _gpu_indices(gpu)
@@ -62,9 +60,7 @@ def start(gpu: str) -> Compute:
             indices = (local_rank,) if indices == (0,) else indices[local_rank : local_rank + 1]
         visible = torch.cuda.device_count()
         if not indices or max(indices) >= visible:
-            raise InputError(
-                f"--gpu {gpu}: too few GPUs for the processes, or none of that number; {visible} visible"
-            )
+            raise InputError(f"--gpu {gpu}: no such GPU, or too few for the processes; {visible} visible")
         device = torch.device("cuda", indices[0])
         torch.cuda.set_device(device.index)
         # Explicitly: containers may set other defaults.
@@ -86,8 +82,7 @@ def _keep_freed_memory():
 
 
 def seed_everything(seed: int, deterministic: bool) -> None:
-    """Seeds initialisation (data order and views have their own seeds); with ``deterministic``, admits
-    deterministic kernels only."""
+    """Seeds initialisation (data order and views have their own seeds)."""
     torch.manual_seed(seed)
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS needs this
@@ -105,8 +100,7 @@ def is_first_process() -> bool:
 
 
 def refuse_torchrun(flag: str) -> None:
-    """Raises InputError if torchrun started this process, since one process does the work of ``flag``; in all
-    but the first process SystemExit, so that one alone reports it."""
+    """Ends a script that torchrun started, with an InputError of the first process alone."""
     if _is_under_torchrun():
         if not is_first_process():
             raise SystemExit(0)
@@ -130,10 +124,7 @@ def _gpu_indices(text):
 
 
 def resolved_precision(device: torch.device, precision: str) -> str:
-    """Returns ``--precision`` with "auto" resolved: bf16 if the GPU supports it, else fp32.
-
-    GPUs before Ampere emulate bf16, slowly.
-    """
+    """Returns ``--precision`` with "auto" resolved: bf16 if the GPU does not just emulate it, else fp32."""
     if precision != "auto":
         return precision
     has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -147,10 +138,7 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 
 def interleaved(size: int, shares: int, device: torch.device | None = None) -> Tensor:
-    """Returns the order, int64 (size,), in which contiguous share i is items i, i + shares, i + 2 shares ...
-
-    With fewer items than shares, the last shares are empty.
-    """
+    """Returns the order, int64 (size,), in which contiguous share i is items i, i + shares, ..."""
     return torch.cat([torch.arange(size, device=device)[i::shares] for i in range(shares)])
 
 
@@ -167,11 +155,9 @@ class InPrecision(nn.Module):
 
 
 class InterleavedDataParallel(nn.DataParallel):
-    """DataParallel whose k replicas all see the same mix of views and outliers.
+    """DataParallel whose k replicas see the same mix of views and outliers: replica i images i, i + k ...
 
-    Replica i takes images i, i + k, i + 2 k ...; if k does not divide the batch, shares differ by a few
-    images. A batch is ordered by view: contiguous shares would give one replica, and its BatchNorm, outliers
-    alone.
+    A batch is ordered by view: contiguous shares would give one replica, and its BatchNorm, outliers alone.
     """
 
     def forward(self, images):
@@ -184,10 +170,7 @@ class InterleavedDataParallel(nn.DataParallel):
 def parallelize(
     model: nn.Module, compute: Compute, precision: str = "auto", sync_bn: bool = False
 ) -> nn.Module:
-    """Returns the network for the training step; checkpoints are still made from ``model`` itself.
-
-    With ``sync_bn`` BatchNorm takes the statistics of the global batch. ``precision`` is the flag.
-    """
+    """Returns the network for the training step; ``precision`` and ``sync_bn`` are the flags."""
     if compute.world_size > 1:
         if sync_bn:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
@@ -204,7 +187,7 @@ def over_gpus(model: nn.Module, compute: Compute, precision: str) -> nn.Module:
 
 
 def share_buffers(model: nn.Module) -> None:
-    """Gives every process rank 0's buffers (BatchNorm's running statistics), before a shared evaluation."""
+    """Gives every process rank 0's buffers (BatchNorm's running statistics)."""
     if in_process_group():
         for buffer in model.buffers():
             dist.broadcast(buffer, 0)
@@ -229,11 +212,7 @@ def to_main(value: Any) -> list:
 
 
 def in_main(compute: Compute, function: Callable[[], Any]) -> Any:
-    """Calls ``function`` in the main process; the others get None. On an InputError, every process ends.
-
-    Raises:
-        InputError: in the main process, which alone reports it. SystemExit: in the others.
-    """
+    """Calls ``function`` in the main process; the others get None. Its InputError ends them too, silently."""
     result, refusal = None, None
     if compute.is_main:
         try:
@@ -272,8 +251,7 @@ def environment(device: torch.device) -> dict:
 
 
 def resumed_in(before: dict, now: dict) -> dict:
-    """Returns the environment of a resumed run: of what changed between ``before``, as its checkpoint stores
-    it, and ``now``, the earlier values too."""
+    """Returns the environment of a resumed run: ``now``, with earlier values of what has changed."""
     merged = dict(now)
     for name in now.keys() & before.keys() - {"cpu_cores", "date"}:
         earlier = str(before[name])

@@ -13,17 +13,12 @@ CHECK_EVERY = {"cuda": 32, "cpu": 1}  # steps between checks of the flags, which
 
 
 class StepGuard:
-    """Guards one optimiser.
+    """Guards a fused optimiser.
 
-    A step is sound where the loss terms, the gradients and the buffers of the modules (BatchNorm's and the
-    class statistics, which the forward pass has changed) are finite. The decision is made on the device: the
-    fused optimisers skip a step that is flagged in ``found_inf`` (the protocol of gradient scaling), and the
-    buffers go back to what they were.
-
-    Args:
-        optimizer: fused Adam or SGD.
-        modules: whose floating-point buffers are guarded.
-        max_bad_steps: so many bad steps in a row stop the run.
+    A step is sound where the loss terms, the gradients and the floating-point buffers of the modules
+    (BatchNorm's and the class statistics, which the forward pass has changed) are finite. The device decides:
+    the fused optimisers skip a step that is flagged in ``found_inf`` (the protocol of gradient scaling), and
+    the buffers go back to what they were. ``max_bad_steps`` in a row stop the run.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, modules: list[torch.nn.Module], max_bad_steps: int):
@@ -41,8 +36,7 @@ class StepGuard:
                     optimizer.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
 
     def remember(self) -> None:
-        """Remembers the last good buffers; to be called before the first step and after any other change of
-        them."""
+        """Remembers the buffers; to be called before the first step and after other changes of them."""
         by_dtype = {}
         for buffer in (b for module in self.modules for b in module.buffers() if b.is_floating_point()):
             by_dtype.setdefault(buffer.dtype, []).append(buffer)
@@ -50,14 +44,11 @@ class StepGuard:
         self.good = [torch.cat([b.flatten() for b in group]) for group in self.buffers]
 
     def step(self, terms: dict[str, Tensor], indices: Tensor, step: int) -> Tensor:
-        """Applies one step if it is sound.
+        """Applies one step if it is sound, and returns whether it did: a boolean scalar on the device.
 
         Args:
             terms: the criterion's dict of scalars, after ``backward``.
             indices: of the batch's images, for the report. step: its number.
-
-        Returns:
-            A boolean scalar on the device: whether the step was applied.
 
         Raises:
             InputError: ``max_bad_steps`` bad steps in a row, naming the term.
@@ -84,7 +75,7 @@ class StepGuard:
         return ~bad
 
     def check(self) -> None:
-        """Checks the flags of the steps since the last check, and reports bad steps."""
+        """Reports the bad steps since the last check."""
         pending, self.pending = self.pending, []
         if not pending:
             return

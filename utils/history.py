@@ -16,10 +16,7 @@ from utils.text_files import csv_text, flat, write_text
 
 
 class EpochMeter:
-    """Sums of the loss terms over the applied steps, and of right answers by class over all.
-
-    They are summed on the device, and read once an epoch.
-    """
+    """Sums of the loss terms over the applied steps, and of right answers by class, on the device."""
 
     def __init__(self, num_classes: int, device: torch.device | str):
         def zeros(*shape):
@@ -32,8 +29,7 @@ class EpochMeter:
     def add(
         self, terms: dict[str, Tensor], logits: Tensor, labels: Tensor, applied: Tensor | bool = True
     ) -> None:
-        """Adds one step: the criterion's terms, and ``logits`` (B, C) for ``labels`` (B,); ``applied`` may
-        live on the device."""
+        """Adds a step: the criterion's terms, and ``logits`` (B, C) for ``labels`` (B,)."""
         values = torch.stack([terms[name].detach() for name in TERMS])
         applied = torch.as_tensor(applied, device=values.device)
         self.sums += torch.where(applied, values, 0.0)
@@ -62,7 +58,7 @@ class EpochMeter:
         return dict(zip(TERMS, means.tolist(), strict=True))
 
     def running_loss(self) -> float:
-        """The mean loss of this process's steps so far; waits for the device."""
+        """This process's mean loss so far; waits for the device."""
         return (self.sums[0] / self.steps.clamp(min=1)).item()
 
     def accuracies(self, class_counts: list[int]) -> dict:
@@ -78,10 +74,8 @@ def write_log(folder: Path, history: list[dict]) -> None:
 
 
 def best_epoch(history: list[dict]) -> int:
-    """Returns the epoch, counted from 1, with the highest mean class accuracy on held-out images.
-
-    It is the first of equals, and the last epoch without held-out images.
-    """
+    """Returns the first epoch, counted from 1, with the highest mean class accuracy on held-out images; the
+    last one without such images."""
     held_out = [record["val_accuracy"] for record in history if "val_accuracy" in record]
     accuracies = [mean_class_accuracy(of) for of in held_out if any(a is not None for a in of["per_class"])]
     return accuracies.index(max(accuracies)) + 1 if accuracies else len(history)
@@ -99,11 +93,7 @@ def doubts(history: list[dict]) -> Iterator[str]:
 
 
 def scalar_writer(folder: Path) -> Any:
-    """Returns a writer of TensorBoard's event files in a run directory.
-
-    Raises:
-        InputError: the package is missing.
-    """
+    """Returns TensorBoard's writer in a run directory; raises InputError without the package."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:

@@ -49,12 +49,8 @@ tqdm.monitor_interval = 0  # no thread of its own: processes that read images ar
 
 
 class TrainingData(NamedTuple):
-    """What a run trains on.
-
-    ``loader``: gives ``epoch(epoch, start_step)``, an iterator of Batch, and its length in steps.
-    ``class_counts``: (C,) images by class. ``class_names``: C names, None if unknown.
-    ``validation_batches``: () -> iterator of (images, labels) held out of training; None for no validation.
-    """
+    """What a run trains on: the loader of its batches, images by class, names by class (None if unknown), and
+    () -> iterator of (images, labels) held out of training, if any are."""
 
     loader: Any
     class_counts: list[int]
@@ -72,16 +68,10 @@ class Trained(NamedTuple):
 
 
 def restore(state: dict, trained: Trained, data: TrainingData) -> None:
-    """Restores model, criterion, optimiser and random numbers as they were when ``state`` was saved.
-
-    Raises:
-        InputError: it is from other training images or outliers.
-    """
+    """Restores what training changes; raises InputError if ``state`` is from other images or outliers."""
     require_classes(state, data.class_counts, data.class_names)
     if state.get("num_outliers") != data.loader.num_outliers:
-        raise InputError(
-            f"the outliers are not those of the run to resume: there are {data.loader.num_outliers:,}"
-        )
+        raise InputError("the number of outliers is not that of the run to resume")
     settings = trained.optimizer.state_dict()["param_groups"]  # as the flags say
     load_weights(trained.model, network_weights(state))
     trained.criterion.load_state_dict(state["criterion"])
@@ -91,7 +81,7 @@ def restore(state: dict, trained: Trained, data: TrainingData) -> None:
 
 
 class Run:
-    """The state of a run and its files; made by :func:`open_run`, see there, and the event ``stop``.
+    """The state of a run and its files; made by :func:`open_run`.
 
     Attributes:
         epoch, step: the next ones, counted from 0; between epochs ``step`` is 0.
@@ -119,10 +109,7 @@ class Run:
             yield self.epoch
 
     def batches(self) -> Iterator[tuple]:
-        """Yields pairs (step, Batch) for the rest of the epoch; ends early after a request to stop.
-
-        After each step it updates the progress bar, and saves a checkpoint if one is due.
-        """
+        """Yields pairs (step, Batch) for the rest of the epoch; ends early after a request to stop."""
         steps, size, epochs = len(self.loader), self.loader.batch_size, self.settings["epochs"]
         seconds = 2 if sys.stderr.isatty() else 30  # between lines of progress
         bar = tqdm(  # over the images of the whole run, so that it tells when the run ends
@@ -170,13 +157,14 @@ class Run:
         due = 0 < 60 * self.settings["checkpoint_every_minutes"] < elapsed
         if self.epoch_is_whole:
             due = due or self.last_save is None or elapsed > SAVE_SECONDS
-        votes = torch.tensor([float(self.stop.is_set()), float(due)])
+        votes = [self.stop.is_set(), due]
         if self.compute.world_size > 1:
-            votes = sum_over_processes(votes.to(self.compute.device)).cpu()
-        return (votes > 0).tolist()
+            votes = sum_over_processes(torch.tensor(votes, dtype=torch.float, device=self.compute.device))
+            return (votes > 0).tolist()
+        return votes
 
     def end_epoch(self, learning_rate: float, val_accuracy: dict | None = None) -> None:
-        """Records a finished epoch, prints a line about it, and saves it if a checkpoint is due."""
+        """Records and describes a finished epoch, and saves it if a checkpoint is due."""
         record = {"epoch": self.epoch + 1, "lr": learning_rate} | self.meter.losses()
         record["train_accuracy"] = self.meter.accuracies(self.data.class_counts)
         if val_accuracy is not None:
@@ -200,7 +188,7 @@ class Run:
             say(line)
 
     def save(self, best: bool = False) -> None:
-        """Writes a checkpoint, latest.pth or best.pth; every process must call it."""
+        """Writes latest.pth or best.pth; every process must call it."""
         meter = self.meter.state()  # summed over processes
         if self.compute.is_main:
             model, criterion, optimizer, guard = self.trained
@@ -244,16 +232,10 @@ class Run:
         self._try_to_write(picture, plot, values, self.folder / picture)
 
     def begin(self, state: dict | None) -> None:
-        """Resumes the run from ``state``, or starts it, and describes it in the run directory.
-
-        Raises:
-            InputError: the processes found different checkpoints, or ``state`` does not fit.
-        """
+        """Resumes the run from ``state``, or starts it, and describes it in the run directory."""
         place = None if state is None else [state["epoch"], state["step"]]
         if place != from_main(place):
-            raise InputError(
-                f"the processes see different checkpoints: {self.folder} is not on a shared disk"
-            )
+            raise InputError(f"the processes see different checkpoints: is {self.folder} on a shared disk?")
         if state is not None:
             restore(state, self.trained, self.data)
             self.history, self.epoch, self.step = state["history"], state["epoch"], state["step"]
@@ -279,11 +261,7 @@ class Run:
             say(f"this run is already finished: {self.epoch} of {self.settings['epochs']} epochs")
 
     def end(self) -> None:
-        """Writes and draws the history, and says where the run is; for the main process.
-
-        Raises:
-            InputError: the trained network could not be saved.
-        """
+        """Writes and draws the history; raises InputError if the trained network could not be saved."""
         if self.history:  # again: an earlier write may have failed
             self._try_to_write("log.jsonl", write_log, self.folder, self.history)
         self._draw("training", plot_history, self.history)
@@ -291,10 +269,9 @@ class Run:
         if not self.finished:
             say(f"stopped in epoch {self.epoch + 1}; --resume continues from the last checkpoint", sys.stderr)
         elif LATEST in self.unwritten:
-            older = f"the last checkpoint in {self.folder} is older than the run's end"
-            raise InputError(f"{older}: see the warning above, then repeat the missing part with --resume")
+            raise InputError(f"the end of the run is not in {self.folder}: make room, then add --resume")
         elif self.epoch < self.settings["epochs"]:
-            say(f"ended by --patience; the best network, of epoch {best_epoch(self.history)}, is in {BEST}")
+            say(f"ended by --patience; the network of epoch {best_epoch(self.history)} is in {BEST}")
 
 
 @contextmanager
@@ -304,13 +281,10 @@ def open_run(settings: dict, compute: Compute, data: TrainingData, trained: Trai
     On the first SIGTERM or SIGINT the current step is finished and saved; the process exits with status 75.
 
     Args:
-        settings: the flags as plain values, with ``srp``, ``epochs``, ``resume``,
-            ``checkpoint_every_minutes`` and ``figures``. They are recorded, and compared with those of the
-            run to resume.
+        settings: the flags as plain values; recorded, and compared with those of the run to resume.
 
     Raises:
-        InputError: the directory is in use, cannot be written, or holds a run that is not the one to resume;
-            the checkpoint is damaged or from another run; the trained network could not be saved.
+        InputError: the directory, or the run in it, is not one to write to or to resume.
     """
     folder, resume = Path(settings["srp"]), settings["resume"]
     with ExitStack() as stack:
@@ -329,28 +303,17 @@ def open_run(settings: dict, compute: Compute, data: TrainingData, trained: Trai
 
 @contextmanager
 def taken_folder(folder: Path, resume: str | None) -> Iterator[None]:
-    """Makes a run directory this process's own; the kernel releases that of a dead process.
-
-    Without file locks, as on some network file systems, the run continues unlocked, with a warning.
-
-    Raises:
-        InputError: the folder cannot be written, another process is using it, or it holds another run than
-            the one to resume.
-    """
+    """Makes a run directory this process's own, unless another process uses it or it holds another run; the
+    kernel releases that of a dead process."""
     with open(writable_folder(folder) / "run.lock", "w") as lock:
-        try:
-            fcntl.lockf(
-                lock, fcntl.LOCK_EX | fcntl.LOCK_NB
-            )  # unlike flock's, not inherited by forked readers
+        try:  # unlike flock's, lockf's lock is not inherited by forked readers
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):  # the latter on SMB shares
             raise InputError(f"another run is using {folder}") from None
-        except OSError as error:
+        except OSError as error:  # as on some network file systems
             say(f"warning: {folder} cannot be locked ({error}); start no second run there", sys.stderr)
         if (holds_run(folder) or (folder / "log.jsonl").exists()) and not resumes_in_place(folder, resume):
-            advice = (
-                "choose another --srp" if resume else "add --resume to continue it, or choose another --srp"
-            )
-            raise InputError(f"{folder} already holds a run; {advice}")
+            raise InputError(f"{folder} already holds a run: --resume continues it; or choose another --srp")
         for left in folder.glob("*.pth.*.tmp"):  # by a run that was killed while it saved
             left.unlink(missing_ok=True)
         yield
