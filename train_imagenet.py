@@ -42,10 +42,7 @@ DEFAULTS = dict(
 
 
 def step_decay(base, decay_epochs, epochs):
-    """Returns the schedule that multiplies the learning rate by 0.1 at each of ``decay_epochs``.
-
-    Those below 1 are shares of all ``epochs``.
-    """
+    """Returns the schedule that multiplies by 0.1 at each of ``decay_epochs``; below 1 they are shares."""
     steps = [round(e * epochs, 6) if e < 1 else e for e in decay_epochs]
     return lambda epoch: base * 0.1 ** sum(epoch >= step for step in steps)
 

@@ -277,23 +277,6 @@ def _apply(self, function, recurse=True):
     return self
 
 
-class _Stream:
-    def __init__(self, *_, **__):
-        pass
-
-    def wait_stream(self, _):
-        pass
-
-    def synchronize(self):
-        pass
-
-    def record_event(self):
-        pass
-
-    def wait_event(self, _):
-        pass
-
-
 def _submit(self, function, /, *args, **kwargs):
     """Executor.submit that runs the function at once: a mode is a thread's."""
     future = Future()
@@ -324,15 +307,10 @@ PATCHES = [
     (torch.Tensor, "backward", backward),
     (FakeTensor, "tolist", lambda self: self.cpu().tolist()),
     (torch.Tensor, "pin_memory", lambda self, *_: aten._pin_memory.default(self)),
-    (torch.Tensor, "record_stream", lambda self, _: None),
     (torch.cuda.amp.common, "amp_definitely_not_available", lambda: False),
     (torch.cuda, "is_bf16_supported", lambda *_, **__: True),
     (torch.cuda, "mem_get_info", lambda *_: (70 << 30, 80 << 30)),
     (torch.cuda, "get_device_name", lambda *_: "fake"),
-    (torch.cuda, "synchronize", lambda *_: None),
-    (torch.cuda, "Stream", _Stream),
-    (torch.cuda, "current_stream", lambda *_: _Stream()),
-    (torch.cuda, "stream", lambda _: contextlib.nullcontext()),
     (ThreadPoolExecutor, "submit", _submit),
     # DataParallel: its copies between devices, and its threads.
     (data_parallel, "_get_available_device_type", lambda: "cuda"),

@@ -154,12 +154,6 @@ def test_weights_of_one_name_with_and_without_a_prefix_are_refused():
         network_weights({"model": {"module.w": torch.ones(1), "w": torch.zeros(1)}})
 
 
-def test_where_there_are_no_weights_the_message_lists_the_keys():
-    assert network_weights({"model": {"depth": 18}, "state_dict": {"w": torch.ones(1)}}).keys() == {"w"}
-    with pytest.raises(InputError, match="'backbone', 'epoch'"):
-        network_weights({"backbone": {"w": torch.ones(2)}, "epoch": 3})
-
-
 def test_the_results_of_each_file_have_a_folder_of_their_own(tmp_path):
     save_checkpoint(state(4), tmp_path)
     for path in (tmp_path, tmp_path / LATEST):

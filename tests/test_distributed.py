@@ -2,7 +2,6 @@ import os
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +12,6 @@ from command_line import ROOT
 from datasets.loader import evaluation_batches
 from datasets.normalization import CIFAR_NORMALIZATION
 from models import build_model
-from utils import run as run_module
 from utils.distributed import (
     Compute,
     InterleavedDataParallel,
@@ -27,7 +25,6 @@ from utils.evaluation import extract_features
 from utils.guard import StepGuard
 from utils.history import EpochMeter
 from utils.losses import PATTLoss
-from utils.run import Trained, TrainingData, open_run
 
 BATCH, OUTLIERS, STEPS = 8, 6, 3
 COUNTS = [20, 9, 4]
@@ -157,41 +154,6 @@ def test_features_are_gathered_in_the_main_process_alone(results):
 def test_a_bad_step_of_one_process_is_skipped_and_counted_by_all(results):
     for result in (results[0], *results[1]):
         assert not result["bad step applied"] and int(result["bad in row"]) == 1
-
-
-class NoData:
-    """Stands for a loader where no batch is asked for."""
-
-    batch_size, num_outliers = 1, 0
-    where, report = staticmethod(str), staticmethod(list)
-
-    def __len__(self):
-        return 1
-
-
-def empty_run(compute, folder):
-    model = torch.nn.Linear(1, 1)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    settings = {"srp": f"{folder}/out", "epochs": 1, "resume": None, "checkpoint_every_minutes": 0}
-    trained = Trained(model, torch.nn.Module(), optimizer, StepGuard(optimizer, [model], 3))
-    return open_run(settings | {"figures": "png"}, compute, TrainingData(NoData(), [1]), trained)
-
-
-def unsaved_worker(rank, port, folder):
-    def broken(*_):
-        raise OSError(28, "No space left on device")
-
-    compute, run_module.save_checkpoint = join(rank, port), broken
-    with pytest.raises(InputError if rank == 0 else SystemExit) as end, empty_run(compute, folder) as run:
-        run.epoch = 1
-        run.save()
-    assert rank == 0 or end.value.code == 2
-    (Path(folder) / str(rank)).touch()
-
-
-def test_every_process_of_a_run_that_could_not_be_saved_ends_with_an_error(tmp_path):
-    mp.spawn(unsaved_worker, (free_port(), str(tmp_path)), nprocs=2)
-    assert (tmp_path / "0").exists() and (tmp_path / "1").exists()
 
 
 FAILS = """

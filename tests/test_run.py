@@ -3,7 +3,6 @@ work."""
 
 import json
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,7 +17,6 @@ from utils.checkpoint import is_unfinished, load_run
 from utils.distributed import autocast
 from utils.evaluation_flags import data_of_run
 from utils.history import best_epoch, doubts
-from utils.losses import PATTLoss
 
 TINY = (
     "--ds digits --gpu cpu --rho 0.1 --val_fraction 0.9 -b 8 --ob 8 --num_ood_samples 32 --lr 0.002".split()
@@ -78,21 +76,6 @@ def test_a_run_resumed_in_another_directory_takes_checkpoint_and_log_along(finis
     assert run(train.main, "--srp", tmp_path / "new", "--resume", finished) == 0
     assert load_run(tmp_path / "new")["epoch"] == 2
     assert (tmp_path / "new" / "log.jsonl").read_bytes() == (finished / "log.jsonl").read_bytes()
-
-
-def test_an_epoch_ends_where_the_batches_end():
-    """train_one_epoch makes one optimiser step per batch, and no other."""
-    model = build_model("ResNet20", 2)
-    criterion = PATTLoss([4, 2], 64, oe_weight=0.1, tla_weight=0.5)
-    optimizer = train.build_optimizer(model, train.parse_args(TINY))
-    guard = train.StepGuard(optimizer, [model, criterion], 3)
-    meter = train.EpochMeter(2, torch.device("cpu"))
-    images, labels = torch.randn(8, 3, 16, 16), torch.tensor([0, 1])
-    batch = type("Batch", (), {"images": images, "labels": labels, "indices": torch.arange(2)})
-    train.train_one_epoch(
-        model, criterion, optimizer, guard, meter, iter([(0, batch), (1, batch)]), nullcontext()
-    )
-    assert {int(state["step"]) for state in optimizer.state.values()} == {2} and int(meter.steps) == 2
 
 
 def test_an_evaluation_finds_the_data_where_the_run_had_them():

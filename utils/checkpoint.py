@@ -31,7 +31,7 @@ FREE_FLAGS |= DATA_FLAGS | {"compile", "figures", "init", "patience", "tensorboa
 
 
 def save_checkpoint(state: dict, folder: Path) -> None:
-    """Writes ``folder/latest.pth``; the file it replaces becomes ``previous.pth``. See :func:`save_whole`."""
+    """Writes ``folder/latest.pth``; the one before becomes ``previous.pth``. See :func:`save_whole`."""
     save_whole(state, Path(folder) / LATEST, previous=Path(folder) / PREVIOUS)
 
 
@@ -146,11 +146,7 @@ def stored_arguments(checkpoint: Any) -> dict[str, Any]:
 
 
 def resolve_settings(given: dict, stored: dict, defaults: dict) -> tuple[dict, list[str]]:
-    """Determines the settings of a checkpoint: from its own arguments, else the flags, else the defaults.
-
-    Args:
-        given: dict of flag name to value, None where the flag was not given.
-        stored: the checkpoint's arguments. defaults: dict of all wanted names.
+    """Determines a checkpoint's settings: from its arguments, else flags that are not None, else defaults.
 
     Returns:
         (settings, assumed): dict with the names of ``defaults``, and the names that come from ``defaults``.
@@ -199,11 +195,8 @@ def caveats(checkpoint: Any, settings: dict, assumed: list[str]) -> list[str]:
 
 
 def require_classes(checkpoint: Any, class_counts: list[int], class_names: list[str] | None = None) -> None:
-    """Raises InputError if the training images are not those of the checkpoint's run, as far as it knows.
-
-    Args:
-        class_counts: images by class. class_names: names by class; None if unknown.
-    """
+    """Raises InputError if the training images, counted and named by class, are not those of the checkpoint's
+    run, as far as it knows."""
     problem = "the training images are not those of the checkpoint"
     checkpoint = checkpoint if isinstance(checkpoint, dict) else {}
     for key, ours in (("class_names", class_names), ("class_counts", class_counts)):
@@ -221,9 +214,7 @@ def parse_training(
 ) -> argparse.Namespace:
     """Parses a training's command line; a run to resume has its own flags, but for those that are typed.
 
-    Args:
-        argv: the words; None for those of the process.
-        defaults: name of a data set -> defaults of the flags that depend on it; ``--help`` shows them.
+    ``defaults``: name of a data set -> defaults of the flags that depend on it; ``--help`` shows them.
 
     Raises:
         InputError: the checkpoint is damaged or not from a run, or its run is on another data set.
@@ -276,11 +267,7 @@ def resumes_in_place(folder: Path, resume: str | None) -> bool:
 
 
 def find_checkpoint(folder: Path, resume: str | None, settings: dict) -> dict | None:
-    """Returns the state to resume from, or None for a new run.
-
-    Raises:
-        InputError: it is not a checkpoint of a run, or flags that change the run differ from ``settings``.
-    """
+    """Returns the state to resume from, or None; raises InputError if ``settings`` are not the run's."""
     if not resumes(resume, folder):
         return None
     state = open_checkpoint(resume or folder)

@@ -24,7 +24,7 @@ MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # numbers of mallopt's parameters in gl
 
 
 class Compute(NamedTuple):
-    """This process's ``device``, CUDA indices ``gpus`` and ``rank``, and the ``world_size``."""
+    """Where this process computes; ``gpus`` are the CUDA indices of DataParallel."""
 
     device: torch.device
     gpus: tuple[int, ...] = ()
@@ -262,7 +262,6 @@ def resumed_in(before: dict, now: dict) -> dict:
 
 
 def _processor_name():
-    """Returns the CPU's name if the system reveals it, else its architecture."""
     try:
         return re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text()).group(1).strip()
     except (OSError, AttributeError):

@@ -14,10 +14,7 @@ from utils.errors import InputError
 
 @contextlib.contextmanager
 def whole_file(path: Path, mode: str = "x", **options) -> Iterator[IO]:
-    """Yields a new file that replaces ``path`` on leaving; after an error ``path`` is unchanged.
-
-    The temporary name is unique, so two writers of one file do not meet.
-    """
+    """Yields a new file, with a name of its own, that replaces ``path`` on leaving; not after an error."""
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with open(temporary, mode, **options) as file:
@@ -34,8 +31,7 @@ def write_text(path: Path | str, text: str) -> None:
 
 
 def csv_text(records: list[dict]) -> str:
-    """Formats records as CSV, one row each. Nested values become columns such as train_accuracy_few, lists
-    columns such as train_class_accuracy_0; missing values are empty."""
+    """Formats records as CSV, one row each; nested values become columns such as train_accuracy_few."""
     rows = [flat(record) for record in records]
     text = io.StringIO()
     columns = list(dict.fromkeys(name for row in rows for name in row))
@@ -57,11 +53,7 @@ def flat(value: Any, name: str = "") -> dict:
 
 
 def writable_folder(folder: Path | str) -> Path:
-    """Creates the folder if necessary, and returns it.
-
-    Raises:
-        InputError: it cannot be written.
-    """
+    """Creates the folder if necessary, and returns it; raises InputError if it cannot be written."""
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -57,11 +57,10 @@ def some(names, number: int = 9) -> str:
 
 
 def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> list[str]:
-    """Loads every key the network has, strictly; returns the sorted names of the checkpoint's other keys.
+    """Loads every key the network has, and returns the sorted names of the checkpoint's other keys.
 
     Raises:
-        InputError: the backbone is not the network's, or a key is missing, has another shape, or holds a
-            non-finite value.
+        InputError: the weights do not fit the network or are not finite.
     """
     wanted = model.state_dict()
     # BatchNorm's batch counters are not weights; old checkpoints lack them.
@@ -120,9 +119,6 @@ def initialize(model: nn.Module, source: str, name: str) -> str:
 
     Returns:
         A sentence that says what was loaded, left out and newly initialised.
-
-    Raises:
-        InputError: the weights cannot be downloaded or read, or are not those of this backbone.
     """
     from_file = source != "imagenet"
     weights = network_weights(load_checkpoint(source)) if from_file else _of_torchvision(model, name)
