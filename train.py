@@ -77,8 +77,11 @@ def accuracy(network, batches, class_counts, device, mixed_precision):
     return meter.accuracies(class_counts)
 
 
-def train(args, compute, data, model, learning_rate):
-    """Trains ``model`` on ``data``, a TrainingData; ``learning_rate`` is a function of the epoch."""
+def train(args, compute, data, model, schedule):
+    """Trains ``model`` on ``data``, a TrainingData; ``schedule`` gives the learning rate of an epoch."""
+    if args.init and not resumes(args.resume, args.srp):
+        say(initialize(model, args.init, args.model))
+    learning_rate = warmed_up(schedule, args.warmup_epochs)
     criterion = build_criterion(args, data.class_counts, model.embedding_dim).to(compute.device)
     model.to(compute.device, memory_format=torch.channels_last)
     optimizer = build_optimizer(model, args)
@@ -106,6 +109,7 @@ def train(args, compute, data, model, learning_rate):
                 batches = data.validation_batches()
                 held_out = accuracy(model, batches, data.class_counts, compute.device, mixed_precision)
             run.end_epoch(learning_rate(epoch), held_out)
+    finish()
 
 
 def build_optimizer(model, args):
@@ -179,13 +183,9 @@ def main(argv=None):
         )
 
     model = build_model(args.model, len(class_counts), head=args.head)
-    if args.init and not resumes(args.resume, args.srp):
-        say(initialize(model, args.init, args.model))
-    schedule = warmed_up(cosine(args.lr, args.epochs), args.warmup_epochs)
     class_names = benchmark.class_names(args.drp)
     data = TrainingData(loader, class_counts, class_names, validation_batches if held_out else None)
-    train(args, compute, data, model, schedule)
-    finish()
+    train(args, compute, data, model, cosine(args.lr, args.epochs))
 
 
 def add_method_flags(parser):

@@ -16,13 +16,12 @@ from datasets.imagenet import EvalImages, FileTrainLoader, folder_names, load_fi
 from datasets.long_tail import hold_out
 from datasets.normalization import NORMALIZATIONS
 from models import FAMILIES, build_model
-from train import add_method_flags, resolve, train, warmed_up
+from train import add_method_flags, resolve, train
 from utils import flags
-from utils.checkpoint import parse_training, resumes
-from utils.distributed import finish, seed_everything, start
+from utils.checkpoint import parse_training
+from utils.distributed import seed_everything, start
 from utils.errors import exit_cleanly, say, show_warnings_plainly
 from utils.run import TrainingData
-from utils.weights import initialize
 
 DEFAULTS = dict(
     model="ResNet50",
@@ -85,12 +84,9 @@ def main(argv=None):
             say(f"warning: held-out images: {line}", sys.stderr)
 
     model = build_model(args.model, len(class_counts), family="imagenet", head=args.isac)
-    if args.init and not resumes(args.resume, args.srp):
-        say(initialize(model, args.init, args.model))
-    schedule = warmed_up(step_decay(args.lr, args.decay_epochs, args.epochs), args.warmup_epochs)
+    schedule = step_decay(args.lr, args.decay_epochs, args.epochs)
     data = TrainingData(loader, class_counts, class_names, validation_batches if validation else None)
     train(args, compute, data, model, schedule)
-    finish()
 
 
 def parse_args(argv=None):

@@ -51,9 +51,8 @@ def _named_tensors(holder):
 
 def some(names, number: int = 9) -> str:
     """Formats the first of some untrusted names."""
-    names = list(names)
-    rest = f" and {len(names) - number} more" if len(names) > number else ""
-    return ", ".join(map(reprlib.repr, names[:number])) + rest
+    names = [reprlib.repr(name) for name in names]
+    return ", ".join(names[:number] + ["..."] * (len(names) > number))
 
 
 def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> list[str]:
