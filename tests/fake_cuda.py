@@ -2,8 +2,8 @@
 
 Host tensors stay real, so parameters are drawn, lists built and branches taken as ever. What is on a "cuda"
 device is a FakeTensor: shape, dtype, strides and device. Seen: operands on different devices, shapes and
-dtypes that no kernel takes, every wait for the device outside MAY_WAIT, and the number of launches. Not seen:
-values, races between streams, limits of kernels, speed.
+dtypes that no kernel takes, and every wait for the device outside MAY_WAIT. Not seen: values,
+races between streams, limits of kernels, speed.
 
 It relies on torch's internals and is kept to the versions it was tried with; see :data:`SUPPORTED`.
 """
@@ -66,16 +66,6 @@ WAITING = {
     "repeat_interleave",
 }
 INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"}
-NO_KERNEL = {
-    "detach",
-    "empty",
-    "empty_like",
-    "empty_strided",
-    "new_empty",
-    "new_empty_strided",
-    "_unsafe_view",
-}
-KERNELS = {"logsumexp": 8, "slice_backward": 2, "select_backward": 2}  # of operators that are made of others
 
 
 class DeviceMistake(BaseException):
@@ -83,17 +73,12 @@ class DeviceMistake(BaseException):
 
 
 class FakeCuda(FakeTensorMode):
-    """Host operators run; operators that touch a "cuda" tensor run on shapes, under CUDA's device rules.
-
-    Attributes:
-        launches: Counter of the operators that launch a kernel, by name. Views and allocations launch none.
-        waits: Counter of the waits that were allowed, by place.
-    """
+    """Host operators run; operators that touch a "cuda" tensor run on shapes, under CUDA's device rules."""
 
     def __init__(self):
         super().__init__(allow_non_fake_inputs=True)
         self.generator = torch.Generator().manual_seed(0)
-        self.depth, self.pinned, self.launches, self.waits = 0, {}, Counter(), Counter()
+        self.depth, self.pinned = 0, {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -115,8 +100,6 @@ class FakeCuda(FakeTensorMode):
                 return True if args[0].dtype == torch.bool else 0.0 if args[0].is_floating_point() else 0
             if name == "_to_copy" and target == "cpu":
                 return self._on_host(*args, kwargs.get("dtype"))
-            if func.namespace != "prim" and name not in NO_KERNEL and not _is_view(func):
-                self.launches[name] += KERNELS.get(name, 1)
             if name == "_fused_sgd_":  # torch has no shape rule for it; it returns nothing
                 return None
         self.depth += 1
@@ -172,18 +155,12 @@ class FakeCuda(FakeTensorMode):
         found = _project_line()
         if found is not None and not MAY_WAIT.keys() & set(found[:2]):
             raise DeviceMistake(f"{_here()} waits for the device: {what}")
-        self.waits[f"{_here()} {what}"] += 1
 
 
 def _is_composite(func):
     return func.namespace == "aten" and torch._C._dispatch_has_kernel_for_dispatch_key(
         func.name(), "CompositeImplicitAutograd"
     )
-
-
-def _is_view(func):
-    returned = [r.alias_info for r in func._schema.returns]
-    return any(alias is not None and not alias.is_write for alias in returned)
 
 
 def _project_line():

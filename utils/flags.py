@@ -93,8 +93,7 @@ def add_training_flags(parser):
     add("--resume", type=os.path.expanduser, nargs="?", const="", metavar="PATH", help=resume)
     minutes = "also save within an epoch, every so many minutes; 0: at ends of epochs, at most once a minute"
     add("--checkpoint_every_minutes", type=weight, default=0, help=minutes)
-    bad = "end the run after this many non-finite steps in a row"
-    add("--max_bad_steps", type=positive_int, default=3, help=bad)
+    add("--max_bad_steps", type=positive_int, default=3, help="non-finite steps in a row that end the run")
     precision = f"{PRECISION}; fp32 on CUDA uses TF32 in convolutions, and full fp32 in matrix products"
     add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help=precision)
     add_boolean(group, "--compile", default=False, help="torch.compile the network and the criterion")
@@ -110,16 +109,19 @@ def add_training_flags(parser):
     patience = "end the run after so many epochs without a higher mean class accuracy on held-out images"
     add("--patience", type=count, default=0, help=f"{patience}; 0: never")
     add("--epochs", "-e", type=positive_int, help="passes over the training images")
-    size = "ID images per step over all processes, each in three views"
-    add("--batch_size", "-b", type=positive_int, help=size)
-    size = "outliers per step over all processes"
-    add("--ood_batch_size", "--ob", dest="ob", type=positive_int, help=size)
-    size = "validation images per batch"
-    add("--test_batch_size", "--tb", dest="tb", type=positive_int, default=1000, help=size)
+    add("--batch_size", "-b", type=positive_int, help="ID images per step over all processes")
+    add("--ood_batch_size", "--ob", dest="ob", type=positive_int, help="outliers per step, likewise")
+    add(
+        "--test_batch_size",
+        "--tb",
+        dest="tb",
+        type=positive_int,
+        default=1000,
+        help="held-out images per batch",
+    )
     add("--opt", choices=("adam", "sgd"), help="the optimiser")
     add("--lr", type=positive, help="the first epoch's learning rate")
-    rise = "epochs over which the learning rate first rises linearly; not in the paper"
-    add("--warmup_epochs", type=count, default=0, help=rise)
+    add("--warmup_epochs", type=count, default=0, help="epochs of a linear rise first; not in the paper")
     add("--wd", type=weight, help="weight decay")
     add("--momentum", "-m", type=unit, default=0.9, help="of SGD (Nesterov)")
     add("--num_ood_samples", type=positive_int, help="how many outliers to use: the first ones in the file")
