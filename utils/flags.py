@@ -71,7 +71,7 @@ imbalance_ratio = number(float, above=0, high=1)
 fraction = number(float, low=0, high=0.9)
 unit = number(float, low=0, high=1)
 WORKERS = min(4, os.cpu_count() or 1)  # processes that read files
-GPU = "CUDA indices such as 0 or 0,1 (DataParallel), or cpu; under torchrun one per process (0: GPU i for i)"
+GPU = "CUDA indices such as 0 or 0,1 (DataParallel), or cpu; under torchrun one each, or 0 for the first ones"
 FIGURES = ("png", "pdf", "svg")
 PRECISION = "auto: bf16 on GPUs that support it (Ampere and later), else fp32"
 
@@ -111,14 +111,8 @@ def add_training_flags(parser):
     add("--epochs", "-e", type=positive_int, help="passes over the training images")
     add("--batch_size", "-b", type=positive_int, help="ID images per step over all processes")
     add("--ood_batch_size", "--ob", dest="ob", type=positive_int, help="outliers per step, likewise")
-    add(
-        "--test_batch_size",
-        "--tb",
-        dest="tb",
-        type=positive_int,
-        default=1000,
-        help="held-out images per batch",
-    )
+    size = "held-out images per batch"
+    add("--test_batch_size", "--tb", dest="tb", type=positive_int, default=1000, help=size)
     add("--opt", choices=("adam", "sgd"), help="the optimiser")
     add("--lr", type=positive, help="the first epoch's learning rate")
     add("--warmup_epochs", type=count, default=0, help="epochs of a linear rise first; not in the paper")
