@@ -106,15 +106,14 @@ def identify(checkpoint, given):
     stored, weights = stored_arguments(checkpoint), network_weights(checkpoint)
     outputs = weights["linear.weight"].shape[:1] if "linear.weight" in weights else None
     likely_ds = next((ds for ds, b in BENCHMARKS.items() if (b.num_classes,) == outputs), "cifar10")
-    named, assumed = resolve_settings(given, stored, {"ds": likely_ds}, {})
+    named, assumed = resolve_settings(given, stored, {"ds": likely_ds})
     if named["ds"] not in BENCHMARKS:
         raise InputError(f"the checkpoint was trained on {named['ds']}: use test_imagenet.py")
     usual = BENCHMARKS[named["ds"]].training
     family, likely_model = network_of(weights) or (None, None)
     defaults = {"model": likely_model if family == "cifar" else usual["model"], "val_fraction": 0}
     defaults |= {"rho": usual["rho"], "normalization": usual["normalization"], "depart": []}
-    ranges = {"rho": flags.imbalance_ratio, "val_fraction": flags.fraction}
-    trained, assumed_too = resolve_settings(given, stored, defaults, ranges)
+    trained, assumed_too = resolve_settings(given, stored, defaults)
     if trained["model"] not in FAMILIES["cifar"]:
         raise InputError(f"the checkpoint's --model {trained['model']} is none of test.py's")
     known, assumed = named | trained, assumed + assumed_too

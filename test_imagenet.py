@@ -143,8 +143,7 @@ def identify(checkpoint, given):
     family, likely_model = network_of(network_weights(checkpoint)) or (None, None)
     defaults = {"ds": "imagenet", "model": likely_model if family == "imagenet" else "ResNet50"}
     defaults |= {"image_size": 224, "normalization": "imagenet", "val_fraction": 0}
-    ranges = {"image_size": flags.image_size, "val_fraction": flags.fraction}
-    known, assumed = resolve_settings(given, stored_arguments(checkpoint), defaults, ranges)
+    known, assumed = resolve_settings(given, stored_arguments(checkpoint), defaults)
     if known["ds"] != "imagenet" or known["model"] not in FAMILIES["imagenet"]:
         raise InputError(f"the checkpoint is of a {known['model']} trained on {known['ds']}: use test.py")
     return known, caveats(checkpoint, known, [n for n in assumed if n in ("image_size", "normalization")])

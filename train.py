@@ -20,7 +20,7 @@ from datasets.normalization import IMAGENET_NORMALIZATION, NORMALIZATIONS
 from datasets.registry import BENCHMARKS
 from models import FAMILIES, build_model
 from utils import flags
-from utils.console import say, show_warnings_plainly
+from utils.checkpoint import parse_training, resumes
 from utils.distributed import (
     autocast,
     finish,
@@ -30,13 +30,12 @@ from utils.distributed import (
     share_buffers,
     start,
 )
-from utils.errors import InputError, exit_cleanly
+from utils.errors import InputError, exit_cleanly, say, show_warnings_plainly
 from utils.guard import StepGuard
-from utils.initial_weights import initialize
+from utils.history import EpochMeter
 from utils.losses import PATTLoss
-from utils.meter import EpochMeter
-from utils.resuming import Trained, TrainingData, parse_training, resumes
-from utils.run import open_run
+from utils.run import Trained, TrainingData, open_run
+from utils.weights import initialize
 
 # Where training in the authors' release departs from the paper; the full table is in docs/departures.md.
 RELEASED_CHOICES = {
@@ -65,9 +64,9 @@ def train_one_epoch(network, criterion, optimizer, guard, meter, batches, mixed_
 
 @torch.inference_mode()
 def accuracy(network, batches, class_counts, device, mixed_precision):
-    """Returns accuracies over batches of (images, labels), see :func:`utils.metrics.group_accuracies`.
+    """Returns :func:`utils.metrics.group_accuracies` over batches of (images, labels).
 
-    As in evaluation, logits are computed in float32: bf16 ones often tie, and a tie goes to the head class.
+    Logits are float32, as in evaluation: bf16 ones often tie, and a tie goes to the head class.
     """
     network.eval()
     meter = EpochMeter(len(class_counts), device)
@@ -78,11 +77,11 @@ def accuracy(network, batches, class_counts, device, mixed_precision):
     return meter.accuracies(class_counts)
 
 
-def train(args, compute, data, model, learning_rate):
-    """Trains ``model`` on ``data``, a TrainingData, and writes the run directory ``args.srp``.
-
-    ``learning_rate`` is a function of the epoch.
-    """
+def train(args, compute, data, model, schedule):
+    """Trains ``model`` on ``data``, a TrainingData; ``schedule`` gives the learning rate of an epoch."""
+    if args.init and not resumes(args.resume, args.srp):
+        say(initialize(model, args.init, args.model))
+    learning_rate = warmed_up(schedule, args.warmup_epochs)
     criterion = build_criterion(args, data.class_counts, model.embedding_dim).to(compute.device)
     model.to(compute.device, memory_format=torch.channels_last)
     optimizer = build_optimizer(model, args)
@@ -107,10 +106,10 @@ def train(args, compute, data, model, learning_rate):
             held_out = None
             if data.validation_batches is not None:
                 share_buffers(model)
-                held_out = accuracy(
-                    model, data.validation_batches(), data.class_counts, compute.device, mixed_precision
-                )
+                batches = data.validation_batches()
+                held_out = accuracy(model, batches, data.class_counts, compute.device, mixed_precision)
             run.end_epoch(learning_rate(epoch), held_out)
+    finish()
 
 
 def build_optimizer(model, args):
@@ -184,13 +183,9 @@ def main(argv=None):
         )
 
     model = build_model(args.model, len(class_counts), head=args.head)
-    if args.init and not resumes(args.resume, args.srp):
-        say(initialize(model, args.init, args.model))
-    schedule = warmed_up(cosine(args.lr, args.epochs), args.warmup_epochs)
     class_names = benchmark.class_names(args.drp)
     data = TrainingData(loader, class_counts, class_names, validation_batches if held_out else None)
-    train(args, compute, data, model, schedule)
-    finish()
+    train(args, compute, data, model, cosine(args.lr, args.epochs))
 
 
 def add_method_flags(parser):
@@ -206,16 +201,13 @@ def add_method_flags(parser):
     points = "depart from the paper, as the release does, only in these points: "
     points += "; ".join(f"{point}: {what}" for point, what in RELEASED_CHOICES.items())
     add("--depart", nargs="+", choices=tuple(RELEASED_CHOICES), default=[], metavar="POINT", help=points)
-    flags.add_boolean(
-        group,
-        "--isac",
-        default=True,
-        help="the contrastive term; without it the logit adjustment has weight 1",
-    )
-    flags.add_boolean(
-        group, "--tla", default=True, help="the logit adjustment; without it, plain cross-entropy"
-    )
-    flags.add_boolean(group, "--oe", default=True, help="outlier exposure; without it, no outliers are read")
+    parts = {
+        "--isac": "the contrastive term; without it the logit adjustment has weight 1",
+        "--tla": "the logit adjustment; without it, plain cross-entropy",
+        "--oe": "outlier exposure; without it, no outliers are read",
+    }
+    for name, what in parts.items():
+        flags.add_boolean(group, name, default=True, help=what)
 
 
 def parse_args(argv=None):
@@ -223,26 +215,16 @@ def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=flags.HelpFormatter)
     group = parser.add_argument_group("data and network")
     add = group.add_argument
-    name = flags.dataset_in_memory
-    add(
-        "--dataset",
-        "--ds",
-        dest="ds",
-        type=name,
-        choices=tuple(BENCHMARKS),
-        default="cifar10",
-        help="the data set",
-    )
-    add(
-        "--data_root_path", "--drp", dest="drp", type=flags.path, default=Path("data"), help="the data folder"
-    )
+    data_set = {"type": flags.dataset_in_memory, "choices": tuple(BENCHMARKS), "default": "cifar10"}
+    add("--dataset", "--ds", dest="ds", **data_set, help="the data set")
+    folder = "the data folder"
+    add("--data_root_path", "--drp", dest="drp", type=flags.path, default=Path("data"), help=folder)
     add("--model", "--md", choices=tuple(FAMILIES["cifar"]), help="the network")
     ours = "put the contrastive term on a projection head; not in the paper"
     flags.add_boolean(group, "--head", default=False, help=ours)
-    smallest = "smallest class / largest class"
-    add("--imbalance_ratio", "--rho", dest="rho", type=flags.imbalance_ratio, help=smallest)
-    mean_and_std = "the mean and std used to normalise images"
-    add("--normalization", choices=tuple(NORMALIZATIONS), help=mean_and_std)
+    ratio = "smallest class / largest class"
+    add("--imbalance_ratio", "--rho", dest="rho", type=flags.imbalance_ratio, help=ratio)
+    add("--normalization", choices=tuple(NORMALIZATIONS), help="the mean and std of images")
     add_method_flags(parser)
     flags.add_training_flags(parser)
     defaults = {name: benchmark.training for name, benchmark in BENCHMARKS.items()}
@@ -253,11 +235,7 @@ def parse_args(argv=None):
 
 
 def resolve(args, points=tuple(RELEASED_CHOICES)):
-    """Fills in what follows from other flags: ``--recipe released`` means every departure in ``points``.
-
-    Raises:
-        InputError: ``--depart`` names a point outside ``points``, so it makes no difference on the data set.
-    """
+    """Fills in what follows from ``--recipe``; raises InputError for a departure outside ``points``."""
     pointless = set(args.depart) - set(points)
     if pointless:
         raise InputError(f"--depart {min(pointless)} makes no difference on {args.ds}")

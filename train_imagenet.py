@@ -16,13 +16,12 @@ from datasets.imagenet import EvalImages, FileTrainLoader, folder_names, load_fi
 from datasets.long_tail import hold_out
 from datasets.normalization import NORMALIZATIONS
 from models import FAMILIES, build_model
-from train import add_method_flags, resolve, train, warmed_up
+from train import add_method_flags, resolve, train
 from utils import flags
-from utils.console import say, show_warnings_plainly
-from utils.distributed import finish, seed_everything, start
-from utils.errors import exit_cleanly
-from utils.initial_weights import initialize
-from utils.resuming import TrainingData, parse_training, resumes
+from utils.checkpoint import parse_training
+from utils.distributed import seed_everything, start
+from utils.errors import exit_cleanly, say, show_warnings_plainly
+from utils.run import TrainingData
 
 DEFAULTS = dict(
     model="ResNet50",
@@ -42,10 +41,7 @@ DEFAULTS = dict(
 
 
 def step_decay(base, decay_epochs, epochs):
-    """Returns the schedule that multiplies the learning rate by 0.1 at each of ``decay_epochs``.
-
-    Those below 1 are shares of all ``epochs``.
-    """
+    """Returns the schedule that multiplies by 0.1 at each of ``decay_epochs``; below 1 they are shares."""
     steps = [round(e * epochs, 6) if e < 1 else e for e in decay_epochs]
     return lambda epoch: base * 0.1 ** sum(epoch >= step for step in steps)
 
@@ -88,12 +84,9 @@ def main(argv=None):
             say(f"warning: held-out images: {line}", sys.stderr)
 
     model = build_model(args.model, len(class_counts), family="imagenet", head=args.isac)
-    if args.init and not resumes(args.resume, args.srp):
-        say(initialize(model, args.init, args.model))
-    schedule = warmed_up(step_decay(args.lr, args.decay_epochs, args.epochs), args.warmup_epochs)
+    schedule = step_decay(args.lr, args.decay_epochs, args.epochs)
     data = TrainingData(loader, class_counts, class_names, validation_batches if validation else None)
     train(args, compute, data, model, schedule)
-    finish()
 
 
 def parse_args(argv=None):

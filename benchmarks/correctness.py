@@ -18,7 +18,7 @@ from train import build_criterion, build_optimizer, parse_args, train_one_epoch
 from utils.distributed import autocast
 from utils.errors import InputError, exit_cleanly
 from utils.guard import StepGuard
-from utils.meter import EpochMeter
+from utils.history import EpochMeter
 
 COUNTS = [50, 20, 7, 2]
 BATCH, OUTLIERS = 16, 32

@@ -29,8 +29,7 @@ from datasets.outliers import FILE as OUTLIER_FILE
 from datasets.outliers import load_outliers
 from datasets.scood import DEFAULT_SETS, image_root, list_path
 from utils import flags
-from utils.console import say, show_warnings_plainly
-from utils.errors import InputError, exit_cleanly, first_line
+from utils.errors import InputError, exit_cleanly, first_line, say, show_warnings_plainly
 from utils.text_files import whole_file, writable_folder
 
 TINY_IMAGES_URL = "https://people.eecs.berkeley.edu/~hendrycks/300K_random_images.npy"

@@ -1,6 +1,4 @@
-"""What every test has: one thread, a place to note how much was tried; what many share: data and a run."""
-
-from collections import Counter
+"""What every test has: one thread; what many share: data and a run."""
 
 import pytest
 import torch
@@ -19,18 +17,6 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-@pytest.fixture
-def record_count(request):
-    """``record_count(what, number)`` adds to the counts that the summary prints."""
-    counts = Counter()
-
-    def record(what, number=1):
-        counts[what] += number
-
-    yield record
-    request.node.user_properties += counts.items()  # travels with the report if tests run in processes
-
-
 @pytest.fixture(scope="session")
 def data(tmp_path_factory):
     return write_data(tmp_path_factory.mktemp("data"))
@@ -42,12 +28,3 @@ def digits_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "digits"
     assert run(train.main, *DIGITS, "--srp", folder) == 0
     return folder
-
-
-def pytest_terminal_summary(terminalreporter):
-    counts = Counter()
-    for report in sum(terminalreporter.stats.values(), []):
-        if getattr(report, "when", None) == "teardown":
-            counts.update(dict(report.user_properties))
-    for what, number in counts.items():
-        terminalreporter.write_line(f"{number:,} {what}")

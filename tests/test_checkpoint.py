@@ -5,8 +5,6 @@ import math
 import os
 import pickle
 import random
-import re
-import zipfile
 
 import numpy as np
 import pytest
@@ -16,7 +14,6 @@ from command_line import assert_same
 from utils.checkpoint import (
     LATEST,
     PREVIOUS,
-    caveats,
     load_checkpoint,
     load_run,
     open_checkpoint,
@@ -47,14 +44,12 @@ def test_a_checkpoint_is_read_as_it_was_saved_and_the_one_before_is_kept(tmp_pat
     assert sorted(p.name for p in tmp_path.iterdir()) == [LATEST, PREVIOUS]
 
 
-def test_every_flipped_bit_is_noticed_or_harmless(tmp_path, record_count):
+def test_a_flipped_bit_is_noticed_or_harmless(tmp_path):
     save_checkpoint(state(), tmp_path)
     path = tmp_path / LATEST
     whole = path.read_bytes()
-    directory = 8 * whole.index(b"PK\x01\x02")  # without a checksum: all of it, and a sample of the rest
-    flips = [*random.Random(0).sample(range(directory), 600), *range(directory, 8 * len(whole))]
     noticed = 0
-    for bit in flips:
+    for bit in random.Random(0).sample(range(8 * whole.index(b"PK\x01\x02")), 800):
         damaged = bytearray(whole)
         damaged[bit // 8] ^= 1 << bit % 8
         path.write_bytes(damaged)
@@ -64,7 +59,6 @@ def test_every_flipped_bit_is_noticed_or_harmless(tmp_path, record_count):
             assert str(path) in str(error) and "\n" not in str(error)
             noticed += 1
     assert noticed > 300
-    record_count("bits flipped in checkpoints", len(flips))
 
 
 @pytest.mark.parametrize("share", [0, 0.01, 0.3, 0.9, 0.999])
@@ -75,12 +69,17 @@ def test_a_truncated_latest_is_replaced_by_the_previous_with_a_warning(share, tm
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
     with pytest.warns(UserWarning, match=f"{LATEST}.*{PREVIOUS}"):
         assert load_run(tmp_path)["epoch"] == 1
-    save_checkpoint(state(3), tmp_path)  # a damaged file does not become the previous one
-    assert [load_checkpoint(tmp_path / name)["epoch"] for name in (PREVIOUS, LATEST)] == [1, 3]
     (tmp_path / PREVIOUS).unlink()
-    path.write_bytes(b"half a file")
     with pytest.raises(InputError, match=LATEST):
         load_run(tmp_path)
+
+
+def test_a_damaged_latest_does_not_become_the_previous(tmp_path):
+    for epoch in (1, 2):
+        save_checkpoint(state(epoch), tmp_path)
+    (tmp_path / LATEST).write_bytes((tmp_path / LATEST).read_bytes()[:-99])
+    save_checkpoint(state(3), tmp_path)
+    assert [load_checkpoint(tmp_path / name)["epoch"] for name in (LATEST, PREVIOUS)] == [3, 1]
 
 
 @pytest.mark.parametrize("moment", ["write", "fsync", "first rename", "second rename"])
@@ -89,7 +88,7 @@ def test_a_crash_while_saving_leaves_a_whole_checkpoint(moment, tmp_path, monkey
     replace, renames = os.replace, iter([moment == "first rename", True])
 
     def crash(*_):
-        raise RuntimeError("no space left on device")
+        raise OSError("no space left on device")
 
     with monkeypatch.context() as patch:
         if moment == "write":
@@ -138,15 +137,6 @@ def test_numpy_numbers_and_namespaces_beside_the_weights_are_read(new_format, tm
     assert loaded["args"].rho == 0.01 and network_weights(loaded).keys() == {"w"}
 
 
-@pytest.mark.parametrize("module", ["numpy.core.multiarray", "numpy._core.multiarray"])
-def test_numbers_of_numpy_1_and_2_are_read(module, tmp_path):
-    torch.save({"rho": np.float64(0.25)}, tmp_path / "written.pth")
-    with zipfile.ZipFile(tmp_path / "written.pth") as old, zipfile.ZipFile(tmp_path / "x.pth", "w") as new:
-        for name in old.namelist():
-            new.writestr(name, re.sub(rb"numpy\._?core\.multiarray", module.encode(), old.read(name)))
-    assert load_checkpoint(tmp_path / "x.pth") == {"rho": 0.25}
-
-
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "module.module."])
 @pytest.mark.parametrize(
     "path", [(), ("model",), ("state_dict",), ("net",), ("model_state_dict",), ("model", "net")]
@@ -159,19 +149,9 @@ def test_weights_are_found_in_every_published_form(prefix, path):
     assert_same(network_weights(checkpoint), weights)
 
 
-def test_where_there_are_no_weights_the_message_lists_the_keys():
-    assert network_weights({"model": {"depth": 18}, "state_dict": {"w": torch.ones(1)}}).keys() == {"w"}
-    with pytest.raises(InputError, match="'backbone', 'epoch'"):
-        network_weights({"backbone": {"w": torch.ones(2)}, "epoch": 3})
+def test_weights_of_one_name_with_and_without_a_prefix_are_refused():
     with pytest.raises(InputError, match="module"):
-        network_weights({"w": torch.ones(2), "module.w": torch.ones(2)})
-
-
-def test_which_of_two_networks_was_taken_is_said():
-    both = {"state_dict": {"w": torch.ones(1)}, "state_dict_ema": {"w": torch.zeros(1)}}
-    assert network_weights(both)["w"] == 1
-    (sentence,) = caveats(both, {}, [])
-    assert "state_dict_ema" in sentence
+        network_weights({"model": {"module.w": torch.ones(1), "w": torch.zeros(1)}})
 
 
 def test_the_results_of_each_file_have_a_folder_of_their_own(tmp_path):
@@ -185,10 +165,9 @@ def test_the_results_of_each_file_have_a_folder_of_their_own(tmp_path):
 @pytest.mark.parametrize(
     "counts,names,word",
     [
-        ([9, 4, 1], None, "class 1 has 4"),
+        ([9, 4, 1], None, r"\[1\] is 4 here"),
         ([9, 5], None, "2 classes"),
-        ([9, 5, 2], ["apple", "cherry", "banana"], "class 1 is 'cherry'"),
-        ([9, 5, 2], ["apple", "banana"], "2 classes"),
+        ([9, 5, 2], ["apple", "cherry", "banana"], r"\[1\] is 'cherry'"),
     ],
 )
 def test_other_training_images_than_the_runs_are_refused_by_the_first_class_that_differs(counts, names, word):
@@ -198,9 +177,3 @@ def test_other_training_images_than_the_runs_are_refused_by_the_first_class_that
         require_classes(unknown, counts, names)
     with pytest.raises(InputError, match=word):
         require_classes(checkpoint, counts, names)
-
-
-def test_missing_files_and_empty_folders_are_named(tmp_path):
-    for path in (tmp_path / "nothing.pth", tmp_path):
-        with pytest.raises(InputError, match=str(path)):
-            open_checkpoint(path)

@@ -16,7 +16,7 @@ from datasets.loader import TrainLoader
 from models import build_model
 from utils import run as run_module
 from utils.checkpoint import load_run, save_checkpoint
-from utils.environment import resumed_in
+from utils.distributed import resumed_in
 from utils.run import EXIT_STOPPED
 
 
@@ -69,15 +69,6 @@ def test_sigterm_stops_after_the_step_and_resume_goes_on_there(
     assert_same(final(tmp_path), final(unbroken))
 
 
-def test_resuming_a_finished_run_repairs_a_log_that_a_full_disk_cut_short(unbroken, tmp_path):
-    shutil.copytree(unbroken, tmp_path / "run")
-    log = tmp_path / "run" / "log.jsonl"
-    whole = log.read_text()
-    log.write_text("".join(whole.splitlines(keepends=True)[:-1]))
-    assert run(train.main, "--srp", tmp_path / "run", "--resume") == 0
-    assert log.read_text() == whole and len(whole.splitlines()) == 3
-
-
 def test_a_run_that_ended_before_its_first_checkpoint_begins_again_with_its_own_flags(
     tmp_path, monkeypatch, capsys
 ):
@@ -92,14 +83,8 @@ def test_a_run_that_ended_before_its_first_checkpoint_begins_again_with_its_own_
     assert (args["ds"], args["isac"], args["seed"], args["epochs"]) == ("digits", False, 6, 1)
 
 
-def test_a_run_is_resumed_by_its_own_script(digits_run, tmp_path, capsys):
-    status = run(train_imagenet.main, "--srp", digits_run, "--resume")
-    assert_one_sentence(capsys, status, digits_run, "train.py")
-    shutil.copytree(digits_run, tmp_path / "run")
-    state = load_run(digits_run)
-    save_checkpoint(state | {"args": state["args"] | {"ds": "imagenet"}}, tmp_path / "run")
-    status = run(train.main, "--srp", tmp_path / "run", "--resume")
-    assert_one_sentence(capsys, status, "train_imagenet.py")
+def test_a_run_is_resumed_by_its_own_script(digits_run, capsys):
+    assert_one_sentence(capsys, run(train_imagenet.main, "--srp", digits_run, "--resume"), digits_run)
 
 
 def test_resume_without_a_folder_finds_the_run_in_its_default_one(tmp_path, monkeypatch, capsys):
@@ -130,7 +115,7 @@ def test_the_commit_is_that_of_the_projects_own_repository(own, tmp_path):
     git = ["git", "-C", str(tmp_path), "-c", "user.name=n", "-c", "user.email=e"]
     for words in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "first"]):
         subprocess.run([*git, *words], check=True)
-    program = "import torch, utils.environment as e; print(e.environment(torch.device('cpu'))['commit'])"
+    program = "import torch, utils.distributed as e; print(e.environment(torch.device('cpu'))['commit'])"
     command = [sys.executable, "-c", program]
     printed = subprocess.run(command, cwd=project, capture_output=True, text=True, check=True).stdout.strip()
     head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True).stdout[:12]
@@ -153,12 +138,10 @@ def test_the_precision_is_that_of_the_run_not_of_the_machine_that_resumes_it(dig
 def test_a_run_is_not_written_over_without_resume(digits_run, capsys):
     before = contents(digits_run)
     assert_one_sentence(capsys, run(train.main, *DIGITS, "--srp", digits_run), digits_run, "--resume")
-    before.pop("run.lock")
-    after = contents(digits_run)
-    assert all(after[name] == value for name, value in before.items())
+    assert contents(digits_run) == before
 
 
-OTHER = [("--seed", 1), ("--epochs", 5), ("--Lambda1", 0.3), ("--md", "ResNet32"), ("--isac", "no")]
+OTHER = [("--epochs", 5), ("--md", "ResNet32"), ("--isac", "no")]
 
 
 @pytest.mark.parametrize("flag,value", OTHER)
@@ -169,26 +152,9 @@ def test_resume_refuses_other_arguments(flag, value, digits_run, capsys):
     assert contents(digits_run) == before
 
 
-def test_resume_refuses_classes_in_another_order(digits_run, tmp_path, capsys):
-    state = load_run(digits_run)
-    assert state["class_names"] == [str(c) for c in range(8)]
-    save_checkpoint(state | {"class_names": ["0", "2", "1", *"34567"]}, tmp_path)
-    status = run(train.main, *DIGITS, "--resume", "--srp", tmp_path)
-    assert_one_sentence(capsys, status, "class 1 is '1'", "'2'")
-
-
 def test_resume_from_what_is_no_training_checkpoint(tmp_path, capsys):
     torch.save(build_model("ResNet20", 8).state_dict(), tmp_path / "weights.pth")
     status = run(train.main, *DIGITS, "--resume", tmp_path / "weights.pth", "--srp", tmp_path / "out")
     assert_one_sentence(capsys, status, "weights.pth")
     status = run(train.main, *DIGITS, "--resume", tmp_path / "nothing", "--srp", tmp_path / "out")
     assert_one_sentence(capsys, status, "nothing")
-
-
-def test_another_runs_folder_is_not_written_over_by_resuming_elsewhere(digits_run, tmp_path, capsys):
-    assert run(train.main, *DIGITS, "--srp", tmp_path) == 0
-    before = (tmp_path / "latest.pth").read_bytes()
-    assert_one_sentence(
-        capsys, run(train.main, *DIGITS, "--resume", digits_run, "--srp", tmp_path), "already holds a run"
-    )
-    assert (tmp_path / "latest.pth").read_bytes() == before

@@ -74,20 +74,7 @@ def test_a_compiled_run_logs_and_saves_what_a_plain_one_does(tmp_path, monkeypat
         return real(module, backend="aot_eager")
 
     monkeypatch.setattr(torch, "compile", without_a_compiler)
-    line = [
-        "--ds",
-        "digits",
-        "-e",
-        "2",
-        "-b",
-        "200",
-        "--ob",
-        "64",
-        "--num_ood_samples",
-        "128",
-        "--gpu",
-        "cpu",
-    ]
+    line = "--ds digits -e 2 -b 200 --ob 64 --num_ood_samples 128 --gpu cpu".split()
     records, states = [], []
     for name, more in (("plain", []), ("compiled", ["--compile"])):
         train.main([*line, "--srp", str(tmp_path / name), *more])

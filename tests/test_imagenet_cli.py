@@ -16,6 +16,7 @@ from command_line import ROOT, load_script, run
 from image_files import truncate
 from PIL import Image
 
+import train
 import train_imagenet
 from utils import results
 from utils.detector import Detector
@@ -283,9 +284,9 @@ def test_the_learning_rate_falls_at_the_decay_epochs(decay, epochs):
 
 
 def test_the_learning_rate_rises_over_the_warm_up_epochs():
-    rate = train_imagenet.warmed_up(lambda epoch: 0.8, 3)
+    rate = train.warmed_up(lambda epoch: 0.8, 3)
     assert [rate(e) for e in range(5)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 0.8])
-    assert train_imagenet.warmed_up(lambda epoch: 0.8, 0)(0) == 0.8
+    assert train.warmed_up(lambda epoch: 0.8, 0)(0) == 0.8
 
 
 @pytest.mark.parametrize(

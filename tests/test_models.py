@@ -155,7 +155,7 @@ def without(weights, *keys):
         (lambda w: w | {"layer1.9.conv1.weight": torch.ones(2)}, "layer1.9.conv1.weight"),
         (lambda w: without(w, "layer2.0.shortcut.0.weight", "bn1.running_mean"), "bn1.running_mean"),
         (lambda w: w | {"layer1.0.bn1.weight": torch.full((16,), torch.nan)}, "layer1.0.bn1.weight"),
-        (lambda w: build_model("ResNet20", 5).state_dict(), "outlier class"),
+        (lambda w: build_model("ResNet20", 5).state_dict(), r"\(5, 64\)"),
         (lambda w: build_model("ResNet20", 6).state_dict(), r"\(6, 64\)"),
         (lambda w: build_model("ResNet34", 4).state_dict(), "ResNet34"),
     ],

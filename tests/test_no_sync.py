@@ -1,5 +1,4 @@
-"""A training step asks the device for nothing: no value comes back to the host between two looks of the
-guard."""
+"""A training step asks the device for nothing: no value returns to the host between checks of the guard."""
 
 import contextlib
 
@@ -14,8 +13,8 @@ from models import build_model
 from train import build_optimizer, parse_args, train_one_epoch
 from utils import guard as guard_module
 from utils.guard import StepGuard
+from utils.history import EpochMeter
 from utils.losses import PATTLoss
-from utils.meter import EpochMeter
 
 # Operators whose result, or whose result's shape, depends on values: on a GPU each waits for the device.
 WAITING = {
@@ -45,8 +44,7 @@ class Watch(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-@pytest.mark.parametrize("schedule", ["epoch", "running"])
+@pytest.mark.parametrize("schedule, optimizer", [("epoch", "adam"), ("running", "sgd")])
 def test_a_step_does_not_wait_for_the_device(schedule, optimizer, monkeypatch):
     monkeypatch.setitem(guard_module.CHECK_EVERY, "cpu", 1000)
     model = build_model("ResNet20", 4)

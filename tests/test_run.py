@@ -2,8 +2,9 @@
 work."""
 
 import json
-from contextlib import nullcontext
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,11 +13,10 @@ from command_line import load_script, run
 import train
 from models import build_model
 from utils import flags
-from utils import run as run_module
-from utils.checkpoint import load_run
+from utils.checkpoint import is_unfinished, load_run
 from utils.distributed import autocast
 from utils.evaluation_script import data_of_run
-from utils.losses import PATTLoss
+from utils.history import best_epoch, doubts
 
 TINY = (
     "--ds digits --gpu cpu --rho 0.1 --val_fraction 0.9 -b 8 --ob 8 --num_ood_samples 32 --lr 0.002".split()
@@ -41,10 +41,6 @@ def test_the_validation_accuracy_does_not_depend_on_the_rounding_of_bf16():
     with mixed, torch.inference_mode():
         assert (model.eval()(batches[0][0]).logits.argmax(dim=1) == 0).all()
     assert train.accuracy(model, batches, [9, 3], "cpu", mixed)["per_class"] == [None, 1.0]
-
-
-def error(capsys):
-    return capsys.readouterr().err.strip().splitlines()[-1]
 
 
 def test_a_run_is_resumed_with_its_own_flags(finished, tmp_path, capsys):
@@ -82,52 +78,6 @@ def test_a_run_resumed_in_another_directory_takes_checkpoint_and_log_along(finis
     assert (tmp_path / "new" / "log.jsonl").read_bytes() == (finished / "log.jsonl").read_bytes()
 
 
-def test_progress_is_a_line_where_there_is_no_terminal(tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(run_module.PROGRESS_SECONDS, False, 0)
-    assert run(train.main, *TINY, "-e", 1, "--srp", tmp_path) == 0
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("epoch 1/1, step 3/")]
-    assert len(lines) == 1 and "loss " in lines[0] and "images/s" in lines[0] and "min left" in lines[0]
-
-
-def test_the_pace_is_that_of_the_steps_made_here(monkeypatch):
-    """Ten of a hundred steps in 50 s: the other 90 take 450 s, which is 8 minutes rounded."""
-    run_ = object.__new__(run_module.Run)
-    loader = type("Loader", (), {"__len__": lambda self: 50, "batch_size": 20})()
-    meter = type("Meter", (), {"running_loss": lambda self: 1.5})()
-    vars(run_).update(
-        steps_here=10, started=100.0, num_epochs=2, epoch=0, step=10, loader=loader, meter=meter
-    )
-    monkeypatch.setattr(run_module.time, "monotonic", lambda: 150.0)
-    assert run_._pace() == "loss 1.5000, 4 images/s, 0 h 08 min left"
-
-
-@pytest.mark.parametrize("batch", [1, "one per process"])
-def test_batchnorm_needs_two_images(batch, tmp_path, capsys):
-    if batch == 1:
-        assert run(train.main, *TINY, "-b", 1, "--srp", tmp_path) == 2
-        assert "--batch_size must be at least 2" in error(capsys)
-    else:
-        args = train.parse_args([*TINY, "-b", "4", "--ob", "4"])
-        four = type("Compute", (), {"world_size": 4, "gpus": (), "device": torch.device("cpu")})
-        with pytest.raises(ValueError, match="--batch_size must be at least 8"):
-            flags.check(args, four, 100, 100)
-
-
-def test_an_epoch_ends_where_the_batches_end():
-    """train_one_epoch makes one optimiser step per batch, and no other."""
-    model = build_model("ResNet20", 2)
-    criterion = PATTLoss([4, 2], 64, oe_weight=0.1, tla_weight=0.5)
-    optimizer = train.build_optimizer(model, train.parse_args(TINY))
-    guard = train.StepGuard(optimizer, [model, criterion], 3)
-    meter = train.EpochMeter(2, torch.device("cpu"))
-    images, labels = torch.randn(8, 3, 16, 16), torch.tensor([0, 1])
-    batch = type("Batch", (), {"images": images, "labels": labels, "indices": torch.arange(2)})
-    train.train_one_epoch(
-        model, criterion, optimizer, guard, meter, iter([(0, batch), (1, batch)]), nullcontext()
-    )
-    assert {int(state["step"]) for state in optimizer.state.values()} == {2} and int(meter.steps) == 2
-
-
 def test_an_evaluation_finds_the_data_where_the_run_had_them():
     def where(script, stored, defaults, *words):
         return data_of_run(load_script(script).parse_args(["--ckpt_path", "x", *words]), stored, defaults)
@@ -155,13 +105,58 @@ def test_a_head_is_trained_and_left_out_of_the_evaluation(tmp_path, capsys):
     assert results["vmf"] == {"none": "training features"}
 
 
-def test_a_head_without_the_contrastive_term_is_refused(tmp_path, capsys):
-    assert run(train.main, *TINY, "--head", "--isac", "False", "--srp", tmp_path) == 2
-    assert "--head" in error(capsys)
+def history(*accuracies, losses=(1.0,) * 9):
+    pairs = zip(losses, accuracies, strict=False)
+    return [{"loss": loss, "val_accuracy": {"per_class": list(by_class)}} for loss, by_class in pairs]
 
 
-def test_an_epoch_without_validation_images_is_described_without_a_number():
-    shots = dict.fromkeys(("all", "many", "medium", "few"))
-    record = {"epoch": 1, "loss": 1.0, "isac": 0.0, "tla": 1.0, "oe": 0.0, "seconds": 2.0}
-    text = run_module.describe(record | {"val_accuracy": shots}, 3)
-    assert "no images" in text and "0.00 " not in text.partition("|")[2]
+def test_a_loss_that_does_not_fall_and_one_class_for_all_images_are_warned_about():
+    fine = [(0.5, 0.6)] * 2
+    assert list(doubts(history(*fine, losses=(2.0, 1.0)))) == []
+    assert "loss" in " ".join(doubts(history(*fine)))
+    assert "one class" in " ".join(doubts(history((0, 1, 0, None))))
+
+
+def test_tensorboard_has_the_logs_numbers_and_without_the_package_is_refused(tmp_path, capsys, monkeypatch):
+    written = []
+    writer = SimpleNamespace(add_scalar=lambda *scalar: written.append(scalar), flush=list)
+    package = SimpleNamespace(SummaryWriter=lambda folder: writer)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", package)
+    assert run(train.main, *TINY, "-e", 2, "--tensorboard", "--srp", tmp_path / "with") == 0
+    records = [json.loads(line) for line in (tmp_path / "with" / "log.jsonl").read_text().splitlines()]
+    assert all(("loss", record["loss"], record["epoch"]) in written for record in records)
+    assert ("val_accuracy_all", records[1]["val_accuracy"]["all"], 2) in written
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    assert run(train.main, *TINY, "-e", 1, "--tensorboard", "--srp", tmp_path / "without") == 2
+    assert "--tensorboard" in capsys.readouterr().err
+
+
+def test_the_best_epoch_has_the_highest_mean_class_accuracy():
+    assert best_epoch(history((0.9, 0.1, None), (0.6, 0.6, None), (0.5, 0.7, None), (1, 0, None))) == 2
+    assert best_epoch([{"loss": 1.0}] * 3) == 3
+    assert best_epoch(history((None, None), (None, None))) == 2  # a set too small to hold images out
+
+
+def test_the_best_epoch_is_kept_and_patience_ends_the_run(tmp_path, capsys):
+    words = [*TINY, "-e", 6, "--val_fraction", 0.5, "--lr", 1e-9, "--patience", 1, "--srp", tmp_path]
+    assert run(train.main, *words) == 0
+    assert "--patience" in capsys.readouterr().out
+    latest, best = (torch.load(tmp_path / name) for name in ("latest.pth", "best.pth"))
+    assert latest["epoch"] < 6 and latest["finished"] and best["finished"]
+    assert best["epoch"] == best_epoch(latest["history"]) and latest["epoch"] == best["epoch"] + 1
+    assert not is_unfinished(latest) and is_unfinished(latest | {"finished": False})
+
+
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (["--patience", 2, "--val_fraction", 0], "--val_fraction"),
+        (["--head", "--isac", "False"], "--head"),
+        (["-b", 1], "--batch_size must be at least 2"),
+        (["-b", 5000], "--batch_size 5000"),
+        (["--num_ood_samples", 4], "--ood_batch_size 8"),
+    ],
+)
+def test_flags_that_do_not_fit_each_other_or_the_data_are_refused(flags, said, tmp_path, capsys):
+    assert run(train.main, *TINY, *flags, "--srp", tmp_path / "out") == 2
+    assert said in capsys.readouterr().err and not (tmp_path / "out").exists()

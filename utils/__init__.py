@@ -5,10 +5,10 @@ calibration, probe, scores, fitting: what is fitted on the features of a trained
 evaluation, metrics, plots, results: from features to tables and files
 evaluation_script: the command line of both test scripts
 detector: a trained network in use
-flags, errors, console, text_files, environment, distributed: what the scripts share
-run, history, resuming, checkpoint: a run in its directory, which survives kills and full disks
-weights, initial_weights: a network's weights in any checkpoint, and networks that start from them
-guard, meter: applies finite steps only, and sums up an epoch
+flags, errors, text_files, distributed: what the scripts share
+run, history, checkpoint: a run in its directory, which survives kills and full disks
+weights: a network's weights in any checkpoint, and networks that start from them
+guard: applies finite steps only
 
-detector and evaluation_script use datasets; datasets uses errors, console and flags alone.
+detector and evaluation_script use datasets; datasets uses errors and flags alone.
 """

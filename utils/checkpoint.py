@@ -1,10 +1,13 @@
-"""Checkpoints: files that are whole or absent and hold no code, and what a checkpoint says about its run."""
+"""Checkpoints: files that are whole or absent and hold no code, what they say about their run, and which run
+``--resume`` continues with which flags."""
 
 import argparse
+import io
+import json
 import os
 import pickle
 import re
-import reprlib
+import sys
 import warnings
 import zipfile
 from pathlib import Path
@@ -14,19 +17,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils.errors import InputError, first_line
+from utils.distributed import is_first_process
+from utils.errors import InputError, first_line, say
 from utils.text_files import whole_file
 
 LATEST, PREVIOUS, BEST = "latest.pth", "previous.pth", "best.pth"
+ARGUMENTS = "args.json"  # in a run directory
 # Flags that say where a run's data are.
 DATA_FLAGS = {"drp", "txtt", "txtv", "iidp", "iodp", "txt_ood_train", "txt_ood_test"}
-
-
-# --- Files
+# Flags that may change when a run is resumed: how and where it runs, and where its data are.
+FREE_FLAGS = {"resume", "gpu", "num_workers", "srp", "tb", "checkpoint_every_minutes", "max_bad_steps"}
+FREE_FLAGS |= DATA_FLAGS | {"compile", "figures", "init", "patience", "tensorboard"}
 
 
 def save_checkpoint(state: dict, folder: Path) -> None:
-    """Writes ``folder/latest.pth``; the file it replaces becomes ``previous.pth``. See :func:`save_whole`."""
+    """Writes ``folder/latest.pth``; the one before becomes ``previous.pth``. See :func:`save_whole`."""
     save_whole(state, Path(folder) / LATEST, previous=Path(folder) / PREVIOUS)
 
 
@@ -34,21 +39,27 @@ def save_whole(state: dict, path: Path, previous: Path | None = None) -> None:
     """Writes a file for :func:`load_checkpoint`; a crash at any moment leaves a whole file.
 
     Args:
-        state: nested dicts, lists, tensors and plain values.
         previous: the new name of a whole file at ``path``; None replaces that file.
 
     Raises:
         OSError: it cannot be written; existing files are kept.
     """
+    buffer = io.BytesIO()  # of a full disk torch's own error would not say so
+    torch.save(_on_cpu(state), buffer)
+    with whole_file(path, "xb") as file:
+        file.write(buffer.getbuffer())
+        file.flush()
+        os.fsync(file.fileno())
+        if previous is not None and _is_whole(path):  # a damaged file must not become the previous one
+            os.replace(path, previous)
+
+
+def _is_whole(path):
     try:
-        with whole_file(path, "xb") as file:
-            torch.save(_on_cpu(state), file)
-            file.flush()
-            os.fsync(file.fileno())
-            if previous is not None and _is_whole(path):  # a damaged file must not become the previous one
-                os.replace(path, previous)
-    except (OSError, RuntimeError) as error:  # torch's own error, of a full disk, hides the system's
-        raise OSError(f"{path} could not be written: {error.__context__ or error}") from error
+        load_checkpoint(path)
+    except InputError:
+        return False
+    return True
 
 
 def _on_cpu(value):
@@ -57,34 +68,7 @@ def _on_cpu(value):
     return value.detach().cpu() if isinstance(value, Tensor) else value
 
 
-def _is_whole(path):
-    try:
-        _check_sums(path)
-    except (OSError, ValueError, zipfile.BadZipFile):
-        return False
-    return True
-
-
-def _check_sums(path):
-    """Raises ValueError, OSError or BadZipFile if a file is damaged, which torch itself does not notice.
-
-    Files from before torch 1.6 are not zip files and have no checksums.
-    """
-    with open(path, "rb") as file:
-        start = file.read(4)
-    if not start:
-        raise ValueError("it is empty")
-    if start == b"PK\x03\x04":  # as torch.load decides
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-            # Attributes have no checksum, and torch leaves a tensor uninitialised if they say folder.
-            folders = [record.filename for record in archive.infolist() if record.external_attr & 0x10]
-        if damaged or folders:
-            raise ValueError(f"the record {damaged or folders[0]} is not as it was written")
-
-
 def _number(dtype: np.dtype, data: bytes) -> bool | int | float | complex:
-    """Reads a pickled numpy scalar as a Python number."""
     return np.frombuffer(data, dtype)[0].item()
 
 
@@ -107,120 +91,82 @@ def load_checkpoint(path: Path | str) -> Any:
     if not path.is_file():
         raise InputError(f"there is no checkpoint {path}")
     try:
-        _check_sums(path)
+        if zipfile.is_zipfile(path):  # not so before torch 1.6; torch itself does not check the sums
+            with zipfile.ZipFile(path) as archive:
+                if damaged := archive.testzip():
+                    raise ValueError(f"the record {damaged} is not as it was written")
         with warnings.catch_warnings(), torch.serialization.safe_globals(READABLE):
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:  # torch surrounds the reason with pages of advice
         why = re.sub(r"(?s).*WeightsUnpickler error:\s*", "", str(error)).partition(". ")[0]
-        raise InputError(
-            f"the checkpoint {path} holds more than tensors and plain values ({first_line(why)}); if you "
-            'trust its author, save its weights alone: torch.save(torch.load(FILE, weights_only=False)["'
-            'state_dict"], NEW)'
-        ) from None
+        reason = f"holds more than tensors and plain values ({first_line(why)})"
+        raise InputError(f"the checkpoint {path} {reason}: save its weights alone in another") from None
     except Exception as error:  # damaged bytes can raise anything
         raise InputError(f"the checkpoint {path} is damaged: {first_line(error)}") from None
 
 
 def load_run(folder: Path | str) -> Any:
-    """Loads the newest whole checkpoint of a run directory; warns if that is not the latest one.
-
-    Raises:
-        InputError: there is none.
-    """
-    problems = []
-    for path in (Path(folder) / LATEST, Path(folder) / PREVIOUS):
-        if not path.is_file():
-            continue
-        try:
-            state = load_checkpoint(path)
-        except InputError as error:
-            problems.append(str(error))
-            continue
-        if problems:
-            warnings.warn(f"{problems[0]}; using {path} instead", stacklevel=2)
-        return state
-    raise InputError("; and ".join(problems) or f"there is no checkpoint in {folder}")
+    """Loads the newest whole checkpoint of a run directory; warns if that is not the latest one."""
+    latest, previous = Path(folder) / LATEST, Path(folder) / PREVIOUS
+    if not latest.exists() and previous.exists():  # after a crash between a save's two renames
+        return load_checkpoint(previous)
+    try:
+        return load_checkpoint(latest)
+    except InputError as error:
+        if not previous.exists():
+            raise
+        warnings.warn(f"{error}; using {previous} instead", stacklevel=1)
+        return load_checkpoint(previous)
 
 
 def open_checkpoint(path: Path | str) -> Any:
-    """Reads a checkpoint file, or the newest checkpoint of a run directory.
-
-    Raises:
-        InputError: see :func:`load_run` and :func:`load_checkpoint`.
-    """
+    """Reads a checkpoint file, or the newest one of a run directory."""
     return load_run(path) if Path(path).is_dir() else load_checkpoint(path)
 
 
 def holds_run(folder: Path) -> bool:
-    """Tells whether there is a checkpoint; a crash between a save's two renames leaves the previous one."""
+    """Tells whether there is a checkpoint."""
     return (Path(folder) / LATEST).exists() or (Path(folder) / PREVIOUS).exists()
 
 
 def results_folder(path: Path | str) -> Path:
-    """Returns the folder for a checkpoint's results: the run directory, for it or its latest.pth; for any
-    other file ``FILE.results``, since one folder may hold many files."""
+    """Returns the folder for a checkpoint's results: its run directory, or ``FILE.results`` for other files
+    than latest.pth, since one folder may hold many."""
     path = Path(path)
     if path.is_dir():
         return path
     return path.parent if path.name == LATEST else path.with_name(f"{path.name}.results")
 
 
-# --- What a checkpoint says about its run
-
-
 def stored_arguments(checkpoint: Any) -> dict[str, Any]:
-    """Returns the arguments of the run that wrote a checkpoint; empty if they are not stored."""
+    """Returns the arguments of a checkpoint's run; empty if they are not stored."""
     stored = checkpoint.get("args") if isinstance(checkpoint, dict) else None
     return stored if isinstance(stored, dict) else {}
 
 
-def resolve_settings(given: dict, stored: dict, defaults: dict, ranges: dict) -> tuple[dict, list[str]]:
-    """Determines the settings of a checkpoint: from its own arguments, else the flags, else the defaults.
-
-    Args:
-        given: dict of flag name to value, None where the flag was not given. stored: the checkpoint's
-            arguments.
-        defaults: dict of all wanted names. ranges: the numeric ones, with their types in utils/flags.py.
+def resolve_settings(given: dict, stored: dict, defaults: dict) -> tuple[dict, list[str]]:
+    """Determines a checkpoint's settings: from its arguments, else flags that are not None, else defaults.
 
     Returns:
         (settings, assumed): dict with the names of ``defaults``, and the names that come from ``defaults``.
 
     Raises:
-        InputError: a flag contradicts the checkpoint (a list agrees with one that contains it), or an
-            argument in it is impossible.
+        InputError: a flag contradicts the checkpoint (a list agrees with one that contains it).
     """
-    for name in defaults.keys() & stored.keys():
-        if not _is_argument(stored[name], defaults[name], ranges.get(name)):
-            value = reprlib.repr(stored[name])
-            raise InputError(f"the checkpoint's --{name} {value} is not a value of that flag")
     given = {name: value for name, value in given.items() if value is not None and name in defaults}
     for name in given.keys() & stored.keys():
         ours, theirs = given[name], stored[name]
         agrees = set(ours) <= set(theirs) if isinstance(ours, list) else ours == theirs
         if not agrees:
-            shown = [" ".join(v) or "none" if isinstance(v, list) else v for v in (ours, theirs)]
-            raise InputError(
-                f"--{name} {shown[0]} contradicts the checkpoint, which was trained with {shown[1]}"
-            )
+            raise InputError(f"--{name} {ours} contradicts the checkpoint, which was trained with {theirs}")
     settings = {name: stored.get(name, given.get(name, default)) for name, default in defaults.items()}
     return settings, [name for name in defaults if name not in stored and name not in given]
 
 
-def _is_argument(value, default, number):
-    """Tells whether an untrusted value has the kind of ``default``, or the range of flag type ``number``."""
-    if number is not None:
-        try:
-            return type(value) in (int, float) and number(str(value)) == value
-        except argparse.ArgumentTypeError:
-            return False
-    words = value if isinstance(default, list) else [value]
-    return isinstance(words, list) and all(isinstance(w, str) and w.isprintable() for w in words)
-
-
 def progress_of(checkpoint: Any) -> dict[str, int | None]:
-    """Returns ``{seed, epoch, epochs}`` of the run that wrote a checkpoint, ``epoch`` counting finished ones;
-    None if not stored."""
+    """Returns ``{seed, epoch, epochs}`` of a checkpoint's run, None if not stored; ``epoch`` counts finished
+    ones."""
     stored = stored_arguments(checkpoint)
     epoch = checkpoint.get("epoch") if isinstance(checkpoint, dict) else None
     values = {"seed": stored.get("seed"), "epoch": epoch, "epochs": stored.get("epochs")}
@@ -236,12 +182,8 @@ def is_unfinished(checkpoint: Any) -> bool:
 
 
 def caveats(checkpoint: Any, settings: dict, assumed: list[str]) -> list[str]:
-    """Returns sentences for readers of the results: what was assumed, whether the run is unfinished, and
-    which of two networks was taken.
-
-    Args:
-        settings: see :func:`resolve_settings`. assumed: the names in it to mention.
-    """
+    """Returns sentences on ``assumed``, the names of ``settings`` that were not stored, and on an unfinished
+    run."""
     sentences = []
     if assumed:
         words = " ".join(f"--{name} {settings[name]}" for name in assumed)
@@ -249,32 +191,92 @@ def caveats(checkpoint: Any, settings: dict, assumed: list[str]) -> list[str]:
     progress = progress_of(checkpoint)
     if is_unfinished(checkpoint):
         sentences.append(f"the run is unfinished: epoch {progress['epoch']} of {progress['epochs']}")
-    if isinstance(checkpoint, dict) and {"state_dict", "state_dict_ema"} <= checkpoint.keys():
-        sentences.append("the checkpoint's state_dict was taken, not the state_dict_ema beside it")
     return sentences
 
 
 def require_classes(checkpoint: Any, class_counts: list[int], class_names: list[str] | None = None) -> None:
-    """Compares training images with those of the checkpoint's run, where it stores what they were.
-
-    Args:
-        class_counts: images by class. class_names: names by class; None if unknown.
-
-    Raises:
-        InputError: the number of classes, a class's name or its number of images differs.
-    """
+    """Raises InputError if the training images, counted and named by class, are not those of the checkpoint's
+    run, as far as it knows."""
+    problem = "the training images are not those of the checkpoint"
     checkpoint = checkpoint if isinstance(checkpoint, dict) else {}
     for key, ours in (("class_names", class_names), ("class_counts", class_counts)):
         theirs = checkpoint.get(key)
-        if ours is None or theirs is None:
+        if ours is None or theirs is None or ours == theirs:
             continue
-        if not isinstance(theirs, list) or len(theirs) != len(ours):
-            what = f"there are {len(ours)} classes, not those of its run"
-            raise InputError(f"the training images are not those of the checkpoint: {what}")
-        for c, (here, there) in enumerate(zip(ours, theirs, strict=True)):
-            if type(here) is not type(there) or here != there:
-                there = reprlib.repr(there)
-                what = f"is {here!r} here, in its run {there}"
-                if key == "class_counts":
-                    what = f"has {here:,} images, in its run {there}"
-                raise InputError(f"the training images are not those of the checkpoint: class {c} {what}")
+        if len(theirs) != len(ours):
+            raise InputError(f"{problem}: there are {len(ours)} classes, in its run {len(theirs)}")
+        c = next(c for c in range(len(ours)) if ours[c] != theirs[c])
+        raise InputError(f"{problem}: {key}[{c}] is {ours[c]!r} here, in its run {theirs[c]!r}")
+
+
+def parse_training(
+    parser: argparse.ArgumentParser, argv: list[str] | None, defaults: dict[str, dict]
+) -> argparse.Namespace:
+    """Parses a training's command line; a run to resume has its own flags, but for those that are typed.
+
+    ``defaults``: name of a data set -> defaults of the flags that depend on it; ``--help`` shows them.
+
+    Raises:
+        InputError: the checkpoint is damaged or not from a run, or its run is on another data set.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    typed = parser.parse_known_args([word for word in argv if word not in ("-h", "--help")])[0]
+    folder = _run_folder(typed, defaults)
+    stored = {} if typed.resume is None else _stored_flags(typed.resume, folder)
+    ds = stored.get("ds", typed.ds)
+    if ds not in defaults:
+        raise InputError(f"the run in {typed.resume or folder} is of {ds}: resume it with its own script")
+    own = {name: stored[name] for name in stored.keys() & vars(typed).keys() - {"resume", "srp"}}
+    parser.set_defaults(**defaults[ds] | own)
+    args = parser.parse_args(argv)
+    args.srp = folder if args.resume == "" else _run_folder(args, defaults)
+    return args
+
+
+def _run_folder(args, defaults):
+    """Returns the run directory, by default one named after data set, network and seed."""
+    model = args.model or defaults[args.ds]["model"]
+    return args.srp or Path("runs") / f"{args.ds}_{model}_{args.seed}"
+
+
+def _stored_flags(resume, folder):
+    """Returns the flags of the run in the file or folder ``resume``, by default in ``folder``."""
+    if resume or holds_run(folder):
+        stored = stored_arguments(open_checkpoint(resume or folder))
+        if not stored:
+            raise InputError(f"{resume or folder} is not a checkpoint of train.py or train_imagenet.py")
+        return stored
+    found = (folder / ARGUMENTS).exists()
+    if is_first_process():
+        flags = f", with the flags in {folder / ARGUMENTS}" if found else ""
+        say(f"no checkpoint in {folder} yet: starting from the beginning{flags}")
+    return json.loads((folder / ARGUMENTS).read_text()) if found else {}
+
+
+def resumes(resume: str | None, folder: Path) -> bool:
+    """Tells whether ``--resume`` has a checkpoint to continue from."""
+    return resume is not None and (resume != "" or holds_run(folder))
+
+
+def resumes_in_place(folder: Path, resume: str | None) -> bool:
+    """Tells whether the run to resume is the one in ``folder``."""
+    if resume is None:
+        return False
+    source = Path(resume or folder).resolve()
+    return Path(folder).resolve() == (source if source.is_dir() else source.parent)
+
+
+def find_checkpoint(folder: Path, resume: str | None, settings: dict) -> dict | None:
+    """Returns the state to resume from, or None; raises InputError if ``settings`` are not the run's."""
+    if not resumes(resume, folder):
+        return None
+    state = open_checkpoint(resume or folder)
+    known = stored_arguments(state)
+    if known.get("precision") == "auto":  # an older run, which did not record what that was on its device
+        known = known | {"precision": settings["precision"]}
+    for name, value in settings.items():
+        stored = known.get(name, value)
+        if name not in FREE_FLAGS and stored != value:
+            advice = "omit the flag to keep the run's value, or start a new run in another --srp"
+            raise InputError(f"--{name} is {value}, but the run to resume has {stored!r}; {advice}")
+    return state

@@ -1,24 +1,30 @@
 """Where the computation runs: one CPU or GPU, several GPUs in one process (DataParallel), or several
-processes (torchrun)."""
+processes (torchrun); and what a result says about it."""
 
 import ctypes
+import datetime
 import os
+import platform
+import re
+import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.distributed as dist
+import torchvision
 from torch import Tensor, nn
 
-from utils.console import say
-from utils.errors import InputError, first_line
+from utils.errors import InputError, say
 
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # numbers of mallopt's parameters in glibc
 
 
 class Compute(NamedTuple):
-    """This process's ``device``, CUDA indices ``gpus`` and ``rank``, and the ``world_size``."""
+    """Where this process computes; ``gpus`` are the CUDA indices of DataParallel."""
 
     device: torch.device
     gpus: tuple[int, ...] = ()
@@ -35,51 +41,35 @@ def start(gpu: str) -> Compute:
     """Chooses the device(s), and joins the process group if torchrun started this process.
 
     Args:
-        gpu: the flag: "0", "0,1" (DataParallel) or "cpu". Under torchrun each process uses one GPU: for "0",
-            the one of its local rank, else the one at that place in the list. It uses the CPU (gloo) if the
-            flag is "cpu" or there is no CUDA.
+        gpu: "0", "0,1" (DataParallel) or "cpu". Under torchrun each process uses one GPU: for "0", the one of
+            its local rank, else the one at that place in the list.
 
     Raises:
-        InputError: a GPU does not exist, the value is not a list of indices or has too few for the processes,
-            or the processes cannot find each other.
+        InputError: a GPU does not exist, or the value is no list of indices or too short.
     """
     _keep_freed_memory()
-    wants_cuda = gpu != "cpu"
-    indices = _gpu_indices(gpu) if wants_cuda else ()
-    under_torchrun = _is_under_torchrun()
-    if wants_cuda and not torch.cuda.is_available():
+    indices = () if gpu == "cpu" else _gpu_indices(gpu)
+    if indices and not torch.cuda.is_available():
+        indices = ()
         if is_first_process():
             say(f"no CUDA device here: --gpu {gpu} runs on the CPU")
-        wants_cuda = False
-    if wants_cuda:  # explicitly: containers may set other defaults
+    device, under_torchrun = torch.device("cpu"), _is_under_torchrun()
+    if indices:
+        if under_torchrun:
+            local_rank = int(os.environ["LOCAL_RANK"])
+            indices = (local_rank,) if indices == (0,) else indices[local_rank : local_rank + 1]
+        visible = torch.cuda.device_count()
+        if not indices or max(indices) >= visible:
+            raise InputError(f"--gpu {gpu}: no such GPU, or too few for the processes; {visible} visible")
+        device = torch.device("cuda", indices[0])
+        torch.cuda.set_device(device.index)
+        # Explicitly: containers may set other defaults.
         torch.set_float32_matmul_precision("highest")
         torch.backends.cudnn.allow_tf32 = True
-    if under_torchrun:
-        local_rank = int(os.environ["LOCAL_RANK"])
-        if wants_cuda:
-            indices = (local_rank,) if indices == (0,) else indices[local_rank : local_rank + 1]
-            if not indices:
-                raise InputError(
-                    f"--gpu {gpu} has none for process {local_rank} of torchrun: name one GPU per process, "
-                    "or give --gpu 0 to use the first ones"
-                )
-            _check_indices(indices)
-            torch.cuda.set_device(indices[0])
-        try:
-            dist.init_process_group("nccl" if wants_cuda else "gloo")
-        except (RuntimeError, ValueError) as error:
-            meeting = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-            raise InputError(
-                f"the processes cannot meet at {meeting} (MASTER_ADDR:MASTER_PORT): {first_line(error)}; if "
-                "the port is in use, choose another with torchrun --master_port"
-            ) from None
-        device = torch.device("cuda", indices[0]) if wants_cuda else torch.device("cpu")
-        return Compute(device, (), dist.get_rank(), dist.get_world_size())
-    if not wants_cuda:
-        return Compute(torch.device("cpu"))
-    _check_indices(indices)
-    torch.cuda.set_device(indices[0])
-    return Compute(torch.device("cuda", indices[0]), indices)
+    if not under_torchrun:
+        return Compute(device, indices)
+    dist.init_process_group("nccl" if indices else "gloo")
+    return Compute(device, (), dist.get_rank(), dist.get_world_size())
 
 
 def _keep_freed_memory():
@@ -92,8 +82,7 @@ def _keep_freed_memory():
 
 
 def seed_everything(seed: int, deterministic: bool) -> None:
-    """Seeds initialisation (data order and views have their own seeds); with ``deterministic``, admits
-    deterministic kernels only."""
+    """Seeds initialisation (data order and views have their own seeds)."""
     torch.manual_seed(seed)
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS needs this
@@ -102,20 +91,7 @@ def seed_everything(seed: int, deterministic: bool) -> None:
 
 
 def _is_under_torchrun():
-    """Tells whether torchrun started this process.
-
-    Raises:
-        InputError: some of its variables are missing.
-    """
-    if "LOCAL_RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
-        return False
-    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
-    if missing:
-        raise InputError(
-            f"LOCAL_RANK and WORLD_SIZE are set, but not {', '.join(missing)}: use torchrun for several "
-            "processes, or unset both for one"
-        )
-    return True
+    return "LOCAL_RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
 def is_first_process() -> bool:
@@ -124,12 +100,7 @@ def is_first_process() -> bool:
 
 
 def refuse_torchrun(flag: str) -> None:
-    """Refuses a flag whose work one process does.
-
-    Raises:
-        InputError: torchrun started this process; the first one alone reports it. SystemExit: in the others,
-            with status 0, so that only one process reports the error.
-    """
+    """Ends a script that torchrun started, with an InputError of the first process alone."""
     if _is_under_torchrun():
         if not is_first_process():
             raise SystemExit(0)
@@ -152,25 +123,8 @@ def _gpu_indices(text):
     return indices
 
 
-def _check_indices(indices):
-    visible = torch.cuda.device_count()
-    missing = [i for i in indices if i >= visible]
-    if missing:
-        some = (
-            "1 visible CUDA device: 0"
-            if visible == 1
-            else f"{visible} visible CUDA devices: 0 to {visible - 1}"
-        )
-        mask = os.environ.get("CUDA_VISIBLE_DEVICES")
-        where = "" if mask is None else f" (CUDA_VISIBLE_DEVICES is {mask!r})"
-        raise InputError(f"--gpu {missing[0]}: no such device; {some}{where}")
-
-
 def resolved_precision(device: torch.device, precision: str) -> str:
-    """Returns ``--precision`` with "auto" resolved: bf16 if the GPU supports it, else fp32.
-
-    GPUs before Ampere emulate bf16, slowly.
-    """
+    """Returns ``--precision`` with "auto" resolved: bf16 if the GPU does not just emulate it, else fp32."""
     if precision != "auto":
         return precision
     has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -184,10 +138,7 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 
 def interleaved(size: int, shares: int, device: torch.device | None = None) -> Tensor:
-    """Returns the order, int64 (size,), in which contiguous share i is items i, i + shares, i + 2 shares ...
-
-    With fewer items than shares, the last shares are empty.
-    """
+    """Returns the order, int64 (size,), in which contiguous share i is items i, i + shares, ..."""
     return torch.cat([torch.arange(size, device=device)[i::shares] for i in range(shares)])
 
 
@@ -204,11 +155,9 @@ class InPrecision(nn.Module):
 
 
 class InterleavedDataParallel(nn.DataParallel):
-    """DataParallel whose k replicas all see the same mix of views and outliers.
+    """DataParallel whose k replicas see the same mix of views and outliers: replica i images i, i + k ...
 
-    Replica i takes images i, i + k, i + 2 k ...; if k does not divide the batch, shares differ by a few
-    images. A batch is ordered by view: contiguous shares would give one replica, and its BatchNorm, outliers
-    alone.
+    A batch is ordered by view: contiguous shares would give one replica, and its BatchNorm, outliers alone.
     """
 
     def forward(self, images):
@@ -221,13 +170,7 @@ class InterleavedDataParallel(nn.DataParallel):
 def parallelize(
     model: nn.Module, compute: Compute, precision: str = "auto", sync_bn: bool = False
 ) -> nn.Module:
-    """Returns the network for the training step; checkpoints are still made from ``model`` itself.
-
-    Args:
-        precision: the flag, for the threads of DataParallel.
-        sync_bn: BatchNorm takes the statistics of the global batch (in place; the parameters stay the same
-            objects).
-    """
+    """Returns the network for the training step; ``precision`` and ``sync_bn`` are the flags."""
     if compute.world_size > 1:
         if sync_bn:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
@@ -244,7 +187,7 @@ def over_gpus(model: nn.Module, compute: Compute, precision: str) -> nn.Module:
 
 
 def share_buffers(model: nn.Module) -> None:
-    """Gives every process rank 0's buffers (BatchNorm's running statistics), before a shared evaluation."""
+    """Gives every process rank 0's buffers (BatchNorm's running statistics)."""
     if in_process_group():
         for buffer in model.buffers():
             dist.broadcast(buffer, 0)
@@ -269,11 +212,7 @@ def to_main(value: Any) -> list:
 
 
 def in_main(compute: Compute, function: Callable[[], Any]) -> Any:
-    """Calls ``function`` in the main process; the others get None. On an InputError, every process ends.
-
-    Raises:
-        InputError: in the main process, which alone reports it. SystemExit: in the others.
-    """
+    """Calls ``function`` in the main process; the others get None. Its InputError ends them too, silently."""
     result, refusal = None, None
     if compute.is_main:
         try:
@@ -295,3 +234,46 @@ def sum_over_processes(tensor: Tensor) -> Tensor:
     if in_process_group():
         dist.all_reduce(tensor)
     return tensor
+
+
+def environment(device: torch.device) -> dict:
+    """Returns versions, device, commit and date, for ``args.json`` and result files."""
+    return {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "torchvision": str(torchvision.__version__),
+        "numpy": np.__version__,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor_name(),
+        "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "commit": _commit(),
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def resumed_in(before: dict, now: dict) -> dict:
+    """Returns the environment of a resumed run: ``now``, with earlier values of what has changed."""
+    merged = dict(now)
+    for name in now.keys() & before.keys() - {"cpu_cores", "date"}:
+        earlier = str(before[name])
+        if earlier != str(now[name]):
+            same = earlier.endswith(f", then {now[name]}")
+            merged[name] = earlier if same else f"{earlier}, then {now[name]}"
+    return merged
+
+
+def _processor_name():
+    try:
+        return re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text()).group(1).strip()
+    except (OSError, AttributeError):
+        return f"{platform.machine()} CPU"
+
+
+def _commit():
+    """Returns the commit of this code, with "-dirty" if files differ; None outside its own checkout."""
+    project = Path(__file__).resolve().parent.parent
+    command = ["git", f"--git-dir={project / '.git'}", f"--work-tree={project}", "describe", "--always"]
+    command += ["--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,14 +1,14 @@
-"""The exception for everything the user can fix, which the scripts print as one sentence."""
+"""What the scripts say on the terminal, and the exception for everything the user can fix."""
 
 import contextlib
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
+from typing import IO
 
 import torch.distributed as dist
-
-from utils.console import say
 
 
 class InputError(ValueError):
@@ -20,15 +20,23 @@ def first_line(error: Exception | str) -> str:
     return str(error).strip().partition("\n")[0][:200] or type(error).__name__
 
 
-def exit_cleanly(main: Callable[[], None]) -> None:
-    """Runs a script's main, without a traceback for errors the user can fix or for Ctrl-C.
+def say(text: str, stream: IO[str] | None = None) -> None:
+    """Prints a line, to stdout by default; a full disk or a closed pipe does not end a run."""
+    with contextlib.suppress(OSError, ValueError):
+        print(text, file=stream or sys.stdout, flush=True)
 
-    An :class:`InputError` becomes ``error: ...`` on stderr and exit status 2, Ctrl-C one line and status 130.
-    Anything else keeps its traceback, with status 1. One of several processes ends at once after an error, so
-    that their launcher ends the others too.
+
+def show_warnings_plainly() -> None:
+    """Shows warnings as one line on stderr, without the source line."""
+    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
+
+
+def exit_cleanly(main: Callable[[], None]) -> None:
+    """Runs a script's main; an :class:`InputError` becomes ``error: ...`` on stderr and exit status 2, Ctrl-C
+    one line and status 130, anything else a traceback and status 1.
+
+    One of several processes ends at once after an error, so that their launcher ends the others too.
     """
-    if hasattr(sys.stdout, "reconfigure"):  # not every terminal can show every folder name
-        sys.stdout.reconfigure(errors="backslashreplace")
     status = 0
     try:
         main()
@@ -41,16 +49,10 @@ def exit_cleanly(main: Callable[[], None]) -> None:
     except SystemExit as end:
         status = end.code
     except Exception:  # the interpreter would wait for the workers of the loader in its traceback
-        with contextlib.suppress(OSError, ValueError):
-            traceback.print_exc()
+        traceback.print_exc()
         status = 1
-    for stream in filter(None, (sys.stdout, sys.stderr)):
-        try:
-            stream.flush()
-        except (OSError, ValueError):  # else the interpreter tries again on exit and changes the status
-            with contextlib.suppress(OSError, ValueError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     if status and dist.is_available() and dist.is_initialized():
+        sys.stdout.flush()
         os._exit(status)  # exit handlers would wait for the other processes
     if status:
         sys.exit(status)

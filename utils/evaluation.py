@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from utils.calibration import Calibration
-from utils.console import on_terminal, say
 from utils.distributed import Compute, over_gpus, to_main
+from utils.errors import say
 from utils.metrics import OOD_METRICS, accuracy_by_shot, ood_metrics
 from utils.scores import FittedScores
 from utils.weights import load_weights, network_weights, some
@@ -66,7 +66,7 @@ def extract_features(
     features, labels, shown = [], [], compute.is_main and title
     if shown:
         say(f"{title}: {size:,} images", sys.stderr)
-    hidden = not (shown and on_terminal())
+    hidden = not (shown and sys.stderr.isatty())
     with tqdm(total=size, desc=title, unit=" images", leave=False, disable=hidden) as progress:
         for images, targets in batches:
             with mixed_precision:

@@ -11,10 +11,9 @@ from datasets.normalization import NORMALIZATIONS
 from utils import flags
 from utils.calibration import CALIBRATIONS
 from utils.checkpoint import BEST, open_checkpoint, results_folder
-from utils.console import say, show_warnings_plainly
 from utils.detector import Detector, find_detector
 from utils.distributed import Compute, finish, in_main, refuse_torchrun, start
-from utils.errors import InputError
+from utils.errors import InputError, say, show_warnings_plainly
 from utils.evaluation import Settings
 from utils.fitting import needs_outliers
 from utils.scores import score_names

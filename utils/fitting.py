@@ -11,8 +11,7 @@ from torch import Tensor
 
 from utils.calibration import CALIBRATIONS, Calibration, Classifier, build_calibration, fit_attention
 from utils.checkpoint import stored_arguments
-from utils.console import say
-from utils.errors import InputError
+from utils.errors import InputError, say
 from utils.evaluation import Features, predict
 from utils.metrics import accuracy_by_shot, mean_class_accuracy, ood_metrics
 from utils.probe import fit_probe

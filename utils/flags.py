@@ -1,6 +1,8 @@
 """Types of command-line values; an impossible value is refused before any work starts."""
 
 import argparse
+import json
+import math
 import os
 from pathlib import Path
 
@@ -37,24 +39,18 @@ def add_boolean(group, *names, **settings):
     group.add_argument(*names, type=boolean, nargs="?", const=True, metavar="BOOL", **settings)
 
 
-def number(kind, low=None, high=None, above=None):
-    """Returns a type for argparse: ``kind`` (int or float) within [low, high], or strictly above a bound."""
+def number(kind, low=-math.inf, high=math.inf, above=-math.inf):
+    """Returns a type for argparse: ``kind`` (int or float) within [low, high], and strictly above a bound."""
 
     def parse(text):
-        try:
-            value = kind(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(
-                f"expected {'a whole number' if kind is int else 'a number'}, not {text!r}"
-            ) from None
-        if low is not None and not value >= low:
-            raise argparse.ArgumentTypeError(f"must be at least {low}, not {text}")
-        if above is not None and not value > above:
-            raise argparse.ArgumentTypeError(f"must be above {above}, not {text}")
-        if high is not None and not value <= high:
-            raise argparse.ArgumentTypeError(f"must be at most {high}, not {text}")
+        value = kind(text)
+        if not (low <= value <= high and value > above):
+            bounds = {"at least": low, "at most": high, "above": above}
+            limits = [f"{word} {bound}" for word, bound in bounds.items() if math.isfinite(bound)]
+            raise argparse.ArgumentTypeError(f"must be {' and '.join(limits)}, not {text}")
         return value
 
+    parse.__name__ = kind.__name__  # argparse's own message names it
     return parse
 
 
@@ -62,10 +58,7 @@ def path(text):
     """Parses a path; a leading ``~`` is the home directory, even if the shell did not expand it."""
     if not text:  # as from an unset variable; it would be the current folder
         raise argparse.ArgumentTypeError("the path is empty")
-    try:
-        return Path(text).expanduser()
-    except RuntimeError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} names no user's home directory") from error
+    return Path(os.path.expanduser(text))
 
 
 positive_int = number(int, low=1)
@@ -78,10 +71,7 @@ imbalance_ratio = number(float, above=0, high=1)
 fraction = number(float, low=0, high=0.9)
 unit = number(float, low=0, high=1)
 WORKERS = min(4, os.cpu_count() or 1)  # processes that read files
-GPU = (
-    "CUDA indices such as 0 or 0,1 (DataParallel), or cpu; under torchrun, the index of each process in turn "
-    "(0: process i uses GPU i)"
-)
+GPU = "CUDA indices such as 0 or 0,1 (DataParallel), or cpu; under torchrun one each, or 0 for the first ones"
 FIGURES = ("png", "pdf", "svg")
 PRECISION = "auto: bf16 on GPUs that support it (Ampere and later), else fp32"
 
@@ -91,9 +81,7 @@ def add_training_flags(parser):
     group = parser.add_argument_group("run")
     add = group.add_argument
     add("--seed", type=seed, default=3407, help="seeds initialisation, data order and views")
-    replay = (
-        "use deterministic kernels only, so a run can be replayed on the same GPU (on a CPU it always can)"
-    )
+    replay = "use deterministic kernels only, so a run can be replayed on the same GPU (a CPU's always can)"
     add_boolean(group, "--deterministic", "--replay", default=False, help=replay)
     add("--gpu", default="0", help=GPU)
     add("--num_workers", "--cpus", type=count, default=WORKERS, help="processes that read ImageNet files")
@@ -102,93 +90,61 @@ def add_training_flags(parser):
     where = "the run directory; default runs/DATASET_MODEL_SEED"
     add("--save_root_path", "--srp", dest="srp", type=path, help=where)
     resume = "resume the run in --srp with its own flags; or the run of another directory or checkpoint file"
-    add(
-        "--resume",
-        type=lambda text: text and str(path(text)),
-        nargs="?",
-        const="",
-        metavar="PATH",
-        help=resume,
-    )
+    add("--resume", type=os.path.expanduser, nargs="?", const="", metavar="PATH", help=resume)
     minutes = "also save within an epoch, every so many minutes; 0: at ends of epochs, at most once a minute"
     add("--checkpoint_every_minutes", type=weight, default=0, help=minutes)
-    bad = "end the run after this many non-finite steps in a row"
-    add("--max_bad_steps", type=positive_int, default=3, help=bad)
+    add("--max_bad_steps", type=positive_int, default=3, help="non-finite steps in a row that end the run")
     precision = f"{PRECISION}; fp32 on CUDA uses TF32 in convolutions, and full fp32 in matrix products"
     add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help=precision)
-    both = "torch.compile the network and the criterion"
-    add_boolean(group, "--compile", default=False, help=both)
-    sync = (
-        "BatchNorm statistics of the global batch (CUDA, torchrun); the host waits once per BatchNorm layer"
-    )
+    add_boolean(group, "--compile", default=False, help="torch.compile the network and the criterion")
+    sync = "BatchNorm statistics of the global batch (CUDA, torchrun); the host waits once per layer"
     add_boolean(group, "--sync_bn", default=False, help=sync)
     add("--figures", choices=FIGURES, default="png", help="format of the plots")
     scalars = "also write the log's numbers for TensorBoard, into the run directory"
     add_boolean(group, "--tensorboard", default=False, help=scalars)
 
     add = parser.add_argument_group("optimisation").add_argument
-    add(
-        "--val_fraction",
-        type=fraction,
-        default=0,
-        help="share of each class's training images held out for validation; best.pth keeps the epoch "
-        "with the highest mean class accuracy on them",
-    )
+    held = "share of each class's training images held out; best.pth keeps the epoch that is best on them"
+    add("--val_fraction", type=fraction, default=0, help=held)
     patience = "end the run after so many epochs without a higher mean class accuracy on held-out images"
     add("--patience", type=count, default=0, help=f"{patience}; 0: never")
     add("--epochs", "-e", type=positive_int, help="passes over the training images")
-    size = "ID images per step over all processes, each in three views"
-    add("--batch_size", "-b", type=positive_int, help=size)
-    add(
-        "--ood_batch_size",
-        "--ob",
-        dest="ob",
-        type=positive_int,
-        help="outliers per step over all processes",
-    )
-    size = "validation images per batch"
+    add("--batch_size", "-b", type=positive_int, help="ID images per step over all processes")
+    add("--ood_batch_size", "--ob", dest="ob", type=positive_int, help="outliers per step, likewise")
+    size = "held-out images per batch"
     add("--test_batch_size", "--tb", dest="tb", type=positive_int, default=1000, help=size)
     add("--opt", choices=("adam", "sgd"), help="the optimiser")
     add("--lr", type=positive, help="the first epoch's learning rate")
-    rise = "epochs over which the learning rate first rises linearly; not in the paper"
-    add("--warmup_epochs", type=count, default=0, help=rise)
+    add("--warmup_epochs", type=count, default=0, help="epochs of a linear rise first; not in the paper")
     add("--wd", type=weight, help="weight decay")
     add("--momentum", "-m", type=unit, default=0.9, help="of SGD (Nesterov)")
     add("--num_ood_samples", type=positive_int, help="how many outliers to use: the first ones in the file")
 
 
 def check(args: argparse.Namespace, compute: Compute, num_images: int, num_outliers: int | None) -> None:
-    """Refuses batch sizes that the sets or processes cannot provide, and flags that do not fit the devices.
-
-    ``num_outliers`` is None if no outliers are used.
-    """
+    """Raises InputError for flags that do not fit the devices or the sets; no outliers: None."""
     if args.sync_bn and (compute.world_size == 1 or compute.device.type != "cuda"):
         raise InputError("--sync_bn is for several processes (torchrun) on CUDA")
     if args.patience and not args.val_fraction:
         raise InputError("--patience needs held-out images: add --val_fraction 0.2")
     if args.compile and len(compute.gpus) > 1:
         raise InputError("--compile takes one GPU per process: name one in --gpu, or use torchrun")
-    sizes = [("--batch_size", args.batch_size, num_images)]
-    sizes += [] if num_outliers is None else [("--ood_batch_size", args.ob, num_outliers)]
-    for flag, size, available in sizes:
-        if size > available:
+    for flag, size, available in (
+        ("--batch_size", args.batch_size, num_images),
+        ("--ood_batch_size", args.ob, num_outliers),
+    ):
+        if available is not None and size > available:
             raise InputError(f"{flag} {size} is larger than the set, which has {available} images")
-        if size % compute.world_size:
+        if available is not None and size % compute.world_size:
             raise InputError(f"{flag} {size} cannot be shared by {compute.world_size} processes")
     replicas = max(compute.world_size, len(compute.gpus))
     if args.batch_size < 2 * replicas:
         raise InputError(f"--batch_size must be at least {2 * replicas}: BatchNorm needs 2 images per device")
 
 
-def plain(args):
+def plain(args: argparse.Namespace) -> dict:
     """Returns the namespace as plain values, for JSON and checkpoints."""
-
-    def of(value):
-        if isinstance(value, list):
-            return [of(part) for part in value]
-        return str(value) if isinstance(value, Path) else value
-
-    return {name: of(value) for name, value in vars(args).items()}
+    return json.loads(json.dumps(vars(args), default=str))
 
 
 LISTS = Path("dataset")

@@ -6,25 +6,19 @@ import sys
 import torch
 from torch import Tensor
 
-from utils.console import say
 from utils.distributed import in_process_group, sum_over_processes
-from utils.errors import InputError
+from utils.errors import InputError, say
 
 CHECK_EVERY = {"cuda": 32, "cpu": 1}  # steps between checks of the flags, which synchronise with the device
 
 
 class StepGuard:
-    """Guards one optimiser.
+    """Guards a fused optimiser.
 
-    A step is sound where the loss terms, the gradients and the buffers of the modules (BatchNorm's and the
-    class statistics, which the forward pass has changed) are finite. The decision is made on the device: the
-    fused optimisers skip a step that is flagged in ``found_inf`` (the protocol of gradient scaling), and the
-    buffers go back to what they were.
-
-    Args:
-        optimizer: fused Adam or SGD.
-        modules: whose floating-point buffers are guarded.
-        max_bad_steps: so many bad steps in a row stop the run.
+    A step is sound where the loss terms, the gradients and the floating-point buffers of the modules
+    (BatchNorm's and the class statistics, which the forward pass has changed) are finite. The device decides:
+    the fused optimisers skip a step that is flagged in ``found_inf`` (the protocol of gradient scaling), and
+    the buffers go back to what they were. ``max_bad_steps`` in a row stop the run.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, modules: list[torch.nn.Module], max_bad_steps: int):
@@ -42,8 +36,7 @@ class StepGuard:
                     optimizer.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
 
     def remember(self) -> None:
-        """Remembers the last good buffers; to be called before the first step and after any other change of
-        them."""
+        """Remembers the buffers; to be called before the first step and after other changes of them."""
         by_dtype = {}
         for buffer in (b for module in self.modules for b in module.buffers() if b.is_floating_point()):
             by_dtype.setdefault(buffer.dtype, []).append(buffer)
@@ -51,14 +44,11 @@ class StepGuard:
         self.good = [torch.cat([b.flatten() for b in group]) for group in self.buffers]
 
     def step(self, terms: dict[str, Tensor], indices: Tensor, step: int) -> Tensor:
-        """Applies one step if it is sound.
+        """Applies one step if it is sound, and returns whether it did: a boolean scalar on the device.
 
         Args:
             terms: the criterion's dict of scalars, after ``backward``.
             indices: of the batch's images, for the report. step: its number.
-
-        Returns:
-            A boolean scalar on the device: whether the step was applied.
 
         Raises:
             InputError: ``max_bad_steps`` bad steps in a row, naming the term.
@@ -77,30 +67,25 @@ class StepGuard:
         self.optimizer.step()
         for index, (group, now) in enumerate(zip(self.buffers, buffers, strict=True)):
             self.good[index] = torch.where(bad, self.good[index], now)
-            sizes = [b.numel() for b in group]
-            restored = [part.view_as(b) for part, b in zip(self.good[index].split(sizes), group, strict=True)]
-            torch._foreach_copy_(group, restored)
+            parts = self.good[index].split([b.numel() for b in group])
+            torch._foreach_copy_(group, [part.view_as(b) for part, b in zip(parts, group, strict=True)])
         self.pending.append((flags, names, step, indices))
         if len(self.pending) >= CHECK_EVERY[flags.device.type]:
             self.check()
         return ~bad
 
     def check(self) -> None:
-        """Checks the flags of the steps since the last check, and reports bad steps."""
+        """Reports the bad steps since the last check."""
         pending, self.pending = self.pending, []
         if not pending:
             return
-        for flags, (_, names, step, indices) in zip(
-            torch.stack([p[0] for p in pending]).tolist(), pending, strict=True
-        ):
-            wrong = list(dict.fromkeys(name for name, flag in zip(names, flags, strict=True) if flag))
+        all_flags = torch.stack([flags for flags, *_ in pending]).tolist()
+        for flags, (_, names, step, indices) in zip(all_flags, pending, strict=True):
+            wrong = dict.fromkeys(name for name, flag in zip(names, flags, strict=True) if flag)
             self.bad_in_row = self.bad_in_row + 1 if wrong else 0
             if not wrong:
                 continue
             what = f"step {step}: {', '.join(wrong)} not finite"
             say(f"warning: {what}, step not applied; images {indices.tolist()}", sys.stderr)
             if self.bad_in_row >= self.max_bad_steps:
-                raise InputError(
-                    f"{what}; after {self.bad_in_row} bad steps in a row the run stops, and an "
-                    "earlier checkpoint stays as it is"
-                )
+                raise InputError(f"{what}; the run stops after {self.bad_in_row} bad steps in a row")

@@ -12,8 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from utils.calibration import CHUNK, Classifier, class_sizes, exact_products
-from utils.console import say
-from utils.errors import InputError
+from utils.errors import InputError, say
 
 INVERSE_REGULARISATION = 0.1  # scikit-learn's C
 TOLERANCE = 3e-6  # then log-probabilities are within 0.01 of the optimum's

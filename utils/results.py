@@ -13,11 +13,9 @@ import torch
 
 from utils.calibration import Calibration, Classifier
 from utils.checkpoint import progress_of
-from utils.console import say
 from utils.detector import FILE, Subject, write_detector
-from utils.distributed import resolved_precision
-from utils.environment import environment
-from utils.errors import InputError
+from utils.distributed import environment, resolved_precision
+from utils.errors import InputError, say
 from utils.evaluation import Features, Settings, evaluate
 from utils.fitting import TrainingSets, fit_calibrations, trained_statistics
 from utils.flags import FIGURES

@@ -7,26 +7,21 @@ import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from utils.errors import InputError
 
 
 @contextlib.contextmanager
 def whole_file(path: Path, mode: str = "x", **options) -> Iterator[IO]:
-    """Yields a new file that replaces ``path`` on leaving; after an error ``path`` is unchanged.
-
-    The temporary name is unique, so two writers of one file do not meet.
-    """
+    """Yields a new file, with a name of its own, that replaces ``path`` on leaving; not after an error."""
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with open(temporary, mode, **options) as file:
             yield file
         os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path | str, text: str) -> None:
@@ -36,38 +31,34 @@ def write_text(path: Path | str, text: str) -> None:
 
 
 def csv_text(records: list[dict]) -> str:
-    """Formats records as CSV, one row each. Nested values become columns such as train_accuracy_few, lists
-    columns such as train_class_accuracy_0; missing values are empty."""
-    rows = [_flat(record) for record in records]
-    columns = dict.fromkeys(name for row in rows for name in row)
+    """Formats records as CSV, one row each; nested values become columns such as train_accuracy_few."""
+    rows = [flat(record) for record in records]
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(columns), lineterminator="\n")
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
 
 
-def _flat(value, name=""):
-    """Flattens a value: dict of column -> plain value."""
+def flat(value: Any, name: str = "") -> dict:
+    """Flattens nested dicts and lists: column -> plain value."""
     if not isinstance(value, dict | list):
         return {name: value}
     items = value.items() if isinstance(value, dict) else enumerate(value)
-    parts = (_flat(part, f"{name}_{key}" if name else str(key)) for key, part in items)
-    return {column: plain for part in parts for column, plain in part.items()}
+    columns = {}
+    for key, part in items:
+        columns |= flat(part, f"{name}_{key}" if name else str(key))
+    return columns
 
 
 def writable_folder(folder: Path | str) -> Path:
-    """Creates the folder if necessary, and returns it.
-
-    Raises:
-        InputError: it cannot be written.
-    """
+    """Creates the folder if necessary, and returns it; raises InputError if it cannot be written."""
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".probe-{secrets.token_hex(4)}"
-        probe.touch()
-        probe.unlink()
     except OSError as error:
         raise InputError(f"the output folder {folder} cannot be written: {error.strerror or error}") from None
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"the output folder {folder} cannot be written")
     return folder

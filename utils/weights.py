@@ -1,4 +1,4 @@
-"""Network weights in our own and third-party checkpoints: finding, identifying and loading them."""
+"""A network's weights in our own and third-party checkpoints: finding, identifying and loading them."""
 
 import re
 import reprlib
@@ -7,108 +7,84 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchvision.models import get_model_weights
 
 from models import FAMILIES, build_model
-from utils.errors import InputError
+from models.resnet_imagenet import TORCHVISION_NAMES
+from utils.checkpoint import load_checkpoint
+from utils.errors import InputError, first_line
 
 CONTAINERS = ("model", "state_dict", "net", "model_state_dict")  # where third-party checkpoints keep weights
 WRAPPERS = re.compile(r"^((module|_orig_mod)\.)+")  # of DataParallel, DistributedDataParallel, torch.compile
 BACKBONE = re.compile(r"^(conv|bn|layer)\d|\b(shortcut|downsample)\b")
-WHICH = {
-    "cifar": "a {0} for small images (train.py, --model {0})",
-    "imagenet": "a {0} for photographs (train_imagenet.py, --model {0})",
-}
+NEW = ("linear.", "fc.", "head.")  # the classifier and the projection head, which --init starts anew
+SCRIPTS = {"cifar": "train.py", "imagenet": "train_imagenet.py"}  # by family of networks
 
 
 def network_weights(checkpoint: Any) -> dict[str, Tensor]:
-    """Returns the network's weights in our own or a third-party checkpoint: bare or inside one of
-    ``CONTAINERS``, with any of ``WRAPPERS`` before the names.
+    """Returns the network's weights in our own or a third-party checkpoint, without ``WRAPPERS``.
 
     Raises:
-        InputError: there are no tensors, or two of the same name.
+        InputError: there are no tensors, bare or in one of ``CONTAINERS``, or two of one name.
     """
     named = [(WRAPPERS.sub("", key), value) for key, value in _named_tensors(checkpoint)]
     weights = dict(named)
     if not weights:
-        keys = (
-            f"its keys are {some(checkpoint)}" if isinstance(checkpoint, dict) else "it is not a dictionary"
-        )
-        raise InputError(
-            f"the checkpoint holds no network weights, neither bare nor in {', '.join(CONTAINERS)}: {keys}"
-        )
+        keys = some(checkpoint) if isinstance(checkpoint, dict) else "none"
+        raise InputError(f"the checkpoint holds no network weights; its keys: {keys}")
     if len(weights) < len(named):
-        raise InputError("the checkpoint holds weights of one name with and without a prefix such as module.")
+        raise InputError("the checkpoint has weights of one name with and without a prefix such as module.")
     return weights
 
 
-def _named_tensors(holder, depth=3):
-    """Returns [(key, tensor)] of the first container in a dict that has tensors, else of the dict."""
-    if not isinstance(holder, dict) or depth == 0:
+def _named_tensors(holder):
+    """Returns the (key, tensor) pairs of the first container that has tensors, else of ``holder``."""
+    if not isinstance(holder, dict):
         return []
     for key in CONTAINERS:
-        if found := _named_tensors(holder.get(key), depth - 1):
+        if found := _named_tensors(holder.get(key)):
             return found
     return [
-        (key, value)
-        for key, value in holder.items()
-        if isinstance(key, str) and isinstance(value, Tensor) and not value.is_complex()
+        (key, value) for key, value in holder.items() if isinstance(key, str) and isinstance(value, Tensor)
     ]
 
 
 def some(names, number: int = 9) -> str:
     """Formats the first of some untrusted names."""
-    names = list(names)
-    rest = f" and {len(names) - number} more" if len(names) > number else ""
-    return ", ".join(map(reprlib.repr, names[:number])) + rest
+    names = [reprlib.repr(name) for name in names]
+    return ", ".join(names[:number] + ["..."] * (len(names) > number))
 
 
 def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> list[str]:
-    """Loads every key the network has, strictly; returns the sorted names of the checkpoint's other keys.
+    """Loads every key the network has, and returns the sorted names of the checkpoint's other keys.
 
     Raises:
-        InputError: the backbone is not the network's, or a key is missing, has another shape, or holds a
-            non-finite value.
+        InputError: the weights do not fit the network or are not finite.
     """
     wanted = model.state_dict()
-    problem = _misfit(wanted, weights)
-    if problem:
-        raise InputError(f"the checkpoint does not fit the network: {problem}")
-    for key in weights.keys() & wanted.keys():
+    # BatchNorm's batch counters are not weights; old checkpoints lack them.
+    missing = [key for key in wanted if key not in weights and not key.endswith("num_batches_tracked")]
+    surplus = sorted(weights.keys() - wanted.keys())
+    deeper = [key for key in surplus if BACKBONE.search(key)]
+    other = [key for key in wanted if key in weights and weights[key].shape != wanted[key].shape]
+    if missing or deeper or other:
+        problem = f"has no {some(missing, 3)}" if missing else f"also has {some(deeper, 3)}"
+        if other and not missing and not deeper:
+            there, here = tuple(weights[other[0]].shape), tuple(wanted[other[0]].shape)
+            problem = f"has {other[0]} of shape {there}, the network of {here}"
+        likely = network_of(weights)
+        if likely is not None and likely != network_of(wanted):
+            problem += f"; by its keys it is a {likely[1]} of {SCRIPTS[likely[0]]} (--model {likely[1]})"
+        raise InputError(f"the checkpoint does not fit the network: it {problem}")
+    for key in wanted.keys() & weights.keys():
         if not bool(torch.isfinite(weights[key]).all()):
             raise InputError(f"the checkpoint's {key} holds values that are not finite")
     model.load_state_dict(wanted | {key: weights[key] for key in wanted if key in weights})
-    return sorted(set(weights) - set(wanted))
-
-
-def _misfit(wanted, weights):
-    """Explains why weights do not fit a network with the state ``wanted``; None if they do."""
-    outputs = [state["linear.weight"].shape[:1] for state in (wanted, weights) if "linear.weight" in state]
-    if len(outputs) == 2 and outputs[1] == (outputs[0][0] + 1,):
-        return (
-            f"it has {outputs[1][0]} outputs for {outputs[0][0]} classes; networks with an outlier class, "
-            "such as COCL's, cannot be evaluated"
-        )
-    # BatchNorm's batch counters are not weights; old checkpoints lack them.
-    missing = [k for k in wanted if k not in weights and not k.endswith("num_batches_tracked")]
-    surplus = [k for k in weights if k not in wanted]
-    surplus_backbone = [k for k in surplus if k in _backbone(weights)]
-    likely = None if _backbone(weights) == _backbone(wanted) else network_of(weights)
-    advice = "" if likely is None else f"; by its keys it is {WHICH[likely[0]].format(likely[1])}"
-    if missing:
-        instead = f", and has {some(surplus, 3)}" if surplus else ""
-        return f"it lacks {len(missing)} keys, such as {some(missing, 3)}{instead}{advice}"
-    if surplus_backbone:
-        more, which = len(surplus_backbone), some(surplus_backbone, 3)
-        return f"it has {more} more keys of a backbone, such as {which}{advice}"
-    for key in wanted:
-        if key in weights and weights[key].shape != wanted[key].shape:
-            there, here = tuple(weights[key].shape), tuple(wanted[key].shape)
-            return f"{key} is {there} in the checkpoint, {here} in the network{advice}"
-    return None
+    return surplus
 
 
 def network_of(weights: dict[str, Tensor]) -> tuple[str, str] | None:
-    """Returns the (family, name) in ``models.FAMILIES`` with this backbone, by names and shapes, or None."""
+    """Returns the (family, name) in ``models.FAMILIES`` with this backbone, or None."""
     backbone = _backbone(weights)
     return next((network for network, shapes in _backbones().items() if shapes == backbone), None)
 
@@ -131,3 +107,38 @@ def _backbone(state):
         for key, value in state.items()
         if BACKBONE.search(key) and not key.endswith("num_batches_tracked")
     }
+
+
+def initialize(model: nn.Module, source: str, name: str) -> str:
+    """Loads a trained backbone into a network, but no classifier or head (``--init``; beyond the paper).
+
+    Args:
+        source: "imagenet", for torchvision's weights, or a checkpoint of torchvision, timm or this project.
+        name: the network's, in ``models.FAMILIES``.
+
+    Returns:
+        A sentence that says what was loaded, left out and newly initialised.
+    """
+    from_file = source != "imagenet"
+    weights = network_weights(load_checkpoint(source)) if from_file else _of_torchvision(model, name)
+    backbone = {key: value for key, value in weights.items() if not key.startswith(NEW)}
+    new = {key: value for key, value in model.state_dict().items() if key.startswith(NEW)}
+    try:
+        surplus = load_weights(model, backbone | new)
+    except InputError as error:
+        raise InputError(f"--init {source}: {error}") from None
+    left_out = ", ".join(sorted(weights.keys() - backbone.keys()) + surplus) or "none"
+    heads = ", ".join(sorted({key.partition(".")[0] for key in new}))
+    return f"--init {source}: backbone loaded; left out: {left_out}; newly initialised: {heads}"
+
+
+def _of_torchvision(model, name):
+    """Returns torchvision's current ImageNet weights of a network, from its cache or the network."""
+    if not hasattr(model, "fc"):
+        raise InputError("--init imagenet is for train_imagenet.py; small images' networks start from a file")
+    weights = get_model_weights(TORCHVISION_NAMES[name]).DEFAULT
+    try:
+        return weights.get_state_dict(progress=True, check_hash=True)
+    except OSError as error:
+        advice = f"put {weights.url} into {torch.hub.get_dir()}/checkpoints"
+        raise InputError(f"--init imagenet: the download failed ({first_line(error)}); {advice}") from None

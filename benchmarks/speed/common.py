@@ -12,7 +12,7 @@ import torch
 from torch.utils.benchmark import Timer
 
 from benchmarks.tabulate import Table, text
-from utils.environment import environment
+from utils.distributed import environment
 from utils.text_files import write_text
 
 RESULTS = Path("runs/benchmarks")

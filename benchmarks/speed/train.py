@@ -21,7 +21,7 @@ from models import build_model
 from utils.distributed import autocast
 from utils.errors import exit_cleanly
 from utils.guard import StepGuard
-from utils.meter import EpochMeter
+from utils.history import EpochMeter
 
 STEPS_AN_EPOCH = 96  # CIFAR10-LT: 12,406 images in batches of 128
 

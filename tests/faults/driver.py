@@ -1,11 +1,10 @@
 """Runs train.py's main many times, each in a forked child: importing torch once instead of every time.
 
 Reads one JSON object per line from standard input, {argv, kill_at: number or null, signal: number,
-file_limit: bytes or null, stdout: path or null, closed: whether there are no streams}, and answers with
-{status, events, output} on standard output; status is negative for a child that died of a signal. A child
-sends itself the signal at its ``kill_at``-th audit event (files opened and renamed, objects pickled, modules
-imported ...): a moment of the run, not of the clock, so a busy machine changes nothing. ``events`` is how
-many there were in a child that ended by itself.
+file_limit: bytes or null}, and answers with {status, events, output} on standard output; status is negative
+for a child that died of a signal. A child sends itself the signal at its ``kill_at``-th audit event (files
+opened and renamed, objects pickled, modules imported ...): a moment of the run, not of the clock, so a busy
+machine changes nothing. ``events`` is how many there were in a child that ended by itself.
 """
 
 import json
@@ -30,13 +29,11 @@ def child(request, output):
         if events == request.get("kill_at"):
             os.kill(os.getpid(), request["signal"])
 
-    os.dup2(os.open(request["stdout"], os.O_WRONLY) if request.get("stdout") else output.fileno(), 1)
+    os.dup2(output.fileno(), 1)
     os.dup2(output.fileno(), 2)
     if request.get("file_limit"):
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # writing beyond it is then an error, as on a full disk
         resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_limit"],) * 2)
-    if request.get("closed"):
-        sys.stdout = sys.stderr = None
     sys.addaudithook(count)
     try:
         exit_cleanly(lambda: train.main(request["argv"]))
@@ -47,7 +44,7 @@ def child(request, output):
         print(f"Traceback: {error!r}")
         status = 1
     request["kill_at"] = None
-    for stream in filter(None, (sys.stdout, sys.stderr)):
+    for stream in (sys.stdout, sys.stderr):
         stream.flush()
     os.write(output.fileno(), f"\n{events}".encode())
     os._exit(status)

@@ -4,21 +4,18 @@ unbroken run."""
 import json
 import os
 import random
-import runpy
 import shutil
 import signal
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
 import torch
-from command_line import ROOT, run
+from command_line import ROOT
 
-import train
-from utils.checkpoint import LATEST, PREVIOUS, load_checkpoint
-from utils.run import EXIT_STOPPED, Run
+from utils.checkpoint import LATEST, load_checkpoint
+from utils.run import EXIT_STOPPED
 
 KILLS = 6
 # A checkpoint after every step, and a tenth of each class's images: five steps per epoch.
@@ -75,7 +72,7 @@ def assert_same_run(a, b):
     assert without_time[0] == without_time[1]
 
 
-def test_kill_9_at_random_moments(driver, unbroken, tmp_path, record_count):
+def test_kill_9_at_random_moments(driver, unbroken, tmp_path):
     reference, events = unbroken
     moments = random.Random(0)
     died_with_checkpoint = 0
@@ -90,7 +87,6 @@ def test_kill_9_at_random_moments(driver, unbroken, tmp_path, record_count):
         assert (out / "args.json").exists() and not list(out.glob("*.tmp"))
         shutil.rmtree(out)
     assert died_with_checkpoint >= KILLS // 4  # else the moments do not test what they are for
-    record_count("runs killed with SIGKILL and resumed", KILLS)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -100,14 +96,6 @@ def test_a_signal_ends_the_step_and_leaves_a_checkpoint(number, driver, unbroken
     assert answer["status"] == EXIT_STOPPED and "--resume" in answer["output"], answer["output"]
     assert driver.run(tmp_path, "--resume")["status"] == 0
     assert_same_run(tmp_path, reference)
-
-
-def test_a_crash_between_the_renames_of_a_save_loses_nothing(driver, unbroken, tmp_path):
-    out = tmp_path / "out"
-    assert driver.run(out, kill_at=unbroken[1] // 2)["status"] == -signal.SIGKILL
-    (out / LATEST).replace(out / PREVIOUS)
-    assert driver.run(out, "--resume")["status"] == 0
-    assert_same_run(out, unbroken[0])
 
 
 def test_a_second_signal_ends_at_once():
@@ -130,7 +118,7 @@ def test_a_second_run_is_refused_and_the_lock_of_a_dead_one_is_not(driver, unbro
     child = int(process.stdout.readline())
     try:
         refused = driver.run(tmp_path)
-        assert refused["status"] == 2 and f"process {process.pid}" in refused["output"]
+        assert refused["status"] == 2 and "another run" in refused["output"]
         assert not (tmp_path / LATEST).exists()
         process.kill()
         process.wait()
@@ -144,67 +132,14 @@ def test_a_full_disk_is_warned_about_once_and_damages_nothing(driver, unbroken, 
     """The limit on the size of files gives the same error from the same call."""
     empty = driver.run(tmp_path / "new", file_limit=200_000)
     assert empty["status"] == 2, empty["output"]  # for there is no trained network
-    assert empty["output"].count("the checkpoint not written: ") == 1 and "epoch 3/3" in empty["output"]
+    assert empty["output"].count("latest.pth not written: ") == 1 and "epoch 3/3" in empty["output"]
     assert not [f.name for f in (tmp_path / "new").iterdir() if f.suffix in (".tmp", ".pth")]
 
     out = tmp_path / "begun"
     assert driver.run(out, kill_at=unbroken[1] // 2)["status"] == -signal.SIGKILL
     before = {f.name: f.read_bytes() for f in out.glob("*.pth")}
     answer = driver.run(out, "--resume", file_limit=100_000)
-    assert answer["status"] == 2 and answer["output"].count("the checkpoint not written: ") == 1
+    assert answer["status"] == 2 and answer["output"].count("latest.pth not written: ") == 1
     assert before == {f.name: f.read_bytes() for f in out.glob("*.pth")}
     assert driver.run(out, "--resume")["status"] == 0
     assert_same_run(out, unbroken[0])
-
-
-@pytest.mark.parametrize("where", [{"stdout": "/dev/full"}, {"closed": True}])
-def test_a_terminal_that_is_full_or_gone_does_not_stop_training(where, driver, unbroken, tmp_path):
-    answer = driver.run(tmp_path, **where)
-    assert answer["status"] == 0, answer["output"]
-    assert_same_run(tmp_path, unbroken[0])
-
-
-@pytest.mark.parametrize("blocked", [False, True])
-def test_a_run_folder_that_is_deleted_is_made_again_or_ends_the_run(
-    blocked, unbroken, tmp_path, monkeypatch, capsys
-):
-    out, end_epoch = tmp_path / "above" / "run", Run.end_epoch
-
-    def after_deletion(self, *args):
-        if self.epoch == 1:
-            shutil.rmtree(out)
-            if blocked:
-                out.parent.rmdir()
-                out.parent.write_text("")
-        end_epoch(self, *args)
-
-    monkeypatch.setattr(Run, "end_epoch", after_deletion)
-    status = run(train.main, *TINY, "--srp", out)
-    printed = capsys.readouterr()
-    assert printed.err.count(str(out)) == 1
-    if blocked:
-        assert status == 2 and "epoch 3/3" not in printed.out
-    else:
-        assert status == 0 and (out / "args.json").exists()
-        assert_same_run(out, unbroken[0])
-
-
-class Cell:
-    """A notebook's stream, which cannot be reconfigured."""
-
-    def write(self, text):
-        return len(text)
-
-    def flush(self):
-        pass
-
-
-def test_a_thread_and_a_notebook_can_train(unbroken, tmp_path, monkeypatch):
-    thread = threading.Thread(target=train.main, args=([*TINY, "--srp", str(tmp_path / "thread")],))
-    thread.start()
-    thread.join()
-    monkeypatch.setattr(sys, "argv", ["train.py", *TINY, "--srp", str(tmp_path / "notebook")])
-    monkeypatch.setattr(sys, "stdout", Cell())
-    runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
-    for name in ("thread", "notebook"):
-        assert_same_run(tmp_path / name, unbroken[0])
