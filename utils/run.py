@@ -314,7 +314,7 @@ def taken_folder(folder: Path, resume: str | None) -> Iterator[None]:
             say(f"warning: {folder} cannot be locked ({error}); start no second run there", sys.stderr)
         if (holds_run(folder) or (folder / "log.jsonl").exists()) and not resumes_in_place(folder, resume):
             raise InputError(f"{folder} already holds a run: --resume continues it; or choose another --srp")
-        for left in folder.glob("*.pth.*.tmp"):  # by a run that was killed while it saved
+        for left in folder.glob("*.????????.tmp"):  # by a run that was killed while it saved
             left.unlink(missing_ok=True)
         yield
 
