@@ -17,7 +17,6 @@ from datasets.decoding import Unreadable, central_crop, decode, decode_crops, op
 from datasets.image_list import ImageFiles
 from utils.errors import InputError
 
-CROP_RATIO = (3 / 4, 4 / 3)
 UNREADABLE_SHARE = 0.01  # above this a run stops ...
 UNREADABLE_FLOOR = 5  # ... unless it is about so few files that one folder's accident explains them
 
@@ -36,7 +35,7 @@ class RandomCrops(NamedTuple):
     def __call__(self, picture: Image.Image, seed: int) -> list[Tensor]:
         height, width = (torch.full((self.views,), side) for side in upright_size(picture))
         generator = torch.Generator().manual_seed(seed)
-        boxes = draw_crop_boxes(height, width, self.scale, CROP_RATIO, generator)
+        boxes = draw_crop_boxes(height, width, self.scale, generator)
         return decode_crops(picture, torch.stack(boxes, dim=1), self.size)
 
 

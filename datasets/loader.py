@@ -15,7 +15,7 @@ from torch import Tensor
 from datasets.augment.ops import to_device
 from datasets.augment.stages import Views
 from datasets.normalization import Normalization
-from datasets.randomness import epoch_shares, step_generator
+from datasets.randomness import epoch_shares, mixed_seed
 
 DEVICE_MEMORY_SHARE = 0.5  # a set moves to the GPU if it needs at most this share of the free memory
 # Augmenting several steps at once amortises kernel launches on CUDA; on a CPU it only costs cache.
@@ -41,14 +41,10 @@ def place(images: Tensor, device: torch.device) -> Tensor:
 
 @dataclass(eq=False)
 class TrainLoader:
-    """Training batches; drops the last incomplete one.
+    """Training batches of uint8 images (N, 3, H, W) and outliers; drops the last incomplete one.
 
-    Attributes:
-        images, labels: the long-tailed training set, uint8 (N, 3, H, W) and int64 (N,).
-        outliers: uint8 (M, 3, H, W), or None.
-        batch_size, outlier_batch_size: of the global batch, which the ``world_size`` processes share.
-        normalization, outlier_normalization: of the views, and of the outliers.
-        contrastive: whether batches have views 2 and 3.
+    Batch sizes are of the global batch, which the ``world_size`` processes share; ``contrastive``: batches
+    have views 2 and 3.
     """
 
     images: Tensor
@@ -82,10 +78,10 @@ class TrainLoader:
 
     def where(self) -> str:
         """Returns one line for the log: which device holds the data."""
-        sets = {"images": self.images} | ({} if self.outliers is None else {"outliers": self.outliers})
-        return ", ".join(
-            f"{len(s):,} {name} on {s.device} ({s.nbytes / 1e6:.0f} MB)" for name, s in sets.items()
+        outliers = (
+            "" if self.outliers is None else f", {len(self.outliers):,} outliers on {self.outliers.device}"
         )
+        return f"images on {self.images.device}{outliers}"
 
     def report(self) -> list[str]:
         """Returns lines about files read in an epoch: none, as all data are in memory."""
@@ -119,8 +115,9 @@ class TrainLoader:
                 for name, sizes in streams.items()
             ]
             for step in range(first, len(self), at_once):
+                seed = mixed_seed("views", self.seed, epoch, step, self.rank)
                 rows = [order[step : step + at_once] for order in orders]
-                yield rows, step_generator(self.seed, epoch, step, self.rank)
+                yield rows, torch.Generator().manual_seed(seed)
             epoch, first = epoch + 1, 0
 
     def _make(self, part: tuple[list[Tensor], torch.Generator]) -> list[Batch]:

@@ -38,13 +38,8 @@ class BasicBlock(nn.Module):
 
 
 class SmallImageResNet(Network):
-    """A 3x3 stem and stages of basic blocks; each stage after the first halves height and width.
-
-    Args:
-        num_classes: C. head: whether the embedding comes from a projection head.
-        blocks: the number of blocks per stage.
-        channels: the width of each stage; the last one is the feature width D.
-    """
+    """A 3x3 stem and stages of so many ``blocks`` with so many ``channels``, the last one's the feature width
+    D; each stage after the first halves height and width. ``head``: with a projection head."""
 
     def __init__(self, num_classes: int, head: bool, blocks: Sequence[int], channels: Sequence[int]) -> None:
         super().__init__()

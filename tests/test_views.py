@@ -61,11 +61,13 @@ def assert_share(chosen, probability):
     ],
 )
 def test_crop_boxes_are_distributed_as_torchvisions(height, width, scale):
-    n, ratio, image = 4000, (3 / 4, 4 / 3), torch.empty(3, height, width)
+    n, image = 4000, torch.empty(3, height, width)
     torch.manual_seed(1)
-    theirs = torch.tensor([transforms.RandomResizedCrop.get_params(image, scale, ratio) for _ in range(n)])
+    theirs = torch.tensor(
+        [transforms.RandomResizedCrop.get_params(image, scale, stages.RATIO) for _ in range(n)]
+    )
     sizes = torch.full((n,), height), torch.full((n,), width)
-    ours = torch.stack(stages.draw_crop_boxes(*sizes, scale, ratio, seeded(2)), 1)
+    ours = torch.stack(stages.draw_crop_boxes(*sizes, scale, seeded(2)), 1)
     if scale[0] > 1:
         assert torch.equal(ours, theirs)
         return

@@ -1,40 +1,22 @@
 """Directional statistics: modified Bessel functions of large order, and one von Mises-Fisher distribution per
-class.
-
-Everything works on whole tensors, in float64 except the products of embeddings and mean directions, without a
-loop over samples or classes; orders below 15 take a recurrence of at most 15 steps.
-"""
+class; in float64 except the products of embeddings and mean directions."""
 
 import math
-from collections import defaultdict
 from fractions import Fraction
 from functools import lru_cache
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.polynomial.polynomial import Polynomial, polyadd, polyder, polyint, polymul
 from torch import Tensor, nn
 
 from utils.distributed import in_process_group, sum_over_processes
 
 DEBYE_TERMS = 8  # of Debye's expansion; with them and orders >= 15 the error of log I stays near 1e-11
 SMALLEST_ORDER = 15.0
-ROUNDING = 2.0**-53
 KAPPA_MIN, KAPPA_MAX = 1e-3, 1e5
 UNSEEN_RESULTANT = 0.9  # the mean resultant length R of a class not yet seen
-
-
-def _debye_polynomials():
-    """Yields U_1 .. U_DEBYE_TERMS of DLMF 10.41.9: the exact coefficient of each power of p."""
-    u = {0: Fraction(1)}
-    for _ in range(DEBYE_TERMS):
-        following = defaultdict(Fraction)
-        for power, a in u.items():
-            # U' p^2 (1 - p^2) / 2  and  1/8 of the integral of (1 - 5 t^2) U from 0 to p
-            following[power + 1] += a * power / 2 + a / (8 * (power + 1))
-            following[power + 3] -= a * power / 2 + 5 * a / (8 * (power + 3))
-        u = following
-        yield u
 
 
 @lru_cache(maxsize=64)
@@ -44,10 +26,13 @@ def _debye_table(order):
 
     Terms that nowhere in p's range [0, 1] reach the rounding of the leading 1 are left out.
     """
-    total = np.polynomial.Polynomial([1.0])
-    for k, u in enumerate(_debye_polynomials(), start=1):
-        term = np.polynomial.Polynomial([float(u.get(power, 0)) / order**k for power in range(3 * k + 1)])
-        if np.abs(term(np.linspace(0, 1, 200))).max() < ROUNDING:
+    u, total = [Fraction(1)], Polynomial([1.0])
+    for k in range(1, DEBYE_TERMS + 1):
+        # U_k of DLMF 10.41.9: U' p^2 (1 - p^2) / 2 and 1/8 of the integral of (1 - 5 t^2) U from 0 to p
+        changing = polymul([0, 0, Fraction(1, 2), 0, Fraction(-1, 2)], polyder(u))
+        u = polyadd(changing, polyint(polymul([Fraction(1, 8), 0, Fraction(-5, 8)], u)))
+        term = Polynomial(u.astype(float) / order**k)
+        if np.abs(term(np.linspace(0, 1, 200))).max() < 2.0**-53:
             break
         total = total + term
     of_sum = np.pad(total.coef, (0, -len(total.coef) % 4))
@@ -58,13 +43,9 @@ def _debye_table(order):
 def _debye(order, a, table):
     """Debye's expansion (DLMF 10.41.3) of f(x) = log I_order(x) - order log(x / order), for order >= 15.
 
-    S and D are evaluated at once, four powers of p a step: on a GPU the number of operations is what counts.
-
-    Args:
-        a: 1 + (x / order)^2, float64. table: :func:`_debye_table` of the order, on the same device.
-
-    Returns:
-        (f(x) + log(2 pi order) / 2, order / x f'(x)); the second is (order / x) I_{order+1}(x) / I_order(x).
+    Takes a = 1 + (x / order)^2, float64, and :func:`_debye_table` of the order; returns
+    (f(x) + log(2 pi order) / 2, order / x f'(x)); the second is (order / x) I_{order+1}(x) / I_order(x). S
+    and D are evaluated at once, four powers of p a step: on a GPU the number of operations is what counts.
     """
     p = a.rsqrt()
     square = p * p
@@ -89,11 +70,8 @@ def _debye_order(order):
 def log_iv_and_ratio(order: float, x: Tensor, table: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """(log I_order(x), I_{order+1}(x) / I_order(x)), float64; I is the modified Bessel function of the first
     kind. The ratio, in (0, 1), is d/dx [log I_order(x) - order log x]. For orders 0.5 .. 1023 and x in [1e-3,
-    1e5] the error is below 1e-9, absolute for the logarithm and relative for the ratio.
-
-    Args:
-        order: at least 0. x: positive values, any shape.
-        table: ``_debye_table(_debye_order(order))`` if it already is on x's device.
+    1e5] the error is below 1e-9, absolute for the logarithm and relative for the ratio. ``table`` is
+    ``_debye_table(_debye_order(order))`` if it already is on x's device.
 
     Source: DLMF 10.41.3 (Debye's uniform expansion in the order) and 10.29.1 (recurrence).
     """
@@ -118,7 +96,7 @@ class _LogMGF(torch.autograd.Function):
     @staticmethod
     def forward(ctx, cosine, squared_norm, kappa, temperature, order, table):
         # a = 1 + (k / n)^2 for the k of every embedding and class, and of the class alone; n is the order, or
-        # the one to start a recurrence from. No N x C x p tensor is made.
+        # the one to start a recurrence from.
         top = _debye_order(order)
         scaled = kappa / top
         alone = scaled.square().add_(1)
@@ -148,24 +126,16 @@ class _LogMGF(torch.autograd.Function):
 
 
 def log_normalizer(dim: int, kappa: Tensor) -> Tensor:
-    """log C_p(kappa) of the von Mises-Fisher density on the unit sphere of R^p, float64.
-
-    C_p(kappa) = kappa^nu / ((2 pi)^(p/2) I_nu(kappa)), nu = p/2 - 1.
-
-    Args:
-        dim: p. kappa: positive, any shape.
-    """
+    """log C_p(kappa) of the von Mises-Fisher density on the unit sphere of R^p, p = ``dim``, float64:
+    C_p(kappa) = kappa^nu / ((2 pi)^(p/2) I_nu(kappa)), nu = p/2 - 1."""
     order, kappa = dim / 2 - 1, kappa.double()
     return order * torch.log(kappa) - dim / 2 * math.log(2 * math.pi) - log_iv_and_ratio(order, kappa)[0]
 
 
 def estimate_vmf(means: Tensor) -> tuple[Tensor, Tensor]:
-    """Von Mises-Fisher distributions from the mean vectors (n, p) of points on the unit sphere.
-
-    Returns:
-        (mu, kappa): directions m / |m| (n, p), and concentrations kappa = p R / (1 - R^2) with R = |m| (n,),
-        kept in [1e-3, 1e5] (Banerjee et al. 2005, leading term).
-    """
+    """Von Mises-Fisher distributions from the mean vectors m (n, p) of points on the unit sphere: directions
+    m / |m|, and concentrations kappa = p R / (1 - R^2) (n,) with R = |m|, kept in [1e-3, 1e5] (Banerjee et
+    al. 2005, leading term)."""
     dim, resultant = means.shape[1], means.norm(dim=1)
     # R >= 1 happens for embeddings that are not on the sphere: no spread, the largest concentration.
     spread = torch.rsub(resultant.square(), 1 / dim, alpha=1 / dim).clamp_(min=1e-12 / dim)
@@ -181,7 +151,7 @@ class ClassVMF(nn.Module):
     are those of the global batch.
 
     Args:
-        num_classes: C. dim: p, the width of the embeddings.
+        num_classes: C. dim: p.
         schedule: "epoch": the previous epoch's average is used while the current one is collected (for a
             class without one, the average collected so far); "running": one average over the whole run.
 
@@ -191,6 +161,8 @@ class ClassVMF(nn.Module):
 
     def __init__(self, num_classes: int, dim: int, schedule: str = "epoch") -> None:
         super().__init__()
+        if schedule not in ("epoch", "running"):
+            raise ValueError(f"the schedule is 'epoch' or 'running', not {schedule!r}")
         self.schedule = schedule
         self.dim = dim
         direction, kappa = estimate_vmf(
@@ -204,23 +176,19 @@ class ClassVMF(nn.Module):
         self.register_buffer("table", _debye_table(_debye_order(dim / 2 - 1)), persistent=False)
 
     @torch.no_grad()
-    def _use_collected(self, classes, chosen):
-        """Uses the collected averages for the ``chosen`` (n,) among ``classes`` (n indices, or a slice)."""
+    def _use_collected(self, chosen):
+        """Uses the collected averages of the ``chosen`` classes, bool (C,)."""
         # A class without images has 0 / 0 here, and is not chosen.
-        found = estimate_vmf(self.sums[classes] / self.counts[classes][:, None])
-        for buffer, new in zip((self.mean_direction, self.kappa), found, strict=True):
-            which = chosen.view(-1, *[1] * (new.dim() - 1))
-            if isinstance(classes, slice):
-                torch.where(which, new, buffer, out=buffer)
-            else:
-                buffer[classes] = torch.where(which, new, buffer[classes])
+        direction, kappa = estimate_vmf(self.sums / self.counts[:, None])
+        torch.where(chosen[:, None], direction, self.mean_direction, out=self.mean_direction)
+        torch.where(chosen, kappa, self.kappa, out=self.kappa)
 
     def start_epoch(self) -> None:
         """Under "epoch", puts the average just collected to use and begins a new one; "running" changes
         nothing."""
         if self.schedule == "epoch":
             collected = self.counts > 0
-            self._use_collected(slice(None), collected)
+            self._use_collected(collected)
             self.has_previous.logical_or_(collected)
             self.sums.zero_()
             self.counts.zero_()
@@ -230,7 +198,6 @@ class ClassVMF(nn.Module):
         """Adds a batch: ``embeddings`` (B, p), ``labels`` int64 (B,)."""
         values = embeddings.detach().double()
         ones = values.new_ones(len(labels))
-        changed = slice(None)
         if in_process_group():
             sums = torch.zeros_like(self.sums).index_add_(0, labels, values)
             counts = torch.zeros_like(self.counts).index_add_(0, labels, ones)
@@ -239,22 +206,15 @@ class ClassVMF(nn.Module):
         else:
             self.sums.index_add_(0, labels, values)
             self.counts.index_add_(0, labels, ones)
-            if len(labels) < len(self.counts):  # many classes: nothing of size C x p is made
-                changed = labels
-        self._use_collected(changed, (self.counts[changed] > 0) > self.has_previous[changed])
+        self._use_collected((self.counts > 0) > self.has_previous)
 
     def log_mgf(self, embeddings: Tensor, temperature: float, unit: bool = False) -> Tensor:
         """Log moment generating function of every class's distribution at e / tau, float64 (B, C),
         differentiable in the embeddings.
 
         s_c(e) = log C_p(kappa_c) - log C_p(|| kappa_c mu_c + e / tau ||), with C_p the normaliser of the vMF
-        density (ProCo, Du et al., TPAMI 2024).
-
-        Args:
-            embeddings: (B, p). The products with mu are taken in this dtype, what follows in float64.
-            temperature: tau > 0.
-            unit: the embeddings have length 1. The gradient then has no part along them, which normalising
-                would remove.
+        density (ProCo, Du et al., TPAMI 2024). ``unit``: the embeddings have length 1; the gradient then has
+        no part along them, which normalising would remove.
         """
         cosine = embeddings @ self.mean_direction.to(embeddings.dtype).T
         squared_norm = 1.0 if unit else embeddings.double().square().sum(dim=1, keepdim=True)

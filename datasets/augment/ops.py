@@ -13,8 +13,7 @@ Two families, each equal to ``torchvision.transforms.v2.functional`` on tensors,
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-LUMA = (0.2989, 0.587, 0.114)  # ITU-R 601-2 weights as torchvision writes them
+from torchvision.transforms.v2.functional import rgb_to_grayscale
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:
@@ -34,25 +33,13 @@ def truncated(images: Tensor) -> Tensor:
     return images.to(torch.int16).to(torch.uint8)
 
 
-def _luma(images: Tensor) -> Tensor:
-    """Returns the brightness (N, 1, H, W), float32; whole numbers for uint8 images, as Pillow rounds here."""
-    red, green, blue = images.unbind(1)
-    luma = red.mul(LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2]).unsqueeze_(1)
-    return luma if images.is_floating_point() else luma.floor_()
-
-
 def _blend(images: Tensor, other: Tensor | None, factor: Tensor) -> Tensor:
     """Returns ``factor * images + (1 - factor) * other``, clipped; ``other`` None means black."""
-    if len(images) == 1:  # numbers instead of one-element tensors: the same arithmetic in faster loops
-        blended = images * float(factor)
-        if other is not None:
-            blended.add_(other, alpha=float(1.0 - factor))
-    else:
-        blended = images * _per_image(factor, images)
-        if other is not None:
-            # Contiguous: addcmul is slow where both factors are broadcast.
-            other = other.expand(-1, -1, *images.shape[2:]).contiguous()
-            blended.addcmul_(other, _per_image(1.0 - factor, images))
+    blended = images * _per_image(factor, images)
+    if other is not None:
+        # Contiguous: addcmul is slow where both factors are broadcast.
+        other = other.expand(-1, -1, *images.shape[2:]).contiguous()
+        blended.addcmul_(other, _per_image(1.0 - factor, images))
     if images.is_floating_point():
         return blended.clamp_(0.0, 1.0)
     return truncated(blended.clamp_(0.0, 255.0))
@@ -65,12 +52,12 @@ def adjust_brightness(images: Tensor, factor: Tensor) -> Tensor:
 
 def adjust_saturation(images: Tensor, factor: Tensor) -> Tensor:
     """Blends with each pixel's own brightness; factor 0 is gray, 1 the image."""
-    return _blend(images, _luma(images), factor)
+    return _blend(images, rgb_to_grayscale(images).float(), factor)
 
 
 def adjust_contrast(images: Tensor, factor: Tensor) -> Tensor:
     """Blends with the image's mean brightness; factor 0 is a uniform gray, 1 the image."""
-    return _blend(images, _luma(images).mean((1, 2, 3), keepdim=True), factor)
+    return _blend(images, rgb_to_grayscale(images).float().mean((1, 2, 3), keepdim=True), factor)
 
 
 def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
@@ -100,24 +87,14 @@ def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
     return turned
 
 
-def grayscale(images: Tensor) -> Tensor:
-    """Returns each pixel's brightness in all three channels."""
-    return _luma(images).to(images.dtype).expand_as(images)
-
-
-def _triangle_weights(
-    start: Tensor, length: Tensor, reverse: Tensor, size_in: int, size_out: int, device: torch.device
-) -> Tensor:
+def _triangle_weights(start, length, size_in, size_out, device):
     """Returns the weights (N, size_out, size_in) of antialiased bilinear resampling of
     ``[start, start + length)``: a triangle filter whose half-width is one pixel, or one output pixel where
     that is larger.
     """
-    start, length, reverse = (
-        to_device(v.to(torch.float32), device).view(-1, 1, 1) for v in (start, length, reverse)
-    )
+    start, length = (to_device(v.to(torch.float32), device).view(-1, 1, 1) for v in (start, length))
     scale = length / size_out
-    ahead = torch.arange(size_out, device=device, dtype=torch.float32).add_(0.5).view(1, -1, 1)
-    centre = torch.lerp(ahead, size_out - ahead, reverse) * scale
+    centre = torch.arange(size_out, device=device, dtype=torch.float32).add_(0.5).view(1, -1, 1) * scale
     pixel = torch.arange(size_in, device=device, dtype=torch.float32).view(1, 1, -1) - start
     weights = (pixel + 0.5 - centre).abs_().div_(scale.clamp_min(1.0)).neg_().add_(1.0).clamp_min_(0.0)
     weights.mul_((pixel >= 0) & (pixel < length))
@@ -127,17 +104,16 @@ def _triangle_weights(
 def resized_crop(
     images: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor, flip: Tensor, size: int
 ) -> Tensor:
-    """Resizes a box of each image to (size, size), antialiased bilinear; mirrors it where ``flip`` is set.
+    """Resizes a box of each uint8 image to (size, size), antialiased bilinear; mirrors it where ``flip`` is
+    set; returns float32 in [0, 1].
 
     Two batched matrix products, as the resampling is separable and the mirror only reorders weights (call it
-    outside autocast). Takes uint8 or float, returns float32 in [0, 1].
+    outside autocast).
     """
     n, channels, rows, columns = images.shape
-    never = torch.zeros_like(flip)
-    down = _triangle_weights(top, height, never, rows, size, images.device)
-    across = _triangle_weights(left, width, flip, columns, size, images.device)
-    if not images.is_floating_point():
-        down.div_(255.0)
+    down = _triangle_weights(top, height, rows, size, images.device).div_(255.0)
+    across = _triangle_weights(left, width, columns, size, images.device)
+    across = torch.where(to_device(flip, images.device).view(-1, 1, 1), across.flip(1), across)
     resized = torch.bmm(images.to(torch.float32).reshape(n, channels * rows, columns), across.transpose(1, 2))
     return torch.matmul(down.unsqueeze(1), resized.view(n, channels, rows, size)).clamp_(0.0, 1.0)
 
@@ -197,10 +173,7 @@ def warp(images: Tensor, value: Tensor, name: str, fill: int = 0) -> Tensor:
     by_x, by_y, offset = to_device(theta, device).view(n, 3, 1, 1, 2).unbind(1)
     across = (torch.arange(width, device=device) - 0.5 * (width - 1)).view(1, 1, -1, 1)
     down = (torch.arange(height, device=device) - 0.5 * (height - 1)).view(1, -1, 1, 1)
-    # As complex numbers: one addition fills both coordinates of the grid.
-    grid = torch.view_as_real(
-        torch.view_as_complex(across * by_x) + torch.view_as_complex(down * by_y + offset)
-    )
+    grid = across * by_x + (down * by_y + offset)
     shifted = images.to(torch.float32).sub_(fill)  # grid_sample has zeros outside
     warped = F.grid_sample(shifted, grid, mode="nearest", padding_mode="zeros", align_corners=False)
     return truncated(warped.add_(fill))
@@ -247,18 +220,13 @@ def posterize(images: Tensor, bits: Tensor) -> Tensor:
 
 def solarize(images: Tensor, threshold: Tensor) -> Tensor:
     """Inverts the values at or above ``threshold``."""
-    below = (
-        images - _per_image(threshold.ceil(), images, torch.int16)
-    ) >> 15  # -1 or 0, faster than torch.where
-    return images ^ below.bitwise_not_().to(torch.uint8)
+    bright = images >= _per_image(threshold.ceil(), images, torch.int16)
+    return images ^ bright.to(torch.uint8).mul_(255)
 
 
 def solarize_add(images: Tensor, addition: Tensor) -> Tensor:
-    """Adds ``addition`` (0 to 128) to the values below 128, clipped at 255."""
-    wide = images.to(torch.int16)
-    added = (wide + _per_image(addition, images, torch.int16)).clamp_(max=255)
-    dark = wide.sub_(128).bitwise_right_shift_(15)  # -1 or 0
-    return images ^ dark.bitwise_and_(added ^ images).to(torch.uint8)
+    """Adds ``addition`` (0 to 128) to the values below 128."""
+    return images + (images < 128) * _per_image(addition, images, torch.uint8)
 
 
 def autocontrast(images: Tensor) -> Tensor:
@@ -268,17 +236,3 @@ def autocontrast(images: Tensor) -> Tensor:
     flat = low == high
     scale = (high - low).mul_(1.0 / 255.0).masked_fill_(flat, 1.0)
     return truncated(stretched.sub_(low.masked_fill_(flat, 0.0)).div_(scale).clamp_(0.0, 255.0))
-
-
-def equalize(images: Tensor) -> Tensor:
-    """Flattens each channel's histogram as Pillow does; a channel of (nearly) one value stays."""
-    values = images.flatten(2).long()
-    pixels = values.shape[2]
-    counts = values.new_zeros((*values.shape[:2], 256), dtype=torch.int32)
-    counts.scatter_add_(2, values, counts.new_ones(1).expand_as(values))
-    cumulative = counts.cumsum(2, dtype=torch.int32)
-    brightest = counts.gather(2, values.amax(2, keepdim=True))
-    step = (pixels - brightest).div_(255, rounding_mode="floor")
-    table = (cumulative - counts + step // 2).div_(step.clamp(min=1), rounding_mode="floor").clamp_(0, 255)
-    equalized = table.to(torch.uint8).gather(2, values)
-    return torch.where(step == 0, images.flatten(2), equalized).view_as(images)

@@ -1,31 +1,26 @@
 """Random views of image batches: every image draws its own parameters, every operation runs on the whole
 batch.
 
-A view is called as ``view(images, generator)`` with uint8 images (N, 3, H, W) on any device and a CPU
-generator, and returns float32 images in [0, 1], not normalised. It is a chain of stages. Parameters are drawn
-on the host, so one seed gives the same augmentation on every device, and which images an operation applies to
-is known without synchronising with the device.
+Parameters are drawn on the host, so one seed gives the same augmentation on every device, and which images an
+operation applies to is known without synchronising with the device.
 """
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor
+from torchvision.transforms.v2.functional import rgb_to_grayscale
 
 from datasets.augment import ops
 
-# In values per image: from here on a CPU core's cache holds few images, and calls cost less than memory.
-LARGE_IMAGE = 2**16
-
 
 class Stage(ABC):
-    """One step of a view. ``size`` is the side of the images that it returns, if it changes."""
-
-    size: int | None = None
+    """One step of a view."""
 
     def draw(self, n: int, height: int, width: int, generator: Generator) -> tuple[Tensor, ...]:
         """Draws the random parameters of ``n`` images of one size: host tensors with n rows."""
@@ -38,8 +33,7 @@ class Stage(ABC):
 
 @dataclass(frozen=True)
 class View:
-    """Stages applied one after another to the whole batch, or on a CPU to one large image after the other, so
-    that it stays in the cache."""
+    """Stages applied one after another."""
 
     stages: tuple[Stage, ...]
 
@@ -50,22 +44,17 @@ class View:
         out: Tensor | None = None,
         finish: Callable[[Tensor, Tensor], object] = lambda view, out: out.copy_(view),
     ) -> Tensor:
-        """Returns the view, float32 (N, 3, S, S), written to ``out`` if given. ``finish(view, out)`` writes a
-        part of it there, perhaps normalised."""
-        n, _, height, width = images.shape
-        drawn = []
+        """Returns the view of uint8 images (N, 3, H, W) on any device, float32 in [0, 1], not normalised.
+
+        ``generator`` is on the CPU. If ``out`` is given, ``finish(view, out)`` writes the view there, perhaps
+        normalised.
+        """
         for stage in self.stages:
-            drawn.append(stage.draw(n, height, width, generator))
-            height, width = stage.size or height, stage.size or width
+            drawn = stage.draw(len(images), *images.shape[2:], generator)
+            images = stage.apply(images, *drawn)
         if out is None:
-            out = torch.empty(n, 3, height, width, device=images.device)
-        at_once = n if images.is_cuda or 3 * height * width < LARGE_IMAGE else 1
-        for start in range(0, n, at_once):
-            rows = slice(start, start + at_once)
-            part = images[rows]
-            for stage, parameters in zip(self.stages, drawn, strict=True):
-                part = stage.apply(part, *(values[rows] for values in parameters))
-            finish(part, out[rows])
+            return images
+        finish(images, out)
         return out
 
 
@@ -88,6 +77,7 @@ def chance(n: int, probability: float, generator: Generator) -> Tensor:
     return torch.rand(n, generator=generator) < probability
 
 
+RATIO = (3 / 4, 4 / 3)  # of a random box's width to its height
 Operation = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -131,7 +121,7 @@ class RandomApply(Stage):
 
 
 HORIZONTAL_FLIP = RandomApply(lambda images: images.flip(3), 0.5)
-RANDOM_GRAYSCALE = RandomApply(ops.grayscale, 0.2)
+RANDOM_GRAYSCALE = RandomApply(partial(rgb_to_grayscale, num_output_channels=3), 0.2)
 
 
 @dataclass(frozen=True)
@@ -151,29 +141,25 @@ class PaddedCrop(Stage):
 
 
 def draw_crop_boxes(
-    heights: Tensor,
-    widths: Tensor,
-    scale: tuple[float, float],
-    ratio: tuple[float, float],
-    generator: Generator,
+    heights: Tensor, widths: Tensor, scale: tuple[float, float], generator: Generator
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Draws boxes (top, left, height, width), int64 (N,) each, as torchvision's RandomResizedCrop does.
 
     Up to ten tries per image of an area (share of the image, uniform over ``scale``) and an aspect ratio
-    (log-uniform over ``ratio``); the position of the first that fits is uniform. If none fits: the largest
+    (log-uniform over ``RATIO``); the position of the first that fits is uniform. If none fits: the largest
     central box of a permitted ratio. ``heights`` and ``widths`` of the images are host int64 (N,).
     """
     tries = (len(heights), 10)
     rows, columns = heights.unsqueeze(1), widths.unsqueeze(1)
     area = (rows * columns) * uniform(tries, *scale, generator)
-    aspect = uniform(tries, math.log(ratio[0]), math.log(ratio[1]), generator).exp()
+    aspect = uniform(tries, math.log(RATIO[0]), math.log(RATIO[1]), generator).exp()
     width, height = (area * aspect).sqrt().round().long(), (area / aspect).sqrt().round().long()
     fits = (width > 0) & (width <= columns) & (height > 0) & (height <= rows)
     first = fits.to(torch.uint8).argmax(1, keepdim=True)
     found, width, height = (v.gather(1, first).squeeze(1) for v in (fits, width, height))
 
-    central_width = torch.minimum(widths, (heights * max(ratio)).round().long())
-    central_height = torch.minimum(heights, (widths / min(ratio)).round().long())
+    central_width = torch.minimum(widths, (heights * RATIO[1]).round().long())
+    central_height = torch.minimum(heights, (widths / RATIO[0]).round().long())
     width, height = torch.where(found, width, central_width), torch.where(found, height, central_height)
     spare_rows, spare_columns = heights - height, widths - width
     place = torch.rand((2, len(heights)), dtype=torch.float64, generator=generator)
@@ -189,13 +175,12 @@ class RandomResizedCrop(Stage):
 
     size: int
     scale: tuple[float, float] = (0.08, 1.0)
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: float = 0.5
 
     def draw(self, n: int, height: int, width: int, generator: Generator) -> tuple[Tensor, ...]:
         """Draws boxes and mirrors, bool (N,)."""
         heights, widths = torch.full((n,), height), torch.full((n,), width)
-        boxes = draw_crop_boxes(heights, widths, self.scale, self.ratio, generator)
+        boxes = draw_crop_boxes(heights, widths, self.scale, generator)
         return *boxes, chance(n, self.flip, generator)
 
     def apply(self, images: Tensor, *drawn: Tensor) -> Tensor:
@@ -250,8 +235,8 @@ class ColorJitter(Stage):
             uniform((n,), max(0.0, 1.0 - amount), 1.0 + amount, generator)
             for amount in (self.brightness, self.contrast, self.saturation)
         ]
-        factors.append(uniform((n,), -self.hue, self.hue, generator))
-        return chosen, order, torch.stack(factors, 1)
+        hue = uniform((n,), -self.hue, self.hue, generator)
+        return chosen, order, torch.stack([*factors, hue], 1)
 
     def apply(self, images: Tensor, chosen: Tensor, order: Tensor, factors: Tensor) -> Tensor:
         functions = (ops.adjust_brightness, ops.adjust_contrast, ops.adjust_saturation, ops.adjust_hue)
