@@ -33,9 +33,8 @@ class RandomCrops(NamedTuple):
     size: int
 
     def __call__(self, picture: Image.Image, seed: int) -> list[Tensor]:
-        height, width = (torch.full((self.views,), side) for side in upright_size(picture))
         generator = torch.Generator().manual_seed(seed)
-        boxes = draw_crop_boxes(height, width, self.scale, generator)
+        boxes = draw_crop_boxes(self.views, *upright_size(picture), self.scale, generator)
         return decode_crops(picture, torch.stack(boxes, dim=1), self.size)
 
 

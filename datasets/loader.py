@@ -4,7 +4,7 @@ Order and randomness depend on (seed, epoch, step, rank) and on whether the devi
 generator draws the views of 32 steps; so a run can resume at any step.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, NamedTuple
@@ -23,9 +23,8 @@ STEPS_AT_ONCE = {"cuda": 32, "cpu": 1}
 
 
 class Batch(NamedTuple):
-    """One step's data. ``images``: float32 normalised, ordered [view 1 (B), view 2 (B), view 3 (B), outliers
-    (M)], without views 2 and 3 or the outliers if the loss does not use them; ``labels`` (B,); ``indices``
-    (B,) into the training set, on the host."""
+    """``images``: float32 normalised, [view 1 (B), view 2 (B), view 3 (B), outliers (M)], without those that
+    the loss does not use; ``labels`` (B,); ``indices`` (B,) into the training set, on the host."""
 
     images: Tensor
     labels: Tensor
@@ -41,11 +40,8 @@ def place(images: Tensor, device: torch.device) -> Tensor:
 
 @dataclass(eq=False)
 class TrainLoader:
-    """Training batches of uint8 images (N, 3, H, W) and outliers; drops the last incomplete one.
-
-    Batch sizes are of the global batch, which the ``world_size`` processes share; ``contrastive``: batches
-    have views 2 and 3.
-    """
+    """Training batches of uint8 images and outliers, (N, 3, H, W); drops the last incomplete one. Batch sizes
+    are those of all processes together; ``contrastive``: batches have views 2 and 3."""
 
     images: Tensor
     labels: Tensor
@@ -65,7 +61,6 @@ class TrainLoader:
     def __post_init__(self) -> None:
         self.images = place(self.images, self.device)
         self.outliers = None if self.outliers is None else place(self.outliers, self.device)
-        self.begun = {}  # chunks of the next epoch, by its (epoch, first step)
 
     def __len__(self) -> int:
         """Returns the number of steps per epoch."""
@@ -78,47 +73,37 @@ class TrainLoader:
 
     def where(self) -> str:
         """Returns one line for the log: which device holds the data."""
-        outliers = (
-            "" if self.outliers is None else f", {len(self.outliers):,} outliers on {self.outliers.device}"
-        )
-        return f"images on {self.images.device}{outliers}"
+        images = f"images on {self.images.device}"
+        if self.outliers is None:
+            return images
+        return f"{images}, {self.num_outliers:,} outliers on {self.outliers.device}"
 
     def report(self) -> list[str]:
         """Returns lines about files read in an epoch: none, as all data are in memory."""
         return []
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
-        """Yields the batches of an epoch from ``start_step`` to its end.
-
-        On CUDA a thread makes the next chunk while the current one is in use: at an epoch's end the first
-        one of the next epoch.
-        """
+        """Yields the batches of an epoch from ``start_step`` to its end."""
         at_once = STEPS_AT_ONCE[self.device.type]
-        start = start_step // at_once * at_once
-        chunks = self.begun.pop((epoch, start), None)
-        if chunks is None:
-            ahead = one_ahead if self.device.type == "cuda" else map
-            chunks = ahead(self._make, self._parts(epoch, start, at_once))
-        for first in range(start, len(self), at_once):
-            yield from next(chunks)[max(0, start_step - first) :]
-        self.begun = {(epoch + 1, 0): chunks}
+        first = start_step // at_once * at_once
+        ahead = one_ahead if self.device.type == "cuda" else map
+        for batches in ahead(self._make, self._parts(epoch, first, at_once)):
+            yield from batches[max(0, start_step - first) :]
+            first += at_once
 
     def _parts(self, epoch: int, first: int, at_once: int) -> Iterator[tuple[list[Tensor], torch.Generator]]:
-        """Yields, from step ``first`` of an epoch on and without end: the numbers of the images (steps, B) of
-        ``at_once`` steps, of their outliers (steps, M) if there are any, and the generator of their views."""
+        """Yields, from step ``first`` of an epoch on: the numbers of the images (steps, B) of ``at_once``
+        steps, of their outliers (steps, M) if there are any, and the generator of their views."""
         streams = {"images": (len(self.labels), self.batch_size)}
         if self.outliers is not None:
             streams["outliers"] = len(self.outliers), self.outlier_batch_size
-        while True:
-            orders = [
-                epoch_shares(*sizes, len(self), self.seed, epoch, name, self.rank, self.world_size)
-                for name, sizes in streams.items()
-            ]
-            for step in range(first, len(self), at_once):
-                seed = mixed_seed("views", self.seed, epoch, step, self.rank)
-                rows = [order[step : step + at_once] for order in orders]
-                yield rows, torch.Generator().manual_seed(seed)
-            epoch, first = epoch + 1, 0
+        orders = [
+            epoch_shares(*sizes, len(self), self.seed, epoch, name, self.rank, self.world_size)
+            for name, sizes in streams.items()
+        ]
+        for step in range(first, len(self), at_once):
+            seed = mixed_seed("views", self.seed, epoch, step, self.rank)
+            yield [order[step : step + at_once] for order in orders], torch.Generator().manual_seed(seed)
 
     def _make(self, part: tuple[list[Tensor], torch.Generator]) -> list[Batch]:
         """Returns the batches of some steps, made together; see :meth:`_parts`."""
@@ -143,12 +128,13 @@ class TrainLoader:
         return to_device(images[indices], self.device)
 
 
-def one_ahead(function: Callable, endless: Iterator) -> Iterator[Any]:
+def one_ahead(function: Callable, arguments: Iterable) -> Iterator[Any]:
     """Maps like ``map``; a thread computes the next result while the current one is in use."""
     with ThreadPoolExecutor(1) as pool:
-        pending = pool.submit(function, next(endless))
-        for argument in endless:
-            following = pool.submit(function, argument)
+        submitted = (pool.submit(function, argument) for argument in arguments)
+        pending = next(submitted, None)
+        while pending is not None:
+            following = next(submitted, None)
             yield pending.result()
             pending = following
 
@@ -157,10 +143,6 @@ def evaluation_batches(
     images: Tensor, labels: Tensor, *, batch_size: int, normalization: Normalization, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yields (normalised float images, labels), on the device: every image once, in order, not augmented."""
-    for start in range(0, len(labels), batch_size):
-        rows = slice(start, start + batch_size)
-        batch = images[rows].to(device, non_blocking=True).float().div_(255)
-        yield (
-            normalization(batch).contiguous(memory_format=torch.channels_last),
-            labels[rows].to(device, non_blocking=True),
-        )
+    for batch, of_batch in zip(images.split(batch_size), labels.split(batch_size), strict=True):
+        batch = normalization(batch.to(device, non_blocking=True).float().div_(255))
+        yield batch.contiguous(memory_format=torch.channels_last), of_batch.to(device, non_blocking=True)

@@ -12,10 +12,7 @@ EMBEDDING_DIM = 1024
 
 
 class PhotographResNet(Network, ResNet):
-    """torchvision's ResNet with random weights and features of width D (512 or 2048).
-
-    ``head`` tells whether the embedding comes from a projection head; ``shape`` is torchvision's.
-    """
+    """torchvision's ResNet of a ``shape``, with random weights and features of width D (512 or 2048)."""
 
     def __init__(self, num_classes: int, head: bool, **shape: Any) -> None:
         super().__init__(**shape)

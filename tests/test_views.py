@@ -66,8 +66,7 @@ def test_crop_boxes_are_distributed_as_torchvisions(height, width, scale):
     theirs = torch.tensor(
         [transforms.RandomResizedCrop.get_params(image, scale, stages.RATIO) for _ in range(n)]
     )
-    sizes = torch.full((n,), height), torch.full((n,), width)
-    ours = torch.stack(stages.draw_crop_boxes(*sizes, scale, seeded(2)), 1)
+    ours = torch.stack(stages.draw_crop_boxes(n, height, width, scale, seeded(2)), 1)
     if scale[0] > 1:
         assert torch.equal(ours, theirs)
         return

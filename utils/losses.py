@@ -66,16 +66,11 @@ class PATTLoss(nn.Module):
         self.statistics.start_epoch()
 
     def forward(self, logits: Tensor, embeddings: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """The loss of one batch, ordered [view 1 (B), view 2 (B), view 3 (B), outliers (M)].
+        """Returns ``{loss, isac, tla, oe}``, scalars, for one batch, ordered [view 1 (B), view 2 (B), view 3
+        (B), outliers (M)]; ``labels`` (B,) are of view 1, and so of views 2 and 3.
 
-        Without ISAC there are no views 2 and 3, without OE no outliers. In training mode the class statistics
-        take in the batch before they are used.
-
-        Args:
-            logits: (N, C). embeddings: (N, p). labels: int64 (B,), of view 1, and so of views 2 and 3.
-
-        Returns:
-            ``{loss, isac, tla, oe}``: scalars; a removed term is 0.
+        Without ISAC there are no views 2 and 3, without OE no outliers; a removed term is 0. In training mode
+        the class statistics take in the batch before they are used.
         """
         batch = len(labels)
         first_outlier = 3 * batch if self.isac else batch
@@ -84,11 +79,10 @@ class PATTLoss(nn.Module):
             view1, _, outliers = logits.to(torch.promote_types(logits.dtype, torch.float32)).split(
                 [batch, first_outlier - batch, len(logits) - first_outlier]
             )
-            tla = (
-                logit_adjusted_ce(view1, labels, self.log_prior, self.logit_temperature)
-                if self.tla
-                else F.cross_entropy(view1, labels)
-            )
+            if self.tla:
+                tla = logit_adjusted_ce(view1, labels, self.log_prior, self.logit_temperature)
+            else:
+                tla = F.cross_entropy(view1, labels)
             pairs = embeddings[batch:first_outlier]
             isac = self.contrast(pairs, labels.repeat(2)) if self.isac else torch.zeros_like(tla)
             oe = outlier_exposure(outliers) if self.oe else torch.zeros_like(tla)

@@ -67,19 +67,15 @@ def _debye_order(order):
     return order + max(0, math.ceil(SMALLEST_ORDER - order))
 
 
-def log_iv_and_ratio(order: float, x: Tensor, table: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def log_iv_and_ratio(order: float, x: Tensor) -> tuple[Tensor, Tensor]:
     """(log I_order(x), I_{order+1}(x) / I_order(x)), float64; I is the modified Bessel function of the first
     kind. The ratio, in (0, 1), is d/dx [log I_order(x) - order log x]. For orders 0.5 .. 1023 and x in [1e-3,
-    1e5] the error is below 1e-9, absolute for the logarithm and relative for the ratio. ``table`` is
-    ``_debye_table(_debye_order(order))`` if it already is on x's device.
-
+    1e5] the error is below 1e-9, absolute for the logarithm and relative for the ratio.
     Source: DLMF 10.41.3 (Debye's uniform expansion in the order) and 10.29.1 (recurrence).
     """
     x, top = x.double(), _debye_order(order)
-    if table is None:
-        table = _debye_table(top).to(x.device)
     z = x / top
-    log_i, ratio = _debye(top, 1 + z * z, table)
+    log_i, ratio = _debye(top, 1 + z * z, _debye_table(top).to(x.device))
     log_i = log_i + (top * torch.log(z) - 0.5 * math.log(2 * math.pi * top))
     ratio = ratio * z
     for i in range(round(top - order)):
@@ -107,7 +103,7 @@ class _LogMGF(torch.autograd.Function):
             values, slopes = _debye(order, a, table)
         else:
             k = (a - 1).clamp_(min=(KAPPA_MIN / top) ** 2).sqrt_().mul_(top)  # rounding where the two cancel
-            values, ratio = log_iv_and_ratio(order, k, table)
+            values, ratio = log_iv_and_ratio(order, k)
             values, slopes = values - order * torch.log(k), top * ratio / k
         ctx.temperature, ctx.top = temperature, top
         ctx.save_for_backward(slopes[:-1], scaled)
@@ -147,16 +143,12 @@ class ClassVMF(nn.Module):
     """A von Mises-Fisher distribution on the unit sphere of R^p for every class, estimated while training.
 
     :func:`estimate_vmf` of a class's mean embedding; a class not yet seen has a random direction and R = 0.9.
-    The statistics are buffers: they carry no gradient and belong in the checkpoint. In a process group they
-    are those of the global batch.
+    The statistics in use, mu in ``mean_direction``, float64 (C, p), and ``kappa``, float64 (C,), are buffers:
+    they carry no gradient and belong in the checkpoint. In a process group they are those of the global
+    batch.
 
-    Args:
-        num_classes: C. dim: p.
-        schedule: "epoch": the previous epoch's average is used while the current one is collected (for a
-            class without one, the average collected so far); "running": one average over the whole run.
-
-    Attributes:
-        mean_direction: mu, float64 (C, p), unit rows. kappa: float64 (C,). The statistics in use.
+    ``schedule`` "epoch": the previous epoch's average is used while the current one is collected (for a class
+    without one, the average collected so far); "running": one average over the whole run.
     """
 
     def __init__(self, num_classes: int, dim: int, schedule: str = "epoch") -> None:

@@ -1,13 +1,8 @@
 """Batched image operations: one parameter per image, no loop over images, no host-device synchronisation.
 
-Images are (N, 3, H, W) on any device and are not modified; parameters are host tensors (N,), real ones
-float64, so one CPU generator gives the same parameters on every device. Nothing is random here.
-
-Two families, each equal to ``torchvision.transforms.v2.functional`` on tensors, one image at a time:
-
-* uint8 in, uint8 out, equal bit for bit: the operations of AutoAugment and RandAugment; the bicubic shears
-  are Pillow's;
-* float32 in [0, 1], equal to rounding error: resized crop, colour jitter, grayscale.
+Images (N, 3, H, W) are not modified; parameters are host tensors (N,), real ones float64. Results equal those
+of ``torchvision.transforms.v2.functional``, one image at a time: bit for bit on uint8 images (the bicubic
+shears are Pillow's), to rounding error on float32 ones in [0, 1].
 """
 
 import torch
@@ -63,9 +58,8 @@ def adjust_contrast(images: Tensor, factor: Tensor) -> Tensor:
 def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
     """Rotates the hue of float images by ``shift`` in [-0.5, 0.5] of a full circle.
 
-    Equal to the conversion to HSV and back, without forming HSV: with V the largest channel and C the spread
-    between the channels, a channel at offset n is ``V - C * clip(min(k, 4 - k), 0, 1)``,
-    ``k = (n + 6 hue) mod 6``.
+    As by HSV and back: with V the largest channel and C the spread between the channels, a channel at offset
+    n is ``V - C * clip(min(k, 4 - k), 0, 1)``, ``k = (n + 6 hue) mod 6``.
     """
     red, green, blue = images.unbind(1)
     larger, smaller = torch.maximum(green, blue), torch.minimum(green, blue)
@@ -105,11 +99,8 @@ def resized_crop(
     images: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor, flip: Tensor, size: int
 ) -> Tensor:
     """Resizes a box of each uint8 image to (size, size), antialiased bilinear; mirrors it where ``flip`` is
-    set; returns float32 in [0, 1].
-
-    Two batched matrix products, as the resampling is separable and the mirror only reorders weights (call it
-    outside autocast).
-    """
+    set; returns float32 in [0, 1]. Two batched matrix products, as the resampling is separable and the mirror
+    only reorders weights (call it outside autocast)."""
     n, channels, rows, columns = images.shape
     down = _triangle_weights(top, height, rows, size, images.device).div_(255.0)
     across = _triangle_weights(left, width, columns, size, images.device)
@@ -122,11 +113,9 @@ def cutout(images: Tensor, row: Tensor, column: Tensor, length: int) -> Tensor:
     """Blackens ``[centre - length // 2, centre + length // 2)`` in both directions (DeVries and Taylor, arXiv
     1708.04552)."""
     half = length // 2
-    down, across = (
-        torch.arange(side, device=images.device) - to_device(centre, images.device).view(-1, 1)
-        for side, centre in zip(images.shape[2:], (row, column), strict=True)
-    )
-    rows, columns = ((away >= -half) & (away < half) for away in (down, across))
+    down = torch.arange(images.shape[2]) - row[:, None]
+    across = torch.arange(images.shape[3]) - column[:, None]
+    rows, columns = (to_device((away >= -half) & (away < half), images.device) for away in (down, across))
     return images.masked_fill(rows[:, None, :, None] & columns[:, None, None], 0)
 
 
@@ -204,8 +193,7 @@ def adjust_sharpness(images: Tensor, factor: Tensor) -> Tensor:
     """Blends with a smoothed image, but for a border of one pixel; factor 0 is smooth, 1 the image."""
     sharpened = images.to(torch.float32)
     interior = sharpened[..., 1:-1, 1:-1]
-    # The smoothing weights are 1 around a 5, over 13. Sums of whole numbers are exact, and a thirteenth is
-    # never a tie.
+    # The smoothing weights are 1 around a 5, over 13. Whole sums are exact, and a thirteenth is never a tie.
     columns = sharpened[..., :-2] + sharpened[..., 1:-1] + sharpened[..., 2:]
     smooth = columns[..., :-2, :] + columns[..., 1:-1, :] + columns[..., 2:, :]
     smooth.add_(interior, alpha=4.0).div_(13.0).round_()

@@ -101,12 +101,10 @@ class AutoAugment(Stage):
 
 @dataclass(frozen=True)
 class RandAugment(Stage):
-    """The search space known as rand-n2-m10-mstd0.5 (Cubuk et al., arXiv 1909.13719).
-
-    ``steps`` times: one of fifteen operations, with probability 1/2, at a magnitude m drawn from
-    N(``magnitude``, ``std``) and clipped to [0, 10]. The operation's value is linear in m; that of geometry
-    has a random sign, and bits and thresholds are rounded down.
-    """
+    """The search space known as rand-n2-m10-mstd0.5 (Cubuk et al., arXiv 1909.13719): ``steps`` times one of
+    fifteen operations, with probability 1/2, at a magnitude m drawn from N(``magnitude``, ``std``) and
+    clipped to [0, 10]. The operation's value is linear in m; that of geometry has a random sign, and bits and
+    thresholds are rounded down."""
 
     steps: int = 2
     magnitude: float = 10.0

@@ -1,12 +1,8 @@
-"""Random views of image batches: every image draws its own parameters, every operation runs on the whole
-batch.
-
+"""What random views are made of: every image draws its own parameters, operations run on the whole batch.
 Parameters are drawn on the host, so one seed gives the same augmentation on every device, and which images an
-operation applies to is known without synchronising with the device.
-"""
+operation applies to is known without synchronising with the device."""
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,16 +15,12 @@ from torchvision.transforms.v2.functional import rgb_to_grayscale
 from datasets.augment import ops
 
 
-class Stage(ABC):
-    """One step of a view."""
+class Stage:
+    """One step of a view: ``apply(images, *drawn)`` returns the changed images, given what was drawn."""
 
     def draw(self, n: int, height: int, width: int, generator: Generator) -> tuple[Tensor, ...]:
         """Draws the random parameters of ``n`` images of one size: host tensors with n rows."""
         return ()
-
-    @abstractmethod
-    def apply(self, images: Tensor, *drawn: Tensor) -> Tensor:
-        """Returns the changed images, given what :meth:`draw` returned."""
 
 
 @dataclass(frozen=True)
@@ -88,18 +80,12 @@ def apply_in_order(images: Tensor, kinds: Tensor, values: Tensor, functions: Seq
     function runs once, on all its images.
     """
     for kind, value in zip(kinds.unbind(1), values.unbind(1), strict=True):
-        present, sizes = (found.tolist() for found in kind.unique(return_counts=True))
-        if len(present) == 1:
-            images = images if present[0] < 0 else functions[present[0]](images, value)
-            continue
-        order = kind.argsort(stable=True)  # images of one kind side by side: one copy to the device for all
-        on_device = ops.to_device(order, images.device)
         changed = images.clone()
-        for number, members, index in zip(present, order.split(sizes), on_device.split(sizes), strict=True):
-            if number >= 0:
-                changed.index_copy_(
-                    0, index, functions[number](images.index_select(0, index), value[members])
-                )
+        for number in kind[kind >= 0].unique().tolist():
+            members = (kind == number).nonzero().flatten()
+            index = ops.to_device(members, images.device)
+            result = functions[number](images.index_select(0, index), value[members])
+            changed.index_copy_(0, index, result)
         images = changed
     return images
 
@@ -141,31 +127,28 @@ class PaddedCrop(Stage):
 
 
 def draw_crop_boxes(
-    heights: Tensor, widths: Tensor, scale: tuple[float, float], generator: Generator
+    n: int, height: int, width: int, scale: tuple[float, float], generator: Generator
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Draws boxes (top, left, height, width), int64 (N,) each, as torchvision's RandomResizedCrop does.
+    """Draws boxes (top, left, height, width), int64 (N,) each, as torchvision's RandomResizedCrop does, for n
+    images of one size.
 
     Up to ten tries per image of an area (share of the image, uniform over ``scale``) and an aspect ratio
     (log-uniform over ``RATIO``); the position of the first that fits is uniform. If none fits: the largest
-    central box of a permitted ratio. ``heights`` and ``widths`` of the images are host int64 (N,).
+    central box of a permitted ratio.
     """
-    tries = (len(heights), 10)
-    rows, columns = heights.unsqueeze(1), widths.unsqueeze(1)
-    area = (rows * columns) * uniform(tries, *scale, generator)
-    aspect = uniform(tries, math.log(RATIO[0]), math.log(RATIO[1]), generator).exp()
-    width, height = (area * aspect).sqrt().round().long(), (area / aspect).sqrt().round().long()
-    fits = (width > 0) & (width <= columns) & (height > 0) & (height <= rows)
+    area = height * width * uniform((n, 10), *scale, generator)
+    aspect = uniform((n, 10), math.log(RATIO[0]), math.log(RATIO[1]), generator).exp()
+    columns, rows = (area * aspect).sqrt().round().long(), (area / aspect).sqrt().round().long()
+    fits = (columns > 0) & (columns <= width) & (rows > 0) & (rows <= height)
     first = fits.to(torch.uint8).argmax(1, keepdim=True)
-    found, width, height = (v.gather(1, first).squeeze(1) for v in (fits, width, height))
-
-    central_width = torch.minimum(widths, (heights * RATIO[1]).round().long())
-    central_height = torch.minimum(heights, (widths / RATIO[0]).round().long())
-    width, height = torch.where(found, width, central_width), torch.where(found, height, central_height)
-    spare_rows, spare_columns = heights - height, widths - width
-    place = torch.rand((2, len(heights)), dtype=torch.float64, generator=generator)
+    found, columns, rows = (v.gather(1, first).squeeze(1) for v in (fits, columns, rows))
+    columns = torch.where(found, columns, min(width, round(height * RATIO[1])))
+    rows = torch.where(found, rows, min(height, round(width / RATIO[0])))
+    spare_rows, spare_columns = height - rows, width - columns
+    place = torch.rand((2, n), dtype=torch.float64, generator=generator)
     top = torch.where(found, (place[0] * (spare_rows + 1)).long(), spare_rows // 2)
     left = torch.where(found, (place[1] * (spare_columns + 1)).long(), spare_columns // 2)
-    return top, left, height, width
+    return top, left, rows, columns
 
 
 @dataclass(frozen=True)
@@ -179,8 +162,7 @@ class RandomResizedCrop(Stage):
 
     def draw(self, n: int, height: int, width: int, generator: Generator) -> tuple[Tensor, ...]:
         """Draws boxes and mirrors, bool (N,)."""
-        heights, widths = torch.full((n,), height), torch.full((n,), width)
-        boxes = draw_crop_boxes(heights, widths, self.scale, generator)
+        boxes = draw_crop_boxes(n, height, width, self.scale, generator)
         return *boxes, chance(n, self.flip, generator)
 
     def apply(self, images: Tensor, *drawn: Tensor) -> Tensor:
