@@ -67,15 +67,17 @@ def _debye_order(order):
     return order + max(0, math.ceil(SMALLEST_ORDER - order))
 
 
-def log_iv_and_ratio(order: float, x: Tensor) -> tuple[Tensor, Tensor]:
+def log_iv_and_ratio(order: float, x: Tensor, table: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """(log I_order(x), I_{order+1}(x) / I_order(x)), float64; I is the modified Bessel function of the first
     kind. The ratio, in (0, 1), is d/dx [log I_order(x) - order log x]. For orders 0.5 .. 1023 and x in [1e-3,
-    1e5] the error is below 1e-9, absolute for the logarithm and relative for the ratio.
-    Source: DLMF 10.41.3 (Debye's uniform expansion in the order) and 10.29.1 (recurrence).
+    1e5] the error is below 1e-9, absolute for the logarithm and relative for the ratio. ``table`` is
+    ``_debye_table(_debye_order(order))`` on x's device. Source: DLMF 10.41.3 (Debye's uniform expansion in
+    the order) and 10.29.1 (recurrence).
     """
     x, top = x.double(), _debye_order(order)
+    table = _debye_table(top).to(x.device) if table is None else table
     z = x / top
-    log_i, ratio = _debye(top, 1 + z * z, _debye_table(top).to(x.device))
+    log_i, ratio = _debye(top, 1 + z * z, table)
     log_i = log_i + (top * torch.log(z) - 0.5 * math.log(2 * math.pi * top))
     ratio = ratio * z
     for i in range(round(top - order)):
@@ -103,7 +105,7 @@ class _LogMGF(torch.autograd.Function):
             values, slopes = _debye(order, a, table)
         else:
             k = (a - 1).clamp_(min=(KAPPA_MIN / top) ** 2).sqrt_().mul_(top)  # rounding where the two cancel
-            values, ratio = log_iv_and_ratio(order, k)
+            values, ratio = log_iv_and_ratio(order, k, table)
             values, slopes = values - order * torch.log(k), top * ratio / k
         ctx.temperature, ctx.top = temperature, top
         ctx.save_for_backward(slopes[:-1], scaled)
