@@ -1,11 +1,11 @@
 """Results that readers can reproduce, with one command each: ``python -m benchmarks.NAME``.
 
 rows: the rows of the results tables and the flags each was trained with
-reproduce, commands: train the rows of a table; run this repository's commands
+reproduce: trains and evaluates the rows of a table
 table: turns result files, or any run directories, into tables
-records, tabulate, notes, formats: what result files say; a table's lines; its note; its formats
+records, tabulate, notes: what result files say; a table's lines; its note
 figures: the figures in the documents
 demo: PATT beside plain cross-entropy on the embedded digits; run by ``make demo``
-gpu, correctness: everything that needs CUDA, at once; whether a device computes what the CPU computes
-speed/: speed measurements
+correctness: whether a device computes what the CPU computes
+speed/: the time of a CIFAR training step (train) and of the contrastive term (criterion)
 """

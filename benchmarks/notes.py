@@ -4,71 +4,54 @@ from collections.abc import Iterable
 
 from datasets.registry import BENCHMARKS
 
-PAPER_EPOCHS = 100
-PAPER_RHO = 0.01
 PAPER_MODEL = {"cifar10": "ResNet18", "cifar100": "ResNet18", "imagenet": "ResNet50"}
+PAPER_EPOCHS, PAPER_RHO = 100, 0.01
 PAPER_OUTLIERS = 300_000
 IMAGENET_LT_IMAGES = 115_846
 
 
-def describe(
-    rows: dict[str, list[dict]],
+def note(
+    records: list[dict],
     files: str,
-    score: str | None,
-    on_test_data: bool = True,
     dropped_seeds: Iterable[int] = (),
+    on_test_data: bool = True,
 ) -> str:
-    """Writes the note.
-
-    Args:
-        rows: row -> its records. files: where the records are. score: that of all lines, if it is to be said.
-        on_test_data: whether the table shows results on test images. dropped_seeds: those that were left out.
-    """
-    records = [record for of_row in rows.values() for record in of_row]
-    protocols = dict.fromkeys(protocol(record) for record in records)
-    sets = dict.fromkeys(name for record in records for name in ood_sets(record))
+    """Writes the note."""
+    sets = dict.fromkeys(row["ood"] for record in records for row in record["results"]["rows"])
     data = f"OOD sets: {', '.join(sets)}" if on_test_data else "no test image or OOD set"
-    text = [f"{'; '.join(protocols)}; {data}."]
-    if any(map(is_reduced, records)):
-        text.append("**Reduced protocol: not comparable with published rows.**")
-    if any(map(has_stand_ins, records)):
-        text.append("**Stand-in outliers and OOD sets, not the authors'.**")
+    text = [f"{'; '.join(dict.fromkeys(map(protocol, records)))}; {data}."]
+    unlike = ["reduced protocol"] if any(map(is_reduced, records)) else []
+    unlike += ["stand-in outliers and OOD sets"] if any(map(has_stand_ins, records)) else []
+    if unlike:
+        text.append(f"**Not comparable with published rows: {', '.join(unlike)}.**")
     seeds = unique(record["seed"] for record in records)
-    percent = (
-        f"Percent, {'mean ± standard deviation over seeds' if len(seeds) > 1 else 'seed'} {', '.join(seeds)}"
-    )
+    over = "mean ± standard deviation over seeds" if len(seeds) > 1 else "seed"
+    percent = f"Percent, {over} {', '.join(seeds)}"
     if dropped_seeds:
-        percent += f" (left out, as not every row has them: {', '.join(unique(dropped_seeds))})"
-    text.append(f"{percent}; score: {score}." if score else f"{percent}.")
-    return " ".join([*text, f"{origin(records)}; files: {files}."])
+        percent += f" (not every row has {', '.join(unique(dropped_seeds))})"
+    return " ".join([*text, f"{percent}. {origin(records)}; files: {files}."])
 
 
 def protocol(record: dict) -> str:
-    """Describes data set, network, epochs and tail of a record."""
-    settings = record["args"]
-    finished, length = epochs(record)
+    settings, length = record["args"], record["args"]["epochs"]
+    finished = epoch_of(record)
     spent = f"{length} epochs" if finished == length else f"epoch {finished} of {length}"
     tail = f"rho {settings['rho']}, " if "rho" in settings else ""
     images = sum(settings["class_counts"])
     return f"{settings['ds']}, {settings['model']}, {spent}, {tail}{images:,} training images"
 
 
-def epochs(record: dict) -> tuple[int, int]:
-    """Returns the epochs that were trained, and those of the whole run."""
-    length, finished = record["args"]["epochs"], record["results"].get("epoch")
-    return (length if finished is None else finished), length
-
-
-def ood_sets(record: dict) -> list[str]:
-    """Returns the names of a record's OOD sets."""
-    return list(dict.fromkeys(row["ood"] for row in record["results"]["rows"]))
+def epoch_of(record: dict) -> int:
+    """Returns the epoch after which a run was evaluated."""
+    finished = record["results"].get("epoch")
+    return record["args"]["epochs"] if finished is None else finished
 
 
 def is_reduced(record: dict) -> bool:
     """Tells whether a run is smaller than the paper's; the paper has no runs on the digits."""
     settings = record["args"]
     paper = (PAPER_MODEL.get(settings["ds"]), PAPER_EPOCHS, PAPER_RHO)
-    mine = (settings["model"], epochs(record)[0], settings.get("rho", PAPER_RHO))
+    mine = (settings["model"], epoch_of(record), settings.get("rho", PAPER_RHO))
     return settings["ds"] in PAPER_MODEL and (mine != paper or settings.get("val_fraction", 0) > 0)
 
 
@@ -80,27 +63,24 @@ def has_stand_ins(record: dict) -> bool:
     if settings["ds"] not in PAPER_MODEL:
         return False
     paper_outliers = settings.get("num_outliers", PAPER_OUTLIERS) in (0, PAPER_OUTLIERS)
-    return not paper_outliers or set(ood_sets(record)) != set(BENCHMARKS[settings["ds"]].ood_sets)
+    ood_sets = {row["ood"] for row in record["results"]["rows"]}
+    return not paper_outliers or ood_sets != set(BENCHMARKS[settings["ds"]].ood_sets)
 
 
 def origin(records: list[dict]) -> str:
-    """Names devices, dates and commits of trainings and evaluations."""
     trained, evaluated = ([record[part]["environment"] for record in records] for part in ("args", "results"))
-    devices = unique(f"{e['device']} ({cores(e)})" for e in [*trained, *evaluated])
-    commits, later = ({str(e["commit"]) for e in part} for part in (trained, evaluated))
-    commit = f"commit {', '.join(sorted(commits))}"
-    if later - commits:
-        commit += f", evaluated {'in part ' * bool(later & commits)}at {', '.join(sorted(later - commits))}"
+    devices = unique(f"{made['device']} ({cores(made)})" for made in trained + evaluated)
+    commits, later = (unique(made["commit"] for made in part) for part in (trained, evaluated))
+    commit = f"commit {', '.join(commits)}" + (
+        f", evaluated at {', '.join(later)}" if later != commits else ""
+    )
     dates = unique(record["date"] for record in records)
     return f"{', '.join(devices)}; {' to '.join(dict.fromkeys([dates[0], dates[-1]]))}; {commit}"
 
 
 def cores(environment: dict) -> str:
-    """Says how many cores a result was measured on."""
     return f"{environment['cpu_cores']} core{'' if environment['cpu_cores'] == 1 else 's'}"
 
 
 def unique(values: Iterable) -> list[str]:
-    """Returns the different values, sorted, as text."""
-    values = set(values)
-    return [str(value) for value in sorted(values, key=lambda value: (value is None, value))]
+    return [str(value) for value in sorted(set(values), key=lambda value: (value is None, value))]

@@ -7,27 +7,30 @@
     python -m benchmarks.reproduce imagenet --protocol imagenet --extra --txtt LIST ...   ImageNet-LT
 
 Prints its plan, skips finished runs, resumes interrupted ones, and writes a small JSON file for each
-evaluation in a run directory, for ``python -m benchmarks.table``. Runs are parallel: one per GPU, or
-``--jobs`` on a CPU, with one thread each.
+evaluation, for ``python -m benchmarks.table``. One run per GPU at a time, or ``--jobs`` on a CPU, with one
+thread each.
 """
 
 import argparse
+import itertools
 import json
 import os
 import re
+import runpy
 import shlex
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from queue import SimpleQueue
 from typing import NamedTuple
 
 import torch
 
-from benchmarks.commands import is_evaluated, require_valid, run_logged
-from benchmarks.records import read_run
+from benchmarks.records import ROOT, read_run
 from benchmarks.rows import EVALUATED, EVALUATIONS, NOT_ON_IMAGENET, ROWS, TABLES
 from datasets.registry import BENCHMARKS
 from utils import flags
+from utils.checkpoint import is_unfinished, open_checkpoint
 from utils.errors import InputError, exit_cleanly, first_line
 from utils.text_files import writable_folder, write_text
 
@@ -40,26 +43,13 @@ class Run(NamedTuple):
     seed: int
     folder: Path
 
-    @property
-    def name(self) -> str:
-        return f"{self.group}/{self.row} seed {self.seed}"
-
 
 def commands(run: Run, args: argparse.Namespace, device: str) -> dict[Path, list[list[str]]]:
     """Returns the command lines that fill each folder of a run: training and evaluation; further ones."""
     script = "_imagenet" if args.ds == "imagenet" else ""
     last = [*args.extra, *(["--drp", str(args.drp)] if args.drp else [])]
-    train = [
-        f"train{script}.py",
-        "--gpu",
-        device,
-        "--seed",
-        str(run.seed),
-        "--srp",
-        str(run.folder),
-        "--resume",
-    ]
-    train += [] if args.ds == "imagenet" else ["--ds", args.ds]
+    train = [f"train{script}.py", "--gpu", device, "--seed", str(run.seed), "--srp", str(run.folder)]
+    train += ["--resume"] if args.ds == "imagenet" else ["--resume", "--ds", args.ds]
     train += ROWS[run.row].flags.split()
     for flag, value in (("--md", args.model), ("--epochs", args.epochs), ("--precision", args.precision)):
         train += [] if value is None else [flag, str(value)]
@@ -75,96 +65,101 @@ def commands(run: Run, args: argparse.Namespace, device: str) -> dict[Path, list
 
 def portable_commands(run: Run, args: argparse.Namespace) -> list[str]:
     """Returns the command lines as text, without this machine's folders and device."""
-    every = [line for lines in commands(run, args, "GPU").values() for line in lines]
-    texts = [" ".join(["python", *line]).replace(str(run.folder), "OUT") for line in every]
-    if args.drp:
-        texts = [text.replace(f"--drp {args.drp}", "--drp DATA") for text in texts]
-    return [re.sub(r"(?<=[ =])[/~.]\S*/", "", text) for text in texts]
+    args = argparse.Namespace(**vars(args) | {"drp": args.drp and "DATA"})
+    every = sum(commands(run._replace(folder=Path("OUT")), args, "GPU").values(), [])
+    return [re.sub(r"(?<=[ =])[/~.]\S*/", "", " ".join(["python", *line])) for line in every]
+
+
+def is_evaluated(folder: Path) -> bool:
+    """Tells whether a folder has the results of a finished run."""
+    if not (folder / "results.json").exists():
+        return False
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    if results["epoch"] == results["epochs"]:
+        return True
+    checkpoint = open_checkpoint(results["checkpoint"])  # --patience may have ended the run
+    return results["epoch"] == checkpoint["epoch"] and not is_unfinished(checkpoint)
+
+
+def fill(folder: Path, lines: list[list[str]], log: Path, device: str, errors: int | None) -> None:
+    """Runs commands of this repository, ``python LINE``, until ``folder`` has the results of a finished run.
+
+    Their output is appended to ``log``; ``errors`` says where their standard error goes, see
+    :mod:`subprocess`. On a CPU they have one thread: the number of threads changes the order of summation.
+
+    Raises:
+        InputError: a command fails.
+    """
+    environment = os.environ | ({"OMP_NUM_THREADS": "1"} if device == "cpu" else {})
+    for line in lines:
+        if is_evaluated(folder):
+            break
+        command = shlex.join(["python", *line])
+        with open(log, "a") as output:
+            print("$", command, file=output, flush=True)
+            streams = {"stdout": output, "stderr": errors}
+            done = subprocess.run([sys.executable, *line], cwd=ROOT, env=environment, **streams)
+        if done.returncode:
+            raise InputError(f"status {done.returncode} from {command}; its output is in {log}")
 
 
 def execute(run: Run, args: argparse.Namespace, device: str) -> None:
-    """Runs the missing parts of one run, logs to its ``log.txt``, and collects its results.
-
-    Raises:
-        InputError: a part fails, or the folder holds something else.
-    """
+    """Runs the missing parts of one run, logs to its ``log.txt``, and collects its results."""
     record, shown = run.folder / "commands.json", portable_commands(run, args)
-    by_hand = (run.folder / "args.json").exists() and not record.exists()
     known = json.loads(record.read_text()) if record.exists() else shown
-    if by_hand or known[:2] != shown[:2]:
-        raise InputError(
-            f"{run.folder} holds a run made by other commands; choose another --srp or --protocol"
-        )
+    if known[:2] != shown[:2]:
+        raise InputError(f"{run.folder} holds a run of other commands; choose another --srp or --protocol")
     run.folder.mkdir(parents=True, exist_ok=True)
     write_text(record, json.dumps(list(dict.fromkeys([*known, *shown])), indent=1) + "\n")
     for folder, lines in commands(run, args, device).items():
-        for line in lines:
-            status = 0 if is_evaluated(folder) else run_logged(line, run.folder / "log.txt", device)
-            if status:
-                raise InputError(f"failed with status {status}, see {run.folder / 'log.txt'}")
+        fill(folder, lines, run.folder / "log.txt", device, subprocess.STDOUT)
     collect(run, args.results)
 
 
 def collect(run: Run, target: Path) -> None:
-    """Writes a small JSON file with everything the tables need for each evaluation in a run directory.
-
-    That of ``OUT/NAME/results.json`` is ROW-NAME.
-    """
+    """Writes what the tables need of each evaluation in a run directory; that in OUT/NAME is ROW-NAME."""
     commands = json.loads((run.folder / "commands.json").read_text())
-    for results in sorted([run.folder / "results.json", *run.folder.glob("*/results.json")]):
-        folder = results.parent
+    for folder in (run.folder, *sorted(path.parent for path in run.folder.glob("*/results.json"))):
         row = run.row if folder == run.folder else f"{run.row}-{folder.name}"
         record = {"group": run.group, "row": row, "seed": run.seed, "commands": commands}
         record |= read_run(folder, run.folder)
         del record["name"], record["run"]
+        writable_folder(target / run.group)
         file = target / run.group / f"{row}-seed{run.seed}.json"
-        file.parent.mkdir(parents=True, exist_ok=True)
         write_text(file, json.dumps(record, indent=1) + "\n")
 
 
 def execute_all(runs: list[Run], args: argparse.Namespace, devices: list[str]) -> list[str]:
     """Executes runs, one at a time on each device; returns what went wrong, a sentence per failed run."""
-    free = SimpleQueue()
-    for device in devices:
-        free.put(device)
+    waiting, failed = iter(runs), []
 
-    def work(run):
-        device = free.get()
-        try:
-            execute(run, args, device)
-        except (InputError, OSError, ValueError) as error:
-            return f"{run.name}: {first_line(error)}"
-        finally:
-            free.put(device)
+    def work(device):
+        for run in waiting:  # which all devices share
+            try:
+                execute(run, args, device)
+                print(f"{run.folder}: done", flush=True)
+            except (InputError, OSError, ValueError) as error:  # the other runs go on
+                failed.append(f"{run.folder}: {first_line(error)}")
+                print(failed[-1], flush=True)
 
-    failed = []
     with ThreadPoolExecutor(len(devices)) as pool:
-        for run, trouble in zip(runs, pool.map(work, runs), strict=True):
-            print(trouble or f"{run.name}: done", flush=True)
-            failed += [trouble] if trouble else []
+        list(pool.map(work, devices))
     return failed
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     devices = [str(i) for i in range(torch.cuda.device_count())] or ["cpu"] * args.jobs
-    parts = [args.ds, args.model or "default", f"e{args.epochs}" if args.epochs else "", args.precision or ""]
+    parts = [args.ds, args.model or "default", args.epochs and f"e{args.epochs}", args.precision]
     protocol = args.protocol or "_".join(part for part in parts if part)
-    runs = [
-        Run(protocol, row, seed, args.srp / protocol / row / f"seed{seed}")
-        for seed in args.seeds
-        for row in args.rows
-    ]
-    for lines in commands(runs[0]._replace(folder=Path(os.devnull)), args, "cpu").values():
-        for line in lines:
-            require_valid(line)
-    done, where = sum(is_evaluated(run.folder) for run in runs), ", ".join(sorted(set(devices)))
-    print(f"{args.table}: {len(runs)} runs, {done} finished; {len(devices)} at a time on {where}")
+    pairs = itertools.product(args.seeds, args.rows)
+    runs = [Run(protocol, row, seed, args.srp / protocol / row / f"seed{seed}") for seed, row in pairs]
+    for script, *words in sum(commands(runs[0]._replace(folder=Path(os.devnull)), args, "cpu").values(), []):
+        runpy.run_path(str(ROOT / script))["parse_args"](words)  # a wrong flag costs no training
+    done = sum(is_evaluated(run.folder) for run in runs)
+    print(f"{args.table}: {len(runs)} runs, {done} finished; {len(devices)} at a time")
     for run in runs:
-        print(
-            f"  {run.name}: {shlex.join(['python', *commands(run, args, devices[0])[run.folder][0]])}",
-            flush=True,
-        )
+        print(f"  {shlex.join(['python', *commands(run, args, devices[0])[run.folder][0]])}", flush=True)
     if args.plan:
         return
     writable_folder(args.results)
@@ -176,24 +171,15 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=flags.HelpFormatter)
     add = parser.add_argument
-    tables = (
-        "cifar10, cifar100, imagenet, digits: methods on a benchmark; ablation: the parts of PATT; "
-        "departures: those of the authors' release; lambda: both settings of Lambda1 and Lambda2; "
-        "calibration-leak: FC fitted on test labels; strength: of FC; defaults: settings on held-out images"
-    )
-    add("table", choices=tuple(TABLES), help=tables)
-    ds = "the data set, for tables not named after one; default cifar10"
-    add("--ds", choices=(*BENCHMARKS, "imagenet"), help=ds)
+    add("table", choices=tuple(TABLES), help="its rows are in benchmarks/rows.py")
+    add("--ds", choices=(*BENCHMARKS, "imagenet"), help="of tables not named after one; default cifar10")
     add("--rows", nargs="+", metavar="ROW", help="only these rows of the table")
     add("--seeds", type=flags.count, nargs="+", default=[0, 1, 2])
     add("--drp", type=flags.path, help="the data folder")
     add("--srp", type=flags.path, default=Path("runs/reproduce"), help="where the run directories go")
-    results = "where the small result files go, for benchmarks.table"
-    add("--results", type=flags.path, default=Path("runs/results"), help=results)
+    add("--results", type=flags.path, default=Path("runs/results"), help="where the result files go")
     add("--epochs", type=flags.positive_int, help="fewer than the paper's: a reduced protocol")
     add("--model", "--md", help="a smaller network than the paper's: a reduced protocol")
     add("--precision", choices=("auto", "fp32", "bf16"))
@@ -201,23 +187,18 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--jobs", type=flags.positive_int, default=1, help="runs at a time on a CPU")
     add("--protocol", help="names the folder of these runs; default: data set, network, epochs, precision")
     add("--plan", action="store_true", help="print the plan only")
-    extra = "further flags for both scripts, last on the line"
-    add("--extra", nargs=argparse.REMAINDER, default=[], help=extra)
+    add("--extra", nargs=argparse.REMAINDER, default=[], help="last: flags for both scripts")
     args = parser.parse_args(argv)
     own = args.table if args.table in (*BENCHMARKS, "imagenet") else None
     if own and args.ds not in (None, own):
-        raise InputError(f"the table {own} is about {own}, not --ds {args.ds}")
+        parser.error(f"the table {own} is about {own}, not --ds {args.ds}")
     args.ds = own or args.ds or "cifar10"
     if args.extra and not args.protocol:
-        raise InputError(
-            "--extra needs a --protocol, a name that keeps these runs apart from those without it"
-        )
-    if args.ds == "imagenet" and (args.drp or args.dout):
-        raise InputError("--drp and --dout are not for ImageNet-LT; give its lists and folders with --extra")
+        parser.error("--extra needs a --protocol, a name that keeps these runs apart from those without it")
     there = [row for row in TABLES[args.table] if args.ds != "imagenet" or row not in NOT_ON_IMAGENET]
     unknown = set(args.rows or ()) - set(there)
     if unknown:
-        raise InputError(f"the table {args.table} has no row {min(unknown)}; it has {', '.join(there)}")
+        parser.error(f"the table {args.table} has no row {min(unknown)}; it has {', '.join(there)}")
     args.rows = args.rows or there
     return args
 

@@ -28,14 +28,13 @@ ROWS = {
     "t0.7": Row("PATT, T 0.7", "--tem_scale 0.7"),
     "t1.0": Row("PATT, T 1.0", "--tem_scale 1.0"),
 }
+DEPARTURES = tuple(row for row in ROWS if row.startswith("released"))
 # Settings whose defaults are compared on held-out training images, never on test images.
 COMPARED = ("patt", "lambda_commands", "released_embeddings", "released_statistics", "t0.7", "t1.0")
-HELD_OUT = {
-    f"{row}_held_out": Row(f"{ROWS[row].label}, a tenth held out", f"{ROWS[row].flags} --val_fraction 0.1")
-    for row in COMPARED
-}
-ROWS |= HELD_OUT
-# Further evaluations of a row's runs: flags on top of the first one's. Results are named ROW-EVALUATION.
+for row in COMPARED:
+    label, settings = ROWS[row]
+    ROWS[f"{row}_held_out"] = Row(f"{label}, a tenth held out", f"{settings} --val_fraction 0.1")
+# Further evaluations of a row's runs, with flags on top of the first one's, named ROW-EVALUATION.
 EVALUATIONS = {
     "leak": Row("FC calibrated on test labels (leak)", "--calibration_split test"),
     "fc0.1": Row("FC at strength 0.1", "--calibration fc --fc_strength 0.1"),
@@ -59,13 +58,15 @@ TABLES = {
     "digits": ("patt", "ce", "oe"),
     "imagenet": ("patt", "ce", "oe"),
     "ablation": ("patt", "head", "no_isac", "no_tla", "no_oe", "ce", "oe", "la"),
-    "departures": (
-        "patt",
-        "released",
-        *(f"released_{p}" for p in ("embeddings", "statistics", "normalization", "crop")),
-    ),
+    "departures": ("patt", *DEPARTURES),
     "lambda": ("patt", "lambda_commands"),
     "calibration-leak": ("patt",),
     "strength": ("patt", "ce"),
-    "defaults": tuple(HELD_OUT),
+    "defaults": tuple(f"{row}_held_out" for row in COMPARED),
 }
+
+
+def label_of(row: str) -> str:
+    """Returns the label of a result file's row, ROW or ROW-EVALUATION."""
+    name, _, evaluation = row.partition("-")
+    return ", ".join(row.label for row in (ROWS[name], EVALUATIONS.get(evaluation)) if row)

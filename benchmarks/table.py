@@ -2,15 +2,13 @@
 
     python -m benchmarks.table                     rewrites the tables in the documents and all.csv
     python -m benchmarks.table --check             fails if they and the result files differ
-    python -m benchmarks.table --show ablation digits_default --format latex
+    python -m benchmarks.table --show ablation digits_default --format markdown
     python -m benchmarks.table --runs runs/a runs/b --score energy probe/combined --columns AUROC ACC few
 
 A document's table is between ``<!-- table: NAME ARGUMENT [--rows ...] [--score ...] [--columns ...] -->`` and
-``<!-- end -->``. NAME is a table of benchmarks/rows.py with a protocol (a folder of
-benchmarks/results/runs), ``scores`` (AUROC of every score) or ``sets`` (AUROC on each OOD set) with a
-protocol, ``published`` with a data set, or ``claim`` with a file of benchmarks/results. The table
-``defaults`` shows what was measured on held-out training images. Runs that differ only in the seed
-share a row: mean and standard deviation. benchmarks/results/all.csv has every number.
+``<!-- end -->``. NAME is a table of benchmarks/rows.py or ``scores`` (AUROC of every score) with a folder of
+benchmarks/results/runs, ``published averages``, or ``claim`` with a file of benchmarks/results. Runs that
+differ only in the seed share a row. benchmarks/results/all.csv has every number.
 """
 
 import argparse
@@ -18,37 +16,27 @@ import re
 import shlex
 import sys
 from pathlib import Path
-from typing import NoReturn
 
-from benchmarks.formats import FORMATS, markdown
 from benchmarks.records import RESULTS, ROOT, Way
 from benchmarks.rows import ROWS
-from benchmarks.tabulate import COLUMNS, Selection, build, every_number, runs_table
+from benchmarks.tabulate import COLUMNS, FORMATS, FULL, WAYS, build, every_number, markdown, runs_table
 from utils import flags
 from utils.errors import InputError, exit_cleanly
 from utils.text_files import csv_text, write_text
 
 MARKER = re.compile(r"(<!-- table: (?P<words>[^\n]*?) -->\n).*?(?=<!-- end -->)", re.DOTALL)
-DIGITS = 4  # of all.csv's fractions
-
-
-class MarkerParser(argparse.ArgumentParser):
-    """Reads the words of a marker."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"a table's marker: {message}")
 
 
 def regenerate(document: str, results: Path = RESULTS) -> str:
     """Returns a document with every table between markers rebuilt."""
-    parser = MarkerParser(prog="", add_help=False)
+    parser = argparse.ArgumentParser(prog="a table's marker", add_help=False)
     parser.add_argument("kind")
     parser.add_argument("argument")
     add_selection(parser)
 
     def anew(marker):
-        args = parser.parse_args(shlex.split(marker.group("words")))
-        return marker.group(1) + markdown(build(args.kind, args.argument, selection(args), results))
+        args = parser.parse_args(shlex.split(marker["words"]))
+        return marker[1] + markdown(build(args.kind, args.argument, results, args))
 
     return MARKER.sub(anew, document)
 
@@ -57,56 +45,40 @@ def generated(results: Path) -> dict[Path, str]:
     """Returns the files that follow from the result files: path -> what it must contain."""
     documents = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
     found = {file: regenerate(file.read_text(encoding="utf-8"), results) for file in documents}
-    records = [
-        {name: round(value, DIGITS) if isinstance(value, float) else value for name, value in record.items()}
-        for record in every_number(results)
-    ]
-    return found | {results.parent / "all.csv": csv_text(records)}
+    return found | {results.parent / "all.csv": csv_text(every_number(results))}
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    if args.show or args.runs:
-        chosen = selection(args)
-        made = build(*args.show, chosen, args.results) if args.show else runs_table(args.runs, chosen)
-        print(FORMATS[args.format](made), end="")
-        return
+    if args.show:
+        return print(FORMATS[args.format](build(*args.show, args.results, args)), end="")
+    if args.runs:
+        return print(FORMATS[args.format](runs_table(args.runs, args)), end="")
     files = generated(args.results)
     stale = {f: text for f, text in files.items() if not f.exists() or f.read_text(encoding="utf-8") != text}
+    names = ", ".join(str(file.relative_to(ROOT)) for file in stale)
     if stale and args.check:
-        names = ", ".join(str(file.relative_to(ROOT)) for file in stale)
         raise InputError(f"{names} and the result files differ; run python -m benchmarks.table")
     for file, text in stale.items():
         write_text(file, text)
-        print(f"rewrote {file.relative_to(ROOT)}")
-    print(f"{len(files)} files agree with the result files", file=sys.stderr)
+    print(f"{len(files)} files agree with the result files; rewritten: {names or 'none'}", file=sys.stderr)
 
 
 def add_selection(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that select what a table shows, both for markers and for the command line."""
-    add, default = parser.add_argument, Selection()
+    add = parser.add_argument
     add("--rows", nargs="+", choices=tuple(ROWS), metavar="ROW", help="only these rows")
-    ways = "how the networks are used, such as energy, fc/energy or probe/combined"
-    add("--score", nargs="+", type=Way.parse, default=default.ways, metavar="[CALIBRATION/]SCORE", help=ways)
-    columns = (
-        f"{', '.join(COLUMNS)}; near and far are means over the OOD sets like and unlike the training images"
-    )
-    add("--columns", nargs="+", choices=COLUMNS, default=default.columns, metavar="NAME", help=columns)
-
-
-def selection(args: argparse.Namespace) -> Selection:
-    """Returns what the flags of :func:`add_selection` select."""
-    return Selection(args.rows, args.score, args.columns)
+    ways = "how the networks are used, such as probe/combined; default: energy fc/energy"
+    add("--score", nargs="+", type=Way.parse, default=WAYS, metavar="[CALIBRATION/]SCORE", help=ways)
+    columns = f"default: {', '.join(FULL)}; near and far OOD sets are like and unlike the training images"
+    add("--columns", nargs="+", choices=COLUMNS, default=FULL, metavar="NAME", help=columns)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=flags.HelpFormatter)
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--check", action="store_true", help="only compare; fail if documents and files differ")
-    show = "print a table, named as in a marker"
-    what.add_argument("--show", nargs=2, metavar=("NAME", "ARGUMENT"), help=show)
+    what.add_argument("--show", nargs=2, metavar=("NAME", "ARGUMENT"), help="print one, named as in a marker")
     runs = "print a table of run directories, or of evaluations that test.py --srp put elsewhere"
     what.add_argument("--runs", nargs="+", type=flags.path, metavar="DIR", help=runs)
     parser.add_argument("--format", choices=tuple(FORMATS), default="text", help="of the printed table")

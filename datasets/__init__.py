@@ -5,7 +5,7 @@ imagenet, image_list, image_files, decoding: lists of image files, read and crop
 loader, normalization, randomness: how batches are made and ordered
 preprocessing: any image for a trained network
 augment/: random views
-prepare: prepares data sets from the command line; fetch, folders and own_sets do the work, checks the names
+prepare: prepares data sets from the command line; folders: lists, outliers and OOD sets of your own pictures
 """
 
 from typing import NamedTuple

@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
+from torchvision.transforms.v2 import functional
 
-from utils.errors import first_line
+from utils.errors import InputError, first_line
 
 try:
     from torchvision.io import ImageReadMode, decode_jpeg
@@ -28,7 +29,6 @@ warnings.filterwarnings("ignore", message="The image decoding and encoding capab
 warnings.filterwarnings("ignore", message="Palette images with Transparency")
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "WEBP")  # Pillow has some that start other programs
-JPEG = ("JPEG", "MPO")  # the names that Pillow gives to JPEG files
 # For each EXIF orientation. ImageOps.exif_transpose fails where any other EXIF field is malformed.
 TO_UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -41,37 +41,29 @@ TO_UPRIGHT = {
 }
 
 
-class Unreadable(Exception):
+class Unreadable(InputError):
     """A file without a whole image in it; the message is the reason, as in "X cannot be read: reason"."""
 
 
 def open_picture(path: Path) -> Image.Image:
     """Reads a file into memory and parses its header; pixels are decoded later.
 
-    Raises:
-        Unreadable: the file cannot be read, or is not an image of one of ``FORMATS``, or has more pixels than
-            Pillow allows (179 million).
+    Raises Unreadable: it cannot be read, is no image of ``FORMATS``, or has more than 179 million pixels.
     """
     try:
         return Image.open(io.BytesIO(path.read_bytes()), formats=FORMATS)
+    except UnidentifiedImageError:  # its own words name a Python object instead of the file
+        raise Unreadable(f"it is not an image of the formats {', '.join(FORMATS)}") from None
     except Exception as error:  # Pillow's parsers raise many kinds for a damaged file
-        raise Unreadable(why_unreadable(error)) from error
-
-
-def why_unreadable(error: Exception) -> str:
-    """Returns one line that says why an image could not be read or decoded."""
-    if isinstance(error, UnidentifiedImageError):  # its own words name a Python object instead of the file
-        return f"it is not an image of the formats {', '.join(FORMATS)}"
-    return getattr(error, "strerror", None) or first_line(error)
+        raise Unreadable(getattr(error, "strerror", None) or first_line(error)) from error
 
 
 def orientation(picture: Image.Image) -> int:
     """Returns the EXIF orientation, 1 to 8; 1 (upright) if none can be read."""
-    try:
-        value = picture.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # broken EXIF is common in good photographs
-        return 1
-    return value if value in TO_UPRIGHT else 1
+    with contextlib.suppress(Exception):  # broken EXIF is common in good photographs
+        value = picture.getexif().get(ExifTags.Base.Orientation)
+        return value if value in TO_UPRIGHT else 1
+    return 1
 
 
 def upright_size(picture: Image.Image) -> tuple[int, int]:
@@ -83,93 +75,64 @@ def upright_size(picture: Image.Image) -> tuple[int, int]:
 def upright_rgb(picture: Image.Image) -> Image.Image:
     """Decodes a picture, turns it as its EXIF orientation says, and converts it to RGB, 8 bits per channel.
 
-    16-bit grey pixels keep their high byte, as Pillow does for 16-bit colour; its own conversion of grey
-    clips everything above 255 to white. Other modes are converted by Pillow.
+    16-bit grey pixels keep their high byte, as 16-bit colour does in Pillow, which clips grey ones to white.
 
-    Raises:
-        ValueError: the pixels are floating-point numbers, or integers of more than 16 bits: such files do not
-            say which value is white.
-        Exception: whatever Pillow's decoders raise for a damaged file.
+    Raises Unreadable: the file is damaged; or the pixels are floating-point numbers, or integers of more than
+    16 bits, which do not say which value is white.
     """
-    turn = TO_UPRIGHT.get(orientation(picture))
-    picture.load()
-    if picture.mode == "F":
-        raise ValueError(
-            "its pixels are floating-point numbers, which have no known white; store 8 or 16 bits"
-        )
-    if picture.mode.startswith("I"):  # mode I also holds 16 bits, from PGM or an older Pillow
-        values = np.asarray(picture)
-        if values.min() < 0 or values.max() > 65_535:
-            raise ValueError("its pixels are 32-bit integers, which have no known white; store 8 or 16 bits")
-        picture = Image.fromarray((values >> 8).astype(np.uint8))
-    rgb = picture.convert("RGB")
-    return rgb if turn is None else rgb.transpose(turn)
+    try:
+        turn = TO_UPRIGHT.get(orientation(picture))
+        picture.load()
+        if picture.mode.startswith("I"):  # mode I also holds 16 bits, from PGM or an older Pillow
+            values = np.asarray(picture)
+            if values.min() < 0 or values.max() > 65_535:
+                raise ValueError("its pixels are 32-bit integers, which have no known white")
+            picture = Image.fromarray((values >> 8).astype(np.uint8))
+        elif picture.mode == "F":
+            raise ValueError("its pixels are floating-point numbers, which have no known white")
+        rgb = picture.convert("RGB")
+        return rgb if turn is None else rgb.transpose(turn)
+    except Exception as error:  # Pillow's decoders raise many kinds for a damaged file
+        raise Unreadable(first_line(error)) from error
 
 
 def decode(picture: Image.Image, full_size: bool = True) -> Tensor:
     """Returns the upright pixels of a picture of :func:`open_picture`, uint8 RGB (3, H, W), in channels-last
-    memory. ``full_size`` is False after ``picture.draft``, which torchvision does not know.
-
-    Raises:
-        Unreadable: the file is truncated or damaged, or its pixels have no known white.
-    """
-    # A JPEG file that holds RGB or CMYK instead of YCbCr is left to Pillow.
-    plain = picture.format in JPEG and picture.mode == "RGB" and orientation(picture) == 1
-    plain = plain and picture.info.get("adobe_transform", 1) == 1
-    try:
-        if plain and full_size and decode_jpeg is not None:
-            data = torch.frombuffer(picture.fp.getbuffer(), dtype=torch.uint8)
-            with contextlib.suppress(RuntimeError):  # Pillow then says what is wrong
-                return decode_jpeg(data, ImageReadMode.RGB)
-        return pixels(upright_rgb(picture))
-    except Exception as error:  # see open_picture
-        raise Unreadable(why_unreadable(error)) from error
+    memory; raises Unreadable. ``full_size`` is False after ``picture.draft``, unknown to torchvision."""
+    # A JPEG file that holds RGB or CMYK instead of YCbCr is left to Pillow. It calls some JPEG files MPO.
+    plain = picture.format in ("JPEG", "MPO") and picture.mode == "RGB" and orientation(picture) == 1
+    if plain and picture.info.get("adobe_transform", 1) == 1 and full_size and decode_jpeg is not None:
+        data = torch.frombuffer(picture.fp.getbuffer(), dtype=torch.uint8)
+        with contextlib.suppress(RuntimeError):  # Pillow then says what is wrong
+            return decode_jpeg(data, ImageReadMode.RGB)
+    return pixels(upright_rgb(picture))
 
 
-def pixels(picture: Image.Image | np.ndarray) -> Tensor:
+def pixels(picture: Image.Image) -> Tensor:
     """Returns a copy of an RGB picture's pixels, uint8 (3, H, W), in channels-last memory."""
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
 
 
-def resize(image: Tensor, height: int, width: int) -> Tensor:
-    """Resizes one image, uint8 (3, H, W): bilinear, antialiased, as torchvision does."""
-    return F.interpolate(image.unsqueeze(0), size=(height, width), mode="bilinear", antialias=True)[0]
-
-
 def decode_crops(picture: Image.Image, boxes: Tensor, size: int) -> list[Tensor]:
-    """Cuts boxes from a picture, decoded once, and resizes them.
+    """Cuts boxes from a picture of :func:`open_picture`, decoded once, and resizes them.
 
     A large JPEG file is decoded at 1/2, 1/4 or 1/8 of its size, as long as every box keeps ``size`` pixels a
-    side.
-
-    Args:
-        picture: of :func:`open_picture`.
-        boxes: (top, left, height, width) in pixels of the upright picture, int64 (V, 4).
-
-    Returns:
-        V crops, uint8 (3, size, size).
-
-    Raises:
-        Unreadable: see :func:`decode`.
+    side. ``boxes`` are (top, left, height, width) in pixels of the upright picture, int64 (V, 4). Returns V
+    crops, uint8 (3, size, size); raises Unreadable.
     """
     width, smallest = picture.width, int(boxes[:, 2:].min())
     picture.draft("RGB", tuple(-(-side * size // smallest) for side in picture.size))
     shrink = round(width / picture.width)
     image = decode(picture, full_size=shrink == 1)
-    return [
-        resize(image[:, top : top + height, left : left + width], size, size)
-        for top, left, height, width in (boxes // shrink).tolist()
-    ]
+    crops = []
+    for top, left, height, width in (boxes // shrink).tolist():
+        crop = image[None, :, top : top + height, left : left + width]
+        crops += F.interpolate(crop, (size, size), mode="bilinear", antialias=True)
+    return crops
 
 
 def central_crop(image: Tensor, size: int) -> Tensor:
     """Resizes the shorter side of uint8 (3, H, W) to ``size`` * 256 / 224 and cuts the central square, uint8
-    (3, size, size), as torchvision's Resize and CenterCrop do."""
-    _, height, width = image.shape
-    short = size * 256 // 224
-    if height <= width:
-        image = resize(image, short, short * width // height)
-    else:
-        image = resize(image, short * height // width, short)
-    top, left = (round((side - size) / 2) for side in image.shape[1:])
-    return image[:, top : top + size, left : left + size]
+    (3, size, size)."""
+    image = functional.resize(image, [size * 256 // 224], antialias=True)
+    return functional.center_crop(image, [size, size])

@@ -26,8 +26,7 @@ OOD_SETS = ("digits89", "photo", "noise")
 
 
 def digits_views(padding: int = 2) -> Views:
-    """Returns views that do not make one digit look like another: no mirroring, mild crops. ``padding`` is
-    that of view 1's crop."""
+    """Returns views that do not make one digit look like another; ``padding`` is that of view 1's crop."""
     jitter = ColorJitter(saturation=0.0, hue=0.0)
     strong = View((PaddedCrop(padding, flip=0.0), ToFloat()))
     contrastive = View((RandomResizedCrop(SIZE, scale=(0.5, 1.0), flip=0.0), jitter))
@@ -36,11 +35,8 @@ def digits_views(padding: int = 2) -> Views:
 
 
 def load_digits(train: bool) -> ImageSet:
-    """Returns the digits 0-7, images (N, 3, 16, 16): the balanced test split, or all other images, from which
-    the long tail is taken.
-
-    The 40 test images of each class are drawn with a fixed seed.
-    """
+    """Returns the digits 0-7, images (N, 3, 16, 16): the test split, 40 of each class drawn with a fixed
+    seed, or all others, from which the long tail is taken."""
     images, labels = _all_digits()
     order = torch.from_numpy(np.random.default_rng(0).permutation(len(labels)))
     parts = []
@@ -52,20 +48,14 @@ def load_digits(train: bool) -> ImageSet:
 
 
 def load_digits_outliers(limit: int) -> torch.Tensor:
-    """Returns surrogate outliers, uint8 (min(limit, 4000), 3, 16, 16): random patches of scikit-learn's
-    china.jpg."""
+    """Returns outliers, uint8 (min(limit, 4000), 3, 16, 16): random patches of scikit-learn's china.jpg."""
     return _patches("china.jpg", min(limit, NUM_OUTLIERS), seed=1)
 
 
 def load_digits_ood(names: Sequence[str]) -> dict[str, ImageSet]:
     """Returns OOD test sets by name, with labels -1: ``digits89`` (digits 8 and 9), ``photo`` (patches of
-    flower.jpg) and ``noise`` (uniform).
-
-    Raises:
-        InputError: a name is unknown.
-    """
-    unknown = [name for name in names if name not in OOD_SETS]
-    if unknown:
+    flower.jpg) and ``noise`` (uniform). Raises InputError if a name is unknown."""
+    if unknown := [name for name in names if name not in OOD_SETS]:
         raise InputError(f"the digits have no OOD set {', '.join(unknown)}; there are {', '.join(OOD_SETS)}")
     images, labels = _all_digits()
     generator = torch.Generator().manual_seed(3)
@@ -79,7 +69,7 @@ def load_digits_ood(names: Sequence[str]) -> dict[str, ImageSet]:
 
 
 def _all_digits() -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns all 1,797 digits, enlarged from 8 x 8 with 17 grey levels, uint8 (N, 3, 16, 16), and labels."""
+    """All 1,797 digits, enlarged from 8 x 8 with 17 grey levels, uint8 (N, 3, 16, 16), and labels."""
     data = load_sklearn_digits()
     grey = torch.from_numpy(data.images).float()[:, None] * (255 / 16)
     grey = F.interpolate(grey, size=(SIZE, SIZE), mode="bilinear").round().to(torch.uint8)
@@ -87,8 +77,7 @@ def _all_digits() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _patches(photograph: str, count: int, seed: int) -> torch.Tensor:
-    """Returns square patches with sides of 16 to 96 pixels at random positions, in grey, resized to uint8
-    (count, 3, 16, 16)."""
+    """Random square patches with sides of 16 to 96 pixels, in grey, resized to uint8 (count, 3, 16, 16)."""
     photo = torch.from_numpy(load_sample_image(photograph).copy()).float().mean(dim=2)
     rng = np.random.default_rng(seed)
     patches = []

@@ -1,82 +1,79 @@
-"""Image lists from folders of pictures: one folder per class, one of outliers, any number of OOD images."""
+"""Folders of pictures: lists of them for ImageNet's scripts, and the outliers or an OOD set of CIFAR."""
 
 import os
 import random
+import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import permutations
 from pathlib import Path
 from typing import NamedTuple
 
-from datasets.checks import shown
+import numpy as np
+from tqdm import tqdm
+
 from datasets.image_list import list_line, write_lines
 from datasets.long_tail import long_tail_counts
+from datasets.outliers import FILE
+from datasets.scood import DEFAULT_SETS, image_root, list_path, read_image
 from utils.errors import InputError
+from utils.text_files import whole_file, writable_folder
 
 PICTURES = {".jpeg", ".jpg", ".png", ".bmp", ".gif", ".webp"}
 
 
-class Folders(NamedTuple):
-    """Folders of pictures, none inside another one.
-
-    Attributes:
-        images: holds one folder per class; or exactly ``train`` and ``test``, which do.
-        test: holds the classes' test pictures, in folders of the same names.
-        outliers: pictures of no class, for training.
-        ood: each is an OOD test set, named after its folder.
-    """
-
-    images: Path
-    test: Path | None = None
-    outliers: Path | None = None
-    ood: Sequence[Path] = ()
-
-
 class Lists(NamedTuple):
-    """What :func:`write_lists` wrote.
-
-    Attributes:
-        files: name -> the list, of ``train``, ``test``, ``outliers`` and ``ood_<folder>`` those that exist.
-        iidp, iodp: the folders that entries of ``train`` and ``test``, and of the others, are relative to.
-        counts: training pictures of each class.
-        num_outliers: M.
-        report: sentences on what was written, and what was left out and why.
-    """
+    """What :func:`write_lists` wrote: lists by name (``train``, ``test``, ``outliers``, ``ood_<folder>``),
+    the folders that entries of the first two and of the others are relative to, the numbers of training
+    pictures and outliers, and sentences on what was written and left out."""
 
     files: dict[str, Path]
     iidp: Path
     iodp: Path
-    counts: list[int]
+    num_images: int
     num_outliers: int
     report: list[str]
 
 
 def write_lists(
-    folders: Folders, out: Path, *, test_share: float = 0.2, rho: float | None = None, seed: int = 0
+    images: Path,
+    out: Path,
+    *,
+    test: Path | None = None,
+    outliers: Path | None = None,
+    ood: Sequence[Path] = (),
+    test_share: float = 0.2,
+    rho: float | None = None,
+    seed: int = 0,
 ) -> Lists:
     """Writes the lists of :class:`Lists`, and the classes' names in the order of their labels, to ``out``.
 
-    Every folder with pictures is a class. The order of the labels is alphabetical, or with ``rho`` by size,
-    the largest class first. Without test folders, a random ``test_share`` of each class's pictures (at least
-    one, if there are two) makes the test list; with 0 there is none. ``rho`` cuts the training list to the
-    long tail n_c = int(n_max rho^(c / (C - 1))), with the largest n_max that the classes admit.
+    Every folder with pictures in ``images`` is a class, unless there are ``train`` and ``test`` alone, which
+    hold the classes. The order of the labels is alphabetical, or with ``rho`` by size, the largest class
+    first. Without test folders, a random ``test_share`` of each class's pictures (at least one, if there are
+    two) makes the test list; with 0 there is none. ``rho`` cuts the training list to the long tail
+    n_c = int(n_max rho^(c / (C - 1))), with the largest n_max that the classes admit.
 
-    Raises:
-        InputError: a folder is missing, without a picture, or inside another one; the test pictures have a
-            class without training pictures; a picture is a broken link, or has a name that a list cannot
-            hold; ``rho`` leaves a class empty; a list exists already or cannot be written.
+    ``test`` holds test pictures in folders of the same names; each of ``ood`` is a test set named after its
+    folder. Raises InputError: folders are missing, without a picture or overlap; a class has test pictures
+    alone; no list can hold a picture's name; ``rho`` leaves a class empty; or a list exists already.
     """
-    images, test = folders.images, folders.test
-    if test is None and images.is_dir() and _subfolders(images) == ["test", "train"]:
+    if test is None and {entry.name for entry in images.glob("[!.]*") if entry.is_dir()} == {"train", "test"}:
         images, test = images / "train", images / "test"
-    others = {"outliers": folders.outliers} if folders.outliers else {}
-    for folder in folders.ood:
-        name = f"ood_{os.path.basename(os.path.abspath(folder))}"
-        if name in others:
-            raise InputError(f"two folders of OOD images are named {shown(name[4:])}; rename one")
-        others[name] = folder
-    _require_separate([images, *([test] if test else []), *others.values()])
+    others = {"outliers": outliers} if outliers else {}
+    others |= {f"ood_{os.path.basename(os.path.abspath(folder))}": folder for folder in ood}
+    if len(others) < len(ood) + bool(outliers):
+        raise InputError("the folders of OOD images need different names, after which their lists are named")
+    folders = [images, *([test] if test else []), *others.values()]
+    if missing := [folder for folder in folders if not folder.is_dir()]:
+        raise InputError(f"the folder {missing[0]} is missing")
+    for inner, outer in permutations(folders, 2):
+        if inner.resolve().is_relative_to(outer.resolve()):  # a picture would be trained on and tested
+            raise InputError(f"{inner} is inside {outer}; the folders of one data set may not overlap")
 
-    left_out: Counter = Counter()
+    left_out: Counter[str] = Counter()
     training = _class_pictures(images, left_out)
     generator = random.Random(seed)
     for pictures in training.values():
@@ -91,69 +88,36 @@ def write_lists(
 
     iidp = Path(os.path.commonpath([os.path.abspath(images), os.path.abspath(test)])) if test else images
     iodp = Path(os.path.commonpath(list(map(os.path.abspath, others.values())) or [os.path.abspath(images)]))
-    label_of = {name: label for label, name in enumerate(training)}
-    lines = {"train": _labelled(training, images, iidp, label_of), "classes": list(training)}
-    if tested:
-        lines["test"] = _labelled(tested, test or images, iidp, label_of)
+    lines: dict[str, list[str]] = {"train": [], "classes": list(training), "test": []}
+    for label, name in enumerate(training):
+        lines["train"] += _lines(images, training[name], iidp, label)
+        lines["test"] += _lines(test or images, tested.get(name, []), iidp, label)
+    if not tested:
+        del lines["test"]
     for name, folder in others.items():
-        start = os.path.relpath(folder, iodp)
-        lines[name] = [
-            list_line(os.path.normpath(f"{start}/{path}")) for path in pictures_below(folder, left_out)
-        ]
-        if not lines[name]:
-            raise InputError(f"{folder} holds no picture ({' '.join(sorted(PICTURES))})")
+        lines[name] = _lines(folder, pictures_below(folder, left_out), iodp)
     write_lines({out / f"{name}.txt": of_list for name, of_list in lines.items()})
 
-    counts = [len(pictures) for pictures in training.values()]
+    sizes = [len(pictures) for pictures in training.values()]
     report = [f"{out}/{name}.txt: {len(of_list):,} lines" for name, of_list in lines.items()]
-    report += [*_remarks(training, tested), *left_out_lines(left_out)]
+    report.append(f"{len(sizes):,} classes of {min(sizes):,} to {max(sizes):,} training pictures")
     files = {name: out / f"{name}.txt" for name in lines if name != "classes"}
-    return Lists(files, iidp, iodp, counts, len(lines.get("outliers", [])), report)
+    num_outliers = len(lines.get("outliers", []))
+    return Lists(files, iidp, iodp, sum(sizes), num_outliers, report + left_out_line(left_out))
 
 
-def _remarks(training: dict[str, list[str]], tested: dict[str, list[str]]) -> list[str]:
-    counts = [len(pictures) for pictures in training.values()]
-    remarks = [f"{len(counts):,} classes of {min(counts):,} to {max(counts):,} training pictures"]
-    if tested and (untested := [name for name in training if name not in tested]):
-        remarks.append(f"{len(untested):,} classes have no test picture: {', '.join(untested[:5])}")
-    every = [*training.values(), *tested.values()]
-    if nested := sum(path.count("/") > 1 for pictures in every for path in pictures):
-        remarks.append(
-            f"{nested:,} pictures are in folders within their class's folder; if those are the classes, "
-            "give the folder that holds them"
-        )
-    return remarks
-
-
-def _subfolders(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != ".")
-
-
-def _require_separate(folders: Sequence[Path]) -> None:
-    """Refuses folders that are missing or overlap: a picture would be trained on and tested."""
-    for folder in folders:
-        if not folder.is_dir():
-            raise InputError(f"the folder {folder} is missing")
-    for i, inner in enumerate(folders):
-        for j, outer in enumerate(folders):
-            real = os.path.realpath(outer)
-            if i != j and os.path.commonpath([os.path.realpath(inner), real]) == real:
-                raise InputError(f"{inner} is inside {outer}; the folders of one data set may not overlap")
-
-
-def _class_pictures(images: Path, left_out: Counter) -> dict[str, list[str]]:
+def _class_pictures(images: Path, left_out: Counter[str]) -> dict[str, list[str]]:
     """The sorted pictures of each class, as paths relative to ``images``, by the class's name."""
-    classes = {}
-    for name in _subfolders(images):
-        classes[name] = [f"{name}/{path}" for path in pictures_below(images / name, left_out)]
-        if not classes[name]:
-            del classes[name]
-            left_out["folders without a picture"] += 1
+    classes: dict[str, list[str]] = {}
+    for path in pictures_below(images, left_out):
+        name, slash, _ = path.partition("/")
+        if slash:
+            classes.setdefault(name, []).append(path)
+        else:
+            left_out["pictures outside the classes' folders"] += 1
     if not classes:
         raise InputError(f"{images} has no folder with pictures; each class needs a folder of its own there")
-    loose = sum(entry.is_file() and _kind(entry.name) in PICTURES for entry in os.scandir(images))
-    left_out[f"pictures outside the class folders of {images}"] += loose
-    return classes
+    return dict(sorted(classes.items()))
 
 
 def _split_off(training: dict[str, list[str]], share: float) -> dict[str, list[str]]:
@@ -177,39 +141,29 @@ def _long_tail(training: dict[str, list[str]], rho: float) -> dict[str, list[str
     return {name: classes[name][:count] for name, count in zip(classes, counts, strict=True)}
 
 
-def _labelled(classes: dict[str, list[str]], folder: Path, root: Path, label_of: dict[str, int]) -> list[str]:
-    """The lines, relative to ``root``, of pictures relative to ``folder``, in the order of the labels."""
+def _lines(folder: Path, pictures: Sequence[str], root: Path, label: int | None = None) -> list[str]:
+    """The lines, relative to ``root``, of pictures relative to ``folder``."""
     start = os.path.relpath(folder, root)
-    return [
-        list_line(os.path.normpath(f"{start}/{path}"), label)
-        for name, label in label_of.items()
-        for path in classes.get(name, [])
-    ]
+    return [list_line(os.path.normpath(os.path.join(start, path)), label) for path in pictures]
 
 
-def pictures_below(folder: Path, left_out: Counter) -> list[str]:
-    """Returns the pictures below a folder, sorted paths relative to it; counts other files by ending.
-
-    Raises:
-        InputError: a picture is a broken link.
-    """
+def pictures_below(folder: Path, left_out: Counter[str]) -> list[str]:
+    """Returns the pictures below a folder, sorted paths relative to it; counts other files by ending."""
     found = []
     for path in files_below(folder):
-        kind, inside = _kind(os.path.basename(path)), os.path.relpath(path, folder)
-        if kind not in PICTURES:
-            left_out[kind] += 1
-        elif not os.path.isfile(path):
-            raise InputError(f"the picture {shown(inside)} in {folder} is a broken link, or no file")
+        ending = os.path.splitext(path)[1].lower()
+        if ending in PICTURES and not os.path.basename(path).startswith("."):
+            found.append(os.path.relpath(path, folder))
         else:
-            found.append(inside)
+            left_out[ending or "files without an ending"] += 1
+    if not found:
+        raise InputError(f"{folder} holds no picture ({' '.join(sorted(PICTURES))})")
     return sorted(found)
 
 
 def files_below(folder: Path) -> Iterator[str]:
-    """Yields the paths of all files below a folder, other than those in hidden folders.
-
-    Links are followed; a folder that several of them lead to is visited once.
-    """
+    """Yields the paths of all files below a folder, other than those in hidden folders. Links are followed;
+    a folder that several of them lead to is visited once."""
     seen = {os.path.realpath(folder)}
     for here, subfolders, files in os.walk(folder, followlinks=True):
         real = {name: os.path.realpath(os.path.join(here, name)) for name in subfolders if name[0] != "."}
@@ -219,14 +173,62 @@ def files_below(folder: Path) -> Iterator[str]:
         yield from (os.path.join(here, name) for name in files)
 
 
-def left_out_lines(left_out: Counter) -> list[str]:
+def left_out_line(left_out: Counter[str]) -> list[str]:
     """Returns a sentence on the files that were left out, if there were any."""
     kinds = [f"{count:,} {what}" for what, count in left_out.most_common(8) if count]
     return [f"left out: {', '.join(kinds)}"] if kinds else []
 
 
-def _kind(name: str) -> str:
-    """The file name's ending in lower case; words for what has none."""
-    if name[0] == ".":
-        return "hidden files"
-    return os.path.splitext(name)[1].lower() or "files without an ending"
+# --- for CIFAR10-LT and CIFAR100-LT
+
+
+def write_outliers(folder: Path, root: Path) -> list[str]:
+    """Writes the pictures below ``folder``, squashed to 32 x 32, as the outliers of the data folder ``root``.
+    Their order is random, as ``--num_ood_samples`` takes the first ones. Returns what was written and left
+    out; raises InputError if no picture is readable, or there are outliers already."""
+    path = root / FILE
+    if path.exists():
+        raise InputError(f"{path} exists already; move it away to make another one")
+    left_out: Counter[str] = Counter()
+    images = list(_read_below(folder, left_out).values())
+    random.Random(0).shuffle(images)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path, "xb") as file:
+        np.save(file, np.stack(images))
+    return [f"{path}: {len(images):,} outliers", *left_out_line(left_out)]
+
+
+def write_ood_set(name: str, folder: Path, root: Path) -> list[str]:
+    """Makes the pictures below ``folder`` the OOD set ``name`` of the data folder ``root``, for both CIFARs,
+    and copies them there. Returns what was written and left out; raises InputError if no picture is readable,
+    or there is such a set already."""
+    copies, left_out = image_root(root) / name, Counter()
+    lists = [list_path(benchmark, name, root) for benchmark in DEFAULT_SETS]
+    if taken := [path for path in (copies, *lists) if path.exists()]:
+        raise InputError(f"{taken[0]} exists already; choose another name or move it away")
+    lines = [list_line(f"{name}/{path}", -1) for path in _read_below(folder, left_out)]
+    with tempfile.TemporaryDirectory(prefix=".copying-", dir=writable_folder(root)) as scratch:
+        copy = shutil.copytree(folder, Path(scratch, name), ignore=shutil.ignore_patterns(".*"))
+        copies.parent.mkdir(parents=True, exist_ok=True)
+        os.rename(copy, copies)
+    write_lines(dict.fromkeys(lists, lines))
+    return [*(f"{path}: {len(lines):,} images in {copies}" for path in lists), *left_out_line(left_out)]
+
+
+def _read_below(folder: Path, left_out: Counter[str]) -> dict[str, np.ndarray]:
+    """Reads the pictures below a folder: path relative to it -> uint8 (32, 32, 3); counts unreadable ones."""
+
+    def read(path: str) -> np.ndarray | None:
+        try:
+            return read_image(folder / path)
+        except InputError:
+            return None
+
+    paths = pictures_below(folder, left_out)
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        found = list(tqdm(pool.map(read, paths), "reading", len(paths), leave=False, disable=None))
+    readable = {path: image for path, image in zip(paths, found, strict=True) if image is not None}
+    left_out["unreadable pictures"] += len(paths) - len(readable)
+    if not readable:
+        raise InputError(f"{folder} holds no readable picture")
+    return readable

@@ -1,16 +1,16 @@
 """Image files, each read and decoded once for all its crops; those that cannot be read are replaced and
 counted."""
 
-import itertools
-from collections import Counter
-from collections.abc import Callable, Iterator
+import signal
+from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from datasets.augment.stages import draw_crop_boxes
 from datasets.decoding import Unreadable, central_crop, decode, decode_crops, open_picture, upright_size
@@ -19,71 +19,51 @@ from utils.errors import InputError
 
 UNREADABLE_SHARE = 0.01  # above this a run stops ...
 UNREADABLE_FLOOR = 5  # ... unless it is about so few files that one folder's accident explains them
-
-# (picture, seed) -> its crops, uint8 (3, S, S) each; raises Unreadable
-Crop = Callable[[Image.Image, int], list[Tensor]]
+STEPS_AHEAD = 2  # that each worker prepares
 
 
-class RandomCrops(NamedTuple):
-    """Cuts ``views`` random boxes, as torchvision's RandomResizedCrop does, which cover the given share of
-    the image's area, from and to; the crops' side is ``size`` pixels."""
-
-    views: int
-    scale: tuple[float, float]
-    size: int
-
-    def __call__(self, picture: Image.Image, seed: int) -> list[Tensor]:
-        generator = torch.Generator().manual_seed(seed)
-        boxes = draw_crop_boxes(self.views, *upright_size(picture), self.scale, generator)
-        return decode_crops(picture, torch.stack(boxes, dim=1), self.size)
+def random_crops(
+    picture: Image.Image, seed: int, *, views: int, scale: tuple[float, float], size: int
+) -> list[Tensor]:
+    """Cuts ``views`` random boxes, as torchvision's RandomResizedCrop does: uint8 (3, size, size) each."""
+    generator = torch.Generator().manual_seed(seed)
+    boxes = draw_crop_boxes(views, *upright_size(picture), scale, generator)
+    return decode_crops(picture, torch.stack(boxes, dim=1), size)
 
 
-class CentralCrop(NamedTuple):
-    """Cuts the evaluation's crop, see :func:`datasets.decoding.central_crop`."""
-
-    size: int
-
-    def __call__(self, picture: Image.Image, seed: int) -> list[Tensor]:
-        return [central_crop(decode(picture), self.size)]
+def evaluation_crop(picture: Image.Image, seed: int, *, size: int) -> list[Tensor]:
+    """Cuts the central square alone; nothing is random."""
+    return [central_crop(decode(picture), size)]
 
 
 class Source(NamedTuple):
-    """A list of files and how to crop them. ``groups`` are int64 (N,): a file that cannot be read is replaced
-    by the next one of its group; None replaces none."""
+    """Files, and ``crop(picture, seed)`` for each. One that cannot be read is replaced by the next one of its
+    group (``groups``: int64 (N,); None replaces none)."""
 
     files: ImageFiles
-    crop: Crop
+    crop: Callable[[Image.Image, int], list[Tensor]]
     groups: Tensor | None
 
-
-class Item(NamedTuple):
-    """File ``number`` of list ``source``, and the seed of its crops."""
-
-    source: int
-    number: int
-    seed: int = 0
-
-
-class ReadFile(NamedTuple):
-    """What was read for an item: the number of the file used, its crops, and the files it replaces, with the
-    reasons.
-
-    ``crops`` is None if neither the file nor any in its place could be read.
-    """
-
-    item: Item
-    number: int
-    crops: list[Tensor] | None
-    failures: dict[Path, str]
+    def read(self, number: int, seed: int) -> tuple[int, list[Tensor] | None, dict[Path, str]]:
+        """Returns the number of the file used, its crops, None if none could be read, and which could not."""
+        failures, candidates = {}, [number]
+        while candidates:
+            candidate = candidates.pop(0)
+            path = self.files.root / self.files.paths[candidate]
+            try:
+                return candidate, self.crop(open_picture(path), seed), failures
+            except Unreadable as error:
+                if not failures and self.groups is not None:
+                    alike = (self.groups == self.groups[number]).nonzero().flatten()
+                    candidates = torch.cat([alike[alike > number], alike[alike < number]]).tolist()
+                failures[path] = str(error)
+        return number, None, failures
 
 
 class Step(NamedTuple):
-    """The files of a step.
-
-    ``images``: the crops, uint8 (n, 3, S, S), of each view of each list; or what was made of them; or None if
-    one of the files could be neither read nor replaced, whose ``failures`` then are left alone.
-    ``numbers`` are of all files used, in the order of the items; ``seed`` is that of the first item.
-    """
+    """The files of a step. ``images``: the crops, uint8 (n, 3, S, S), of each view of each list; or what was
+    made of them; or None if the file of the ``failures`` could be neither read nor replaced. ``numbers``: all
+    files used, in order; ``seed``: that of the first file, and of the views."""
 
     images: list[Tensor] | Tensor | None
     numbers: list[int]
@@ -91,92 +71,81 @@ class Step(NamedTuple):
     seed: int
 
 
-class FileDataset(Dataset):
-    """Reads the files of one or more lists; an index is an :class:`Item`."""
+class StepDataset(Dataset):
+    """Reads whole steps: an index is (seed, the numbers of the files of each source), an item a
+    :class:`Step`. ``make(crops, seed)`` makes its images of the crops, if given."""
 
-    def __init__(self, sources: list[Source]) -> None:
-        self.sources = sources
+    def __init__(self, sources: list[Source], make: Callable[[list[Tensor], int], Tensor] | None) -> None:
+        self.sources, self.make = sources, make
 
-    def __getitem__(self, item: Item) -> ReadFile:
-        files, crop, groups = self.sources[item.source]
-        failures = {}
-        for number in in_line(groups, item.number):
-            path = files.root / files.paths[number]
-            try:
-                return ReadFile(item, number, crop(open_picture(path), item.seed), failures)
-            except Unreadable as error:
-                failures[path] = str(error)
-        return ReadFile(item, item.number, None, failures)
-
-
-def in_line(groups: Tensor | None, number: int) -> Iterator[int]:
-    """Yields a file's number, then those that may replace it: of its group, from the next one on."""
-    yield number
-    if groups is not None:
-        alike = (groups == groups[number]).nonzero().flatten()
-        yield from torch.cat([alike[alike > number], alike[alike < number]]).tolist()
+    def __getitem__(self, index: tuple[int, list[list[int]]]) -> Step:
+        seed, wanted = index
+        images, used, failures = [], [], {}
+        for source, numbers in zip(self.sources, wanted, strict=True):
+            of_source = []
+            for number in numbers:
+                number, crops, failed = source.read(number, seed + len(used))
+                used.append(number)
+                if crops is None:
+                    return Step(None, used, failed, seed)
+                of_source.append(crops)
+                failures |= failed
+            images += map(torch.stack, zip(*of_source, strict=True))
+        return Step(images if self.make is None else self.make(images, seed), used, failures, seed)
 
 
-def collate(read: list[ReadFile], make: Callable[[list[Tensor], int], Tensor] | None = None) -> Step:
-    """Gathers the files of a step; ``make(crops, seed)`` makes its images of the crops if given."""
-    numbers, seed = [file.number for file in read], read[0].item.seed
-    for file in read:
-        if file.crops is None:
-            return Step(None, numbers, file.failures, seed)
-    crops = []
-    for _, of_list in itertools.groupby(read, key=lambda file: file.item.source):
-        crops += map(torch.stack, zip(*(file.crops for file in of_list), strict=True))
-    failures = {path: reason for file in read for path, reason in file.failures.items()}
-    return Step(crops if make is None else make(crops, seed), numbers, failures, seed)
+def read_ahead(
+    dataset: StepDataset, steps: list, num_workers: int, device: torch.device, persistent: bool = False
+) -> DataLoader:
+    """Returns the DataLoader of the steps; the list may be refilled between its iterations."""
+    workers = {}
+    if num_workers:
+        workers = {"multiprocessing_context": "fork", "worker_init_fn": _leave_signals_to_the_main_process}
+        workers |= {"prefetch_factor": STEPS_AHEAD, "persistent_workers": persistent}
+    return DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=steps,
+        num_workers=num_workers,
+        pin_memory=device.type == "cuda",
+        generator=torch.Generator(),  # else every epoch would draw from the global one
+        **workers,
+    )
+
+
+def _leave_signals_to_the_main_process(worker_id: int) -> None:
+    """A terminal or a scheduler signals every process; the main one decides when to stop, and needs batches
+    until then. Workers end when it asks, or when it has ended."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class Replacements:
-    """Counts the files that could not be read and were replaced.
-
-    Args:
-        expected: how many files will be read in all, if that is known.
-
-    Attributes:
-        times: how many steps met each unreadable file, by its full path.
-        read: how many files were read, these included.
-    """
+    """Counts the files that could not be read and were replaced: ``reasons`` by full path, and how many
+    ``times`` such files were met. ``expected`` files will be ``read`` in all, if that is known."""
 
     def __init__(self, expected: int = 0) -> None:
-        self.times: Counter[Path] = Counter()
         self.reasons: dict[Path, str] = {}
-        self.read, self.expected = 0, expected
+        self.times, self.read, self.expected = 0, 0, expected
 
     def add(self, step: Step) -> None:
-        """Adds the files of a step.
-
-        Raises:
-            InputError: a file could be neither read nor replaced; or more than 5 files, and more than 1 % of
-                those read so far or expected, are unreadable.
-        """
+        """Adds the files of a step. Raises InputError if a file could be neither read nor replaced; or more
+        than 5 files, and more than 1 % of those read so far or expected, are unreadable."""
         if step.images is None:
-            (path, reason), *others = step.failures.items()
-            others = f"; nor can any of the {len(others)} files that could replace it" if others else ""
-            raise InputError(f"{path} cannot be read: {reason}{others}")
+            path, reason = next(iter(step.failures.items()))
+            others = f", nor {len(step.failures) - 1} that could replace it" if len(step.failures) > 1 else ""
+            raise InputError(f"{path} cannot be read{others}: {reason}")
         self.read += len(step.numbers) + len(step.failures)
-        self.times.update(step.failures.keys())
+        self.times += len(step.failures)
         self.reasons |= step.failures
         bearable = UNREADABLE_SHARE * max(self.read, self.expected)
-        if len(self.times) > UNREADABLE_FLOOR and self.times.total() > bearable:
-            raise InputError(
-                f"{self.times.total():,} of the {self.read:,} files read so far cannot be read, more than "
-                f"{UNREADABLE_SHARE:.0%}: {self._named()}"
-            )
+        if len(self.reasons) > UNREADABLE_FLOOR and self.times > bearable:
+            raise InputError(f"more than {UNREADABLE_SHARE:.0%} of the files are unreadable: {self._named()}")
 
     def report(self) -> list[str]:
         """Returns a line about them, if there are any."""
-        if not self.times:
-            return []
-        count = len(self.times)
-        were = "file cannot be read and was" if count == 1 else "files cannot be read and were"
-        return [f"{count} {were} replaced: {self._named()}"]
+        return [f"unreadable files were replaced: {self._named()}"] if self.reasons else []
 
     def _named(self) -> str:
-        """Returns the five files met most often, with the reasons."""
-        named = [f"{path} ({times}x: {self.reasons[path]})" for path, times in self.times.most_common(5)]
-        more = f" and {len(self.times) - 5} more" if len(self.times) > 5 else ""
-        return ", ".join(named) + more
+        named = [f"{path} ({reason})" for path, reason in islice(self.reasons.items(), 5)]
+        return f"{len(self.reasons)}, among them {', '.join(named)}"

@@ -5,52 +5,44 @@ the workers. Which files a step has, their crops and their views depend on (seed
 the files alone, so a run can resume at any step.
 """
 
-import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, get_worker_info
+from torch.utils.data import get_worker_info
 
 from datasets.augment.ops import to_device
 from datasets.augment.stages import View, Views
-from datasets.checks import shown
 from datasets.image_files import (
-    CentralCrop,
-    FileDataset,
-    Item,
-    RandomCrops,
+    STEPS_AHEAD,
     Replacements,
     Source,
-    collate,
+    StepDataset,
+    evaluation_crop,
+    random_crops,
+    read_ahead,
 )
-from datasets.image_list import MAX_LABEL, ImageFiles, read_present
+from datasets.image_list import ANY_LABEL, ImageFiles, read_present
 from datasets.loader import Batch
 from datasets.normalization import IMAGENET_NORMALIZATION, Normalization
 from datasets.randomness import epoch_shares, mixed_seed
 from utils.errors import InputError
 
-CROP_SCALE, OUTLIER_CROP_SCALE = (0.08, 1.0), (0.2, 1.0)
-STEPS_AHEAD = 2  # that each worker prepares
+CROP_SCALE, OUTLIER_CROP_SCALE = (0.08, 1.0), (0.2, 1.0)  # shares of the image's area, from and to
 
 
 def load_files(
     list_path: Path, root: Path, num_classes: int | None = None, labelled: bool = True
 ) -> ImageFiles:
-    """Reads a list of ``path label`` lines whose files all are there.
+    """Reads a list of ``path label`` lines whose files all are there; raises InputError.
 
-    Args:
-        num_classes: labels have to be below it; None takes the list to be a training list, whose labels 0 ..
-            C - 1 all occur.
-        labelled: False for lists of outliers, whose labels are ignored.
-
-    Raises:
-        InputError: see :func:`datasets.image_list.read_present`; or a training list has one class only, or a
-            class without images.
+    Labels have to be below ``num_classes``; with None it is a training list, whose labels 0 .. C - 1 all
+    occur. Those of a list of outliers, ``labelled=False``, are ignored.
     """
-    allowed = range(MAX_LABEL + 1 if num_classes is None else num_classes)
+    allowed = range(num_classes or ANY_LABEL.stop)
     paths, labels = read_present(list_path, root, allowed if labelled else None)
     if labelled and num_classes is None:
         counts = torch.bincount(labels)
@@ -63,28 +55,20 @@ def load_files(
 
 def load_ood_lists(list_paths: Sequence[Path], root: Path) -> dict[str, ImageFiles]:
     """Reads lists of OOD images, whose labels are ignored: the list's file name without ending -> files.
-
-    Raises:
-        InputError: see :func:`load_files`; or two lists have the same name.
-    """
-    names = [Path(path).stem for path in list_paths]
-    if repeated := [name for name in names if names.count(name) > 1]:
-        raise InputError(f"--txt_ood_test names two lists {shown(repeated[0])}; rename one")
-    return {
-        name: load_files(path, root, labelled=False) for name, path in zip(names, list_paths, strict=True)
-    }
+    Raises InputError, also if two lists have the same name."""
+    lists = {Path(path).stem: path for path in list_paths}
+    if len(lists) < len(list_paths):
+        names = ", ".join(map(str, list_paths))
+        raise InputError(f"--txt_ood_test needs lists of different names, not {names}")
+    return {name: load_files(path, root, labelled=False) for name, path in lists.items()}
 
 
 def folder_names(files: ImageFiles) -> list[str] | None:
     """Names of the classes 0 .. C - 1: their folders', if each class has one folder, and no two the same."""
-    folders = {}
-    for path, label in zip(files.paths, files.labels.tolist(), strict=True):
-        folders.setdefault(label, set()).add(Path(path).parent.name)
-    names = [folders[label] for label in sorted(folders)]
-    distinct = set().union(*names)
-    if len(distinct) < len(names) or any(len(of_class) > 1 for of_class in names) or "" in distinct:
-        return None
-    return [name for of_class in names for name in of_class]
+    named = {(c, Path(path).parent.name) for path, c in zip(files.paths, files.labels.tolist(), strict=True)}
+    names = [name for _, name in sorted(named)]
+    one_each = len(names) == len(set(names)) == len({c for c, _ in named})
+    return names if one_each and "" not in names else None
 
 
 def select(files: ImageFiles, indices: Tensor) -> ImageFiles:
@@ -95,9 +79,8 @@ def select(files: ImageFiles, indices: Tensor) -> ImageFiles:
 def balanced_sample(labels: Tensor, size: int, seed: int) -> Tensor:
     """``size`` indices (all, where there are fewer) as evenly spread over the classes as their sizes admit:
     the first image of every class, then the second, and so on, in a random order within each class."""
-    order = torch.randperm(
-        len(labels), generator=torch.Generator().manual_seed(mixed_seed("calibration", seed))
-    )
+    generator = torch.Generator().manual_seed(mixed_seed("calibration", seed))
+    order = torch.randperm(len(labels), generator=generator)
     by_class = order[torch.argsort(labels[order], stable=True)]
     counts = torch.bincount(labels)
     first = torch.cat([counts.new_zeros(1), counts.cumsum(0)[:-1]])
@@ -105,15 +88,11 @@ def balanced_sample(labels: Tensor, size: int, seed: int) -> Tensor:
     return by_class[torch.argsort(rank, stable=True)[:size]].sort().values
 
 
-class StepViews:
-    """Makes the normalised views of a step on the device of its crops.
+class _StepViews:
+    """Makes the normalised views of a step's crops, float32 (N, 3, S, S), one crop's after the other's.
 
-    On a CPU the memory of the images is reused after two steps: the first touch of fresh memory would take a
-    seventh of the time.
-
-    Args:
-        views: for each of the crops, uint8 (n, 3, S, S), that it is called with.
-        normalization: of the views.
+    On a CPU the memory is reused after two batches: the first touch of fresh memory would take a seventh of
+    the time.
     """
 
     def __init__(self, views: list[View], normalization: Normalization) -> None:
@@ -121,17 +100,18 @@ class StepViews:
         self.buffers: list[Tensor] = []
 
     def __call__(self, crops: list[Tensor], seed: int) -> Tensor:
-        """Returns the views, float32 (N, 3, S, S), one crop's after the other's."""
         generator = torch.Generator().manual_seed(mixed_seed("pixels", seed))
-        images = self._memory((sum(map(len, crops)), *crops[0].shape[1:]), crops[0].device)
+        shape = sum(map(len, crops)), *crops[0].shape[1:]
+        if crops[0].is_cuda:
+            images = torch.empty(shape, device=crops[0].device, memory_format=torch.channels_last)
+        else:
+            images = self._buffer(shape)
         parts = images.split([len(of_view) for of_view in crops])
         for view, of_view, part in zip(self.views, crops, parts, strict=True):
             view(of_view, generator, out=part, finish=self.normalization)
         return images
 
-    def _memory(self, shape: tuple[int, ...], device: torch.device) -> Tensor:
-        if device.type == "cuda":
-            return torch.empty(shape, device=device, memory_format=torch.channels_last)
+    def _buffer(self, shape: tuple[int, ...]) -> Tensor:
         if len(self.buffers) < 2 + STEPS_AHEAD:
             images = torch.empty(shape)
             self.buffers.append(images if get_worker_info() is None else images.share_memory_())
@@ -140,120 +120,53 @@ class StepViews:
         return self.buffers[-1]
 
 
-class StepSampler:
-    """The items of each step of an epoch, for one process.
-
-    Args:
-        lists: for "images" and, if there are any, "outliers": the number of files, and how many of them a
-            global batch has.
-
-    Attributes:
-        epoch, start_step: where the next iteration begins.
-    """
-
-    def __init__(self, lists: dict[str, tuple[int, int]], seed: int, rank: int, world_size: int) -> None:
-        self.lists, self.seed, self.rank, self.world_size = lists, seed, rank, world_size
-        self.epoch, self.start_step = 0, 0
-
-    def __len__(self) -> int:
-        files, batch_size = self.lists["images"]
-        return files // batch_size
-
-    def __iter__(self) -> Iterator[list[Item]]:
-        orders = [
-            epoch_shares(*sizes, len(self), self.seed, self.epoch, name, self.rank, self.world_size)
-            for name, sizes in self.lists.items()
-        ]
-        for step in range(self.start_step, len(self)):
-            seed = mixed_seed("crops", self.seed, self.epoch, step, self.rank)
-            files = [(source, n) for source, order in enumerate(orders) for n in order[step].tolist()]
-            yield [Item(*file, seed + place) for place, file in enumerate(files)]
-
-
-def read_ahead(
-    dataset: FileDataset,
-    steps: Sequence[list[Item]] | StepSampler,
-    num_workers: int,
-    device: torch.device,
-    make: Callable[[list[Tensor], int], Tensor] | None = None,
-    persistent: bool = False,
-) -> DataLoader:
-    """Returns the DataLoader that yields a :class:`datasets.image_files.Step` for the items of each step; see
-    :func:`datasets.image_files.collate` for ``make``."""
-    workers = {}
-    if num_workers:
-        workers = {"multiprocessing_context": "fork", "worker_init_fn": _leave_signals_to_the_main_process}
-        workers |= {"prefetch_factor": STEPS_AHEAD, "persistent_workers": persistent}
-    return DataLoader(
-        dataset,
-        batch_sampler=steps,
-        collate_fn=partial(collate, make=make),
-        num_workers=num_workers,
-        pin_memory=device.type == "cuda",
-        generator=torch.Generator(),  # else every epoch would draw from the global one
-        **workers,
-    )
-
-
-def _leave_signals_to_the_main_process(worker_id: int) -> None:
-    """A terminal or a scheduler signals every process; the main one decides when to stop, and needs batches
-    until then. Workers end when it asks, or when it has ended."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-
-
+@dataclass(eq=False)
 class FileTrainLoader:
     """Training batches from image files; drops the last incomplete one.
 
-    Args:
-        files: the training list.
-        outliers: the list of outliers, or None; its labels are ignored.
+    Attributes:
+        files, outliers: the training list, and that of the outliers, or None.
         views: of crops, such as :func:`datasets.augment.views.imagenet_views`.
         image_size: S, the side of a view in pixels.
         batch_size, outlier_batch_size: of the global batch, which the ``world_size`` processes share.
         contrastive: whether batches have views 2 and 3.
         num_workers: processes that read; 0 reads in this one.
-
-    Attributes:
-        replaced: :class:`datasets.image_files.Replacements` so far.
+        replaced: :class:`Replacements` so far.
     """
 
-    def __init__(
-        self,
-        files: ImageFiles,
-        outliers: ImageFiles | None,
-        views: Views,
-        *,
-        image_size: int,
-        batch_size: int,
-        outlier_batch_size: int,
-        contrastive: bool,
-        num_workers: int,
-        seed: int,
-        device: torch.device,
-        normalization: Normalization = IMAGENET_NORMALIZATION,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        self.files, self.outliers, self.replaced = files, outliers, Replacements()
-        self.batch_size, self.num_workers, self.device = batch_size, num_workers, device
-        of_crop = [views.strong, *([views.contrastive] * 2 if contrastive else [])]
-        sources = [Source(files, RandomCrops(len(of_crop), CROP_SCALE, image_size), files.labels)]
-        lists = {"images": (len(files.paths), batch_size)}
-        if outliers is not None:
-            one_group = torch.zeros_like(outliers.labels)
-            sources.append(Source(outliers, RandomCrops(1, OUTLIER_CROP_SCALE, image_size), one_group))
-            lists["outliers"] = len(outliers.paths), outlier_batch_size
-            of_crop.append(views.outlier)
-        self.views = StepViews(of_crop, normalization)
-        self.steps = StepSampler(lists, seed, rank, world_size)
-        self.share = len(range(rank, batch_size, world_size))
-        make = self.views if device.type == "cpu" else None
-        self.reader = read_ahead(FileDataset(sources), self.steps, num_workers, device, make, persistent=True)
+    files: ImageFiles
+    outliers: ImageFiles | None
+    views: Views
+    _: KW_ONLY
+    image_size: int
+    batch_size: int
+    outlier_batch_size: int
+    contrastive: bool
+    num_workers: int
+    seed: int
+    device: torch.device
+    normalization: Normalization = IMAGENET_NORMALIZATION
+    rank: int = 0
+    world_size: int = 1
+
+    def __post_init__(self) -> None:
+        self.replaced, self.steps = Replacements(), []  # those of the epoch that is read
+        self.lists = {"images": (self.files, self.batch_size)}
+        views = [self.views.strong, *([self.views.contrastive] * 2 if self.contrastive else [])]
+        crop = partial(random_crops, views=len(views), scale=CROP_SCALE, size=self.image_size)
+        sources = [Source(self.files, crop, self.files.labels)]
+        if self.outliers is not None:
+            self.lists["outliers"] = self.outliers, self.outlier_batch_size
+            crop = partial(random_crops, views=1, scale=OUTLIER_CROP_SCALE, size=self.image_size)
+            sources.append(Source(self.outliers, crop, torch.zeros_like(self.outliers.labels)))
+            views.append(self.views.outlier)
+        self.make_views = _StepViews(views, self.normalization)
+        dataset = StepDataset(sources, self.make_views if self.device.type == "cpu" else None)
+        self.reader = read_ahead(dataset, self.steps, self.num_workers, self.device, persistent=True)
 
     def __len__(self) -> int:
         """Returns the number of steps per epoch."""
-        return len(self.steps)
+        return len(self.files.paths) // self.batch_size
 
     @property
     def num_outliers(self) -> int:
@@ -262,8 +175,9 @@ class FileTrainLoader:
 
     def where(self) -> str:
         """Returns one line for the log: where the files are, and how many processes read them."""
-        lists = {"images": self.files} | ({} if self.outliers is None else {"outliers": self.outliers})
-        listed = [f"{len(files.paths):,} {name} under {files.root}" for name, files in lists.items()]
+        listed = [
+            f"{len(files.paths):,} {name} under {files.root}" for name, (files, _) in self.lists.items()
+        ]
         return f"{', '.join(listed)}, read by {self.num_workers} worker processes"
 
     def report(self) -> list[str]:
@@ -273,59 +187,59 @@ class FileTrainLoader:
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """Yields the batches of an epoch from ``start_step`` to its end.
 
-        On a CPU the memory of a batch's images is reused after two batches.
-
-        Raises:
-            InputError: more than 1 % of the files cannot be read, or none of a class.
+        On a CPU the memory of a batch's images is reused after two batches. Raises InputError if more than
+        1 % of the files cannot be read, or none of a class.
         """
-        self.steps.epoch, self.steps.start_step = epoch, start_step
+        self.steps[:] = self._steps(epoch)[start_step:]
+        share = len(range(self.rank, self.batch_size, self.world_size))
         for step in self.reader:
             self.replaced.add(step)
             images = step.images
             if self.device.type == "cuda":
-                images = self.views([to_device(crops, self.device) for crops in images], step.seed)
-            indices = torch.tensor(step.numbers[: self.share])
+                images = self.make_views([to_device(crops, self.device) for crops in images], step.seed)
+            indices = torch.tensor(step.numbers[:share])
             yield Batch(images, to_device(self.files.labels[indices], self.device), indices)
 
+    def _steps(self, epoch: int) -> list[tuple[int, list[list[int]]]]:
+        """What :class:`StepDataset` needs for each step of an epoch."""
+        numbers = []
+        for name, (files, batch_size) in self.lists.items():
+            drawn = len(files.paths), batch_size, len(self), self.seed, epoch, name
+            numbers.append(epoch_shares(*drawn, self.rank, self.world_size))
+        seeds = [mixed_seed("crops", self.seed, epoch, step, self.rank) for step in range(len(self))]
+        return [(seed, [order[step].tolist() for order in numbers]) for step, seed in enumerate(seeds)]
 
+
+@dataclass(eq=False)
 class EvalImages:
     """Every image of a list once, in order, not augmented: shorter side resized to S * 256 / 224, the central
     S x S.
 
     Yields (normalised float32 images (n, 3, S, S), labels int64 (n,)) on the device. With several processes,
-    each takes every ``world_size``-th image, so their shares make up the list.
-
-    Args:
-        files: the list.
-        image_size: S in pixels.
-        num_workers: processes that read; 0 reads in this one.
-        replace: whether the next file with the same label takes the place of one that cannot be read. Off for
-            test sets: results are about whole sets.
-
-    Attributes:
-        replaced: :class:`datasets.image_files.Replacements` so far.
+    each takes every ``world_size``-th image, so their shares make up the list. With ``replace`` the next file
+    with the same label takes the place of one that cannot be read, see ``replaced``; not for test sets, as
+    results are about whole sets.
     """
 
-    def __init__(
-        self,
-        files: ImageFiles,
-        *,
-        image_size: int,
-        batch_size: int,
-        num_workers: int,
-        device: torch.device,
-        normalization: Normalization = IMAGENET_NORMALIZATION,
-        replace: bool = False,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        self.files, self.normalization, self.device = files, normalization, device
-        mine = range(rank, len(files.paths), world_size)
+    files: ImageFiles
+    _: KW_ONLY
+    image_size: int
+    batch_size: int
+    num_workers: int
+    device: torch.device
+    normalization: Normalization = IMAGENET_NORMALIZATION
+    replace: bool = False
+    rank: int = 0
+    world_size: int = 1
+
+    def __post_init__(self) -> None:
+        mine = torch.arange(self.rank, len(self.files.paths), self.world_size)
         self.replaced = Replacements(len(mine))
-        self.batches = [mine[start : start + batch_size] for start in range(0, len(mine), batch_size)]
-        dataset = FileDataset([Source(files, CentralCrop(image_size), files.labels if replace else None)])
-        steps = [[Item(0, number) for number in batch] for batch in self.batches]
-        self.reader = read_ahead(dataset, steps, num_workers, device)
+        self.batches = [batch.tolist() for batch in mine.split(self.batch_size) if len(batch)]
+        crop = partial(evaluation_crop, size=self.image_size)
+        source = Source(self.files, crop, self.files.labels if self.replace else None)
+        steps = [(0, [batch]) for batch in self.batches]
+        self.reader = read_ahead(StepDataset([source], make=None), steps, self.num_workers, self.device)
 
     def __len__(self) -> int:
         """Returns the number of batches of this process."""
@@ -337,5 +251,5 @@ class EvalImages:
         for batch, step in zip(self.batches, self.reader, strict=True):
             self.replaced.add(step)
             images = self.normalization(step.images[0].to(self.device, non_blocking=True).float().div_(255))
-            labels = self.files.labels[list(batch)].to(self.device)
+            labels = self.files.labels[batch].to(self.device)
             yield images.contiguous(memory_format=torch.channels_last), labels

@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from datasets.checks import os_reason
 from utils.errors import InputError, first_line
 
 FILE = Path("Tiny_Images_Dataset", "300K_random_images.npy")
@@ -13,37 +12,20 @@ FILE = Path("Tiny_Images_Dataset", "300K_random_images.npy")
 
 def load_outliers(root: Path, limit: int | None = None) -> torch.Tensor:
     """Returns the first ``limit`` outliers (all by default), a uint8 (M, 3, 32, 32) view of the memory-mapped
-    file.
+    file: only those used are read, and writing to the tensor does not change the file.
 
-    The file may hold any number of images; only those used are read. Writing to the tensor does not change
-    the file.
-
-    Raises:
-        InputError: the file is missing, truncated, empty or not uint8 (N, 32, 32, 3), or ``limit`` is below
-            1.
+    Raises InputError: the file is missing, truncated, empty or not uint8 (N, 32, 32, 3).
     """
-    if limit is not None and limit < 1:
-        raise InputError(f"--num_ood_samples must be at least 1, not {limit}")
     path = Path(root) / FILE
     if not path.exists():
         raise InputError(
             f"the surrogate outliers {path} are missing; "
             f"`python -m datasets.prepare tinyimages --drp {root}` says how to get them"
         )
-    return torch.from_numpy(map_outliers(path)[:limit]).permute(0, 3, 1, 2)
-
-
-def map_outliers(path: Path) -> np.ndarray:
-    """Memory-maps an .npy file, uint8 (N, 32, 32, 3), copy-on-write. Raises InputError for any other file."""
     try:
-        images = np.load(path, mmap_mode="c")
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {os_reason(error)}") from error
+        images = np.asarray(np.load(path, mmap_mode="c"))
     except Exception as error:  # a damaged header is evaluated as a literal, and raises many kinds
         raise InputError(f"{path} is truncated or no .npy file of images: {first_line(error)}") from error
-    if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.shape[1:] != (32, 32, 3):
-        found = f"{images.dtype} {images.shape}" if isinstance(images, np.ndarray) else "several arrays"
-        raise InputError(f"{path} must be uint8 of shape (N, 32, 32, 3), not {found}")
-    if len(images) == 0:
-        raise InputError(f"{path} holds no images")
-    return np.asarray(images)
+    if images.dtype != np.uint8 or images.shape[1:] != (32, 32, 3) or len(images) == 0:
+        raise InputError(f"{path} must be uint8 of shape (N, 32, 32, 3), not {images.dtype} {images.shape}")
+    return torch.from_numpy(images[:limit]).permute(0, 3, 1, 2)

@@ -11,23 +11,29 @@ outliers and OOD sets of your own folders.
 import argparse
 import os
 import shlex
+import shutil
 import sys
+import tarfile
+import tempfile
+from functools import partial
 from pathlib import Path
 
+import numpy as np
+import torch
+from torchvision.datasets.utils import check_integrity
+
 from datasets.cifar import NUM_CLASSES, RELEASES, load_cifar
-from datasets.fetch import download, unpack
-from datasets.folders import Folders, Lists, write_lists
+from datasets.folders import Lists, write_lists, write_ood_set, write_outliers
 from datasets.image_list import read_present
 from datasets.outliers import FILE as OUTLIER_FILE
-from datasets.outliers import map_outliers
-from datasets.own_sets import write_ood_set, write_outliers
+from datasets.outliers import load_outliers
 from datasets.scood import DEFAULT_SETS, image_root, list_path
 from utils import flags
 from utils.console import say, show_warnings_plainly
-from utils.errors import InputError, exit_cleanly
+from utils.errors import InputError, exit_cleanly, first_line
+from utils.text_files import whole_file, writable_folder
 
 TINY_IMAGES_URL = "https://people.eecs.berkeley.edu/~hendrycks/300K_random_images.npy"
-SCOOD_PAGE = "https://jingkang50.github.io/projects/scood"
 SCOOD_LINK = (
     "https://drive.google.com/file/d/1cbLXZ39xnJjxXnDM7g2KODHIjE0Qj4gu/view"  # README of ICCV21_SCOOD
 )
@@ -37,53 +43,24 @@ FEW = 20_000  # training pictures below which a network is better fine-tuned tha
 def main(argv: list[str] | None = None) -> None:
     show_warnings_plainly()
     argv = sys.argv[1:] if argv is None else argv
-    own = {"imagenet": prepare_imagenet, "outliers": prepare_outliers, "ood": prepare_ood}
-    if argv and argv[0] in own:
-        own[argv[0]](argv[1:])
+    if argv[:1] == ["imagenet"]:
+        prepare_imagenet(argv[1:])
     else:
         prepare_benchmarks(argv)
 
 
-def _parser(command: str, description: str) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(
-        prog=f"python -m datasets.prepare{command}",
-        description=description,
+def prepare_imagenet(argv: list[str]) -> None:
+    """Writes lists, and prints them and the commands that use them; or checks one."""
+    parser = argparse.ArgumentParser(
+        prog="python -m datasets.prepare imagenet",
+        description="Writes the lists that train_imagenet.py and test_imagenet.py need, or checks one.",
         formatter_class=flags.HelpFormatter,
     )
-
-
-def _add_data_folder(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--data_root_path", "--drp", dest="drp", type=flags.path, required=True, help="the data folder"
-    )
-
-
-def prepare_outliers(argv: list[str]) -> None:
-    parser = _parser(" outliers", "Writes the pictures below a folder as the outliers that train.py reads.")
-    parser.add_argument("folder", type=flags.path)
-    _add_data_folder(parser)
-    args = parser.parse_args(argv)
-    say("\n".join(write_outliers(args.folder, args.drp)))
-
-
-def prepare_ood(argv: list[str]) -> None:
-    parser = _parser(" ood", "Makes the pictures below a folder an OOD set that test.py --dout NAME reads.")
-    parser.add_argument("name", help="of the set, for --dout")
-    parser.add_argument("folder", type=flags.path)
-    _add_data_folder(parser)
-    args = parser.parse_args(argv)
-    say("\n".join(write_ood_set(args.name, args.folder, args.drp)))
-
-
-def prepare_imagenet(argv: list[str]) -> None:
-    parser = _parser(
-        " imagenet", "Writes the lists that train_imagenet.py and test_imagenet.py need, or checks one."
-    )
     add = parser.add_argument
-    add("folder", type=flags.path, help="holds one folder per class, or train/ and test/, which do")
+    add("images", type=flags.path, help="holds one folder per class, or train/ and test/, which do")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--out", type=flags.path, metavar="DIR", help="where the lists are written")
-    what.add_argument("--check", type=flags.path, metavar="LIST", help="check that FOLDER has a list's files")
+    what.add_argument("--check", type=flags.path, metavar="LIST", help="check that IMAGES has a list's files")
     add("--test", type=flags.path, metavar="DIR", help="holds test pictures in folders of the same names")
     add("--outliers", type=flags.path, metavar="DIR", help="pictures of no class, for training")
     add("--ood", type=flags.path, nargs="+", default=[], metavar="DIR", help="folders of OOD test pictures")
@@ -95,99 +72,89 @@ def prepare_imagenet(argv: list[str]) -> None:
         "then go by the classes' sizes, otherwise by their names"
     )
     add("--rho", type=flags.imbalance_ratio, help=tail)
-    args = parser.parse_args(argv)
-    if args.check is not None:
-        say(check_list(args.check, args.folder))
+    args = vars(parser.parse_args(argv))
+    if (to_check := args.pop("check")) is not None:
+        say(check_list(to_check, args["images"]))
         return
-    folders = Folders(args.folder, args.test, args.outliers, args.ood)
-    lists = write_lists(folders, args.out, test_share=args.test_share, rho=args.rho, seed=args.seed)
+    lists = write_lists(**args)
     say("\n".join([*lists.report, "", *commands(lists)]))
 
 
 def commands(lists: Lists) -> list[str]:
     """Returns the commands that train and test on the lists, with flags that suit their size."""
-    words = ["--txtt", lists.files["train"], "--iidp", lists.iidp]
-    words += ["--txtv", lists.files["test"]] if "test" in lists.files else []
-    ood = [path for name, path in lists.files.items() if name.startswith("ood_")]
-    words += ["--txt_ood_train", lists.files["outliers"]] if lists.num_outliers else []
+    files = lists.files
+    ood = [path for name, path in files.items() if name.startswith("ood_")]
+    words = ["--txtt", files["train"], "--iidp", lists.iidp]
+    words += ["--txtv", files["test"]] if "test" in files else []
+    words += ["--txt_ood_train", files["outliers"]] if "outliers" in files else []
     words += ["--txt_ood_test", *ood] if ood else []
-    words += ["--iodp", lists.iodp] if ood or lists.num_outliers else []
+    words += ["--iodp", lists.iodp] if ood or "outliers" in files else []
     words += ["--num_workers", os.cpu_count() or 1]
-    training, test = _training_flags(sum(lists.counts), lists.num_outliers), []
-    if not lists.num_outliers:
+    training, test, batch = [], [], 32  # the paper's
+    if lists.num_images < FEW:
+        batch = min(16, max(2, lists.num_images // 4))
+        training = "--init imagenet --md ResNet18 --lr 0.01 --epochs 30 --warmup_epochs 2".split()
+        training += ["--val_fraction", 0.2, "-b", batch]
+    if "outliers" not in files:
         training, test = [*training, "--oe", False], ["--calibration", "none"]
-    train, test = (shlex.join(map(str, words + more)) for more in (training, test))
-    if "test" not in lists.files:
-        return [
-            f"python train_imagenet.py {train} --srp OUT",
-            "test_imagenet.py also needs test pictures of the classes (--test or --test_share)",
-        ]
-    return [
-        f"python train_imagenet.py {train} --srp OUT",
-        f"python test_imagenet.py {test} --ckpt_path OUT",
-    ]
-
-
-def _training_flags(num_images: int, num_outliers: int) -> list[object]:
-    """Flags that fine-tune on few images; the paper's protocol on many."""
-    if num_images >= FEW:
-        return ["--ob", num_outliers] if 0 < num_outliers < 64 else []
-    fine_tuning = "--init imagenet --md ResNet18 --lr 0.01 --epochs 30 --warmup_epochs 2 --val_fraction 0.2"
-    batch = min(16, max(2, num_images // 4))
-    outliers = ["--ob", min(2 * batch, num_outliers)] if num_outliers else []
-    return [*fine_tuning.split(), "-b", batch, *outliers]
+    elif batch < 32 or lists.num_outliers < 64:
+        training += ["--ob", min(2 * batch, lists.num_outliers)]
+    printed = [f"python train_imagenet.py {shlex.join(map(str, words + training))} --srp OUT"]
+    if "test" in files:
+        printed.append(f"python test_imagenet.py {shlex.join(map(str, words + test))} --ckpt_path OUT")
+    return printed
 
 
 def prepare_benchmarks(argv: list[str]) -> None:
-    """Gets the sets that ``argv`` names ready.
-
-    Raises:
-        InputError: a set is still incomplete when all were tried.
-    """
-    parser = _parser("", __doc__)
-    sets = ["cifar10", "cifar100", "tinyimages", "scood"]
-    others = "what to prepare; imagenet, outliers and ood have flags of their own: ... imagenet --help"
-    parser.add_argument("sets", nargs="+", choices=sets, help=others)
-    _add_data_folder(parser)
+    """Gets ready what ``argv`` names; raises InputError if a set is incomplete when all were tried."""
+    parser = argparse.ArgumentParser(
+        prog="python -m datasets.prepare", description=__doc__, formatter_class=flags.HelpFormatter
+    )
+    add = parser.add_argument
+    what = "cifar10, cifar100, tinyimages, scood: any of them; or outliers FOLDER; or ood NAME FOLDER"
+    add("what", nargs="+", help=f"{what}; imagenet has flags of its own: ... imagenet --help")
+    add("--data_root_path", "--drp", dest="drp", type=flags.path, required=True, help="the data folder")
     unverified = "download files that have no published checksum"
-    parser.add_argument("--allow_unverified", action="store_true", help=unverified)
-    archive = "scood: an archive fetched by hand (tar or zip), to be unpacked"
-    parser.add_argument("--archive", type=flags.path, help=archive)
+    add("--allow_unverified", action="store_true", help=unverified)
+    add("--archive", type=flags.path, help="scood: an archive fetched by hand (tar or zip), to be unpacked")
     args = parser.parse_args(argv)
-    if args.archive is not None and "scood" not in args.sets:
-        raise InputError("--archive goes with scood")
-    unready = []
-    for name in dict.fromkeys(args.sets):
-        try:
-            if name == "tinyimages":
-                prepare_tinyimages(args.drp, args.allow_unverified)
-            elif name == "scood":
-                prepare_scood(args.drp, args.archive)
-            else:
-                prepare_cifar(name, args.drp)
-        except InputError as error:  # the other sets may do better
-            say(f"{name}: {error}")
-            unready.append(name)
-    if unready:
-        raise InputError(f"not ready yet, see above: {', '.join(unready)}")
+    sets = {name: partial(prepare_cifar, name, args.drp) for name in RELEASES}
+    sets["tinyimages"] = partial(prepare_tinyimages, args.drp, args.allow_unverified)
+    sets["scood"] = partial(prepare_scood, args.drp, args.archive)
+    match args.what:
+        case ["outliers", folder]:
+            say("\n".join(write_outliers(flags.path(folder), args.drp)))
+        case ["ood", name, folder]:
+            say("\n".join(write_ood_set(name, flags.path(folder), args.drp)))
+        case names if sets.keys() >= set(names):
+            unready = []
+            for name in names:
+                try:
+                    sets[name]()
+                except InputError as error:  # the other sets may do better
+                    say(f"{name}: {error}")
+                    unready.append(name)
+            if unready:
+                raise InputError(f"not ready yet, see above: {', '.join(unready)}")
+        case _:
+            parser.error(f"expected {what}")
 
 
 def prepare_cifar(name: str, root: Path) -> None:
-    """Downloads, verifies and unpacks one CIFAR, unless its folder exists, and reads it."""
+    """Downloads, verifies (by MD5) and unpacks one CIFAR, unless its folder exists, and reads it."""
     release = RELEASES[name]
     if not (root / release.base_folder).exists():
-        download(release.url, root / release.filename, release.tgz_md5)
+        archive = root / release.filename
+        if not check_integrity(archive, release.tgz_md5):
+            download(release.url, archive, release.tgz_md5)
+        unpack(archive, root)
     for train in (True, False):
         load_cifar(name, root, train)
     say(f"{name}: ready in {root / release.base_folder}")
 
 
 def prepare_tinyimages(root: Path, allow_unverified: bool) -> None:
-    """Downloads the 300K random images if the user agrees to do so unverified.
-
-    Raises:
-        InputError: they are not there (it says how to get them), or cannot be downloaded.
-    """
+    """Downloads the 300K random images if the user agrees to do so unverified."""
     path = root / OUTLIER_FILE
     if not path.exists():
         if not allow_unverified:
@@ -195,16 +162,12 @@ def prepare_tinyimages(root: Path, allow_unverified: bool) -> None:
                 f"no checksum is published for {TINY_IMAGES_URL} (922 MB, 300,000 images); put that file at "
                 f"{path}, or let --allow_unverified download it"
             )
-        download(TINY_IMAGES_URL, path, md5=None, check=map_outliers)
-    say(f"tinyimages: ready, {len(map_outliers(path)):,} images in {path}")
+        download(TINY_IMAGES_URL, path)
+    say(f"tinyimages: ready, {len(load_outliers(root)):,} images in {path}")
 
 
 def prepare_scood(root: Path, archive: Path | None) -> None:
-    """Unpacks ``archive`` if given, then reports which suites are complete.
-
-    Raises:
-        InputError: a list is missing (it says how to get them), or images of one are.
-    """
+    """Unpacks ``archive`` if given, then checks that lists and images are complete."""
     if archive is not None:
         unpack(archive, root)
     lists = {
@@ -213,26 +176,55 @@ def prepare_scood(root: Path, archive: Path | None) -> None:
         for name in names
     }
     if missing := [path for path in lists if not path.is_file()]:
-        say(
-            "scood: its authors share scood_benchmark.zip through Google Drive, which this script cannot "
-            f"fetch from.\n  Download it in a browser from {SCOOD_LINK}\n  (or follow the data set's link on "
-            f"{SCOOD_PAGE}) and give it to --archive.\n  Its lists belong at {missing[0]} etc.,\n  its "
-            f"images at {image_root(root)}/<path as listed>."
+        raise InputError(
+            f"{len(missing)} of {len(lists)} lists are missing, such as {missing[0]}; download the archive "
+            f"in a browser, {SCOOD_LINK}, and give it to --archive (images belong in {image_root(root)})"
         )
-        names = ", ".join(f"{path.parent.name}/{path.name}" for path in missing)
-        raise InputError(f"{len(missing)} lists are missing: {names}")
     for path, labels in lists.items():
         say(f"scood: {check_list(path, image_root(root), labels)}")
 
 
 def check_list(path: Path, images: Path, labels: range | None = None) -> str:
-    """Returns a report that all files of a list are in the folder ``images``.
-
-    Raises:
-        InputError: see :func:`datasets.image_list.read_present`.
-    """
+    """Reports that all files of a list are in the folder ``images``; raises InputError if not."""
     paths, _ = read_present(path, images, labels)
     return f"{path}: all {len(paths):,} files are in {images}"
+
+
+def download(url: str, target: Path, md5: str | None = None) -> None:
+    """Downloads a file, which takes its name once it is whole: by its MD5 sum, or as an array."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(target, "xb") as file:
+            torch.hub.download_url_to_file(url, file.name)
+            if md5 is None:
+                np.load(file.name, mmap_mode="r")
+            elif not check_integrity(file.name, md5):
+                raise ValueError(f"what came does not have the published MD5 sum {md5}")
+    except Exception as error:  # urllib, http and numpy have many kinds
+        raise InputError(f"{url} cannot be downloaded to {target}: {first_line(error)}") from error
+
+
+def unpack(archive: Path, target: Path) -> None:
+    """Unpacks a tar or zip archive into the folder ``target``, once it is known to be whole. Nothing outside
+    is written, and no file replaced.
+
+    Raises InputError: the archive is missing, damaged, of another kind, or a tar with links or members that
+    leave the folder (those of a zip are skipped); or one of its files is there already.
+    """
+    with tempfile.TemporaryDirectory(prefix=".unpacking-", dir=writable_folder(target)) as scratch:
+        try:
+            if tarfile.is_tarfile(archive):
+                shutil.unpack_archive(archive, scratch, "tar", filter="data")  # from Python 3.10.12 on
+            else:
+                shutil.unpack_archive(archive, scratch, "zip")
+        except Exception as error:  # zlib, tarfile and zipfile have many kinds for a damaged archive
+            raise InputError(f"the archive {archive} cannot be unpacked: {first_line(error)}") from error
+        files = [path.relative_to(scratch) for path in Path(scratch).rglob("*") if not path.is_dir()]
+        if there := [target / file for file in files if (target / file).exists()]:
+            raise InputError(f"{there[0]} exists already; move it away to unpack again")
+        for file in files:
+            (target / file).parent.mkdir(parents=True, exist_ok=True)
+            os.rename(Path(scratch, file), target / file)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from datasets.decoding import Unreadable, central_crop, decode, open_picture, pixels, upright_rgb
 from datasets.normalization import Normalization
-from datasets.scood import RESIZE_MODES, read_image, to_size
-from utils.errors import InputError, first_line
+from datasets.scood import to_size
+from utils.errors import InputError
 
 PHOTOGRAPH = "photograph"  # as by datasets.imagenet.EvalImages
 ROUNDING = 1e-3  # beyond 0 and 1; a resize of a float image exceeds them by 1e-6, an 8-bit level is 4e-3
@@ -28,26 +28,14 @@ class Preprocessing(NamedTuple):
     normalization: Normalization
 
     def of_picture(self, picture: Image.Image) -> Tensor:
-        """Returns uint8 (3, size, size), upright, and RGB from whatever mode.
-
-        Raises:
-            InputError: the picture cannot be decoded, or its pixels have no known white.
-        """
-        try:
-            picture = upright_rgb(picture)
-        except Exception as error:  # a file that Pillow opened may still turn out to be damaged
-            raise InputError(f"the picture cannot be used: {first_line(error)}") from error
-        if self.resize in RESIZE_MODES:
-            return pixels(to_size(picture, self.size, self.resize))
-        return central_crop(pixels(picture), self.size)
+        """Returns uint8 (3, size, size), upright, and RGB from whatever mode; raises InputError."""
+        if self.resize == PHOTOGRAPH:
+            return central_crop(pixels(upright_rgb(picture)), self.size)
+        return pixels(to_size(upright_rgb(picture), self.size, self.resize))
 
     def of_tensor(self, image: Tensor) -> Tensor:
         """Returns uint8 (3, size, size), on the CPU, from uint8 (3, H, W), or from floating-point numbers in
-        [0, 1], which are rounded to the 8 bits that image files have.
-
-        Raises:
-            InputError: another shape or type, or values outside [0, 1] by more than rounding explains.
-        """
+        [0, 1], rounded to 8 bits; raises InputError at another shape or type, or values outside [0, 1]."""
         if image.dim() != 3 or image.shape[0] != 3 or 0 in image.shape:
             raise InputError(f"an image is a tensor (3, H, W), not {tuple(image.shape)}")
         image = image.detach().cpu()
@@ -55,8 +43,8 @@ class Preprocessing(NamedTuple):
             low, high = float(image.min()), float(image.max())
             if not (low >= -ROUNDING and high <= 1 + ROUNDING):  # NaN fails, too
                 raise InputError(
-                    "floating-point images have values in [0, 1] and are not normalised; this one has "
-                    f"values from {low:.4g} to {high:.4g}"
+                    f"floating-point images have values in [0, 1] and are not normalised; this one has "
+                    f"values from {low:g} to {high:g}"
                 )
             image = (image.float().clamp(0, 1) * 255).round().to(torch.uint8)
         if image.dtype != torch.uint8:
@@ -64,14 +52,11 @@ class Preprocessing(NamedTuple):
         return self.of_picture(Image.fromarray(image.permute(1, 2, 0).numpy()))
 
     def of_file(self, path: Path) -> Tensor:
-        """Returns uint8 (3, size, size), read as the evaluation reads the files of its sets.
-
-        Raises:
-            InputError: the file cannot be read.
-        """
-        if self.resize in RESIZE_MODES:
-            return pixels(read_image(path, self.resize, self.size))
+        """Returns uint8 (3, size, size), read as the evaluation reads its files; raises InputError."""
         try:
-            return central_crop(decode(open_picture(path)), self.size)
+            picture = open_picture(path)
+            if self.resize == PHOTOGRAPH:
+                return central_crop(decode(picture), self.size)
+            return self.of_picture(picture)
         except Unreadable as error:
             raise InputError(f"the image {path} cannot be read: {error}") from error

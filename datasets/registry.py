@@ -48,22 +48,14 @@ class Benchmark:
 
     def load_long_tailed(self, root: Path, ratio: float) -> ImageSet:
         """Returns the long-tailed training set: the first n_c images of each class c,
-        n_c = int(n_0 ratio^(c / (C - 1))), where n_0 is the number of images of class 0.
-
-        Raises:
-            InputError: the data are missing or wrong, or a class has fewer than n_c images.
-        """
+        n_c = int(n_0 ratio^(c / (C - 1))), where n_0 is the number of images of class 0."""
         split = self.load_split(root, True)
         largest = int((split.labels == 0).sum())
         chosen = long_tail_indices(split.labels, long_tail_counts(largest, self.num_classes, ratio))
         return split.select(chosen)
 
     def load_ood(self, names: Sequence[str], root: Path, resize: str = "squash") -> dict[str, ImageSet]:
-        """Returns what ``read_ood`` does, and checks that each set has OOD images.
-
-        Raises:
-            InputError: a set is missing (found before any is loaded) or has no OOD image.
-        """
+        """Returns what ``read_ood`` does; raises InputError if a set is missing or has no OOD image."""
         sets = self.read_ood(names, root, resize)
         for name, images in sets.items():
             if not bool((images.labels < 0).any()):

@@ -12,8 +12,7 @@ from torchvision.transforms import functional
 from tqdm import tqdm
 
 from datasets import ImageSet
-from datasets.checks import shown
-from datasets.decoding import open_picture, upright_rgb, why_unreadable
+from datasets.decoding import Unreadable, open_picture, upright_rgb
 from datasets.image_list import read_present
 from utils.errors import InputError
 
@@ -45,20 +44,15 @@ def load_ood_sets(
     ``squash`` to 32 x 32 whatever their shape, as the code behind the published tables does; ``crop`` to 32
     pixels on the shorter side, of which the centre is kept.
 
-    Raises:
-        InputError: a set has no list (the message names all sets that are there and are not), a list cannot
-            be used, or an image is missing or unreadable. Lists and the presence of images are checked before
-            any image is read.
+    Raises InputError, before any image is read if a set has no list, a list cannot be used or images are
+    missing; else at an unreadable image.
     """
-    missing = [name for name in names if "/" in name or not list_path(benchmark, name, root).is_file()]
-    if missing:
+    if missing := [name for name in names if not list_path(benchmark, name, root).is_file()]:
         folder = list_path(benchmark, "", root).parent
         there = sorted(path.stem.removeprefix("test_") for path in folder.glob("test_*.txt"))
-        advice = f"; to evaluate on those there: --dout {' '.join(there)}" if there else ""
         raise InputError(
-            f"no list for the OOD sets {', '.join(map(shown, missing))} in {folder}; there are "
-            f"{', '.join(there) or 'none'} (`python -m datasets.prepare scood --drp {root}` says what "
-            f"belongs there){advice}"
+            f"no list for the OOD sets {', '.join(missing)} in {folder}; `python -m datasets.prepare scood "
+            f"--drp {root}` says how to get them, and --dout chooses those there: {' '.join(there) or 'none'}"
         )
     labels = range(-1, num_classes)
     lists = {name: read_present(list_path(benchmark, name, root), image_root(root), labels) for name in names}
@@ -77,19 +71,13 @@ def _read_images(folder: Path, paths: list[str], name: str, resize: str) -> torc
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
 
 
-def read_image(path: Path, resize: str = "squash", size: int = SIZE) -> np.ndarray:
-    """Decodes one image to upright RGB, uint8 (size, size, 3); see :func:`datasets.decoding.upright_rgb`.
-
-    ``resize`` is one of ``RESIZE_MODES``, explained at :func:`load_ood_sets`.
-
-    Raises:
-        InputError: the file is missing, unreadable or too large, or its pixels have no known white.
-    """
+def read_image(path: Path, resize: str = "squash") -> np.ndarray:
+    """Reads one image, uint8 (32, 32, 3), resized as :func:`load_ood_sets` explains; raises InputError if it
+    cannot be read."""
     try:
-        picture = upright_rgb(open_picture(path))
-    except Exception as error:  # Pillow's decoders raise many kinds for a damaged file
-        raise InputError(f"the image {path} cannot be read: {why_unreadable(error)}") from error
-    return np.asarray(to_size(picture, size, resize))
+        return np.asarray(to_size(upright_rgb(open_picture(path)), SIZE, resize))
+    except Unreadable as error:
+        raise InputError(f"the image {path} cannot be read: {error}") from error
 
 
 def to_size(image: Image.Image, size: int, resize: str) -> Image.Image:

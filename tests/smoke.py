@@ -4,7 +4,6 @@
 """
 
 import importlib
-import importlib.util
 import sys
 import tempfile
 from pathlib import Path
@@ -12,13 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-
-def load_script(name):
-    """Returns a script as a module; ``import test`` would be the standard library's."""
-    spec = importlib.util.spec_from_file_location(f"{name}_script", ROOT / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from command_line import load_script  # noqa: E402
 
 
 def main():

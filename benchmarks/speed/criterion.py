@@ -1,25 +1,20 @@
 """The cost of ISAC, forward and backward, including statistics: python -m benchmarks.speed.criterion
 
-Compares it with a transcription of its equations, log I by its power series, at three sizes, after checking
-that the two agree; and measures how time grows with the number of classes.
+Compares it with a transcription of its equations, log I by its power series.
 """
 
 import argparse
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.speed.common import chosen_device, publish, timed
-from utils.errors import InputError, exit_cleanly
+from benchmarks.speed.common import milliseconds, publish, timed
+from utils.errors import exit_cleanly
 from utils.losses import PATTLoss
 
 SIZES = ((128, 10, 512), (128, 100, 512), (32, 1000, 1024))  # N, C, D
-GROWTH = (10, 100, 1000, 10_000)
 TERMS = 300  # of the power series; enough for order 511 and arguments up to 700
-
-Step = Callable[[], tuple[Tensor, Tensor]]  # one forward and backward pass: (loss, gradient)
 
 
 def log_iv(order: int, x: Tensor) -> Tensor:
@@ -32,9 +27,7 @@ def log_iv(order: int, x: Tensor) -> Tensor:
 def plain_isac(embeddings: Tensor, labels: Tensor, mean: Tensor, counts: Tensor, tau: float = 0.1) -> Tensor:
     """Returns ISAC's loss as its equations say it, with an N x C x D broadcast.
 
-    Args:
-        embeddings: (N, D). labels: int64 (N,). mean: (C, D), of each class's unit embeddings.
-        counts: (C,) training images.
+    ``mean`` (C, D) is that of each class's unit embeddings.
     """
     unit, dim = F.normalize(embeddings.double(), dim=1), embeddings.shape[1]
     resultant, order = mean.norm(dim=1), dim // 2 - 1
@@ -48,20 +41,19 @@ def plain_isac(embeddings: Tensor, labels: Tensor, mean: Tensor, counts: Tensor,
     return F.cross_entropy(scores + torch.log(counts / counts.sum()), labels)
 
 
-def ours_and_plain(n: int, classes: int, dim: int, device: torch.device) -> tuple[Step, Step]:
-    """Returns a step of our contrastive term, statistics included, and one of the plain one.
+def ours_and_plain(n: int, classes: int, dim: int, device: torch.device) -> tuple:
+    """Returns two functions that do a forward and backward pass and return loss and gradient: our
+    contrastive term with its statistics, and the plain one.
 
-    The embeddings are near their class directions; both know 16 earlier ones of each class.
+    The embeddings are near their class directions. Both know 16 earlier ones of each class.
     """
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(classes, (n,), generator=generator)
     centres = torch.randn(classes, dim, generator=generator)
     embeddings = centres[labels] + 2 * torch.randn(n, dim, generator=generator)
     earlier = centres.repeat(16, 1) + 2 * torch.randn(16 * classes, dim, generator=generator)
-    earlier, of_class = (
-        F.normalize(earlier, dim=1).to(device),
-        torch.arange(classes, device=device).repeat(16),
-    )
+    earlier = F.normalize(earlier, dim=1).to(device)
+    of_class = torch.arange(classes, device=device).repeat(16)
     embeddings, labels = embeddings.to(device).requires_grad_(), labels.to(device)
     counts = torch.logspace(3, 1, classes, device=device).long()
     sizes = {"oe_weight": 0, "tla_weight": 0, "schedule": "running", "tla": False, "oe": False}
@@ -85,7 +77,7 @@ def ours_and_plain(n: int, classes: int, dim: int, device: torch.device) -> tupl
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--device", type=chosen_device, default="cpu")
+    parser.add_argument("--device", type=torch.device, default="cpu")
     args = parser.parse_args(argv)
     rows, seconds = [], {}
     for size in SIZES:
@@ -93,15 +85,9 @@ def main(argv: list[str] | None = None) -> None:
         ours, plain = ours_and_plain(*size, args.device)
         (a, grad_a), (b, grad_b) = ours(), plain()
         difference = max(abs(float(a - b)), float((grad_a - grad_b).abs().max() / grad_b.abs().max()))
-        if difference > 1e-4:
-            raise InputError(f"the two do not agree at {name}: {difference}")
-        fast, slow = seconds[name] = timed(ours, args.repeats), timed(plain, max(3, args.repeats // 3))
-        faster = f"{slow.median / fast.median:.0f}x"
-        rows.append([name, str(slow), str(fast), faster, f"{difference:.0e}"])
-    for classes in GROWTH:
-        name, (ours, _) = f"N 128, C {classes:,}, D 512", ours_and_plain(128, classes, 512, args.device)
-        seconds[name] = timed(ours, args.repeats)
-        rows.append([name, "", str(seconds[name]), "", ""])
+        fast, slow = seconds[name] = timed(ours, args.repeats), timed(plain, args.repeats)
+        ratio = f"{slow[0] / fast[0]:.0f}x"
+        rows.append([name, milliseconds(slow), milliseconds(fast), ratio, f"{difference:.0e}"])
     head = ["ISAC, forward + backward", "plain, ms", "ours, ms", "faster", "largest difference"]
     publish(__spec__.name, "criterion", args.device, head, rows, seconds=seconds)
 
