@@ -4,7 +4,7 @@ Order and randomness depend on (seed, epoch, step, rank) and on whether the devi
 generator draws the views of 32 steps; so a run can resume at any step.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, NamedTuple
@@ -61,6 +61,7 @@ class TrainLoader:
     def __post_init__(self) -> None:
         self.images = place(self.images, self.device)
         self.outliers = None if self.outliers is None else place(self.outliers, self.device)
+        self.begun = {}  # chunks of the next epoch, by its (epoch, first step)
 
     def __len__(self) -> int:
         """Returns the number of steps per epoch."""
@@ -83,27 +84,34 @@ class TrainLoader:
         return []
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
-        """Yields the batches of an epoch from ``start_step`` to its end."""
+        """Yields the batches of an epoch from ``start_step`` to its end.
+
+        On CUDA a thread makes the next chunk while the current one is in use: at an epoch's end the first
+        one of the next epoch.
+        """
         at_once = STEPS_AT_ONCE[self.device.type]
-        first = start_step // at_once * at_once
+        start = start_step // at_once * at_once
         ahead = one_ahead if self.device.type == "cuda" else map
-        for batches in ahead(self._make, self._parts(epoch, first, at_once)):
-            yield from batches[max(0, start_step - first) :]
-            first += at_once
+        chunks = self.begun.pop((epoch, start), None) or ahead(self._make, self._parts(epoch, start, at_once))
+        for first in range(start, len(self), at_once):
+            yield from next(chunks)[max(0, start_step - first) :]
+        self.begun = {(epoch + 1, 0): chunks}
 
     def _parts(self, epoch: int, first: int, at_once: int) -> Iterator[tuple[list[Tensor], torch.Generator]]:
-        """Yields, from step ``first`` of an epoch on: the numbers of the images (steps, B) of ``at_once``
-        steps, of their outliers (steps, M) if there are any, and the generator of their views."""
+        """Yields, from step ``first`` of an epoch on and without end: the numbers of the images (steps, B) of
+        ``at_once`` steps, of their outliers (steps, M) if there are any, and the generator of their views."""
         streams = {"images": (len(self.labels), self.batch_size)}
         if self.outliers is not None:
             streams["outliers"] = len(self.outliers), self.outlier_batch_size
-        orders = [
-            epoch_shares(*sizes, len(self), self.seed, epoch, name, self.rank, self.world_size)
-            for name, sizes in streams.items()
-        ]
-        for step in range(first, len(self), at_once):
-            seed = mixed_seed("views", self.seed, epoch, step, self.rank)
-            yield [order[step : step + at_once] for order in orders], torch.Generator().manual_seed(seed)
+        while True:
+            orders = [
+                epoch_shares(*sizes, len(self), self.seed, epoch, name, self.rank, self.world_size)
+                for name, sizes in streams.items()
+            ]
+            for step in range(first, len(self), at_once):
+                seed = mixed_seed("views", self.seed, epoch, step, self.rank)
+                yield [order[step : step + at_once] for order in orders], torch.Generator().manual_seed(seed)
+            epoch, first = epoch + 1, 0
 
     def _make(self, part: tuple[list[Tensor], torch.Generator]) -> list[Batch]:
         """Returns the batches of some steps, made together; see :meth:`_parts`."""
@@ -128,13 +136,12 @@ class TrainLoader:
         return to_device(images[indices], self.device)
 
 
-def one_ahead(function: Callable, arguments: Iterable) -> Iterator[Any]:
+def one_ahead(function: Callable, endless: Iterator) -> Iterator[Any]:
     """Maps like ``map``; a thread computes the next result while the current one is in use."""
     with ThreadPoolExecutor(1) as pool:
-        submitted = (pool.submit(function, argument) for argument in arguments)
-        pending = next(submitted, None)
-        while pending is not None:
-            following = next(submitted, None)
+        pending = pool.submit(function, next(endless))
+        for argument in endless:
+            following = pool.submit(function, argument)
             yield pending.result()
             pending = following
 

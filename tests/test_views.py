@@ -234,6 +234,20 @@ def test_view_contract(view, size):
     assert len(torch.unique(result.flatten(1), dim=0)) > 20, "samples share their random parameters"
 
 
+@pytest.mark.parametrize("size, at_once", [(32, 4), (160, 1)])
+def test_large_images_go_through_all_stages_one_at_a_time(size, at_once):
+    class Recorder(stages.Stage):
+        def apply(self, images):
+            seen.append(len(images))
+            return images
+
+    seen, images = [], random_images(4, size)
+    crop = stages.PaddedCrop(8)
+    result = stages.View((crop, Recorder(), stages.ToFloat()))(images, seeded())
+    whole = stages.ToFloat().apply(crop.apply(images, *crop.draw(4, size, size, seeded())))
+    assert torch.equal(result, whole) and set(seen) == {at_once}
+
+
 @pytest.mark.parametrize("name", stages.Views._fields)
 def test_digits_are_never_mirrored(name):
     ramp = torch.linspace(40, 220, 16).to(torch.uint8).expand(200, 3, 16, 16)

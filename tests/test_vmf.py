@@ -102,8 +102,9 @@ def random_batches(count, classes, dim, seed):
 
 
 @pytest.mark.parametrize("schedule", ["epoch", "running"])
-def test_statistics_over_several_epochs_against_a_plain_loop(schedule):
-    classes, dim = 4, 6
+@pytest.mark.parametrize("classes", [4, 20])  # fewer and more than images in a batch
+def test_statistics_over_several_epochs_against_a_plain_loop(schedule, classes):
+    dim = 6
     model = ClassVMF(classes, dim, schedule)
     served = UNSEEN_RESULTANT * model.mean_direction.clone()
     done, has_previous = [], torch.zeros(classes, dtype=torch.bool)

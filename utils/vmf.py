@@ -170,19 +170,23 @@ class ClassVMF(nn.Module):
         self.register_buffer("table", _debye_table(_debye_order(dim / 2 - 1)), persistent=False)
 
     @torch.no_grad()
-    def _use_collected(self, chosen):
-        """Uses the collected averages of the ``chosen`` classes, bool (C,)."""
+    def _use_collected(self, classes, chosen):
+        """Uses the collected averages of the ``chosen`` (n,) among ``classes``, n indices or a slice."""
         # A class without images has 0 / 0 here, and is not chosen.
-        direction, kappa = estimate_vmf(self.sums / self.counts[:, None])
-        torch.where(chosen[:, None], direction, self.mean_direction, out=self.mean_direction)
-        torch.where(chosen, kappa, self.kappa, out=self.kappa)
+        found = estimate_vmf(self.sums[classes] / self.counts[classes][:, None])
+        masks = chosen[:, None], chosen
+        for buffer, new, mask in zip((self.mean_direction, self.kappa), found, masks, strict=True):
+            if isinstance(classes, slice):
+                torch.where(mask, new, buffer, out=buffer)
+            else:
+                buffer[classes] = torch.where(mask, new, buffer[classes])
 
     def start_epoch(self) -> None:
         """Under "epoch", puts the average just collected to use and begins a new one; "running" changes
         nothing."""
         if self.schedule == "epoch":
             collected = self.counts > 0
-            self._use_collected(collected)
+            self._use_collected(slice(None), collected)
             self.has_previous.logical_or_(collected)
             self.sums.zero_()
             self.counts.zero_()
@@ -192,6 +196,7 @@ class ClassVMF(nn.Module):
         """Adds a batch: ``embeddings`` (B, p), ``labels`` int64 (B,)."""
         values = embeddings.detach().double()
         ones = values.new_ones(len(labels))
+        changed = slice(None)
         if in_process_group():
             sums = torch.zeros_like(self.sums).index_add_(0, labels, values)
             counts = torch.zeros_like(self.counts).index_add_(0, labels, ones)
@@ -200,7 +205,9 @@ class ClassVMF(nn.Module):
         else:
             self.sums.index_add_(0, labels, values)
             self.counts.index_add_(0, labels, ones)
-        self._use_collected((self.counts > 0) > self.has_previous)
+            if len(labels) < len(self.counts):  # many classes: nothing of size C x p is made
+                changed = labels
+        self._use_collected(changed, (self.counts[changed] > 0) > self.has_previous[changed])
 
     def log_mgf(self, embeddings: Tensor, temperature: float, unit: bool = False) -> Tensor:
         """Log moment generating function of every class's distribution at e / tau, float64 (B, C),

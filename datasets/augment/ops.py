@@ -8,7 +8,8 @@ shears are Pillow's), to rounding error on float32 ones in [0, 1].
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.transforms.v2.functional import rgb_to_grayscale
+
+LUMA = (0.2989, 0.587, 0.114)  # ITU-R 601-2 weights as torchvision writes them
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:
@@ -28,13 +29,25 @@ def truncated(images: Tensor) -> Tensor:
     return images.to(torch.int16).to(torch.uint8)
 
 
+def luma(images: Tensor) -> Tensor:
+    """Returns the brightness (N, 1, H, W), float32; whole numbers for uint8 images, as Pillow rounds here."""
+    red, green, blue = images.unbind(1)
+    brightness = red.mul(LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2]).unsqueeze_(1)
+    return brightness if images.is_floating_point() else brightness.floor_()
+
+
 def _blend(images: Tensor, other: Tensor | None, factor: Tensor) -> Tensor:
     """Returns ``factor * images + (1 - factor) * other``, clipped; ``other`` None means black."""
-    blended = images * _per_image(factor, images)
-    if other is not None:
-        # Contiguous: addcmul is slow where both factors are broadcast.
-        other = other.expand(-1, -1, *images.shape[2:]).contiguous()
-        blended.addcmul_(other, _per_image(1.0 - factor, images))
+    if len(images) == 1:  # numbers instead of one-element tensors: the same arithmetic in faster loops
+        blended = images * float(factor)
+        if other is not None:
+            blended.add_(other, alpha=float(1.0 - factor))
+    else:
+        blended = images * _per_image(factor, images)
+        if other is not None:
+            # Contiguous: addcmul is slow where both factors are broadcast.
+            other = other.expand(-1, -1, *images.shape[2:]).contiguous()
+            blended.addcmul_(other, _per_image(1.0 - factor, images))
     if images.is_floating_point():
         return blended.clamp_(0.0, 1.0)
     return truncated(blended.clamp_(0.0, 255.0))
@@ -47,12 +60,12 @@ def adjust_brightness(images: Tensor, factor: Tensor) -> Tensor:
 
 def adjust_saturation(images: Tensor, factor: Tensor) -> Tensor:
     """Blends with each pixel's own brightness; factor 0 is gray, 1 the image."""
-    return _blend(images, rgb_to_grayscale(images).float(), factor)
+    return _blend(images, luma(images), factor)
 
 
 def adjust_contrast(images: Tensor, factor: Tensor) -> Tensor:
     """Blends with the image's mean brightness; factor 0 is a uniform gray, 1 the image."""
-    return _blend(images, rgb_to_grayscale(images).float().mean((1, 2, 3), keepdim=True), factor)
+    return _blend(images, luma(images).mean((1, 2, 3), keepdim=True), factor)
 
 
 def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
@@ -162,7 +175,9 @@ def warp(images: Tensor, value: Tensor, name: str, fill: int = 0) -> Tensor:
     by_x, by_y, offset = to_device(theta, device).view(n, 3, 1, 1, 2).unbind(1)
     across = (torch.arange(width, device=device) - 0.5 * (width - 1)).view(1, 1, -1, 1)
     down = (torch.arange(height, device=device) - 0.5 * (height - 1)).view(1, -1, 1, 1)
-    grid = across * by_x + (down * by_y + offset)
+    # As complex numbers: one addition fills both coordinates of the grid.
+    across, down = torch.view_as_complex(across * by_x), torch.view_as_complex(down * by_y + offset)
+    grid = torch.view_as_real(across + down)
     shifted = images.to(torch.float32).sub_(fill)  # grid_sample has zeros outside
     warped = F.grid_sample(shifted, grid, mode="nearest", padding_mode="zeros", align_corners=False)
     return truncated(warped.add_(fill))
@@ -208,13 +223,15 @@ def posterize(images: Tensor, bits: Tensor) -> Tensor:
 
 def solarize(images: Tensor, threshold: Tensor) -> Tensor:
     """Inverts the values at or above ``threshold``."""
-    bright = images >= _per_image(threshold.ceil(), images, torch.int16)
-    return images ^ bright.to(torch.uint8).mul_(255)
+    above = images - _per_image(threshold.ceil(), images, torch.int16)
+    bright = above.bitwise_right_shift_(15).bitwise_not_()  # -1 or 0, faster than a comparison
+    return images ^ bright.to(torch.uint8)
 
 
 def solarize_add(images: Tensor, addition: Tensor) -> Tensor:
     """Adds ``addition`` (0 to 128) to the values below 128."""
-    return images + (images < 128) * _per_image(addition, images, torch.uint8)
+    dark = (images >> 7).sub_(1)  # 255 or 0
+    return dark.bitwise_and_(_per_image(addition, images, torch.uint8)).add_(images)
 
 
 def autocontrast(images: Tensor) -> Tensor:

@@ -5,18 +5,22 @@ operation applies to is known without synchronising with the device."""
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor
-from torchvision.transforms.v2.functional import rgb_to_grayscale
 
 from datasets.augment import ops
 
+# In values per image: from here on a CPU core's cache holds few images, and calls cost less than memory.
+LARGE_IMAGE = 2**16
+
 
 class Stage:
-    """One step of a view: ``apply(images, *drawn)`` returns the changed images, given what was drawn."""
+    """One step of a view: ``apply(images, *drawn)`` returns the changed images, given what was drawn;
+    ``size`` is their side, if it changes."""
+
+    size: int | None = None
 
     def draw(self, n: int, height: int, width: int, generator: Generator) -> tuple[Tensor, ...]:
         """Draws the random parameters of ``n`` images of one size: host tensors with n rows."""
@@ -25,7 +29,8 @@ class Stage:
 
 @dataclass(frozen=True)
 class View:
-    """Stages applied one after another."""
+    """Stages applied one after another to the whole batch, or on a CPU to one large image after the other, so
+    that it stays in the cache."""
 
     stages: tuple[Stage, ...]
 
@@ -38,15 +43,23 @@ class View:
     ) -> Tensor:
         """Returns the view of uint8 images (N, 3, H, W) on any device, float32 in [0, 1], not normalised.
 
-        ``generator`` is on the CPU. If ``out`` is given, ``finish(view, out)`` writes the view there, perhaps
+        ``generator`` is on the CPU. ``finish(view, out)`` writes a part of the view to ``out``, perhaps
         normalised.
         """
+        n, _, height, width = images.shape
+        drawn = []
         for stage in self.stages:
-            drawn = stage.draw(len(images), *images.shape[2:], generator)
-            images = stage.apply(images, *drawn)
+            drawn.append(stage.draw(n, height, width, generator))
+            height, width = stage.size or height, stage.size or width
         if out is None:
-            return images
-        finish(images, out)
+            out = torch.empty(n, 3, height, width, device=images.device)
+        at_once = n if images.is_cuda or 3 * height * width < LARGE_IMAGE else 1
+        for start in range(0, n, at_once):
+            rows = slice(start, start + at_once)
+            part = images[rows]
+            for stage, parameters in zip(self.stages, drawn, strict=True):
+                part = stage.apply(part, *(values[rows] for values in parameters))
+            finish(part, out[rows])
         return out
 
 
@@ -80,12 +93,17 @@ def apply_in_order(images: Tensor, kinds: Tensor, values: Tensor, functions: Seq
     function runs once, on all its images.
     """
     for kind, value in zip(kinds.unbind(1), values.unbind(1), strict=True):
+        present, sizes = (found.tolist() for found in kind.unique(return_counts=True))
+        if len(present) == 1:
+            images = images if present[0] < 0 else functions[present[0]](images, value)
+            continue
+        order = kind.argsort(stable=True)  # images of one kind side by side: one copy to the device for all
+        on_device = ops.to_device(order, images.device)
         changed = images.clone()
-        for number in kind[kind >= 0].unique().tolist():
-            members = (kind == number).nonzero().flatten()
-            index = ops.to_device(members, images.device)
-            result = functions[number](images.index_select(0, index), value[members])
-            changed.index_copy_(0, index, result)
+        for number, members, index in zip(present, order.split(sizes), on_device.split(sizes), strict=True):
+            if number >= 0:
+                result = functions[number](images.index_select(0, index), value[members])
+                changed.index_copy_(0, index, result)
         images = changed
     return images
 
@@ -107,7 +125,7 @@ class RandomApply(Stage):
 
 
 HORIZONTAL_FLIP = RandomApply(lambda images: images.flip(3), 0.5)
-RANDOM_GRAYSCALE = RandomApply(partial(rgb_to_grayscale, num_output_channels=3), 0.2)
+RANDOM_GRAYSCALE = RandomApply(lambda images: ops.luma(images).expand_as(images), 0.2)
 
 
 @dataclass(frozen=True)
