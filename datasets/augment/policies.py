@@ -10,7 +10,6 @@ from functools import partial
 import torch
 from torch import Generator, Tensor
 from torchvision import transforms
-from torchvision.transforms.v2.functional import equalize
 
 from datasets.augment import ops
 from datasets.augment.stages import Stage, apply_in_order
@@ -38,7 +37,7 @@ RANDAUGMENT = {
     "Solarize": (ops.solarize, 0.0, 256.0),
     "SolarizeAdd": (ops.solarize_add, 0.0, 110.0),
     "AutoContrast": (lambda images, _: ops.autocontrast(images), 0.0, 0.0),
-    "Equalize": (lambda images, _: equalize(images), 0.0, 0.0),
+    "Equalize": (lambda images, _: ops.equalize(images), 0.0, 0.0),
     "Invert": (lambda images, _: 255 - images, 0.0, 0.0),
 }
 # ... and the first and the last of AutoAugment's ten bins, for enhancements as the offset from factor 1. As
