@@ -17,7 +17,6 @@ from datasets.decoding import Unreadable, central_crop, decode, decode_crops, op
 from datasets.image_list import ImageFiles
 from utils.errors import InputError
 
-CROP_RATIO = (3 / 4, 4 / 3)
 UNREADABLE_SHARE = 0.01  # above this a run stops ...
 UNREADABLE_FLOOR = 5  # ... unless it is about so few files that one folder's accident explains them
 STEPS_AHEAD = 2  # that each worker prepares
@@ -27,8 +26,8 @@ def random_crops(
     picture: Image.Image, seed: int, *, views: int, scale: tuple[float, float], size: int
 ) -> list[Tensor]:
     """Cuts ``views`` random boxes, as torchvision's RandomResizedCrop does: uint8 (3, size, size) each."""
-    height, width = (torch.full((views,), side) for side in upright_size(picture))
-    boxes = draw_crop_boxes(height, width, scale, CROP_RATIO, torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    boxes = draw_crop_boxes(views, *upright_size(picture), scale, generator)
     return decode_crops(picture, torch.stack(boxes, dim=1), size)
 
 

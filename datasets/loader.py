@@ -15,7 +15,7 @@ from torch import Tensor
 from datasets.augment.ops import to_device
 from datasets.augment.stages import Views
 from datasets.normalization import Normalization
-from datasets.randomness import epoch_shares, step_generator
+from datasets.randomness import epoch_shares, mixed_seed
 
 DEVICE_MEMORY_SHARE = 0.5  # a set moves to the GPU if it needs at most this share of the free memory
 # Augmenting several steps at once amortises kernel launches on CUDA; on a CPU it only costs cache.
@@ -23,9 +23,8 @@ STEPS_AT_ONCE = {"cuda": 32, "cpu": 1}
 
 
 class Batch(NamedTuple):
-    """One step's data. ``images``: float32 normalised, ordered [view 1 (B), view 2 (B), view 3 (B), outliers
-    (M)], without views 2 and 3 or the outliers if the loss does not use them; ``labels`` (B,); ``indices``
-    (B,) into the training set, on the host."""
+    """``images``: float32 normalised, [view 1 (B), view 2 (B), view 3 (B), outliers (M)], without those that
+    the loss does not use; ``labels`` (B,); ``indices`` (B,) into the training set, on the host."""
 
     images: Tensor
     labels: Tensor
@@ -41,15 +40,8 @@ def place(images: Tensor, device: torch.device) -> Tensor:
 
 @dataclass(eq=False)
 class TrainLoader:
-    """Training batches; drops the last incomplete one.
-
-    Attributes:
-        images, labels: the long-tailed training set, uint8 (N, 3, H, W) and int64 (N,).
-        outliers: uint8 (M, 3, H, W), or None.
-        batch_size, outlier_batch_size: of the global batch, which the ``world_size`` processes share.
-        normalization, outlier_normalization: of the views, and of the outliers.
-        contrastive: whether batches have views 2 and 3.
-    """
+    """Training batches of uint8 images and outliers, (N, 3, H, W); drops the last incomplete one. Batch sizes
+    are those of all processes together; ``contrastive``: batches have views 2 and 3."""
 
     images: Tensor
     labels: Tensor
@@ -82,10 +74,10 @@ class TrainLoader:
 
     def where(self) -> str:
         """Returns one line for the log: which device holds the data."""
-        sets = {"images": self.images} | ({} if self.outliers is None else {"outliers": self.outliers})
-        return ", ".join(
-            f"{len(s):,} {name} on {s.device} ({s.nbytes / 1e6:.0f} MB)" for name, s in sets.items()
-        )
+        images = f"images on {self.images.device}"
+        if self.outliers is None:
+            return images
+        return f"{images}, {self.num_outliers:,} outliers on {self.outliers.device}"
 
     def report(self) -> list[str]:
         """Returns lines about files read in an epoch: none, as all data are in memory."""
@@ -99,10 +91,8 @@ class TrainLoader:
         """
         at_once = STEPS_AT_ONCE[self.device.type]
         start = start_step // at_once * at_once
-        chunks = self.begun.pop((epoch, start), None)
-        if chunks is None:
-            ahead = one_ahead if self.device.type == "cuda" else map
-            chunks = ahead(self._make, self._parts(epoch, start, at_once))
+        ahead = one_ahead if self.device.type == "cuda" else map
+        chunks = self.begun.pop((epoch, start), None) or ahead(self._make, self._parts(epoch, start, at_once))
         for first in range(start, len(self), at_once):
             yield from next(chunks)[max(0, start_step - first) :]
         self.begun = {(epoch + 1, 0): chunks}
@@ -119,8 +109,8 @@ class TrainLoader:
                 for name, sizes in streams.items()
             ]
             for step in range(first, len(self), at_once):
-                rows = [order[step : step + at_once] for order in orders]
-                yield rows, step_generator(self.seed, epoch, step, self.rank)
+                seed = mixed_seed("views", self.seed, epoch, step, self.rank)
+                yield [order[step : step + at_once] for order in orders], torch.Generator().manual_seed(seed)
             epoch, first = epoch + 1, 0
 
     def _make(self, part: tuple[list[Tensor], torch.Generator]) -> list[Batch]:
@@ -160,10 +150,6 @@ def evaluation_batches(
     images: Tensor, labels: Tensor, *, batch_size: int, normalization: Normalization, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yields (normalised float images, labels), on the device: every image once, in order, not augmented."""
-    for start in range(0, len(labels), batch_size):
-        rows = slice(start, start + batch_size)
-        batch = images[rows].to(device, non_blocking=True).float().div_(255)
-        yield (
-            normalization(batch).contiguous(memory_format=torch.channels_last),
-            labels[rows].to(device, non_blocking=True),
-        )
+    for batch, of_batch in zip(images.split(batch_size), labels.split(batch_size), strict=True):
+        batch = normalization(batch.to(device, non_blocking=True).float().div_(255))
+        yield batch.contiguous(memory_format=torch.channels_last), of_batch.to(device, non_blocking=True)

@@ -20,7 +20,6 @@ class Normalization(NamedTuple):
 
 @lru_cache(maxsize=32)
 def _channel_constants(normalization: Normalization, device: torch.device) -> tuple[torch.Tensor, ...]:
-    """Returns mean and standard deviation as tensors (1, 3, 1, 1), kept on the device."""
     return tuple(torch.tensor(values, device=device).view(1, 3, 1, 1) for values in normalization)
 
 

@@ -11,12 +11,6 @@ def mixed_seed(*parts: object) -> int:
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "little") >> 1
 
 
-def step_generator(seed: int, epoch: int, step: int, rank: int) -> torch.Generator:
-    """Returns the CPU generator that draws the augmentation of a step, or of the steps made together with
-    it."""
-    return torch.Generator().manual_seed(mixed_seed("views", seed, epoch, step, rank))
-
-
 def epoch_shares(
     n: int, batch_size: int, steps: int, seed: int, epoch: int, stream: str, rank: int, world_size: int
 ) -> torch.Tensor:

@@ -17,18 +17,11 @@ __all__ = ["FAMILIES", "Output", "build_model"]
 
 
 def build_model(name: str, num_classes: int, family: str = "cifar", head: bool = False) -> nn.Module:
-    """Builds a network with random weights.
+    """Builds a network of ``FAMILIES[family]`` with random weights and ``num_classes`` logits, whose
+    ``forward(images)`` returns :class:`Output`.
 
-    Args:
-        name: one of ``FAMILIES[family]``.
-        num_classes: C, the number of logits.
-        family: "cifar", for small images, or "imagenet", for photographs; they differ in their first layers,
-            so ResNet18 is two different networks.
-        head: whether the embedding comes from a projection head, which training alone uses; without one it is
-            the feature vector.
-
-    Returns:
-        A module whose ``forward(images)`` returns :class:`Output`; ``.linear`` is its classifier and
-        ``.embedding_dim`` the width of the embedding.
+    Families differ in their first layers: ResNet18 for small images ("cifar") is not ResNet18 for photographs
+    ("imagenet"). With ``head`` the embedding comes from a projection head, which training alone uses; without
+    one it is the feature vector.
     """
     return FAMILIES[family][name](num_classes, head)

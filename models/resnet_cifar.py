@@ -1,8 +1,7 @@
 """Residual networks for small images: ResNet18/34 with a 3x3 stem, and ResNet20/32 (He et al. 2016, 4.2).
 
 The parameter names (conv1, bn1, layerN.M.conv1, ..., layerN.M.shortcut.0/1, linear) are those of published
-checkpoints in this field, so these load. Convolutions keep PyTorch's initialisation, as in the authors'
-release. The embedding is the feature vector itself, as there, or a projection head's output.
+checkpoints in this field, so these load. Convolutions keep PyTorch's initialisation, as the authors' do.
 """
 
 from collections.abc import Sequence
@@ -27,9 +26,8 @@ class BasicBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(channels)
         self.shortcut = nn.Sequential()
         if stride != 1 or in_channels != channels:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(in_channels, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
-            )
+            projection = nn.Conv2d(in_channels, channels, 1, stride, bias=False)
+            self.shortcut = nn.Sequential(projection, nn.BatchNorm2d(channels))
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu(self.bn1(self.conv1(x)), inplace=True)
@@ -38,13 +36,8 @@ class BasicBlock(nn.Module):
 
 
 class SmallImageResNet(Network):
-    """A 3x3 stem and stages of basic blocks; each stage after the first halves height and width.
-
-    Args:
-        num_classes: C. head: whether the embedding comes from a projection head.
-        blocks: the number of blocks per stage.
-        channels: the width of each stage; the last one is the feature width D.
-    """
+    """A 3x3 stem and stages of so many ``blocks`` with so many ``channels``, the last one's the feature width
+    D; each stage after the first halves height and width. ``head``: with a projection head."""
 
     def __init__(self, num_classes: int, head: bool, blocks: Sequence[int], channels: Sequence[int]) -> None:
         super().__init__()

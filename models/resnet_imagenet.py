@@ -1,10 +1,7 @@
-"""Networks for photographs: torchvision's residual networks with a linear classifier and an embedding head.
+"""Networks for photographs: torchvision's residual networks with a linear classifier and, maybe, a head."""
 
-The pooled features feed the classifier and the calibration; the head's embedding feeds the contrastive loss.
-"""
-
-from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
@@ -15,24 +12,10 @@ EMBEDDING_DIM = 1024
 
 
 class PhotographResNet(Network, ResNet):
-    """torchvision's ResNet with random weights and features of width D (512 or 2048).
+    """torchvision's ResNet of a ``shape``, with random weights and features of width D (512 or 2048)."""
 
-    Args:
-        num_classes: C. head: whether the embedding comes from a projection head.
-        block: torchvision's BasicBlock or Bottleneck.
-        layers: the number of blocks per stage.
-        shape: torchvision's ``groups`` and ``width_per_group``.
-    """
-
-    def __init__(
-        self,
-        num_classes: int,
-        head: bool,
-        block: type[BasicBlock] | type[Bottleneck],
-        layers: Sequence[int],
-        **shape: int,
-    ) -> None:
-        super().__init__(block, layers, **shape)
+    def __init__(self, num_classes: int, head: bool, **shape: Any) -> None:
+        super().__init__(**shape)
         width = self.fc.in_features
         self.fc = nn.Identity()  # torchvision's forward then ends at the features
         self.add_outputs(width, num_classes, EMBEDDING_DIM if head else None)

@@ -87,7 +87,7 @@ def an_epoch(**settings):
 def every_view():
     with fake_cuda.fake_cuda():
         generator = torch.Generator().manual_seed(0)
-        for n in (1, 60):  # one image takes a branch of its own
+        for n in (1, 60):
             images = torch.zeros(n, 32, 32, 3, dtype=torch.uint8, device=CUDA).permute(0, 3, 1, 2)
             for view in (*cifar_views(), *digits_views(), *imagenet_views()):
                 out = view(images, generator)

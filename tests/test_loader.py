@@ -5,10 +5,8 @@ import pytest
 import torch
 
 from datasets.augment.stages import Views
-from datasets.digits import digits_views
 from datasets.loader import STEPS_AT_ONCE, TrainLoader, evaluation_batches, one_ahead
 from datasets.normalization import CIFAR_NORMALIZATION, IMAGENET_NORMALIZATION, Normalization
-from datasets.randomness import mixed_seed
 
 N, M, SIZE = 23, 9, 16
 IDENTITY = Normalization((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
@@ -27,7 +25,7 @@ def as_it_is(images, generator):
 
 
 def noisy(images, generator):
-    return torch.rand(images.shape, generator=generator) * 0.1 + images / 255
+    return torch.rand(images.shape, generator=generator) * 0.001 + images / 255
 
 
 def loader(views=None, **settings):
@@ -95,7 +93,6 @@ def test_epochs_and_seeds_differ_and_repeat():
 
     assert order(7, 0) == order(7, 0)
     assert order(7, 0) != order(7, 1) and order(7, 0) != order(8, 0)
-    assert mixed_seed("views", 1, 23) != mixed_seed("views", 12, 3)
 
 
 @pytest.mark.parametrize("at_once", [1, 2])
@@ -130,23 +127,16 @@ def test_the_next_result_is_made_while_one_is_in_use():
         assert next(results) == number and made[number + 1].wait(60)
 
 
-def test_the_processes_batches_make_up_the_global_batch():
-    whole = list(loader().epoch(1))
-    shares = [list(loader(rank=r, world_size=2).epoch(1)) for r in range(2)]
+def test_the_processes_batches_make_up_the_global_batch_with_noise_of_their_own():
+    whole, views = list(loader().epoch(1)), Views(noisy, noisy, noisy)
+    shares = [list(loader(views, rank=r, world_size=2).epoch(1)) for r in range(2)]
     for batch, *mine in zip(whole, *shares, strict=True):
         assert all(len(b.labels) == 3 and len(b.images) == 9 + 2 for b in mine)
         assert sorted(torch.cat([b.indices for b in mine]).tolist()) == sorted(batch.indices.tolist())
         outliers = torch.cat([numbers(b.images[9:]) for b in mine])
         assert sorted(outliers.tolist()) == sorted(numbers(batch.images[18:]).tolist())
-
-
-def test_processes_draw_different_views():
-    views = Views(noisy, noisy, noisy)
-    noise = []
-    for rank in (0, 1):
-        batch = next(loader(views, rank=rank, world_size=2).epoch(0))
-        noise.append(batch.images[:3] - batch.indices.view(-1, 1, 1, 1) / 255)
-    assert not torch.equal(*noise)
+        noise = [b.images[:3] * 255 - b.indices.view(-1, 1, 1, 1) for b in mine]
+        assert not torch.allclose(*noise, atol=0.01)
 
 
 def test_outliers_have_their_own_normalisation():
@@ -156,12 +146,6 @@ def test_outliers_have_their_own_normalisation():
     for part, before, normalization in zip(parts, plain, normalizations, strict=True):
         mean, std = (torch.tensor(v).view(3, 1, 1) for v in normalization)
         torch.testing.assert_close(part, (before - mean) / std)
-
-
-def test_the_training_images_are_left_alone():
-    data = loader(digits_views())
-    list(data.epoch(0))
-    assert torch.equal(data.images, marked(N)) and torch.equal(data.outliers, marked(M, first=200))
 
 
 @pytest.mark.parametrize("batch_size", [5, 23, 100])

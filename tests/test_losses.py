@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from utils.losses import PATTLoss, outlier_exposure
+from utils.losses import PATTLoss
 
 COUNTS = [50, 20, 7, 2]
 BATCH, OUTLIERS, DIM = 5, 6, 8
@@ -23,19 +23,16 @@ def criterion(**settings):
 
 
 def loop_ce(scores, labels):
-    """Cross-entropy, one sample at a time."""
     rows = zip(scores.tolist(), labels.tolist(), strict=True)
     return np.mean([math.log(sum(math.exp(v) for v in row)) - row[y] for row, y in rows])
 
 
+def loop_oe(logits):
+    rows = logits.tolist()
+    return np.mean([math.log(sum(math.exp(v) for v in row)) - sum(row) / len(row) for row in rows])
+
+
 LOG_PRIOR = np.log(np.array(COUNTS) / sum(COUNTS))
-
-
-def test_outlier_exposure_by_a_loop():
-    logits, _ = inputs()
-    rows = logits[-OUTLIERS:].tolist()
-    expected = np.mean([math.log(sum(math.exp(v) for v in row)) - sum(row) / len(row) for row in rows])
-    assert float(outlier_exposure(logits[-OUTLIERS:])) == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("normalize", [True, False])
@@ -54,7 +51,7 @@ def test_the_terms_are_those_of_the_method(normalize):
     scores = loss.statistics.log_mgf(contrasted, 0.2)
     isac = loop_ce(scores.numpy() + LOG_PRIOR, pair_labels)
     tla = loop_ce(logits[:BATCH].numpy() / 0.8 + LOG_PRIOR, LABELS)
-    oe = float(outlier_exposure(logits[3 * BATCH :]))
+    oe = loop_oe(logits[3 * BATCH :])
     assert float(terms["isac"]) == pytest.approx(isac, rel=1e-6)  # the prior is kept in float32
     assert float(terms["tla"]) == pytest.approx(tla, rel=1e-6)
     assert float(terms["oe"]) == pytest.approx(oe, rel=1e-12)
@@ -87,13 +84,6 @@ def test_the_gradient_in_training_mode_holds_the_statistics_fixed():
     assert trained[BATCH : 3 * BATCH].any(dim=1).all()
 
 
-def test_evaluation_leaves_the_statistics_alone():
-    loss = criterion().eval()
-    before = {k: v.clone() for k, v in loss.state_dict().items()}
-    loss(*inputs(), LABELS)
-    assert all(torch.equal(before[k], v) for k, v in loss.state_dict().items())
-
-
 @pytest.mark.parametrize("isac", [True, False])
 @pytest.mark.parametrize("tla", [True, False])
 @pytest.mark.parametrize("oe", [True, False])
@@ -103,7 +93,7 @@ def test_without_a_term_the_others_stay(isac, tla, oe):
     terms = criterion(isac=isac, tla=tla, oe=oe)(logits, embeddings, LABELS)
     of_view1 = logits[:BATCH].numpy()
     classifier = loop_ce(of_view1 / 0.9 + LOG_PRIOR if tla else of_view1, LABELS)
-    exposure = float(outlier_exposure(logits[-OUTLIERS:])) if oe else 0
+    exposure = loop_oe(logits[-OUTLIERS:]) if oe else 0
     assert (float(terms["isac"]) > 0) == isac
     assert float(terms["tla"]) == pytest.approx(classifier, rel=1e-6)
     assert float(terms["oe"]) == pytest.approx(exposure, rel=1e-9)

@@ -49,12 +49,6 @@ def spread(low, high):
     return torch.linspace(low, high, N, dtype=torch.float64)
 
 
-def bins(limit):
-    """Ten magnitudes of both signs, but two where a shear falls half-way between pixels: noise decides."""
-    some = torch.linspace(0.0, limit, 10)[[0, 1, 3, 4, 5, 7, 8, 9]].double()
-    return torch.cat([some, -some]).repeat(3)[:N]
-
-
 def tv_affine(image, translate=(0, 0), shear=(0.0, 0.0)):
     center = [0, 0] if any(shear) else None
     return tv.affine(image, angle=0.0, translate=list(translate), scale=1.0, shear=list(shear), center=center)
@@ -71,20 +65,12 @@ TORCHVISIONS = {
     "TranslateY": (14.6, lambda image, v: tv_affine(image, translate=(0, int(v)))),
     "Rotate": (30.0, lambda image, v: tv.rotate(image, v, interpolation=InterpolationMode.NEAREST, fill=0)),
 }
-CASES = [
-    (name, f, v) for name, (limit, f) in TORCHVISIONS.items() for v in (spread(-limit, limit), bins(limit))
-]
+CASES = [(name, function, spread(-limit, limit)) for name, (limit, function) in TORCHVISIONS.items()]
 CASES += [
-    (name, function, factors)
-    for name, function in (
-        ("Brightness", tv.adjust_brightness),
-        ("Color", tv.adjust_saturation),
-        ("Contrast", tv.adjust_contrast),
-        ("Sharpness", tv.adjust_sharpness),
-    )
-    for factors in (spread(0.0, 2.0), 1.0 + bins(0.9))
-]
-CASES += [
+    ("Brightness", tv.adjust_brightness, spread(0.0, 2.0)),
+    ("Color", tv.adjust_saturation, spread(0.0, 2.0)),
+    ("Contrast", tv.adjust_contrast, spread(0.0, 2.0)),
+    ("Sharpness", tv.adjust_sharpness, spread(0.0, 2.0)),
     ("Posterize", lambda image, v: tv.posterize(image, int(v)), torch.arange(N).double() % 9),
     ("Solarize", lambda image, v: tv.solarize(image, v) if v < 256 else image, spread(0.0, 256.0)),
     (
@@ -169,8 +155,7 @@ def test_resized_crop_equals_torchvisions(size, size_out):
         return tv.horizontal_flip(image) if flip else image
 
     expected = one_by_one(reference, as_float(images), top, left, height, width, flip)
-    channels_last = images.contiguous(memory_format=torch.channels_last)
-    for given in (images, as_float(images), channels_last):
+    for given in (images, images.contiguous(memory_format=torch.channels_last)):
         result = ops.resized_crop(given, top, left, height, width, flip, size_out)
         torch.testing.assert_close(result, expected, rtol=0, atol=1e-5)
 
@@ -187,8 +172,7 @@ def test_padded_crop_equals_torchvisions(padding):
         return tv.horizontal_flip(image) if flip else image
 
     expected = one_by_one(reference, images, top, left, flip)
-    for given in (images, images.contiguous(memory_format=torch.channels_last)):
-        assert_same_bytes(ops.padded_crop(given, top, left, flip, padding), expected)
+    assert_same_bytes(ops.padded_crop(images, top, left, flip, padding), expected)
 
 
 def test_cutout_equals_torchvisions_erase():

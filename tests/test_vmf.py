@@ -5,8 +5,6 @@ import torch
 
 from utils.vmf import KAPPA_MAX, KAPPA_MIN, UNSEEN_RESULTANT, ClassVMF, log_iv_and_ratio
 
-SCHEDULES = ("epoch", "running")
-
 ORDERS = (0.5, 1, 3.5, 7, 14.5, 15, 15.5, 31, 63, 127, 255, 511, 1023)
 POINTS = np.logspace(-3, 5, 17)
 
@@ -26,10 +24,10 @@ def on_sphere(n, dim, seed=0):
     return x / x.norm(dim=1, keepdim=True)
 
 
-def fitted(num_classes, dim, schedule="running", n=60, seed=0, spread=1.0):
-    """A model that has seen ``n`` embeddings around random centres."""
-    labels = torch.arange(n) % num_classes
-    embeddings = on_sphere(num_classes, dim, seed)[labels] + spread * on_sphere(n, dim, seed + 1)
+def fitted(num_classes, dim, schedule="running"):
+    """A model that has seen 60 embeddings around random centres."""
+    labels = torch.arange(60) % num_classes
+    embeddings = on_sphere(num_classes, dim)[labels] + on_sphere(60, dim, seed=1)
     model = ClassVMF(num_classes, dim, schedule)
     model.update(torch.nn.functional.normalize(embeddings, dim=1), labels)
     return model
@@ -64,21 +62,6 @@ def test_log_mgf_against_the_formula_element_by_element(dim, temperature):
             k = np.linalg.norm(kappa * mu + e / temperature)
             expected = exact_log_normaliser(dim, kappa) - exact_log_normaliser(dim, k)
             assert float(mine[i, c]) == pytest.approx(float(expected), abs=1e-8)
-
-
-def test_log_mgf_tends_to_a_prototype_softmax_at_the_largest_concentration():
-    model = ClassVMF(2, 8, "running")
-    labels = torch.tensor([0, 1])
-    prototypes = 3 * on_sphere(2, 8)  # R >= 1
-    model.update(prototypes, labels)
-    assert model.kappa.tolist() == [KAPPA_MAX] * 2
-    e = on_sphere(5, 8, seed=2)
-    assert torch.allclose(model.log_mgf(e, 0.1), e @ (prototypes / 3).T / 0.1, atol=2e-3)
-
-
-def test_log_mgf_gradient():
-    model, e = fitted(3, 6), on_sphere(4, 6, seed=3).requires_grad_()
-    assert torch.autograd.gradcheck(lambda e: model.log_mgf(e, 0.2), e)
 
 
 def test_log_mgf_is_finite_where_the_two_vectors_cancel():
@@ -118,9 +101,10 @@ def random_batches(count, classes, dim, seed):
     ]
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
-def test_statistics_over_several_epochs_against_a_plain_loop(schedule):
-    classes, dim = 4, 6
+@pytest.mark.parametrize("schedule", ["epoch", "running"])
+@pytest.mark.parametrize("classes", [4, 20])  # fewer and more than images in a batch
+def test_statistics_over_several_epochs_against_a_plain_loop(schedule, classes):
+    dim = 6
     model = ClassVMF(classes, dim, schedule)
     served = UNSEEN_RESULTANT * model.mean_direction.clone()
     done, has_previous = [], torch.zeros(classes, dtype=torch.bool)
@@ -159,14 +143,6 @@ def test_kappa_is_kept_within_its_bounds():
     assert torch.isfinite(model.log_mgf(on_sphere(3, 4), 0.1)).all()
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
-def test_state_dict_carries_everything(schedule):
-    model = fitted(3, 5, schedule)
-    model.start_epoch()
-    model.update(on_sphere(6, 5, seed=7), torch.tensor([0, 1, 1, 2, 2, 2]))
-    copy = ClassVMF(3, 5, schedule)
-    copy.load_state_dict(model.state_dict())
-    for m in (model, copy):
-        m.start_epoch()
-        m.update(on_sphere(3, 5, seed=8), torch.tensor([0, 0, 1]))
-    assert torch.equal(model.kappa, copy.kappa) and torch.equal(model.mean_direction, copy.mean_direction)
+def test_an_unknown_schedule_is_an_error():
+    with pytest.raises(ValueError, match="epohc"):
+        ClassVMF(3, 5, "epohc")

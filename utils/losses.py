@@ -13,11 +13,7 @@ TERMS = ("loss", "isac", "tla", "oe")  # what PATTLoss returns: the sum, then it
 
 def logit_adjusted_ce(logits: Tensor, labels: Tensor, log_prior: Tensor, temperature: float = 1.0) -> Tensor:
     """Cross-entropy of z / T + log pi, averaged over the batch (TLA; T = 1 is the logit adjustment of Menon
-    et al. 2021). The temperature divides the logits only; the prior is added afterwards.
-
-    Args:
-        logits: (B, C). labels: int64 (B,). log_prior: (C,). temperature: T > 0.
-    """
+    et al. 2021). The temperature divides the logits (B, C) only; ``log_prior`` (C,) is added afterwards."""
     return F.cross_entropy(torch.add(log_prior, logits, alpha=1 / temperature), labels)
 
 
@@ -70,29 +66,23 @@ class PATTLoss(nn.Module):
         self.statistics.start_epoch()
 
     def forward(self, logits: Tensor, embeddings: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """The loss of one batch, ordered [view 1 (B), view 2 (B), view 3 (B), outliers (M)].
+        """Returns ``{loss, isac, tla, oe}``, scalars, for one batch, ordered [view 1 (B), view 2 (B), view 3
+        (B), outliers (M)]; ``labels`` (B,) are of view 1, and so of views 2 and 3.
 
-        Without ISAC there are no views 2 and 3, without OE no outliers. In training mode the class statistics
-        take in the batch before they are used.
-
-        Args:
-            logits: (N, C). embeddings: (N, p). labels: int64 (B,), of view 1, and so of views 2 and 3.
-
-        Returns:
-            ``{loss, isac, tla, oe}``: scalars; a removed term is 0.
+        Without ISAC there are no views 2 and 3, without OE no outliers; a removed term is 0. In training mode
+        the class statistics take in the batch before they are used.
         """
         batch = len(labels)
         first_outlier = 3 * batch if self.isac else batch
         with torch.autocast(logits.device.type, enabled=False):
             # One split: slicing three times, autograd would fill three full-size gradients.
-            view1, _, outliers = _at_least_float32(logits).split(
+            view1, _, outliers = logits.to(torch.promote_types(logits.dtype, torch.float32)).split(
                 [batch, first_outlier - batch, len(logits) - first_outlier]
             )
-            tla = (
-                logit_adjusted_ce(view1, labels, self.log_prior, self.logit_temperature)
-                if self.tla
-                else F.cross_entropy(view1, labels)
-            )
+            if self.tla:
+                tla = logit_adjusted_ce(view1, labels, self.log_prior, self.logit_temperature)
+            else:
+                tla = F.cross_entropy(view1, labels)
             pairs = embeddings[batch:first_outlier]
             isac = self.contrast(pairs, labels.repeat(2)) if self.isac else torch.zeros_like(tla)
             oe = outlier_exposure(outliers) if self.oe else torch.zeros_like(tla)
@@ -101,7 +91,8 @@ class PATTLoss(nn.Module):
 
     def contrast(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """L_isac = CE(s + log pi, y) over the (2B, p) embeddings of views 2 and 3."""
-        embeddings = on_sphere(embeddings) if self.normalize else _at_least_float32(embeddings)
+        embeddings = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
+        embeddings = on_sphere(embeddings) if self.normalize else embeddings
         if self.training:
             self.statistics.update(embeddings, labels)
         scores = self.statistics.log_mgf(embeddings, self.contrast_temperature, unit=self.normalize)
@@ -109,13 +100,11 @@ class PATTLoss(nn.Module):
 
 
 class _OnSphere(torch.autograd.Function):
-    """Divides the rows of x (N, p) by their lengths, in float32 at least, with a third of the operations of
-    F.normalize."""
+    """Divides the rows of x (N, p) by their lengths, with a third of the operations of F.normalize."""
 
     @staticmethod
     def forward(ctx, x):
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        norm = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=dtype).clamp_(min=1e-12)
+        norm = torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_(min=1e-12)
         unit = x / norm
         ctx.save_for_backward(unit, norm)
         return unit
@@ -128,8 +117,3 @@ class _OnSphere(torch.autograd.Function):
 
 
 on_sphere = _OnSphere.apply
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    """Half-precision network outputs as float32; float32 and float64 as they are."""
-    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x

@@ -1,40 +1,22 @@
 """Directional statistics: modified Bessel functions of large order, and one von Mises-Fisher distribution per
-class.
-
-Everything works on whole tensors, in float64 except the products of embeddings and mean directions, without a
-loop over samples or classes; orders below 15 take a recurrence of at most 15 steps.
-"""
+class; in float64 except the products of embeddings and mean directions."""
 
 import math
-from collections import defaultdict
 from fractions import Fraction
 from functools import lru_cache
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.polynomial.polynomial import Polynomial, polyadd, polyder, polyint, polymul
 from torch import Tensor, nn
 
 from utils.distributed import in_process_group, sum_over_processes
 
 DEBYE_TERMS = 8  # of Debye's expansion; with them and orders >= 15 the error of log I stays near 1e-11
 SMALLEST_ORDER = 15.0
-ROUNDING = 2.0**-53
 KAPPA_MIN, KAPPA_MAX = 1e-3, 1e5
 UNSEEN_RESULTANT = 0.9  # the mean resultant length R of a class not yet seen
-
-
-def _debye_polynomials():
-    """Yields U_1 .. U_DEBYE_TERMS of DLMF 10.41.9: the exact coefficient of each power of p."""
-    u = {0: Fraction(1)}
-    for _ in range(DEBYE_TERMS):
-        following = defaultdict(Fraction)
-        for power, a in u.items():
-            # U' p^2 (1 - p^2) / 2  and  1/8 of the integral of (1 - 5 t^2) U from 0 to p
-            following[power + 1] += a * power / 2 + a / (8 * (power + 1))
-            following[power + 3] -= a * power / 2 + 5 * a / (8 * (power + 3))
-        u = following
-        yield u
 
 
 @lru_cache(maxsize=64)
@@ -44,10 +26,13 @@ def _debye_table(order):
 
     Terms that nowhere in p's range [0, 1] reach the rounding of the leading 1 are left out.
     """
-    total = np.polynomial.Polynomial([1.0])
-    for k, u in enumerate(_debye_polynomials(), start=1):
-        term = np.polynomial.Polynomial([float(u.get(power, 0)) / order**k for power in range(3 * k + 1)])
-        if np.abs(term(np.linspace(0, 1, 200))).max() < ROUNDING:
+    u, total = [Fraction(1)], Polynomial([1.0])
+    for k in range(1, DEBYE_TERMS + 1):
+        # U_k of DLMF 10.41.9: U' p^2 (1 - p^2) / 2 and 1/8 of the integral of (1 - 5 t^2) U from 0 to p
+        changing = polymul([0, 0, Fraction(1, 2), 0, Fraction(-1, 2)], polyder(u))
+        u = polyadd(changing, polyint(polymul([Fraction(1, 8), 0, Fraction(-5, 8)], u)))
+        term = Polynomial(u.astype(float) / order**k)
+        if np.abs(term(np.linspace(0, 1, 200))).max() < 2.0**-53:
             break
         total = total + term
     of_sum = np.pad(total.coef, (0, -len(total.coef) % 4))
@@ -58,13 +43,9 @@ def _debye_table(order):
 def _debye(order, a, table):
     """Debye's expansion (DLMF 10.41.3) of f(x) = log I_order(x) - order log(x / order), for order >= 15.
 
-    S and D are evaluated at once, four powers of p a step: on a GPU the number of operations is what counts.
-
-    Args:
-        a: 1 + (x / order)^2, float64. table: :func:`_debye_table` of the order, on the same device.
-
-    Returns:
-        (f(x) + log(2 pi order) / 2, order / x f'(x)); the second is (order / x) I_{order+1}(x) / I_order(x).
+    Takes a = 1 + (x / order)^2, float64, and :func:`_debye_table` of the order; returns
+    (f(x) + log(2 pi order) / 2, order / x f'(x)); the second is (order / x) I_{order+1}(x) / I_order(x). S
+    and D are evaluated at once, four powers of p a step: on a GPU the number of operations is what counts.
     """
     p = a.rsqrt()
     square = p * p
@@ -89,17 +70,12 @@ def _debye_order(order):
 def log_iv_and_ratio(order: float, x: Tensor, table: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """(log I_order(x), I_{order+1}(x) / I_order(x)), float64; I is the modified Bessel function of the first
     kind. The ratio, in (0, 1), is d/dx [log I_order(x) - order log x]. For orders 0.5 .. 1023 and x in [1e-3,
-    1e5] the error is below 1e-9, absolute for the logarithm and relative for the ratio.
-
-    Args:
-        order: at least 0. x: positive values, any shape.
-        table: ``_debye_table(_debye_order(order))`` if it already is on x's device.
-
-    Source: DLMF 10.41.3 (Debye's uniform expansion in the order) and 10.29.1 (recurrence).
+    1e5] the error is below 1e-9, absolute for the logarithm and relative for the ratio. ``table`` is
+    ``_debye_table(_debye_order(order))`` on x's device. Source: DLMF 10.41.3 (Debye's uniform expansion in
+    the order) and 10.29.1 (recurrence).
     """
     x, top = x.double(), _debye_order(order)
-    if table is None:
-        table = _debye_table(top).to(x.device)
+    table = _debye_table(top).to(x.device) if table is None else table
     z = x / top
     log_i, ratio = _debye(top, 1 + z * z, table)
     log_i = log_i + (top * torch.log(z) - 0.5 * math.log(2 * math.pi * top))
@@ -118,7 +94,7 @@ class _LogMGF(torch.autograd.Function):
     @staticmethod
     def forward(ctx, cosine, squared_norm, kappa, temperature, order, table):
         # a = 1 + (k / n)^2 for the k of every embedding and class, and of the class alone; n is the order, or
-        # the one to start a recurrence from. No N x C x p tensor is made.
+        # the one to start a recurrence from.
         top = _debye_order(order)
         scaled = kappa / top
         alone = scaled.square().add_(1)
@@ -148,24 +124,16 @@ class _LogMGF(torch.autograd.Function):
 
 
 def log_normalizer(dim: int, kappa: Tensor) -> Tensor:
-    """log C_p(kappa) of the von Mises-Fisher density on the unit sphere of R^p, float64.
-
-    C_p(kappa) = kappa^nu / ((2 pi)^(p/2) I_nu(kappa)), nu = p/2 - 1.
-
-    Args:
-        dim: p. kappa: positive, any shape.
-    """
+    """log C_p(kappa) of the von Mises-Fisher density on the unit sphere of R^p, p = ``dim``, float64:
+    C_p(kappa) = kappa^nu / ((2 pi)^(p/2) I_nu(kappa)), nu = p/2 - 1."""
     order, kappa = dim / 2 - 1, kappa.double()
     return order * torch.log(kappa) - dim / 2 * math.log(2 * math.pi) - log_iv_and_ratio(order, kappa)[0]
 
 
 def estimate_vmf(means: Tensor) -> tuple[Tensor, Tensor]:
-    """Von Mises-Fisher distributions from the mean vectors (n, p) of points on the unit sphere.
-
-    Returns:
-        (mu, kappa): directions m / |m| (n, p), and concentrations kappa = p R / (1 - R^2) with R = |m| (n,),
-        kept in [1e-3, 1e5] (Banerjee et al. 2005, leading term).
-    """
+    """Von Mises-Fisher distributions from the mean vectors m (n, p) of points on the unit sphere: directions
+    m / |m|, and concentrations kappa = p R / (1 - R^2) (n,) with R = |m|, kept in [1e-3, 1e5] (Banerjee et
+    al. 2005, leading term)."""
     dim, resultant = means.shape[1], means.norm(dim=1)
     # R >= 1 happens for embeddings that are not on the sphere: no spread, the largest concentration.
     spread = torch.rsub(resultant.square(), 1 / dim, alpha=1 / dim).clamp_(min=1e-12 / dim)
@@ -177,20 +145,18 @@ class ClassVMF(nn.Module):
     """A von Mises-Fisher distribution on the unit sphere of R^p for every class, estimated while training.
 
     :func:`estimate_vmf` of a class's mean embedding; a class not yet seen has a random direction and R = 0.9.
-    The statistics are buffers: they carry no gradient and belong in the checkpoint. In a process group they
-    are those of the global batch.
+    The statistics in use, mu in ``mean_direction``, float64 (C, p), and ``kappa``, float64 (C,), are buffers:
+    they carry no gradient and belong in the checkpoint. In a process group they are those of the global
+    batch.
 
-    Args:
-        num_classes: C. dim: p, the width of the embeddings.
-        schedule: "epoch": the previous epoch's average is used while the current one is collected (for a
-            class without one, the average collected so far); "running": one average over the whole run.
-
-    Attributes:
-        mean_direction: mu, float64 (C, p), unit rows. kappa: float64 (C,). The statistics in use.
+    ``schedule`` "epoch": the previous epoch's average is used while the current one is collected (for a class
+    without one, the average collected so far); "running": one average over the whole run.
     """
 
     def __init__(self, num_classes: int, dim: int, schedule: str = "epoch") -> None:
         super().__init__()
+        if schedule not in ("epoch", "running"):
+            raise ValueError(f"the schedule is 'epoch' or 'running', not {schedule!r}")
         self.schedule = schedule
         self.dim = dim
         direction, kappa = estimate_vmf(
@@ -205,15 +171,15 @@ class ClassVMF(nn.Module):
 
     @torch.no_grad()
     def _use_collected(self, classes, chosen):
-        """Uses the collected averages for the ``chosen`` (n,) among ``classes`` (n indices, or a slice)."""
+        """Uses the collected averages of the ``chosen`` (n,) among ``classes``, n indices or a slice."""
         # A class without images has 0 / 0 here, and is not chosen.
         found = estimate_vmf(self.sums[classes] / self.counts[classes][:, None])
-        for buffer, new in zip((self.mean_direction, self.kappa), found, strict=True):
-            which = chosen.view(-1, *[1] * (new.dim() - 1))
+        masks = chosen[:, None], chosen
+        for buffer, new, mask in zip((self.mean_direction, self.kappa), found, masks, strict=True):
             if isinstance(classes, slice):
-                torch.where(which, new, buffer, out=buffer)
+                torch.where(mask, new, buffer, out=buffer)
             else:
-                buffer[classes] = torch.where(which, new, buffer[classes])
+                buffer[classes] = torch.where(mask, new, buffer[classes])
 
     def start_epoch(self) -> None:
         """Under "epoch", puts the average just collected to use and begins a new one; "running" changes
@@ -248,13 +214,8 @@ class ClassVMF(nn.Module):
         differentiable in the embeddings.
 
         s_c(e) = log C_p(kappa_c) - log C_p(|| kappa_c mu_c + e / tau ||), with C_p the normaliser of the vMF
-        density (ProCo, Du et al., TPAMI 2024).
-
-        Args:
-            embeddings: (B, p). The products with mu are taken in this dtype, what follows in float64.
-            temperature: tau > 0.
-            unit: the embeddings have length 1. The gradient then has no part along them, which normalising
-                would remove.
+        density (ProCo, Du et al., TPAMI 2024). ``unit``: the embeddings have length 1; the gradient then has
+        no part along them, which normalising would remove.
         """
         cosine = embeddings @ self.mean_direction.to(embeddings.dtype).T
         squared_norm = 1.0 if unit else embeddings.double().square().sum(dim=1, keepdim=True)

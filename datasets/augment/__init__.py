@@ -1,7 +1,1 @@
-"""Random views of image batches.
-
-views: the views of CIFAR-LT and ImageNet-LT, as chains of stages
-stages: crops, flips, colour, Cutout: what a view is made of
-policies: AutoAugment and RandAugment
-ops: the arithmetic on pixels, one parameter per image, equal to torchvision's
-"""
+"""Random views of image batches: chains of stages, two of which are policies; ops has the arithmetic."""

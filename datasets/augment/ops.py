@@ -1,13 +1,8 @@
 """Batched image operations: one parameter per image, no loop over images, no host-device synchronisation.
 
-Images are (N, 3, H, W) on any device and are not modified; parameters are host tensors (N,), real ones
-float64, so one CPU generator gives the same parameters on every device. Nothing is random here.
-
-Two families, each equal to ``torchvision.transforms.v2.functional`` on tensors, one image at a time:
-
-* uint8 in, uint8 out, equal bit for bit: the operations of AutoAugment and RandAugment; the bicubic shears
-  are Pillow's;
-* float32 in [0, 1], equal to rounding error: resized crop, colour jitter, grayscale.
+Images (N, 3, H, W) are not modified; parameters are host tensors (N,), real ones float64. Results equal those
+of ``torchvision.transforms.v2.functional``, one image at a time: bit for bit on uint8 images (the bicubic
+shears are Pillow's), to rounding error on float32 ones in [0, 1].
 """
 
 import torch
@@ -34,11 +29,11 @@ def truncated(images: Tensor) -> Tensor:
     return images.to(torch.int16).to(torch.uint8)
 
 
-def _luma(images: Tensor) -> Tensor:
+def luma(images: Tensor) -> Tensor:
     """Returns the brightness (N, 1, H, W), float32; whole numbers for uint8 images, as Pillow rounds here."""
     red, green, blue = images.unbind(1)
-    luma = red.mul(LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2]).unsqueeze_(1)
-    return luma if images.is_floating_point() else luma.floor_()
+    brightness = red.mul(LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2]).unsqueeze_(1)
+    return brightness if images.is_floating_point() else brightness.floor_()
 
 
 def _blend(images: Tensor, other: Tensor | None, factor: Tensor) -> Tensor:
@@ -65,20 +60,19 @@ def adjust_brightness(images: Tensor, factor: Tensor) -> Tensor:
 
 def adjust_saturation(images: Tensor, factor: Tensor) -> Tensor:
     """Blends with each pixel's own brightness; factor 0 is gray, 1 the image."""
-    return _blend(images, _luma(images), factor)
+    return _blend(images, luma(images), factor)
 
 
 def adjust_contrast(images: Tensor, factor: Tensor) -> Tensor:
     """Blends with the image's mean brightness; factor 0 is a uniform gray, 1 the image."""
-    return _blend(images, _luma(images).mean((1, 2, 3), keepdim=True), factor)
+    return _blend(images, luma(images).mean((1, 2, 3), keepdim=True), factor)
 
 
 def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
     """Rotates the hue of float images by ``shift`` in [-0.5, 0.5] of a full circle.
 
-    Equal to the conversion to HSV and back, without forming HSV: with V the largest channel and C the spread
-    between the channels, a channel at offset n is ``V - C * clip(min(k, 4 - k), 0, 1)``,
-    ``k = (n + 6 hue) mod 6``.
+    As by HSV and back: with V the largest channel and C the spread between the channels, a channel at offset
+    n is ``V - C * clip(min(k, 4 - k), 0, 1)``, ``k = (n + 6 hue) mod 6``.
     """
     red, green, blue = images.unbind(1)
     larger, smaller = torch.maximum(green, blue), torch.minimum(green, blue)
@@ -100,24 +94,14 @@ def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
     return turned
 
 
-def grayscale(images: Tensor) -> Tensor:
-    """Returns each pixel's brightness in all three channels."""
-    return _luma(images).to(images.dtype).expand_as(images)
-
-
-def _triangle_weights(
-    start: Tensor, length: Tensor, reverse: Tensor, size_in: int, size_out: int, device: torch.device
-) -> Tensor:
+def _triangle_weights(start, length, size_in, size_out, device):
     """Returns the weights (N, size_out, size_in) of antialiased bilinear resampling of
     ``[start, start + length)``: a triangle filter whose half-width is one pixel, or one output pixel where
     that is larger.
     """
-    start, length, reverse = (
-        to_device(v.to(torch.float32), device).view(-1, 1, 1) for v in (start, length, reverse)
-    )
+    start, length = (to_device(v.to(torch.float32), device).view(-1, 1, 1) for v in (start, length))
     scale = length / size_out
-    ahead = torch.arange(size_out, device=device, dtype=torch.float32).add_(0.5).view(1, -1, 1)
-    centre = torch.lerp(ahead, size_out - ahead, reverse) * scale
+    centre = torch.arange(size_out, device=device, dtype=torch.float32).add_(0.5).view(1, -1, 1) * scale
     pixel = torch.arange(size_in, device=device, dtype=torch.float32).view(1, 1, -1) - start
     weights = (pixel + 0.5 - centre).abs_().div_(scale.clamp_min(1.0)).neg_().add_(1.0).clamp_min_(0.0)
     weights.mul_((pixel >= 0) & (pixel < length))
@@ -127,17 +111,13 @@ def _triangle_weights(
 def resized_crop(
     images: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor, flip: Tensor, size: int
 ) -> Tensor:
-    """Resizes a box of each image to (size, size), antialiased bilinear; mirrors it where ``flip`` is set.
-
-    Two batched matrix products, as the resampling is separable and the mirror only reorders weights (call it
-    outside autocast). Takes uint8 or float, returns float32 in [0, 1].
-    """
+    """Resizes a box of each uint8 image to (size, size), antialiased bilinear; mirrors it where ``flip`` is
+    set; returns float32 in [0, 1]. Two batched matrix products, as the resampling is separable and the mirror
+    only reorders weights (call it outside autocast)."""
     n, channels, rows, columns = images.shape
-    never = torch.zeros_like(flip)
-    down = _triangle_weights(top, height, never, rows, size, images.device)
-    across = _triangle_weights(left, width, flip, columns, size, images.device)
-    if not images.is_floating_point():
-        down.div_(255.0)
+    down = _triangle_weights(top, height, rows, size, images.device).div_(255.0)
+    across = _triangle_weights(left, width, columns, size, images.device)
+    across = torch.where(to_device(flip, images.device).view(-1, 1, 1), across.flip(1), across)
     resized = torch.bmm(images.to(torch.float32).reshape(n, channels * rows, columns), across.transpose(1, 2))
     return torch.matmul(down.unsqueeze(1), resized.view(n, channels, rows, size)).clamp_(0.0, 1.0)
 
@@ -146,11 +126,9 @@ def cutout(images: Tensor, row: Tensor, column: Tensor, length: int) -> Tensor:
     """Blackens ``[centre - length // 2, centre + length // 2)`` in both directions (DeVries and Taylor, arXiv
     1708.04552)."""
     half = length // 2
-    down, across = (
-        torch.arange(side, device=images.device) - to_device(centre, images.device).view(-1, 1)
-        for side, centre in zip(images.shape[2:], (row, column), strict=True)
-    )
-    rows, columns = ((away >= -half) & (away < half) for away in (down, across))
+    down = torch.arange(images.shape[2]) - row[:, None]
+    across = torch.arange(images.shape[3]) - column[:, None]
+    rows, columns = (to_device((away >= -half) & (away < half), images.device) for away in (down, across))
     return images.masked_fill(rows[:, None, :, None] & columns[:, None, None], 0)
 
 
@@ -198,9 +176,8 @@ def warp(images: Tensor, value: Tensor, name: str, fill: int = 0) -> Tensor:
     across = (torch.arange(width, device=device) - 0.5 * (width - 1)).view(1, 1, -1, 1)
     down = (torch.arange(height, device=device) - 0.5 * (height - 1)).view(1, -1, 1, 1)
     # As complex numbers: one addition fills both coordinates of the grid.
-    grid = torch.view_as_real(
-        torch.view_as_complex(across * by_x) + torch.view_as_complex(down * by_y + offset)
-    )
+    across, down = torch.view_as_complex(across * by_x), torch.view_as_complex(down * by_y + offset)
+    grid = torch.view_as_real(across + down)
     shifted = images.to(torch.float32).sub_(fill)  # grid_sample has zeros outside
     warped = F.grid_sample(shifted, grid, mode="nearest", padding_mode="zeros", align_corners=False)
     return truncated(warped.add_(fill))
@@ -231,8 +208,7 @@ def adjust_sharpness(images: Tensor, factor: Tensor) -> Tensor:
     """Blends with a smoothed image, but for a border of one pixel; factor 0 is smooth, 1 the image."""
     sharpened = images.to(torch.float32)
     interior = sharpened[..., 1:-1, 1:-1]
-    # The smoothing weights are 1 around a 5, over 13. Sums of whole numbers are exact, and a thirteenth is
-    # never a tie.
+    # The smoothing weights are 1 around a 5, over 13. Whole sums are exact, and a thirteenth is never a tie.
     columns = sharpened[..., :-2] + sharpened[..., 1:-1] + sharpened[..., 2:]
     smooth = columns[..., :-2, :] + columns[..., 1:-1, :] + columns[..., 2:, :]
     smooth.add_(interior, alpha=4.0).div_(13.0).round_()
@@ -247,18 +223,15 @@ def posterize(images: Tensor, bits: Tensor) -> Tensor:
 
 def solarize(images: Tensor, threshold: Tensor) -> Tensor:
     """Inverts the values at or above ``threshold``."""
-    below = (
-        images - _per_image(threshold.ceil(), images, torch.int16)
-    ) >> 15  # -1 or 0, faster than torch.where
-    return images ^ below.bitwise_not_().to(torch.uint8)
+    above = images - _per_image(threshold.ceil(), images, torch.int16)
+    bright = above.bitwise_right_shift_(15).bitwise_not_()  # -1 or 0, faster than a comparison
+    return images ^ bright.to(torch.uint8)
 
 
 def solarize_add(images: Tensor, addition: Tensor) -> Tensor:
-    """Adds ``addition`` (0 to 128) to the values below 128, clipped at 255."""
-    wide = images.to(torch.int16)
-    added = (wide + _per_image(addition, images, torch.int16)).clamp_(max=255)
-    dark = wide.sub_(128).bitwise_right_shift_(15)  # -1 or 0
-    return images ^ dark.bitwise_and_(added ^ images).to(torch.uint8)
+    """Adds ``addition`` (0 to 128) to the values below 128."""
+    dark = (images >> 7).sub_(1)  # 255 or 0
+    return dark.bitwise_and_(_per_image(addition, images, torch.uint8)).add_(images)
 
 
 def autocontrast(images: Tensor) -> Tensor:

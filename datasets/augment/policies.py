@@ -67,25 +67,23 @@ def _is_in(names: Iterable[str]) -> Tensor:
     return torch.tensor([name in names for name in NAMES])
 
 
+def _sides(height: int, width: int) -> Tensor:
+    """Returns what the operations' values are multiples of: the side of the image for translations."""
+    return torch.tensor([{"TranslateX": width, "TranslateY": height}.get(name, 1) for name in NAMES])
+
+
 class AutoAugment(Stage):
-    """AutoAugment's CIFAR-10 policy on uint8 images: a random sub-policy, probabilities and signs for each
-    image."""
+    """AutoAugment's CIFAR-10 policy: a random sub-policy, probabilities and signs for each image."""
 
     def draw(self, n: int, height: int, width: int, generator: Generator) -> tuple[Tensor, Tensor]:
-        """Draws two operations per image: their numbers, int64 (N, 2), -1 for none, and their values, float64
-        (N, 2)."""
+        """Draws two operations per image: their numbers, int64 (N, 2), -1 for none, and float64 values."""
         names, probabilities, bins = zip(*(step for pair in CIFAR10_POLICY for step in pair), strict=True)
         kinds = torch.tensor([NAMES.index(name) for name in names]).view(-1, 2)
         probabilities = torch.tensor(probabilities).view(-1, 2)
         bins = torch.tensor([number or 0 for number in bins]).view(-1, 2)
-        sides = {"TranslateX": width, "TranslateY": height}
-        magnitudes = torch.stack(
-            [
-                torch.linspace(low * sides.get(name, 1), high * sides.get(name, 1), 10)
-                for name, (_, low, high) in AUTOAUGMENT.items()
-            ]
-        )
-        whole = _is_in((*sides, "Posterize"))
+        magnitudes = torch.stack([torch.linspace(low, high, 10) for _, low, high in AUTOAUGMENT.values()])
+        magnitudes *= _sides(height, width)[:, None]
+        whole = _is_in(("TranslateX", "TranslateY", "Posterize"))
         magnitudes[whole] = magnitudes[whole].round()
 
         policy = torch.randint(len(CIFAR10_POLICY), (n,), generator=generator)
@@ -102,32 +100,26 @@ class AutoAugment(Stage):
 
 @dataclass(frozen=True)
 class RandAugment(Stage):
-    """The search space known as rand-n2-m10-mstd0.5 (Cubuk et al., arXiv 1909.13719), on uint8 images.
-
-    ``steps`` times: one of fifteen operations, with probability 1/2, at a magnitude m drawn from
-    N(``magnitude``, ``std``) and clipped to [0, 10]. The operation's value is linear in m; that of geometry
-    has a random sign, and bits and thresholds are rounded down.
-    """
+    """The search space known as rand-n2-m10-mstd0.5 (Cubuk et al., arXiv 1909.13719): ``steps`` times one of
+    fifteen operations, with probability 1/2, at a magnitude m drawn from N(``magnitude``, ``std``) and
+    clipped to [0, 10]. The operation's value is linear in m; that of geometry has a random sign, and bits and
+    thresholds are rounded down."""
 
     steps: int = 2
     magnitude: float = 10.0
     std: float = 0.5
 
     def draw(self, n: int, height: int, width: int, generator: Generator) -> tuple[Tensor, Tensor]:
-        """Draws the operations' numbers, int64 (N, steps), -1 for none, and their values, float64 (N,
-        steps)."""
-        low, high = torch.tensor([limits for _, *limits in RANDAUGMENT.values()], dtype=torch.float64).unbind(
-            1
-        )
-        side = torch.tensor([{"TranslateX": width, "TranslateY": height}.get(name, 1) for name in NAMES])
-
+        """Draws the operations' numbers, int64 (N, steps), -1 for none, and float64 values."""
+        limits = torch.tensor([limits for _, *limits in RANDAUGMENT.values()], dtype=torch.float64)
+        low, high = limits.unbind(1)
         shape = (n, self.steps)
         kind = torch.randint(len(NAMES), shape, generator=generator)
         applied = torch.rand(shape, generator=generator) < 0.5
         noise = torch.randn(shape, dtype=torch.float64, generator=generator)
         level = (self.magnitude + self.std * noise).clamp_(0.0, 10.0) / 10.0
         negative = torch.randint(2, shape, generator=generator).bool()
-        value = (low[kind] + level * (high - low)[kind]) * side[kind]
+        value = (low[kind] + level * (high - low)[kind]) * _sides(height, width)[kind]
         value = torch.where(_is_in(("Posterize", "Solarize", "SolarizeAdd"))[kind], value.floor(), value)
         value = torch.where(negative & _is_in((*SHIFTS, "Rotate"))[kind], -value, value)
         return torch.where(applied, kind, -1), value

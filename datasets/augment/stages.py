@@ -1,14 +1,8 @@
-"""Random views of image batches: every image draws its own parameters, every operation runs on the whole
-batch.
-
-A view is called as ``view(images, generator)`` with uint8 images (N, 3, H, W) on any device and a CPU
-generator, and returns float32 images in [0, 1], not normalised. It is a chain of stages. Parameters are drawn
-on the host, so one seed gives the same augmentation on every device, and which images an operation applies to
-is known without synchronising with the device.
-"""
+"""What random views are made of: every image draws its own parameters, operations run on the whole batch.
+Parameters are drawn on the host, so one seed gives the same augmentation on every device, and which images an
+operation applies to is known without synchronising with the device."""
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -22,18 +16,15 @@ from datasets.augment import ops
 LARGE_IMAGE = 2**16
 
 
-class Stage(ABC):
-    """One step of a view. ``size`` is the side of the images that it returns, if it changes."""
+class Stage:
+    """One step of a view: ``apply(images, *drawn)`` returns the changed images, given what was drawn;
+    ``size`` is their side, if it changes."""
 
     size: int | None = None
 
     def draw(self, n: int, height: int, width: int, generator: Generator) -> tuple[Tensor, ...]:
         """Draws the random parameters of ``n`` images of one size: host tensors with n rows."""
         return ()
-
-    @abstractmethod
-    def apply(self, images: Tensor, *drawn: Tensor) -> Tensor:
-        """Returns the changed images, given what :meth:`draw` returned."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +41,11 @@ class View:
         out: Tensor | None = None,
         finish: Callable[[Tensor, Tensor], object] = lambda view, out: out.copy_(view),
     ) -> Tensor:
-        """Returns the view, float32 (N, 3, S, S), written to ``out`` if given. ``finish(view, out)`` writes a
-        part of it there, perhaps normalised."""
+        """Returns the view of uint8 images (N, 3, H, W) on any device, float32 in [0, 1], not normalised.
+
+        ``generator`` is on the CPU. ``finish(view, out)`` writes a part of the view to ``out``, perhaps
+        normalised.
+        """
         n, _, height, width = images.shape
         drawn = []
         for stage in self.stages:
@@ -88,6 +82,7 @@ def chance(n: int, probability: float, generator: Generator) -> Tensor:
     return torch.rand(n, generator=generator) < probability
 
 
+RATIO = (3 / 4, 4 / 3)  # of a random box's width to its height
 Operation = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -107,9 +102,8 @@ def apply_in_order(images: Tensor, kinds: Tensor, values: Tensor, functions: Seq
         changed = images.clone()
         for number, members, index in zip(present, order.split(sizes), on_device.split(sizes), strict=True):
             if number >= 0:
-                changed.index_copy_(
-                    0, index, functions[number](images.index_select(0, index), value[members])
-                )
+                result = functions[number](images.index_select(0, index), value[members])
+                changed.index_copy_(0, index, result)
         images = changed
     return images
 
@@ -131,7 +125,7 @@ class RandomApply(Stage):
 
 
 HORIZONTAL_FLIP = RandomApply(lambda images: images.flip(3), 0.5)
-RANDOM_GRAYSCALE = RandomApply(ops.grayscale, 0.2)
+RANDOM_GRAYSCALE = RandomApply(lambda images: ops.luma(images).expand_as(images), 0.2)
 
 
 @dataclass(frozen=True)
@@ -151,35 +145,28 @@ class PaddedCrop(Stage):
 
 
 def draw_crop_boxes(
-    heights: Tensor,
-    widths: Tensor,
-    scale: tuple[float, float],
-    ratio: tuple[float, float],
-    generator: Generator,
+    n: int, height: int, width: int, scale: tuple[float, float], generator: Generator
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Draws boxes (top, left, height, width), int64 (N,) each, as torchvision's RandomResizedCrop does.
+    """Draws boxes (top, left, height, width), int64 (N,) each, as torchvision's RandomResizedCrop does, for n
+    images of one size.
 
     Up to ten tries per image of an area (share of the image, uniform over ``scale``) and an aspect ratio
-    (log-uniform over ``ratio``); the position of the first that fits is uniform. If none fits: the largest
-    central box of a permitted ratio. ``heights`` and ``widths`` of the images are host int64 (N,).
+    (log-uniform over ``RATIO``); the position of the first that fits is uniform. If none fits: the largest
+    central box of a permitted ratio.
     """
-    tries = (len(heights), 10)
-    rows, columns = heights.unsqueeze(1), widths.unsqueeze(1)
-    area = (rows * columns) * uniform(tries, *scale, generator)
-    aspect = uniform(tries, math.log(ratio[0]), math.log(ratio[1]), generator).exp()
-    width, height = (area * aspect).sqrt().round().long(), (area / aspect).sqrt().round().long()
-    fits = (width > 0) & (width <= columns) & (height > 0) & (height <= rows)
+    area = height * width * uniform((n, 10), *scale, generator)
+    aspect = uniform((n, 10), math.log(RATIO[0]), math.log(RATIO[1]), generator).exp()
+    columns, rows = (area * aspect).sqrt().round().long(), (area / aspect).sqrt().round().long()
+    fits = (columns > 0) & (columns <= width) & (rows > 0) & (rows <= height)
     first = fits.to(torch.uint8).argmax(1, keepdim=True)
-    found, width, height = (v.gather(1, first).squeeze(1) for v in (fits, width, height))
-
-    central_width = torch.minimum(widths, (heights * max(ratio)).round().long())
-    central_height = torch.minimum(heights, (widths / min(ratio)).round().long())
-    width, height = torch.where(found, width, central_width), torch.where(found, height, central_height)
-    spare_rows, spare_columns = heights - height, widths - width
-    place = torch.rand((2, len(heights)), dtype=torch.float64, generator=generator)
+    found, columns, rows = (v.gather(1, first).squeeze(1) for v in (fits, columns, rows))
+    columns = torch.where(found, columns, min(width, round(height * RATIO[1])))
+    rows = torch.where(found, rows, min(height, round(width / RATIO[0])))
+    spare_rows, spare_columns = height - rows, width - columns
+    place = torch.rand((2, n), dtype=torch.float64, generator=generator)
     top = torch.where(found, (place[0] * (spare_rows + 1)).long(), spare_rows // 2)
     left = torch.where(found, (place[1] * (spare_columns + 1)).long(), spare_columns // 2)
-    return top, left, height, width
+    return top, left, rows, columns
 
 
 @dataclass(frozen=True)
@@ -189,13 +176,11 @@ class RandomResizedCrop(Stage):
 
     size: int
     scale: tuple[float, float] = (0.08, 1.0)
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: float = 0.5
 
     def draw(self, n: int, height: int, width: int, generator: Generator) -> tuple[Tensor, ...]:
         """Draws boxes and mirrors, bool (N,)."""
-        heights, widths = torch.full((n,), height), torch.full((n,), width)
-        boxes = draw_crop_boxes(heights, widths, self.scale, self.ratio, generator)
+        boxes = draw_crop_boxes(n, height, width, self.scale, generator)
         return *boxes, chance(n, self.flip, generator)
 
     def apply(self, images: Tensor, *drawn: Tensor) -> Tensor:
@@ -250,8 +235,8 @@ class ColorJitter(Stage):
             uniform((n,), max(0.0, 1.0 - amount), 1.0 + amount, generator)
             for amount in (self.brightness, self.contrast, self.saturation)
         ]
-        factors.append(uniform((n,), -self.hue, self.hue, generator))
-        return chosen, order, torch.stack(factors, 1)
+        hue = uniform((n,), -self.hue, self.hue, generator)
+        return chosen, order, torch.stack([*factors, hue], 1)
 
     def apply(self, images: Tensor, chosen: Tensor, order: Tensor, factors: Tensor) -> Tensor:
         functions = (ops.adjust_brightness, ops.adjust_contrast, ops.adjust_saturation, ops.adjust_hue)

@@ -27,15 +27,8 @@ def cifar_views(padding: int = 4) -> Views:
 def imagenet_views(randaug_n: int = 2, randaug_m: float = 10.0) -> Views:
     """Returns the views for images that are cropped and resized while they are read: mirroring, colour and
     RandAugment only."""
-    strong = View(
-        (
-            HORIZONTAL_FLIP,
-            ToFloat(),
-            ColorJitter(hue=0.0, probability=1.0),
-            ToUint8(),
-            RandAugment(randaug_n, randaug_m),
-            ToFloat(),
-        )
-    )
+    jitter = ColorJitter(hue=0.0, probability=1.0)
+    policy = RandAugment(randaug_n, randaug_m)
+    strong = View((HORIZONTAL_FLIP, ToFloat(), jitter, ToUint8(), policy, ToFloat()))
     contrastive = View((HORIZONTAL_FLIP, ToFloat(), ColorJitter(), RANDOM_GRAYSCALE))
     return Views(strong, contrastive, contrastive)
