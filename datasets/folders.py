@@ -202,6 +202,8 @@ def write_ood_set(name: str, folder: Path, root: Path) -> list[str]:
     """Makes the pictures below ``folder`` the OOD set ``name`` of the data folder ``root``, for both CIFARs,
     and copies them there. Returns what was written and left out; raises InputError if no picture is readable,
     or there is such a set already."""
+    if "/" in name:
+        raise InputError(f"the name of an OOD set has no slash: {name!r}")
     copies, left_out = image_root(root) / name, Counter()
     lists = [list_path(benchmark, name, root) for benchmark in DEFAULT_SETS]
     if taken := [path for path in (copies, *lists) if path.exists()]:

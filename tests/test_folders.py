@@ -156,10 +156,25 @@ def test_the_flags_suit_the_set(photos, capsys, monkeypatch):
     assert "txt_ood" not in " ".join(train + test) and "--iodp" not in train
     assert train[train.index("--oe") + 1] == "False" and test[test.index("--calibration") + 1] == "none"
     assert train[train.index("--init") + 1] == "imagenet" and int(train[train.index("-b") + 1]) < 5
+    assert train[train.index("--opt") :][:4] == ["--opt", "adam", "--lr", "3e-4"]
+    assert train[train.index("--image_size") + 1] == "32"  # the pictures have 24 x 32 pixels
     assert len(commands(capsys, photos / "photos", "--out", photos / "2", "--test_share", "0")) == 1
     monkeypatch.setattr(prepare, "FEW", 5)
     train, _ = commands(capsys, photos / "photos", "--out", photos / "3", "--outliers", photos / "things")
     assert "--init" not in train and "--lr" not in train and train[train.index("--ob") + 1] == "2"
+
+
+@pytest.mark.parametrize(("small", "large", "size"), [(2, 1, "64"), (1, 2, None)])
+def test_small_pictures_get_views_of_their_size(tmp_path, capsys, small, large, size):
+    """The median of the shorter sides counts: 40 and 128 pixels here."""
+    for i in range(small + large):
+        (tmp_path / "photos" / str(i)).mkdir(parents=True)
+        photograph(i, *((90, 40) if i < small else (130, 128))).save(tmp_path / "photos" / str(i) / "x.png")
+    (tmp_path / "photos" / "0" / "y.png").write_bytes(b"broken")
+    (train,) = commands(capsys, tmp_path / "photos", "--out", tmp_path / "lists", "--test_share", "0")
+    assert ("--image_size" in train) == bool(size) and (
+        not size or train[train.index("--image_size") + 1] == size
+    )
 
 
 def test_the_printed_commands_train_and_test(photos, monkeypatch, capsys):
@@ -207,8 +222,9 @@ def test_an_ood_set(pictures, tmp_path):
         found = BENCHMARKS[name].load_ood(["wild"], tmp_path)["wild"]
         assert found.labels.tolist() == [-1] * 6
         assert np.array_equal(found.images.numpy().transpose(0, 2, 3, 1), np.stack(expected))
-    with pytest.raises(InputError, match="wild exists already"):
-        prepare.main(["ood", "wild", str(pictures), "--drp", str(tmp_path)])
+    for name, words in (("wild", "wild exists already"), ("a/b", "slash: 'a/b'")):
+        with pytest.raises(InputError, match=words):
+            prepare.main(["ood", name, str(pictures), "--drp", str(tmp_path)])
 
 
 @pytest.mark.parametrize("what", [["outliers"], ["ood", "wild"]])
