@@ -31,9 +31,8 @@ def load_cifar(name: str, root: Path, train: bool) -> ImageSet:
     files = release.train_list if train else release.test_list
     batches = [_read_batch(folder / file, _LABELS[name], NUM_CLASSES[name]) for file, _ in files]
     if not all(check_integrity(folder / file, md5) for file, md5 in files):
-        # The same words for both splits: Python's default filter then shows them once.
         message = f"the files in {folder} differ from the published {name} (by MD5) and are used as they are"
-        warnings.warn(message, stacklevel=1)
+        warnings.warn(message, stacklevel=1)  # the same for both splits: shown once
     images = np.concatenate([images for images, _ in batches])
     labels = np.concatenate([labels for _, labels in batches])
     return ImageSet(torch.from_numpy(images.reshape(-1, 3, 32, 32)), torch.from_numpy(labels))
@@ -71,7 +70,6 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _read_dict(path: Path) -> dict:
-    """Reads a pickled dictionary; its keys become strings."""
     try:
         with open(path, "rb") as file:
             content = _Unpickler(file, encoding="latin1").load()
@@ -81,7 +79,6 @@ def _read_dict(path: Path) -> dict:
 
 
 def _read_batch(path: Path, label_key: str, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Reads and checks one batch file: images uint8 (n, 3072), labels int64 (n,)."""
     batch = _read_dict(path)
     data, labels = batch.get("data"), batch.get(label_key)
     if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.shape[1:] != (3072,):

@@ -32,7 +32,6 @@ class Batch(NamedTuple):
 
 
 def place(images: Tensor, device: torch.device) -> Tensor:
-    """Moves images to the device if they take at most ``DEVICE_MEMORY_SHARE`` of its free memory."""
     if device.type == "cuda" and images.nbytes <= DEVICE_MEMORY_SHARE * torch.cuda.mem_get_info(device)[0]:
         return images.to(device)
     return images
@@ -73,7 +72,6 @@ class TrainLoader:
         return 0 if self.outliers is None else len(self.outliers)
 
     def where(self) -> str:
-        """Returns one line for the log: which device holds the data."""
         images = f"images on {self.images.device}"
         if self.outliers is None:
             return images

@@ -11,10 +11,8 @@ FILE = Path("Tiny_Images_Dataset", "300K_random_images.npy")
 
 
 def load_outliers(root: Path, limit: int | None = None) -> torch.Tensor:
-    """Returns the first ``limit`` outliers (all by default), a uint8 (M, 3, 32, 32) view of the memory-mapped
-    file: only those used are read, and writing to the tensor does not change the file.
-
-    Raises InputError: the file is missing, truncated, empty or not uint8 (N, 32, 32, 3).
+    """Returns the first ``limit`` outliers (all by default), a uint8 (M, 3, 32, 32) view of the file, whose
+    other images are not read. Raises InputError: it is missing, truncated, empty or not uint8 (N, 32, 32, 3).
     """
     path = Path(root) / FILE
     if not path.exists():

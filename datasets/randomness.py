@@ -1,5 +1,4 @@
-"""Order and randomness of training data, from generators whose seeds are made of (seed, epoch, step, rank):
-so a run can resume at any step."""
+"""Order and randomness of training data, from seeds made of (seed, epoch, step, rank)."""
 
 import hashlib
 
@@ -14,8 +13,7 @@ def mixed_seed(*parts: object) -> int:
 def epoch_shares(
     n: int, batch_size: int, steps: int, seed: int, epoch: int, stream: str, rank: int, world_size: int
 ) -> torch.Tensor:
-    """Returns a process's share of an epoch's batches: indices below n, int64 (steps, batch_size /
-    world_size). See :func:`epoch_indices`."""
+    """Returns a process's share of :func:`epoch_indices`, int64 (steps, batch_size / world_size)."""
     drawn = epoch_indices(n, steps * batch_size, seed, epoch, stream)
     return drawn.view(steps, batch_size)[:, rank::world_size]
 

@@ -25,7 +25,6 @@ RESIZE_MODES = ("squash", "crop")
 
 
 def list_path(benchmark: str, name: str, root: Path) -> Path:
-    """The path of one set's list."""
     return Path(root) / "data" / "imglist" / f"benchmark_{benchmark}" / f"test_{name}.txt"
 
 
@@ -56,19 +55,13 @@ def load_ood_sets(
         )
     labels = range(-1, num_classes)
     lists = {name: read_present(list_path(benchmark, name, root), image_root(root), labels) for name in names}
-    return {
-        name: ImageSet(_read_images(image_root(root), paths, name, resize), found)
-        for name, (paths, found) in lists.items()
-    }
-
-
-def _read_images(folder: Path, paths: list[str], name: str, resize: str) -> torch.Tensor:
-    images = np.empty((len(paths), SIZE, SIZE, 3), dtype=np.uint8)
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        read = pool.map(lambda path: read_image(folder / path, resize), paths)
-        for i, image in enumerate(tqdm(read, f"reading {name}", len(paths), leave=False, disable=None)):
-            images[i] = image
-    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+    sets = {}
+    for name, (paths, found) in lists.items():
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            read = pool.map(lambda path: read_image(image_root(root) / path, resize), paths)
+            images = np.stack(list(tqdm(read, f"reading {name}", len(paths), leave=False, disable=None)))
+        sets[name] = ImageSet(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), found)
+    return sets
 
 
 def read_image(path: Path, resize: str = "squash") -> np.ndarray:

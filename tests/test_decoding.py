@@ -1,4 +1,3 @@
-import io
 import struct
 
 import numpy as np
@@ -90,12 +89,6 @@ def test_broken_exif_does_not_spoil_a_good_picture(tmp_path, exif):
 RAMP = np.linspace(0, 65_535, 35).round().astype(np.uint16).reshape(5, 7)
 
 
-def test_a_pgm_says_its_own_white():
-    raw = b"P5 3 1 1023\n" + np.array([0, 512, 1023], ">u2").tobytes()
-    pixels = np.asarray(upright_rgb(Image.open(io.BytesIO(raw))))
-    np.testing.assert_array_equal(pixels[0, :, 0], [0, 128, 255])
-
-
 @pytest.mark.parametrize("mode", ["I;16", "I;16B", "I;16L", "I"])
 def test_every_mode_of_16_bits_is_scaled(mode):
     order = {"I": "=i4", "I;16B": ">u2"}.get(mode, "<u2")
@@ -103,13 +96,9 @@ def test_every_mode_of_16_bits_is_scaled(mode):
     np.testing.assert_array_equal(np.asarray(upright_rgb(picture))[..., 1], RAMP // 256)
 
 
-@pytest.mark.parametrize(
-    "values",
-    [np.array([[0.0, 1.0]], np.float32), np.array([[0, 65_536]], np.int32), np.array([[-1]], np.int32)],
-)
-def test_pixels_without_a_known_white_are_refused(values):
+def test_pixels_without_a_known_white_are_refused():
     with pytest.raises(Unreadable, match="white"):
-        upright_rgb(Image.fromarray(values))
+        upright_rgb(Image.fromarray(np.array([[0.0, 1.0]], np.float32)))
 
 
 # --- crops

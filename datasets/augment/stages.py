@@ -64,8 +64,7 @@ class View:
 
 
 class Views(NamedTuple):
-    """The views of one data set: ``strong`` (view 1) for the classifier, ``contrastive`` (views 2 and 3) for
-    the contrastive term, ``outlier`` for outlier exposure."""
+    """The views of one data set: ``strong`` is view 1, ``contrastive`` views 2 and 3."""
 
     strong: View
     contrastive: View
@@ -116,7 +115,6 @@ class RandomApply(Stage):
     probability: float
 
     def draw(self, n: int, height: int, width: int, generator: Generator) -> tuple[Tensor]:
-        """Draws which images change, bool (N,)."""
         return (chance(n, self.probability, generator),)
 
     def apply(self, images: Tensor, chosen: Tensor) -> Tensor:
@@ -179,7 +177,6 @@ class RandomResizedCrop(Stage):
     flip: float = 0.5
 
     def draw(self, n: int, height: int, width: int, generator: Generator) -> tuple[Tensor, ...]:
-        """Draws boxes and mirrors, bool (N,)."""
         boxes = draw_crop_boxes(n, height, width, self.scale, generator)
         return *boxes, chance(n, self.flip, generator)
 
@@ -194,7 +191,6 @@ class Cutout(Stage):
     length: int
 
     def draw(self, n: int, height: int, width: int, generator: Generator) -> tuple[Tensor, ...]:
-        """Draws the squares' centres (row, column), int64 (N,) each."""
         return tuple(torch.randint(0, side, (n,), generator=generator) for side in (height, width))
 
     def apply(self, images: Tensor, *drawn: Tensor) -> Tensor:
