@@ -37,7 +37,6 @@ def flat(tensors: Iterable[Tensor]) -> Tensor:
 
 
 def views_on(device: torch.device) -> Tensor:
-    """Returns every CIFAR view of the same images."""
     images = torch.randint(0, 256, (256, 3, 32, 32), dtype=torch.uint8, generator=seeded()).to(device)
     return flat(view(images, seeded()) for view in cifar_views())
 

@@ -1,4 +1,5 @@
-"""CIFAR-10 and CIFAR-100 from their published python batches, in torchvision's folder layout."""
+"""CIFAR-10 and CIFAR-100 from their published python batches, in torchvision's folder layout, and the
+surrogate outliers of their long-tailed versions from one array file."""
 
 import pickle
 import warnings
@@ -15,6 +16,7 @@ from utils.errors import InputError, first_line
 # torchvision knows the files of the releases, and their MD5 sums.
 RELEASES = {"cifar10": CIFAR10, "cifar100": CIFAR100}
 NUM_CLASSES = {"cifar10": 10, "cifar100": 100}
+OUTLIERS = Path("Tiny_Images_Dataset", "300K_random_images.npy")
 _LABELS = {"cifar10": "labels", "cifar100": "fine_labels"}
 
 
@@ -48,6 +50,25 @@ def class_names(name: str, root: Path) -> list[str] | None:
     if not isinstance(names, list) or len(names) != NUM_CLASSES[name]:
         return None
     return [word.decode() if isinstance(word, bytes) else str(word) for word in names]
+
+
+def load_outliers(root: Path, limit: int | None = None) -> torch.Tensor:
+    """Returns the first ``limit`` outliers (all by default), a uint8 (M, 3, 32, 32) view of the file, whose
+    other images are not read. Raises InputError: it is missing, truncated, empty or not uint8 (N, 32, 32, 3).
+    """
+    path = Path(root) / OUTLIERS
+    if not path.exists():
+        raise InputError(
+            f"the surrogate outliers {path} are missing; "
+            f"`python -m datasets.prepare tinyimages --drp {root}` says how to get them"
+        )
+    try:
+        images = np.asarray(np.load(path, mmap_mode="c"))
+    except Exception as error:  # a damaged header is evaluated as a literal, and raises many kinds
+        raise InputError(f"{path} is truncated or no .npy file of images: {first_line(error)}") from error
+    if images.dtype != np.uint8 or images.shape[1:] != (32, 32, 3) or len(images) == 0:
+        raise InputError(f"{path} must be uint8 of shape (N, 32, 32, 3), not {images.dtype} {images.shape}")
+    return torch.from_numpy(images[:limit]).permute(0, 3, 1, 2)
 
 
 _RECONSTRUCT = np.zeros(0).__reduce__()[0]

@@ -19,9 +19,8 @@ from datasets.augment.stages import View, Views
 from datasets.decoding import central_crop, decode
 from datasets.image_files import STEPS_AHEAD, Replacements, Source, StepDataset, random_crops, read_ahead
 from datasets.image_list import ANY_LABEL, ImageFiles, read_present
-from datasets.loader import Batch
+from datasets.loader import Batch, epoch_shares, mixed_seed
 from datasets.normalization import IMAGENET_NORMALIZATION, Normalization
-from datasets.randomness import epoch_shares, mixed_seed
 from utils.errors import InputError
 
 CROP_SCALE, OUTLIER_CROP_SCALE = (0.08, 1.0), (0.2, 1.0)  # shares of the image's area, from and to
@@ -51,8 +50,7 @@ def load_ood_lists(list_paths: Sequence[Path], root: Path) -> dict[str, ImageFil
     Raises InputError, also if two lists have the same name."""
     lists = {Path(path).stem: path for path in list_paths}
     if len(lists) < len(list_paths):
-        names = ", ".join(map(str, list_paths))
-        raise InputError(f"--txt_ood_test needs lists of different names, not {names}")
+        raise InputError(f"--txt_ood_test has two lists of one name: {', '.join(map(str, list_paths))}")
     return {name: load_files(path, root, labelled=False) for name, path in lists.items()}
 
 
@@ -146,12 +144,10 @@ class FileTrainLoader:
         self.reader = read_ahead(dataset, self.steps, self.num_workers, self.device, persistent=True)
 
     def __len__(self) -> int:
-        """Returns the number of steps per epoch."""
         return len(self.files.paths) // self.batch_size
 
     @property
     def num_outliers(self) -> int:
-        """The number of surrogate outliers to draw from."""
         return 0 if self.outliers is None else len(self.outliers.paths)
 
     def where(self) -> str:
@@ -217,7 +213,6 @@ class EvalImages:
         self.reader = read_ahead(StepDataset([source], make=None), steps, self.num_workers, self.device)
 
     def __len__(self) -> int:
-        """Returns the number of batches of this process."""
         return len(self.batches)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:

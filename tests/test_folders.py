@@ -11,9 +11,9 @@ from image_files import photograph
 
 import train_imagenet
 from datasets import prepare
+from datasets.cifar import load_outliers
 from datasets.folders import write_lists
 from datasets.image_list import read_present
-from datasets.outliers import load_outliers
 from datasets.registry import BENCHMARKS
 from datasets.scood import read_image
 from utils.errors import InputError

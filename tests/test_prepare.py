@@ -13,7 +13,7 @@ from PIL import Image
 from torchvision.datasets import CIFAR100
 
 from datasets import prepare
-from datasets.outliers import load_outliers
+from datasets.cifar import load_outliers
 from datasets.prepare import unpack
 from datasets.scood import DEFAULT_SETS
 from utils.errors import InputError

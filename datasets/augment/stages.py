@@ -223,8 +223,6 @@ class ColorJitter(Stage):
     probability: float = 0.8
 
     def draw(self, n: int, height: int, width: int, generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Draws which images change, bool (N,); the order of brightness 0, contrast 1, saturation 2 and hue
-        3, int64 (N, 4); and their factors, float64 (N, 4)."""
         chosen = chance(n, self.probability, generator)
         order = torch.rand((n, 4), generator=generator).argsort(1)
         factors = [
