@@ -128,16 +128,6 @@ def test_reduced_and_stand_in_rows_are_labelled(tmp_path, capsys):
         assert "ResNet18, 100 epochs" in note  # of every protocol
 
 
-def test_a_note_says_that_a_run_was_unfinished_and_which_commit_evaluated_it(tmp_path, capsys):
-    for seed, commit in ((0, "abc"), (1, "def")):
-        record = write_record(tmp_path, "patt", seed, 0.9)
-        environment = record["results"]["environment"] | {"commit": commit}
-        write_record(tmp_path, "patt", seed, 0.9, epoch=12, environment=environment)
-    *_, note = show(capsys, tmp_path, "ablation", "digits_default")
-    assert "digits, ResNet20, epoch 12 of 30, rho 0.1" in note
-    assert "commit abc, evaluated at abc, def; files" in note
-
-
 def test_seeds_that_were_evaluated_differently_have_no_mean(tmp_path, capsys):
     """None: the setting was not used, as ``auto`` does not always choose FC."""
     for seed, split in enumerate((None, "train", "test")):
