@@ -42,7 +42,7 @@ def views_on(device: torch.device) -> Tensor:
 
 
 def step_on(device: torch.device, finite: bool = True) -> dict[str, Tensor]:
-    """Returns what one step of train.py leaves: losses, gradients, class statistics, and weights."""
+    """Returns what one step of train.py leaves, and the weights that it began with."""
     torch.manual_seed(0)
     settings = parse_args(["--md", "ResNet20", "--opt", "sgd", "--lr", "0.1"])
     model = build_model("ResNet20", len(COUNTS))

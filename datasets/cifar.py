@@ -104,8 +104,7 @@ def _read_batch(path: Path, label_key: str, num_classes: int) -> tuple[np.ndarra
     data, labels = batch.get("data"), batch.get(label_key)
     if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.shape[1:] != (3072,):
         raise InputError(f"{path}: `data` must be a uint8 array of shape (n, 3072)")
-    if not isinstance(labels, list) or len(labels) != len(data) or not labels:
-        raise InputError(f"{path}: `{label_key}` must be a list with a label for each of {len(data)} images")
-    if not all(type(label) is int and 0 <= label < num_classes for label in labels):
-        raise InputError(f"{path} has labels other than 0..{num_classes - 1}")
-    return data, np.asarray(labels, dtype=np.int64)
+    labels = np.asarray(labels)
+    if labels.shape != (len(data),) or set(labels.tolist()) - set(range(num_classes)) or not len(data):
+        raise InputError(f"{path}: `{label_key}` must have a label 0..{num_classes - 1} for each image")
+    return data, labels.astype(np.int64)

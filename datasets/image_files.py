@@ -56,9 +56,8 @@ class Source(NamedTuple):
 
 
 class Step(NamedTuple):
-    """The files of a step. ``images``: the crops, uint8 (n, 3, S, S), of each view of each list; or what was
-    made of them; or None if the file of the ``failures`` could be neither read nor replaced. ``numbers``: all
-    files used, in order; ``seed``: that of the first file, and of the views."""
+    """``images``: the crops, uint8 (n, 3, S, S), of each view of each list, or what was made of them; None if
+    the file of the ``failures`` could not be replaced. ``numbers``: files used; ``seed``: of the views."""
 
     images: list[Tensor] | Tensor | None
     numbers: list[int]

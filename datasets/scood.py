@@ -36,15 +36,13 @@ def image_root(root: Path) -> Path:
 def load_ood_sets(
     benchmark: str, names: list[str], root: Path, num_classes: int, resize: str = "squash"
 ) -> dict[str, ImageSet]:
-    """Reads test sets: name -> images uint8 (N, 3, 32, 32) and labels int64 (N,), the lists' ``sc_label``.
+    """Reads test sets: name -> images uint8 (N, 3, 32, 32) and labels int64 (N,), the lists' ``sc_label``: -1
+    is out of distribution, any other, below ``num_classes``, the class of ``benchmark`` that it belongs to.
 
-    A label of -1 means out of distribution; any other, below ``num_classes``, says which class of
-    ``benchmark`` the image belongs to. Images of another size are resized (bilinear, antialiased):
-    ``squash`` to 32 x 32 whatever their shape, as the code behind the published tables does; ``crop`` to 32
-    pixels on the shorter side, of which the centre is kept.
+    Images of another size are resized (bilinear, antialiased): ``squash`` to 32 x 32 whatever their shape, as
+    the code behind the published tables does; ``crop`` to 32 pixels on the shorter side, then to the centre.
 
-    Raises InputError, before any image is read if a set has no list, a list cannot be used or images are
-    missing; else at an unreadable image.
+    Raises InputError: a set has no list, a list cannot be used, or images are missing or unreadable.
     """
     if missing := [name for name in names if not list_path(benchmark, name, root).is_file()]:
         folder = list_path(benchmark, "", root).parent

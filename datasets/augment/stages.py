@@ -134,7 +134,6 @@ class PaddedCrop(Stage):
     flip: float = 0.5
 
     def draw(self, n: int, height: int, width: int, generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Draws offsets (top, left), int64 (N,) in [0, 2 * padding], and mirrors, bool (N,)."""
         top, left = torch.randint(0, 2 * self.padding + 1, (2, n), generator=generator)
         return top, left, chance(n, self.flip, generator)
 
