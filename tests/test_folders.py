@@ -169,9 +169,7 @@ def test_small_pictures_get_views_of_their_size(tmp_path, capsys, small, large, 
         photograph(i, *((90, 40) if i < small else (130, 128))).save(tmp_path / "photos" / str(i) / "x.png")
     (tmp_path / "photos" / "0" / "y.png").write_bytes(b"broken")
     (train,) = commands(capsys, tmp_path / "photos", "--out", tmp_path / "lists", "--test_share", "0")
-    assert ("--image_size" in train) == bool(size) and (
-        not size or train[train.index("--image_size") + 1] == size
-    )
+    assert dict(zip(train, train[1:], strict=False)).get("--image_size") == size
 
 
 def test_the_printed_commands_train_and_test(photos, monkeypatch, capsys):
