@@ -37,13 +37,12 @@ def flat(tensors: Iterable[Tensor]) -> Tensor:
 
 
 def views_on(device: torch.device) -> Tensor:
-    """Returns every CIFAR view of the same images."""
     images = torch.randint(0, 256, (256, 3, 32, 32), dtype=torch.uint8, generator=seeded()).to(device)
     return flat(view(images, seeded()) for view in cifar_views())
 
 
 def step_on(device: torch.device, finite: bool = True) -> dict[str, Tensor]:
-    """Returns what one step of train.py leaves: losses, gradients, class statistics, and weights."""
+    """Returns what one step of train.py leaves, and the weights that it began with."""
     torch.manual_seed(0)
     settings = parse_args(["--md", "ResNet20", "--opt", "sgd", "--lr", "0.1"])
     model = build_model("ResNet20", len(COUNTS))

@@ -25,7 +25,6 @@ and reads the features as well."""
 
 
 def evaluated(method: str, folder: Path) -> dict:
-    """Trains and evaluates one method unless it is done, and returns its record."""
     folder.mkdir(parents=True, exist_ok=True)
     run, args = reproduce.Run("digits", method, SEED, folder), reproduce.parse_args(["digits"])
     lines = reproduce.commands(run, args, "cpu")[folder]

@@ -32,7 +32,6 @@ POINTS_PER_KIND = 300  # of the 2-D map
 
 
 def draw_run(run: Path, ood_set: str, out: str) -> None:
-    """Draws the feature map and the attention of a run that ``test.py --save_features`` evaluated."""
     counts = json.loads((run / "results.json").read_text(encoding="utf-8"))["class_counts"]
     try:
         test, ood = (np.load(run / "features" / f"{name}.npz") for name in ("test", ood_set))

@@ -11,12 +11,8 @@ IMAGENET_LT_IMAGES = 115_846
 
 
 def note(
-    records: list[dict],
-    files: str,
-    dropped_seeds: Iterable[int] = (),
-    on_test_data: bool = True,
+    records: list[dict], files: str, dropped_seeds: Iterable[int] = (), on_test_data: bool = True
 ) -> str:
-    """Writes the note."""
     sets = dict.fromkeys(row["ood"] for record in records for row in record["results"]["rows"])
     data = f"OOD sets: {', '.join(sets)}" if on_test_data else "no test image or OOD set"
     text = [f"{'; '.join(dict.fromkeys(map(protocol, records)))}; {data}."]
@@ -33,8 +29,7 @@ def note(
 
 
 def protocol(record: dict) -> str:
-    settings, length = record["args"], record["args"]["epochs"]
-    finished = epoch_of(record)
+    settings, length, finished = record["args"], record["args"]["epochs"], epoch_of(record)
     spent = f"{length} epochs" if finished == length else f"epoch {finished} of {length}"
     tail = f"rho {settings['rho']}, " if "rho" in settings else ""
     images = sum(settings["class_counts"])
@@ -71,9 +66,8 @@ def origin(records: list[dict]) -> str:
     trained, evaluated = ([record[part]["environment"] for record in records] for part in ("args", "results"))
     devices = unique(f"{made['device']} ({cores(made)})" for made in trained + evaluated)
     commits, later = (unique(made["commit"] for made in part) for part in (trained, evaluated))
-    commit = f"commit {', '.join(commits)}" + (
-        f", evaluated at {', '.join(later)}" if later != commits else ""
-    )
+    commit = f"commit {', '.join(commits)}"
+    commit += f", evaluated at {', '.join(later)}" if later != commits else ""
     dates = unique(record["date"] for record in records)
     return f"{', '.join(devices)}; {' to '.join(dict.fromkeys([dates[0], dates[-1]]))}; {commit}"
 

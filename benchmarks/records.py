@@ -1,7 +1,7 @@
 """Reads results: a record for each evaluation of a run.
 
-A record has ``name`` (its file or folder), ``run`` (the run directory; not in files), ``seed``, ``date``,
-``train_seconds``, ``args`` (the settings of the training) and ``results`` (as in results.json).
+A record has ``name`` (its file or folder), ``seed``, ``date``, ``train_seconds``, ``args`` (the training's
+settings) and ``results`` (as in results.json).
 """
 
 import argparse
@@ -40,16 +40,12 @@ class Way(NamedTuple):
 
 
 def way_of(entry: dict) -> Way:
-    """Returns the way of an entry of ``rows`` or ``mean``."""
     return Way(entry["calibration"], entry["score"])
 
 
 def load_records(folder: Path, required: Iterable[str] = ()) -> dict[str, list[dict]]:
-    """Loads a protocol's result files: row -> its records, by seed.
-
-    Raises:
-        InputError: there are none, or none of a ``required`` row.
-    """
+    """Loads a protocol's result files: row -> its records, by seed. Raises InputError if there are none, or
+    none of a ``required`` row."""
     records = {}
     for file in sorted(folder.glob("*-seed*.json")):
         record = json.loads(file.read_text(encoding="utf-8")) | {"name": str(file)}
@@ -68,10 +64,7 @@ def read_run(folder: Path, run: Path | None = None) -> dict:
     """Reads the record of an evaluated run, or of an evaluation that ``test.py --srp`` put elsewhere.
 
     ``run`` is the run directory, by default that of the evaluated checkpoint. A third-party checkpoint has
-    none: its settings are those that results.json knows.
-
-    Raises:
-        InputError: ``folder`` has no results.json.
+    none: its settings are those that results.json knows. Raises InputError if there is no results.json.
     """
     if not (folder / "results.json").exists():
         raise InputError(f"{folder} has no results.json; run test.py --ckpt_path {folder} first")
@@ -90,7 +83,6 @@ def read_run(folder: Path, run: Path | None = None) -> dict:
         seconds = None
     return {
         "name": str(folder),
-        "run": str(run or folder),
         "seed": settings["seed"],
         "date": results["environment"]["date"],
         "train_seconds": seconds,

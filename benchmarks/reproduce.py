@@ -64,7 +64,7 @@ def commands(run: Run, args: argparse.Namespace, device: str) -> dict[Path, list
 
 
 def portable_commands(run: Run, args: argparse.Namespace) -> list[str]:
-    """Returns the command lines as text, without this machine's folders and device."""
+    """Returns them as text, without this machine's folders and device."""
     args = argparse.Namespace(**vars(args) | {"drp": args.drp and "DATA"})
     every = sum(commands(run._replace(folder=Path("OUT")), args, "GPU").values(), [])
     return [re.sub(r"(?<=[ =])[/~.]\S*/", "", " ".join(["python", *line])) for line in every]
@@ -84,11 +84,8 @@ def is_evaluated(folder: Path) -> bool:
 def fill(folder: Path, lines: list[list[str]], log: Path, device: str, errors: int | None) -> None:
     """Runs commands of this repository, ``python LINE``, until ``folder`` has the results of a finished run.
 
-    Their output is appended to ``log``; ``errors`` says where their standard error goes, see
-    :mod:`subprocess`. On a CPU they have one thread: the number of threads changes the order of summation.
-
-    Raises:
-        InputError: a command fails.
+    Their output is appended to ``log``; ``errors`` is :mod:`subprocess`'s ``stderr``. On a CPU they have one
+    thread: the number of threads changes the order of summation. Raises InputError if a command fails.
     """
     environment = os.environ | ({"OMP_NUM_THREADS": "1"} if device == "cpu" else {})
     for line in lines:
@@ -123,9 +120,8 @@ def collect(run: Run, target: Path) -> None:
         row = run.row if folder == run.folder else f"{run.row}-{folder.name}"
         record = {"group": run.group, "row": row, "seed": run.seed, "commands": commands}
         record |= read_run(folder, run.folder)
-        del record["name"], record["run"]
-        writable_folder(target / run.group)
-        file = target / run.group / f"{row}-seed{run.seed}.json"
+        del record["name"]
+        file = writable_folder(target / run.group) / f"{row}-seed{run.seed}.json"
         write_text(file, json.dumps(record, indent=1) + "\n")
 
 
@@ -196,8 +192,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     if args.extra and not args.protocol:
         parser.error("--extra needs a --protocol, a name that keeps these runs apart from those without it")
     there = [row for row in TABLES[args.table] if args.ds != "imagenet" or row not in NOT_ON_IMAGENET]
-    unknown = set(args.rows or ()) - set(there)
-    if unknown:
+    if unknown := set(args.rows or ()) - set(there):
         parser.error(f"the table {args.table} has no row {min(unknown)}; it has {', '.join(there)}")
     args.rows = args.rows or there
     return args

@@ -41,20 +41,15 @@ def regenerate(document: str, results: Path = RESULTS) -> str:
     return MARKER.sub(anew, document)
 
 
-def generated(results: Path) -> dict[Path, str]:
-    """Returns the files that follow from the result files: path -> what it must contain."""
-    documents = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-    found = {file: regenerate(file.read_text(encoding="utf-8"), results) for file in documents}
-    return found | {results.parent / "all.csv": csv_text(every_number(results))}
-
-
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     if args.show:
         return print(FORMATS[args.format](build(*args.show, args.results, args)), end="")
     if args.runs:
         return print(FORMATS[args.format](runs_table(args.runs, args)), end="")
-    files = generated(args.results)
+    documents = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    files = {file: regenerate(file.read_text(encoding="utf-8"), args.results) for file in documents}
+    files[args.results.parent / "all.csv"] = csv_text(every_number(args.results))
     stale = {f: text for f, text in files.items() if not f.exists() or f.read_text(encoding="utf-8") != text}
     names = ", ".join(str(file.relative_to(ROOT)) for file in stale)
     if stale and args.check:

@@ -155,12 +155,9 @@ def runs_table(folders: Sequence[Path], chosen: argparse.Namespace) -> Table:
         else:
             groups.append([record])
     labelled = {}
-    for first, *others in groups:
-        twins = [settings_of(group[0]) for group in groups if group[0]["run"] == first["run"]]
-        mine = settings_of(first).items()
-        differ = [f"{name} {value}" for name, value in mine if any(t.get(name) != value for t in twins)]
-        label = ", ".join([first["name"], *differ]) + (f" and {len(others)} more" if others else "")
-        labelled[label] = [first, *others]
+    for group in groups:
+        others = f" and {len(group) - 1} more" if len(group) > 1 else ""
+        labelled[group[0]["name"] + others] = group
     table = table_by_way(labelled, chosen.score, chosen.columns)
     return table._replace(note=note(every, "the run directories"))
 
@@ -174,7 +171,6 @@ def settings_of(record: dict) -> dict:
 
 
 def published_table() -> Table:
-    """Tabulates the published averages."""
     data = json.loads((ROOT / "benchmarks" / "published.json").read_text(encoding="utf-8"))
     sets = {"cifar10": "CIFAR10-LT", "cifar100": "CIFAR100-LT", "imagenet": "ImageNet-LT"}
     rows = [
@@ -214,7 +210,6 @@ def every_number(results: Path) -> list[dict]:
 
 
 def text(table: Table) -> str:
-    """Formats aligned columns for a terminal."""
     widths = [max(map(len, column)) for column in zip(table.head, *table.rows, strict=True)]
     lines = []
     for first, *others in [table.head, *table.rows]:
@@ -224,7 +219,6 @@ def text(table: Table) -> str:
 
 
 def markdown(table: Table) -> str:
-    """Formats a Markdown table."""
     head, *rows = (f"| {' | '.join(cells)} |" for cells in [table.head, *table.rows])
     return "\n".join([head, "|" + "---|" * len(table.head), *rows]) + f"\n\n{table.note}\n"
 

@@ -1,8 +1,8 @@
 """Bytes to batches.
 
-registry: one record per data set that fits in memory; cifar, digits, scood, outliers, long_tail: which images
+registry: one record per data set that fits in memory; cifar, digits, scood, long_tail: which images
 imagenet, image_list, image_files, decoding: lists of image files, read and cropped by worker processes
-loader, normalization, randomness: how batches are made and ordered
+loader, normalization: how batches are made and ordered
 preprocessing: any image for a trained network
 augment/: random views
 prepare: prepares data sets from the command line; folders: lists, outliers and OOD sets of your own pictures

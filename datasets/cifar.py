@@ -1,4 +1,5 @@
-"""CIFAR-10 and CIFAR-100 from their published python batches, in torchvision's folder layout."""
+"""CIFAR-10 and CIFAR-100 from their published python batches, in torchvision's folder layout, and the
+surrogate outliers of their long-tailed versions from one array file."""
 
 import pickle
 import warnings
@@ -15,6 +16,7 @@ from utils.errors import InputError, first_line
 # torchvision knows the files of the releases, and their MD5 sums.
 RELEASES = {"cifar10": CIFAR10, "cifar100": CIFAR100}
 NUM_CLASSES = {"cifar10": 10, "cifar100": 100}
+OUTLIERS = Path("Tiny_Images_Dataset", "300K_random_images.npy")
 _LABELS = {"cifar10": "labels", "cifar100": "fine_labels"}
 
 
@@ -31,9 +33,8 @@ def load_cifar(name: str, root: Path, train: bool) -> ImageSet:
     files = release.train_list if train else release.test_list
     batches = [_read_batch(folder / file, _LABELS[name], NUM_CLASSES[name]) for file, _ in files]
     if not all(check_integrity(folder / file, md5) for file, md5 in files):
-        # The same words for both splits: Python's default filter then shows them once.
         message = f"the files in {folder} differ from the published {name} (by MD5) and are used as they are"
-        warnings.warn(message, stacklevel=1)
+        warnings.warn(message, stacklevel=1)  # the same for both splits: shown once
     images = np.concatenate([images for images, _ in batches])
     labels = np.concatenate([labels for _, labels in batches])
     return ImageSet(torch.from_numpy(images.reshape(-1, 3, 32, 32)), torch.from_numpy(labels))
@@ -49,6 +50,25 @@ def class_names(name: str, root: Path) -> list[str] | None:
     if not isinstance(names, list) or len(names) != NUM_CLASSES[name]:
         return None
     return [word.decode() if isinstance(word, bytes) else str(word) for word in names]
+
+
+def load_outliers(root: Path, limit: int | None = None) -> torch.Tensor:
+    """Returns the first ``limit`` outliers (all by default), a uint8 (M, 3, 32, 32) view of the file, whose
+    other images are not read. Raises InputError: it is missing, truncated, empty or not uint8 (N, 32, 32, 3).
+    """
+    path = Path(root) / OUTLIERS
+    if not path.exists():
+        raise InputError(
+            f"the surrogate outliers {path} are missing; "
+            f"`python -m datasets.prepare tinyimages --drp {root}` says how to get them"
+        )
+    try:
+        images = np.asarray(np.load(path, mmap_mode="c"))
+    except Exception as error:  # a damaged header is evaluated as a literal, and raises many kinds
+        raise InputError(f"{path} is truncated or no .npy file of images: {first_line(error)}") from error
+    if images.dtype != np.uint8 or images.shape[1:] != (32, 32, 3) or len(images) == 0:
+        raise InputError(f"{path} must be uint8 of shape (N, 32, 32, 3), not {images.dtype} {images.shape}")
+    return torch.from_numpy(images[:limit]).permute(0, 3, 1, 2)
 
 
 _RECONSTRUCT = np.zeros(0).__reduce__()[0]
@@ -71,7 +91,6 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _read_dict(path: Path) -> dict:
-    """Reads a pickled dictionary; its keys become strings."""
     try:
         with open(path, "rb") as file:
             content = _Unpickler(file, encoding="latin1").load()
@@ -81,13 +100,11 @@ def _read_dict(path: Path) -> dict:
 
 
 def _read_batch(path: Path, label_key: str, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Reads and checks one batch file: images uint8 (n, 3072), labels int64 (n,)."""
     batch = _read_dict(path)
     data, labels = batch.get("data"), batch.get(label_key)
     if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.shape[1:] != (3072,):
         raise InputError(f"{path}: `data` must be a uint8 array of shape (n, 3072)")
-    if not isinstance(labels, list) or len(labels) != len(data) or not labels:
-        raise InputError(f"{path}: `{label_key}` must be a list with a label for each of {len(data)} images")
-    if not all(type(label) is int and 0 <= label < num_classes for label in labels):
-        raise InputError(f"{path} has labels other than 0..{num_classes - 1}")
-    return data, np.asarray(labels, dtype=np.int64)
+    labels = np.asarray(labels)
+    if labels.shape != (len(data),) or set(labels.tolist()) - set(range(num_classes)) or not len(data):
+        raise InputError(f"{path}: `{label_key}` must have a label 0..{num_classes - 1} for each image")
+    return data, labels.astype(np.int64)

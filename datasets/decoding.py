@@ -47,9 +47,7 @@ class Unreadable(InputError):
 
 def open_picture(path: Path) -> Image.Image:
     """Reads a file into memory and parses its header; pixels are decoded later.
-
-    Raises Unreadable: it cannot be read, is no image of ``FORMATS``, or has more than 179 million pixels.
-    """
+    Raises Unreadable: it cannot be read, is no image of ``FORMATS``, or has more than 179 million pixels."""
     try:
         return Image.open(io.BytesIO(path.read_bytes()), formats=FORMATS)
     except UnidentifiedImageError:  # its own words name a Python object instead of the file
@@ -77,17 +75,13 @@ def upright_rgb(picture: Image.Image) -> Image.Image:
 
     16-bit grey pixels keep their high byte, as 16-bit colour does in Pillow, which clips grey ones to white.
 
-    Raises Unreadable: the file is damaged; or the pixels are floating-point numbers, or integers of more than
-    16 bits, which do not say which value is white.
+    Raises Unreadable: the file is damaged, or the pixels are floating-point numbers.
     """
     try:
         turn = TO_UPRIGHT.get(orientation(picture))
         picture.load()
         if picture.mode.startswith("I"):  # mode I also holds 16 bits, from PGM or an older Pillow
-            values = np.asarray(picture)
-            if values.min() < 0 or values.max() > 65_535:
-                raise ValueError("its pixels are 32-bit integers, which have no known white")
-            picture = Image.fromarray((values >> 8).astype(np.uint8))
+            picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
         elif picture.mode == "F":
             raise ValueError("its pixels are floating-point numbers, which have no known white")
         rgb = picture.convert("RGB")

@@ -14,9 +14,9 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from datasets.cifar import OUTLIERS
 from datasets.image_list import list_line, write_lines
 from datasets.long_tail import long_tail_counts
-from datasets.outliers import FILE
 from datasets.scood import DEFAULT_SETS, image_root, list_path, read_image
 from utils.errors import InputError
 from utils.text_files import whole_file, writable_folder
@@ -25,9 +25,9 @@ PICTURES = {".jpeg", ".jpg", ".png", ".bmp", ".gif", ".webp"}
 
 
 class Lists(NamedTuple):
-    """What :func:`write_lists` wrote: lists by name (``train``, ``test``, ``outliers``, ``ood_<folder>``),
-    the folders that entries of the first two and of the others are relative to, the numbers of training
-    pictures and outliers, and sentences on what was written and left out."""
+    """Lists by name (``train``, ``test``, ``outliers``, ``ood_<folder>``), the folders that entries of the
+    first two and of the others are relative to, the numbers of training pictures and outliers, and sentences
+    on what was written and left out."""
 
     files: dict[str, Path]
     iidp: Path
@@ -51,14 +51,12 @@ def write_lists(
     """Writes the lists of :class:`Lists`, and the classes' names in the order of their labels, to ``out``.
 
     Every folder with pictures in ``images`` is a class, unless there are ``train`` and ``test`` alone, which
-    hold the classes. The order of the labels is alphabetical, or with ``rho`` by size, the largest class
-    first. Without test folders, a random ``test_share`` of each class's pictures (at least one, if there are
-    two) makes the test list; with 0 there is none. ``rho`` cuts the training list to the long tail
-    n_c = int(n_max rho^(c / (C - 1))), with the largest n_max that the classes admit.
+    hold the classes. Labels are in alphabetical order, or with ``rho``, which cuts the training list to the
+    largest long tail that the classes admit, by size. Without test folders, a random ``test_share`` of each
+    class's pictures (at least one, if there are two) makes the test list; with 0 there is none.
 
-    ``test`` holds test pictures in folders of the same names; each of ``ood`` is a test set named after its
-    folder. Raises InputError: folders are missing, without a picture or overlap; a class has test pictures
-    alone; no list can hold a picture's name; ``rho`` leaves a class empty; or a list exists already.
+    Raises InputError: folders are missing, without a picture or overlap; a class has test pictures alone; no
+    list can hold a picture's name; ``rho`` leaves a class empty; or a list exists already.
     """
     if test is None and {entry.name for entry in images.glob("[!.]*") if entry.is_dir()} == {"train", "test"}:
         images, test = images / "train", images / "test"
@@ -121,7 +119,7 @@ def _class_pictures(images: Path, left_out: Counter[str]) -> dict[str, list[str]
 
 
 def _split_off(training: dict[str, list[str]], share: float) -> dict[str, list[str]]:
-    """Takes the last ``share`` of each class's pictures out of ``training`` and returns them."""
+    """Takes the last ``share`` of each class's pictures out of ``training``."""
     tested = {}
     for name, pictures in training.items():
         size = min(max(1, round(share * len(pictures))), len(pictures) - 1) if share else 0
@@ -142,7 +140,6 @@ def _long_tail(training: dict[str, list[str]], rho: float) -> dict[str, list[str
 
 
 def _lines(folder: Path, pictures: Sequence[str], root: Path, label: int | None = None) -> list[str]:
-    """The lines, relative to ``root``, of pictures relative to ``folder``."""
     start = os.path.relpath(folder, root)
     return [list_line(os.path.normpath(os.path.join(start, path)), label) for path in pictures]
 
@@ -174,7 +171,6 @@ def files_below(folder: Path) -> Iterator[str]:
 
 
 def left_out_line(left_out: Counter[str]) -> list[str]:
-    """Returns a sentence on the files that were left out, if there were any."""
     kinds = [f"{count:,} {what}" for what, count in left_out.most_common(8) if count]
     return [f"left out: {', '.join(kinds)}"] if kinds else []
 
@@ -184,14 +180,13 @@ def left_out_line(left_out: Counter[str]) -> list[str]:
 
 def write_outliers(folder: Path, root: Path) -> list[str]:
     """Writes the pictures below ``folder``, squashed to 32 x 32, as the outliers of the data folder ``root``.
-    Their order is random, as ``--num_ood_samples`` takes the first ones. Returns what was written and left
-    out; raises InputError if no picture is readable, or there are outliers already."""
-    path = root / FILE
+    Returns what was written and left out; raises InputError if none is readable, or some exist."""
+    path = root / OUTLIERS
     if path.exists():
         raise InputError(f"{path} exists already; move it away to make another one")
     left_out: Counter[str] = Counter()
     images = list(_read_below(folder, left_out).values())
-    random.Random(0).shuffle(images)
+    random.Random(0).shuffle(images)  # --num_ood_samples takes the first ones
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path, "xb") as file:
         np.save(file, np.stack(images))
@@ -199,9 +194,10 @@ def write_outliers(folder: Path, root: Path) -> list[str]:
 
 
 def write_ood_set(name: str, folder: Path, root: Path) -> list[str]:
-    """Makes the pictures below ``folder`` the OOD set ``name`` of the data folder ``root``, for both CIFARs,
-    and copies them there. Returns what was written and left out; raises InputError if no picture is readable,
-    or there is such a set already."""
+    """Copies the pictures below ``folder`` to the data folder ``root``, as the OOD set ``name`` of both
+    CIFARs. Returns and raises what :func:`write_outliers` does."""
+    if "/" in name:
+        raise InputError(f"the name of an OOD set has no slash: {name!r}")
     copies, left_out = image_root(root) / name, Counter()
     lists = [list_path(benchmark, name, root) for benchmark in DEFAULT_SETS]
     if taken := [path for path in (copies, *lists) if path.exists()]:

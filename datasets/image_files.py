@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from datasets.augment.stages import draw_crop_boxes
-from datasets.decoding import Unreadable, central_crop, decode, decode_crops, open_picture, upright_size
+from datasets.decoding import Unreadable, decode_crops, open_picture, upright_size
 from datasets.image_list import ImageFiles
 from utils.errors import InputError
 
@@ -29,11 +29,6 @@ def random_crops(
     generator = torch.Generator().manual_seed(seed)
     boxes = draw_crop_boxes(views, *upright_size(picture), scale, generator)
     return decode_crops(picture, torch.stack(boxes, dim=1), size)
-
-
-def evaluation_crop(picture: Image.Image, seed: int, *, size: int) -> list[Tensor]:
-    """Cuts the central square alone; nothing is random."""
-    return [central_crop(decode(picture), size)]
 
 
 class Source(NamedTuple):
@@ -61,9 +56,8 @@ class Source(NamedTuple):
 
 
 class Step(NamedTuple):
-    """The files of a step. ``images``: the crops, uint8 (n, 3, S, S), of each view of each list; or what was
-    made of them; or None if the file of the ``failures`` could be neither read nor replaced. ``numbers``: all
-    files used, in order; ``seed``: that of the first file, and of the views."""
+    """``images``: the crops, uint8 (n, 3, S, S), of each view of each list, or what was made of them; None if
+    the file of the ``failures`` could not be replaced. ``numbers``: files used; ``seed``: of the views."""
 
     images: list[Tensor] | Tensor | None
     numbers: list[int]
@@ -114,8 +108,7 @@ def read_ahead(
 
 
 def _leave_signals_to_the_main_process(worker_id: int) -> None:
-    """A terminal or a scheduler signals every process; the main one decides when to stop, and needs batches
-    until then. Workers end when it asks, or when it has ended."""
+    """Terminals and schedulers signal every process; the main one needs batches until it stops."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
@@ -133,8 +126,7 @@ class Replacements:
         than 5 files, and more than 1 % of those read so far or expected, are unreadable."""
         if step.images is None:
             path, reason = next(iter(step.failures.items()))
-            others = f", nor {len(step.failures) - 1} that could replace it" if len(step.failures) > 1 else ""
-            raise InputError(f"{path} cannot be read{others}: {reason}")
+            raise InputError(f"{path} cannot be read: {reason}")
         self.read += len(step.numbers) + len(step.failures)
         self.times += len(step.failures)
         self.reasons |= step.failures

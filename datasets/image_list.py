@@ -41,7 +41,7 @@ def read_image_list(list_path: Path, labels: range | None = ANY_LABEL) -> tuple[
     label is optional and ignored: all labels are -1. Blank lines are skipped.
 
     Raises InputError: the list is missing or empty; a line has no label in ``labels``, or a path that is
-    absolute or climbs out with ``..``; or a file has two labels.
+    absolute or climbs out with ``..``.
     """
     try:
         lines = Path(list_path).read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n")
@@ -49,7 +49,6 @@ def read_image_list(list_path: Path, labels: range | None = ANY_LABEL) -> tuple[
         raise InputError(f"the list {list_path} cannot be read: {error.strerror}") from error
     paths: list[str] = []
     read: list[int] = []
-    label_of: dict[str, int] = {}
     for number, line in enumerate((os.fsdecode(raw).strip(BLANKS) for raw in lines), start=1):
         if not line:
             continue
@@ -59,10 +58,7 @@ def read_image_list(list_path: Path, labels: range | None = ANY_LABEL) -> tuple[
             raise InputError(f"{list_path}, line {number}: no label in {labels[0]}..{labels[-1]}: {line!r}")
         if path.startswith("/") or ".." in path.split("/"):
             raise InputError(f"{list_path}, line {number} leaves the image folder: {line!r}")
-        path = os.path.normpath(path)
-        if label_of.setdefault(path, label) != label:
-            raise InputError(f"{list_path}, line {number}: {path!r} has the label {label_of[path]} as well")
-        paths.append(path)
+        paths.append(os.path.normpath(path))
         read.append(label)
     if not paths:
         raise InputError(f"{list_path} lists no image")
@@ -91,8 +87,7 @@ def read_present(list_path: Path, root: Path, labels: range | None) -> tuple[lis
 
 
 def overlap(first: ImageFiles, second: ImageFiles) -> int:
-    """Returns the number of files that are in both lists, also where folders that are links give them two
-    names."""
+    """Returns the number of files that are in both lists, also under two names, by way of links."""
     return len(_real_paths(first) & _real_paths(second))
 
 
@@ -103,7 +98,7 @@ def _real_paths(files: ImageFiles) -> set[tuple[str, str]]:
 
 
 def list_line(path: str, label: int | None = None) -> str:
-    """Formats the line of a list. Raises InputError if no list can hold the path."""
+    """Formats the line of a list; raises InputError if no list can hold the path."""
     if "\n" in path or path.strip(BLANKS) != path:
         raise InputError(f"the picture {path!r} has a line break or a blank that no list can hold; rename it")
     return path if label is None else f"{path} {label}"

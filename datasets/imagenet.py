@@ -16,19 +16,11 @@ from torch.utils.data import get_worker_info
 
 from datasets.augment.ops import to_device
 from datasets.augment.stages import View, Views
-from datasets.image_files import (
-    STEPS_AHEAD,
-    Replacements,
-    Source,
-    StepDataset,
-    evaluation_crop,
-    random_crops,
-    read_ahead,
-)
+from datasets.decoding import central_crop, decode
+from datasets.image_files import STEPS_AHEAD, Replacements, Source, StepDataset, random_crops, read_ahead
 from datasets.image_list import ANY_LABEL, ImageFiles, read_present
-from datasets.loader import Batch
+from datasets.loader import Batch, epoch_shares, mixed_seed
 from datasets.normalization import IMAGENET_NORMALIZATION, Normalization
-from datasets.randomness import epoch_shares, mixed_seed
 from utils.errors import InputError
 
 CROP_SCALE, OUTLIER_CROP_SCALE = (0.08, 1.0), (0.2, 1.0)  # shares of the image's area, from and to
@@ -58,8 +50,7 @@ def load_ood_lists(list_paths: Sequence[Path], root: Path) -> dict[str, ImageFil
     Raises InputError, also if two lists have the same name."""
     lists = {Path(path).stem: path for path in list_paths}
     if len(lists) < len(list_paths):
-        names = ", ".join(map(str, list_paths))
-        raise InputError(f"--txt_ood_test needs lists of different names, not {names}")
+        raise InputError(f"--txt_ood_test has two lists of one name: {', '.join(map(str, list_paths))}")
     return {name: load_files(path, root, labelled=False) for name, path in lists.items()}
 
 
@@ -91,8 +82,7 @@ def balanced_sample(labels: Tensor, size: int, seed: int) -> Tensor:
 class _StepViews:
     """Makes the normalised views of a step's crops, float32 (N, 3, S, S), one crop's after the other's.
 
-    On a CPU the memory is reused after two batches: the first touch of fresh memory would take a seventh of
-    the time.
+    On a CPU the memory is reused after two batches: touching fresh memory would take a seventh of the time.
     """
 
     def __init__(self, views: list[View], normalization: Normalization) -> None:
@@ -105,34 +95,23 @@ class _StepViews:
         if crops[0].is_cuda:
             images = torch.empty(shape, device=crops[0].device, memory_format=torch.channels_last)
         else:
-            images = self._buffer(shape)
+            if len(self.buffers) < 2 + STEPS_AHEAD:
+                fresh = torch.empty(shape)
+                self.buffers.append(fresh if get_worker_info() is None else fresh.share_memory_())
+            else:
+                self.buffers.append(self.buffers.pop(0))
+            images = self.buffers[-1]
         parts = images.split([len(of_view) for of_view in crops])
         for view, of_view, part in zip(self.views, crops, parts, strict=True):
             view(of_view, generator, out=part, finish=self.normalization)
         return images
 
-    def _buffer(self, shape: tuple[int, ...]) -> Tensor:
-        if len(self.buffers) < 2 + STEPS_AHEAD:
-            images = torch.empty(shape)
-            self.buffers.append(images if get_worker_info() is None else images.share_memory_())
-        else:
-            self.buffers.append(self.buffers.pop(0))
-        return self.buffers[-1]
-
 
 @dataclass(eq=False)
 class FileTrainLoader:
-    """Training batches from image files; drops the last incomplete one.
-
-    Attributes:
-        files, outliers: the training list, and that of the outliers, or None.
-        views: of crops, such as :func:`datasets.augment.views.imagenet_views`.
-        image_size: S, the side of a view in pixels.
-        batch_size, outlier_batch_size: of the global batch, which the ``world_size`` processes share.
-        contrastive: whether batches have views 2 and 3.
-        num_workers: processes that read; 0 reads in this one.
-        replaced: :class:`Replacements` so far.
-    """
+    """Training batches from image files; drops the last incomplete one. ``image_size``: S, in pixels;
+    ``views``: of crops; ``contrastive``: batches have views 2 and 3. Batch sizes are those of all processes
+    together; ``num_workers`` processes read for each of them, 0: it reads itself."""
 
     files: ImageFiles
     outliers: ImageFiles | None
@@ -165,19 +144,16 @@ class FileTrainLoader:
         self.reader = read_ahead(dataset, self.steps, self.num_workers, self.device, persistent=True)
 
     def __len__(self) -> int:
-        """Returns the number of steps per epoch."""
         return len(self.files.paths) // self.batch_size
 
     @property
     def num_outliers(self) -> int:
-        """The number of surrogate outliers to draw from."""
         return 0 if self.outliers is None else len(self.outliers.paths)
 
     def where(self) -> str:
         """Returns one line for the log: where the files are, and how many processes read them."""
-        listed = [
-            f"{len(files.paths):,} {name} under {files.root}" for name, (files, _) in self.lists.items()
-        ]
+        lists = self.lists.items()
+        listed = [f"{len(files.paths):,} {name} under {files.root}" for name, (files, _) in lists]
         return f"{', '.join(listed)}, read by {self.num_workers} worker processes"
 
     def report(self) -> list[str]:
@@ -190,7 +166,13 @@ class FileTrainLoader:
         On a CPU the memory of a batch's images is reused after two batches. Raises InputError if more than
         1 % of the files cannot be read, or none of a class.
         """
-        self.steps[:] = self._steps(epoch)[start_step:]
+        numbers = []  # of the files of each list, by step
+        for name, (files, batch_size) in self.lists.items():
+            drawn = len(files.paths), batch_size, len(self), self.seed, epoch, name
+            numbers.append(epoch_shares(*drawn, self.rank, self.world_size))
+        seeds = [mixed_seed("crops", self.seed, epoch, step, self.rank) for step in range(len(self))]
+        steps = [(seed, [order[step].tolist() for order in numbers]) for step, seed in enumerate(seeds)]
+        self.steps[:] = steps[start_step:]
         share = len(range(self.rank, self.batch_size, self.world_size))
         for step in self.reader:
             self.replaced.add(step)
@@ -200,25 +182,14 @@ class FileTrainLoader:
             indices = torch.tensor(step.numbers[:share])
             yield Batch(images, to_device(self.files.labels[indices], self.device), indices)
 
-    def _steps(self, epoch: int) -> list[tuple[int, list[list[int]]]]:
-        """What :class:`StepDataset` needs for each step of an epoch."""
-        numbers = []
-        for name, (files, batch_size) in self.lists.items():
-            drawn = len(files.paths), batch_size, len(self), self.seed, epoch, name
-            numbers.append(epoch_shares(*drawn, self.rank, self.world_size))
-        seeds = [mixed_seed("crops", self.seed, epoch, step, self.rank) for step in range(len(self))]
-        return [(seed, [order[step].tolist() for order in numbers]) for step, seed in enumerate(seeds)]
-
 
 @dataclass(eq=False)
 class EvalImages:
-    """Every image of a list once, in order, not augmented: shorter side resized to S * 256 / 224, the central
-    S x S.
+    """Every image of a list once, in order, as :func:`datasets.decoding.central_crop` cuts it.
 
-    Yields (normalised float32 images (n, 3, S, S), labels int64 (n,)) on the device. With several processes,
-    each takes every ``world_size``-th image, so their shares make up the list. With ``replace`` the next file
-    with the same label takes the place of one that cannot be read, see ``replaced``; not for test sets, as
-    results are about whole sets.
+    Yields (normalised float32 images (n, 3, S, S), labels int64 (n,)) on the device. Each process takes every
+    ``world_size``-th image. With ``replace`` the next file with the same label takes the place of one that
+    cannot be read, see ``replaced``; not for test sets, as results are about whole sets.
     """
 
     files: ImageFiles
@@ -236,13 +207,12 @@ class EvalImages:
         mine = torch.arange(self.rank, len(self.files.paths), self.world_size)
         self.replaced = Replacements(len(mine))
         self.batches = [batch.tolist() for batch in mine.split(self.batch_size) if len(batch)]
-        crop = partial(evaluation_crop, size=self.image_size)
-        source = Source(self.files, crop, self.files.labels if self.replace else None)
+        groups = self.files.labels if self.replace else None
+        source = Source(self.files, lambda image, _: [central_crop(decode(image), self.image_size)], groups)
         steps = [(0, [batch]) for batch in self.batches]
         self.reader = read_ahead(StepDataset([source], make=None), steps, self.num_workers, self.device)
 
     def __len__(self) -> int:
-        """Returns the number of batches of this process."""
         return len(self.batches)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:

@@ -4,6 +4,7 @@ Order and randomness depend on (seed, epoch, step, rank) and on whether the devi
 generator draws the views of 32 steps; so a run can resume at any step.
 """
 
+import hashlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import KW_ONLY, dataclass
@@ -15,7 +16,6 @@ from torch import Tensor
 from datasets.augment.ops import to_device
 from datasets.augment.stages import Views
 from datasets.normalization import Normalization
-from datasets.randomness import epoch_shares, mixed_seed
 
 DEVICE_MEMORY_SHARE = 0.5  # a set moves to the GPU if it needs at most this share of the free memory
 # Augmenting several steps at once amortises kernel launches on CUDA; on a CPU it only costs cache.
@@ -32,7 +32,6 @@ class Batch(NamedTuple):
 
 
 def place(images: Tensor, device: torch.device) -> Tensor:
-    """Moves images to the device if they take at most ``DEVICE_MEMORY_SHARE`` of its free memory."""
     if device.type == "cuda" and images.nbytes <= DEVICE_MEMORY_SHARE * torch.cuda.mem_get_info(device)[0]:
         return images.to(device)
     return images
@@ -64,24 +63,20 @@ class TrainLoader:
         self.begun = {}  # chunks of the next epoch, by its (epoch, first step)
 
     def __len__(self) -> int:
-        """Returns the number of steps per epoch."""
         return len(self.labels) // self.batch_size
 
     @property
     def num_outliers(self) -> int:
-        """The number of surrogate outliers to draw from."""
         return 0 if self.outliers is None else len(self.outliers)
 
     def where(self) -> str:
-        """Returns one line for the log: which device holds the data."""
         images = f"images on {self.images.device}"
         if self.outliers is None:
             return images
         return f"{images}, {self.num_outliers:,} outliers on {self.outliers.device}"
 
     def report(self) -> list[str]:
-        """Returns lines about files read in an epoch: none, as all data are in memory."""
-        return []
+        return []  # all data are in memory: no file is replaced
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """Yields the batches of an epoch from ``start_step`` to its end.
@@ -153,3 +148,24 @@ def evaluation_batches(
     for batch, of_batch in zip(images.split(batch_size), labels.split(batch_size), strict=True):
         batch = normalization(batch.to(device, non_blocking=True).float().div_(255))
         yield batch.contiguous(memory_format=torch.channels_last), of_batch.to(device, non_blocking=True)
+
+
+def mixed_seed(*parts: object) -> int:
+    """Returns a 63-bit seed from any values; different values give unrelated seeds."""
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "little") >> 1
+
+
+def epoch_shares(
+    n: int, batch_size: int, steps: int, seed: int, epoch: int, stream: str, rank: int, world_size: int
+) -> Tensor:
+    """Returns a process's share of :func:`epoch_indices`, int64 (steps, batch_size / world_size)."""
+    drawn = epoch_indices(n, steps * batch_size, seed, epoch, stream)
+    return drawn.view(steps, batch_size)[:, rank::world_size]
+
+
+def epoch_indices(n: int, needed: int, seed: int, epoch: int, stream: str) -> Tensor:
+    """Returns ``needed`` indices below n in random order, int64: a permutation, followed by further ones if n
+    is smaller than ``needed``. ``stream`` names what they are drawn for."""
+    generator = torch.Generator().manual_seed(mixed_seed(stream, seed, epoch))
+    rounds = -(-needed // n)
+    return torch.cat([torch.randperm(n, generator=generator) for _ in range(rounds)])[:needed]

@@ -15,10 +15,8 @@ def long_tail_counts(max_count: int, num_classes: int, ratio: float) -> list[int
     the profile of CIFAR-LT (Cui et al. 2019). Raises InputError if that leaves a class without an image."""
     counts = [int(max_count * ratio ** (c / max(num_classes - 1, 1))) for c in range(num_classes)]
     if counts[-1] < 1:
-        raise InputError(
-            f"rho (--imbalance_ratio) {ratio} leaves class {counts.index(0)} without an image: "
-            f"the largest class has {max_count}"
-        )
+        emptied = f"leaves class {counts.index(0)} without an image: the largest class has {max_count}"
+        raise InputError(f"rho (--imbalance_ratio) {ratio} {emptied}")
     return counts
 
 

@@ -9,6 +9,8 @@ outliers and OOD sets of your own folders.
 """
 
 import argparse
+import contextlib
+import math
 import os
 import shlex
 import shutil
@@ -17,26 +19,27 @@ import tarfile
 import tempfile
 from functools import partial
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import torch
+from PIL import Image
 from torchvision.datasets.utils import check_integrity
 
-from datasets.cifar import NUM_CLASSES, RELEASES, load_cifar
+from datasets.cifar import NUM_CLASSES, OUTLIERS, RELEASES, load_cifar, load_outliers
+from datasets.decoding import FORMATS
 from datasets.folders import Lists, write_lists, write_ood_set, write_outliers
-from datasets.image_list import read_present
-from datasets.outliers import FILE as OUTLIER_FILE
-from datasets.outliers import load_outliers
+from datasets.image_list import read_image_list, read_present
 from datasets.scood import DEFAULT_SETS, image_root, list_path
 from utils import flags
 from utils.errors import InputError, exit_cleanly, first_line, say, show_warnings_plainly
 from utils.text_files import whole_file, writable_folder
 
 TINY_IMAGES_URL = "https://people.eecs.berkeley.edu/~hendrycks/300K_random_images.npy"
-SCOOD_LINK = (
-    "https://drive.google.com/file/d/1cbLXZ39xnJjxXnDM7g2KODHIjE0Qj4gu/view"  # README of ICCV21_SCOOD
-)
+# From the README of ICCV21_SCOOD.
+SCOOD_LINK = "https://drive.google.com/file/d/1cbLXZ39xnJjxXnDM7g2KODHIjE0Qj4gu/view"
 FEW = 20_000  # training pictures below which a network is better fine-tuned than trained from scratch
+SMALL = 128  # pixels, the shorter side below which views of 224 pixels waste time
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -66,11 +69,9 @@ def prepare_imagenet(argv: list[str]) -> None:
     share = "share of each class that becomes the test list, at random, if there are no test folders"
     add("--test_share", type=flags.fraction, default=0.2, help=share)
     add("--seed", type=flags.seed, default=0, help="of the random choice")
-    tail = (
-        "cut the training list to a long tail: rho is the smallest class's size over the largest's; labels "
-        "then go by the classes' sizes, otherwise by their names"
-    )
-    add("--rho", type=flags.imbalance_ratio, help=tail)
+    tail = "cut the training list to a long tail: rho is the smallest class's size over the largest's; labels"
+    by_size = "then go by the classes' sizes, otherwise by their names"
+    add("--rho", type=flags.imbalance_ratio, help=f"{tail} {by_size}")
     args = vars(parser.parse_args(argv))
     if (to_check := args.pop("check")) is not None:
         say(check_list(to_check, args["images"]))
@@ -80,7 +81,6 @@ def prepare_imagenet(argv: list[str]) -> None:
 
 
 def commands(lists: Lists) -> list[str]:
-    """Returns the commands that train and test on the lists, with flags that suit their size."""
     files = lists.files
     ood = [path for name, path in files.items() if name.startswith("ood_")]
     words = ["--txtt", files["train"], "--iidp", lists.iidp]
@@ -92,8 +92,11 @@ def commands(lists: Lists) -> list[str]:
     training, test, batch = [], [], 32  # the paper's
     if lists.num_images < FEW:
         batch = min(16, max(2, lists.num_images // 4))
-        training = "--init imagenet --md ResNet18 --lr 0.01 --epochs 30 --warmup_epochs 2".split()
+        training = "--init imagenet --md ResNet18 --opt adam --lr 3e-4 --epochs 30 --warmup_epochs 2".split()
         training += ["--val_fraction", 0.2, "-b", batch]
+    side = shorter_side(lists)
+    if side < SMALL:
+        training += ["--image_size", 32 * math.ceil(side / 32)]
     if "outliers" not in files:
         training, test = [*training, "--oe", False], ["--calibration", "none"]
     elif batch < 32 or lists.num_outliers < 64:
@@ -102,6 +105,17 @@ def commands(lists: Lists) -> list[str]:
     if "test" in files:
         printed.append(f"python test_imagenet.py {shlex.join(map(str, words + test))} --ckpt_path OUT")
     return printed
+
+
+def shorter_side(lists: Lists) -> float:
+    """Returns the median shorter side of up to 200 training pictures, in pixels; infinity if none opens."""
+    paths, _ = read_image_list(lists.files["train"])
+    sides = []
+    for path in paths[:: math.ceil(len(paths) / 200)]:
+        # Pillow's parsers raise many kinds for a damaged file, and training replaces it.
+        with contextlib.suppress(Exception), Image.open(lists.iidp / path, formats=FORMATS) as picture:
+            sides.append(min(picture.size))
+    return median(sides) if sides else math.inf
 
 
 def prepare_benchmarks(argv: list[str]) -> None:
@@ -140,7 +154,7 @@ def prepare_benchmarks(argv: list[str]) -> None:
 
 
 def prepare_cifar(name: str, root: Path) -> None:
-    """Downloads, verifies (by MD5) and unpacks one CIFAR, unless its folder exists, and reads it."""
+    """Downloads and unpacks one CIFAR, unless its folder exists, and reads it."""
     release = RELEASES[name]
     if not (root / release.base_folder).exists():
         archive = root / release.filename
@@ -153,8 +167,7 @@ def prepare_cifar(name: str, root: Path) -> None:
 
 
 def prepare_tinyimages(root: Path, allow_unverified: bool) -> None:
-    """Downloads the 300K random images if the user agrees to do so unverified."""
-    path = root / OUTLIER_FILE
+    path = root / OUTLIERS
     if not path.exists():
         if not allow_unverified:
             raise InputError(
@@ -184,7 +197,6 @@ def prepare_scood(root: Path, archive: Path | None) -> None:
 
 
 def check_list(path: Path, images: Path, labels: range | None = None) -> str:
-    """Reports that all files of a list are in the folder ``images``; raises InputError if not."""
     paths, _ = read_present(path, images, labels)
     return f"{path}: all {len(paths):,} files are in {images}"
 
@@ -205,11 +217,7 @@ def download(url: str, target: Path, md5: str | None = None) -> None:
 
 def unpack(archive: Path, target: Path) -> None:
     """Unpacks a tar or zip archive into the folder ``target``, once it is known to be whole. Nothing outside
-    is written, and no file replaced.
-
-    Raises InputError: the archive is missing, damaged, of another kind, or a tar with links or members that
-    leave the folder (those of a zip are skipped); or one of its files is there already.
-    """
+    is written (a zip's members that leave the folder are skipped), and no file replaced: InputError."""
     with tempfile.TemporaryDirectory(prefix=".unpacking-", dir=writable_folder(target)) as scratch:
         try:
             if tarfile.is_tarfile(archive):

@@ -36,8 +36,10 @@ class Preprocessing(NamedTuple):
     def of_tensor(self, image: Tensor) -> Tensor:
         """Returns uint8 (3, size, size), on the CPU, from uint8 (3, H, W), or from floating-point numbers in
         [0, 1], rounded to 8 bits; raises InputError at another shape or type, or values outside [0, 1]."""
-        if image.dim() != 3 or image.shape[0] != 3 or 0 in image.shape:
-            raise InputError(f"an image is a tensor (3, H, W), not {tuple(image.shape)}")
+        is_number = image.is_floating_point() or image.dtype == torch.uint8
+        if image.dim() != 3 or image.shape[0] != 3 or 0 in image.shape or not is_number:
+            shape = tuple(image.shape)
+            raise InputError(f"an image is uint8 or floating-point (3, H, W), not {image.dtype} {shape}")
         image = image.detach().cpu()
         if image.is_floating_point():
             low, high = float(image.min()), float(image.max())
@@ -47,8 +49,6 @@ class Preprocessing(NamedTuple):
                     f"values from {low:g} to {high:g}"
                 )
             image = (image.float().clamp(0, 1) * 255).round().to(torch.uint8)
-        if image.dtype != torch.uint8:
-            raise InputError(f"image tensors are uint8 or floating-point, not {image.dtype}")
         return self.of_picture(Image.fromarray(image.permute(1, 2, 0).numpy()))
 
     def of_file(self, path: Path) -> Tensor:

@@ -13,11 +13,9 @@ from torch import Tensor
 from datasets import ImageSet, digits
 from datasets.augment.stages import Views
 from datasets.augment.views import cifar_views
-from datasets.cifar import NUM_CLASSES, class_names, load_cifar
+from datasets.cifar import NUM_CLASSES, class_names, load_cifar, load_outliers
 from datasets.long_tail import long_tail_counts, long_tail_indices
-from datasets.outliers import load_outliers
 from datasets.scood import DEFAULT_SETS, load_ood_sets
-from utils.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,7 @@ class Benchmark:
         load_split: (data folder, True for training or False for test) -> the whole split.
         load_outliers: (data folder, limit) -> the first ``limit`` surrogate outliers at most, uint8
             (M, 3, H, W).
-        read_ood: (names, data folder, resize mode, see :func:`datasets.scood.load_ood_sets`) -> dict of name
+        load_ood: (names, data folder, resize mode, see :func:`datasets.scood.load_ood_sets`) -> dict of name
             to :class:`ImageSet`; labels >= 0 are semantically in-distribution, -1 is OOD.
         class_names: data folder -> the names of the classes; None if they are not known.
     """
@@ -43,7 +41,7 @@ class Benchmark:
     views: Callable[[bool], Views]
     load_split: Callable[[Path, bool], ImageSet]
     load_outliers: Callable[[Path, int], Tensor]
-    read_ood: Callable[[Sequence[str], Path, str], dict[str, ImageSet]]
+    load_ood: Callable[[Sequence[str], Path, str], dict[str, ImageSet]]
     class_names: Callable[[Path], list[str] | None] = lambda root: None
 
     def load_long_tailed(self, root: Path, ratio: float) -> ImageSet:
@@ -53,14 +51,6 @@ class Benchmark:
         largest = int((split.labels == 0).sum())
         chosen = long_tail_indices(split.labels, long_tail_counts(largest, self.num_classes, ratio))
         return split.select(chosen)
-
-    def load_ood(self, names: Sequence[str], root: Path, resize: str = "squash") -> dict[str, ImageSet]:
-        """Returns what ``read_ood`` does; raises InputError if a set is missing or has no OOD image."""
-        sets = self.read_ood(names, root, resize)
-        for name, images in sets.items():
-            if not bool((images.labels < 0).any()):
-                raise InputError(f"the OOD set {name} has no image that is out of distribution")
-        return sets
 
 
 CIFAR_TRAINING = {
@@ -88,7 +78,7 @@ def _cifar(name: str) -> Benchmark:
         views=lambda pad_crop: cifar_views(padding=4 if pad_crop else 0),
         load_split=partial(load_cifar, name),
         load_outliers=load_outliers,
-        read_ood=lambda names, root, resize: load_ood_sets(name, names, root, NUM_CLASSES[name], resize),
+        load_ood=lambda names, root, resize: load_ood_sets(name, names, root, NUM_CLASSES[name], resize),
         class_names=partial(class_names, name),
     )
 
@@ -101,18 +91,12 @@ BENCHMARKS: dict[str, Benchmark] = {
         ood_sets=digits.OOD_SETS,
         # rho 0.02: 138 to 2 images per class, a tail that plain cross-entropy does not learn.
         training=CIFAR_TRAINING
-        | {
-            "model": "ResNet20",
-            "rho": 0.02,
-            "epochs": 30,
-            "batch_size": 32,
-            "ob": 64,
-            "normalization": "digits",
-        },
+        | {"model": "ResNet20", "rho": 0.02, "epochs": 30}
+        | {"batch_size": 32, "ob": 64, "normalization": "digits"},
         views=lambda pad_crop: digits.digits_views(padding=2 if pad_crop else 0),
         load_split=lambda root, train: digits.load_digits(train),
         load_outliers=lambda root, limit: digits.load_digits_outliers(limit),
-        read_ood=lambda names, root, resize: digits.load_digits_ood(names),
+        load_ood=lambda names, root, resize: digits.load_digits_ood(names),
         class_names=lambda root: [str(c) for c in range(digits.NUM_CLASSES)],
     ),
 }

@@ -25,7 +25,6 @@ RESIZE_MODES = ("squash", "crop")
 
 
 def list_path(benchmark: str, name: str, root: Path) -> Path:
-    """The path of one set's list."""
     return Path(root) / "data" / "imglist" / f"benchmark_{benchmark}" / f"test_{name}.txt"
 
 
@@ -37,15 +36,13 @@ def image_root(root: Path) -> Path:
 def load_ood_sets(
     benchmark: str, names: list[str], root: Path, num_classes: int, resize: str = "squash"
 ) -> dict[str, ImageSet]:
-    """Reads test sets: name -> images uint8 (N, 3, 32, 32) and labels int64 (N,), the lists' ``sc_label``.
+    """Reads test sets: name -> images uint8 (N, 3, 32, 32) and labels int64 (N,), the lists' ``sc_label``: -1
+    is out of distribution, any other, below ``num_classes``, the class of ``benchmark`` that it belongs to.
 
-    A label of -1 means out of distribution; any other, below ``num_classes``, says which class of
-    ``benchmark`` the image belongs to. Images of another size are resized (bilinear, antialiased):
-    ``squash`` to 32 x 32 whatever their shape, as the code behind the published tables does; ``crop`` to 32
-    pixels on the shorter side, of which the centre is kept.
+    Images of another size are resized (bilinear, antialiased): ``squash`` to 32 x 32 whatever their shape, as
+    the code behind the published tables does; ``crop`` to 32 pixels on the shorter side, then to the centre.
 
-    Raises InputError, before any image is read if a set has no list, a list cannot be used or images are
-    missing; else at an unreadable image.
+    Raises InputError: a set has no list, a list cannot be used, or images are missing or unreadable.
     """
     if missing := [name for name in names if not list_path(benchmark, name, root).is_file()]:
         folder = list_path(benchmark, "", root).parent
@@ -56,19 +53,13 @@ def load_ood_sets(
         )
     labels = range(-1, num_classes)
     lists = {name: read_present(list_path(benchmark, name, root), image_root(root), labels) for name in names}
-    return {
-        name: ImageSet(_read_images(image_root(root), paths, name, resize), found)
-        for name, (paths, found) in lists.items()
-    }
-
-
-def _read_images(folder: Path, paths: list[str], name: str, resize: str) -> torch.Tensor:
-    images = np.empty((len(paths), SIZE, SIZE, 3), dtype=np.uint8)
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        read = pool.map(lambda path: read_image(folder / path, resize), paths)
-        for i, image in enumerate(tqdm(read, f"reading {name}", len(paths), leave=False, disable=None)):
-            images[i] = image
-    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+    sets = {}
+    for name, (paths, found) in lists.items():
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            read = pool.map(lambda path: read_image(image_root(root) / path, resize), paths)
+            images = np.stack(list(tqdm(read, f"reading {name}", len(paths), leave=False, disable=None)))
+        sets[name] = ImageSet(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), found)
+    return sets
 
 
 def read_image(path: Path, resize: str = "squash") -> np.ndarray:

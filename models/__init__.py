@@ -21,7 +21,6 @@ def build_model(name: str, num_classes: int, family: str = "cifar", head: bool =
     ``forward(images)`` returns :class:`Output`.
 
     Families differ in their first layers: ResNet18 for small images ("cifar") is not ResNet18 for photographs
-    ("imagenet"). With ``head`` the embedding comes from a projection head, which training alone uses; without
-    one it is the feature vector.
+    ("imagenet"). With ``head`` the embedding comes from a projection head, which training alone uses.
     """
     return FAMILIES[family][name](num_classes, head)

@@ -18,8 +18,7 @@ class Network(nn.Module):
     """A network with ``forward_features(images)``, a linear classifier, and a projection head or none."""
 
     def add_outputs(self, width: int, num_classes: int, embedding_dim: int | None) -> None:
-        """Adds the classifier of features (N, ``width``) and the head of the embedding; without a head the
-        embedding is the feature vector."""
+        """Without ``embedding_dim`` there is no head: the embedding is the feature vector."""
         self.linear = nn.Linear(width, num_classes)
         self.embedding_dim = embedding_dim or width
         self.head = nn.Identity()

@@ -12,19 +12,20 @@ def write_batch(path, labels, key, seed=0):
     images = np.random.default_rng(seed).integers(0, 256, (len(labels), 3072), dtype=np.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(pickle.dumps({"data": images, key: labels}, protocol=2))
+    return images
 
 
-def write_ood_set(root, benchmark, name, labels):
+def write_ood_set(root, benchmark, name, labels, size=(32, 32)):
     folder = root / "data" / "images" / name
     folder.mkdir(parents=True, exist_ok=True)
-    lines = []
+    images, lines = np.random.default_rng(0).integers(0, 256, (len(labels), *size, 3), dtype=np.uint8), []
     for i, label in enumerate(labels):
-        pixels = np.random.default_rng(i).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{i}.png")
+        Image.fromarray(images[i]).save(folder / f"{i}.png")
         lines.append(f'{name}/{i}.png {{"label": -1, "sc_label": {label}}}\n')
     path = root / "data" / "imglist" / f"benchmark_{benchmark}" / f"test_{name}.txt"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(lines))
+    return images
 
 
 def write_outliers(root, images):

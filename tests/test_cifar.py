@@ -5,16 +5,12 @@ import struct
 import numpy as np
 import pytest
 import torch
+from cifar_files import write_batch, write_outliers
 
-from datasets.cifar import class_names, load_cifar
+from datasets.cifar import class_names, load_cifar, load_outliers
 from utils.errors import InputError
 
 pytestmark = pytest.mark.filterwarnings("ignore:the files in")
-
-
-def random_batch(n, classes, seed=0):
-    rng = np.random.default_rng(seed)
-    return rng.integers(0, 256, (n, 3072), dtype=np.uint8), rng.integers(0, classes, n).tolist()
 
 
 def python_2_pickle(images, labels):
@@ -43,19 +39,14 @@ def python_2_pickle(images, labels):
     return b"\x80\x02}(" + string(b"data") + array + string(b"labels") + numbers + b"u."
 
 
-def write_batch(path, images, labels, key=b"labels"):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(pickle.dumps({b"batch_label": b"a", key: labels, b"data": images}, protocol=2))
-
-
 @pytest.fixture
 def cifar10(tmp_path):
     """A data folder, its training images and labels."""
-    parts = [random_batch(n, 10, seed=n) for n in (6, 4, 5, 3, 2)]
-    for i, (images, labels) in enumerate(parts, start=1):
-        write_batch(tmp_path / "cifar-10-batches-py" / f"data_batch_{i}", images, labels)
-    write_batch(tmp_path / "cifar-10-batches-py" / "test_batch", *random_batch(7, 10, seed=9))
-    return tmp_path, np.concatenate([images for images, _ in parts]), sum((labels for _, labels in parts), [])
+    folder, labels, images = tmp_path / "cifar-10-batches-py", [3, 1, 4, 1, 5, 9, 2, 6], []
+    for i in range(5):
+        images.append(write_batch(folder / f"data_batch_{i + 1}", labels[: i + 2], "labels", seed=i))
+    write_batch(folder / "test_batch", labels[:7], "labels")
+    return tmp_path, np.concatenate(images), [label for i in range(5) for label in labels[: i + 2]]
 
 
 def load_test_batch(root, content):
@@ -79,14 +70,13 @@ def test_cifar10_is_read_in_the_order_of_the_files(cifar10):
 def test_cifar100_has_fine_labels(tmp_path):
     with pytest.raises(InputError, match="cifar-100-python.*datasets.prepare cifar100"):
         load_cifar("cifar100", tmp_path, train=True)
-    images, labels = random_batch(5, 100)
-    write_batch(tmp_path / "cifar-100-python" / "train", images, labels, key=b"fine_labels")
-    assert load_cifar("cifar100", tmp_path, train=True).labels.tolist() == labels
+    write_batch(tmp_path / "cifar-100-python" / "train", [7, 99, 0], "fine_labels")
+    assert load_cifar("cifar100", tmp_path, train=True).labels.tolist() == [7, 99, 0]
 
 
 @pytest.mark.parametrize("writer", ["python 2", "protocol 2", "renamed numpy", "protocol 4"])
 def test_pickles_of_every_age(tmp_path, writer):
-    images, labels = random_batch(5, 10, seed=3)
+    images, labels = np.random.default_rng(3).integers(0, 256, (5, 3072), dtype=np.uint8), [3, 1, 4, 1, 5]
     content = {"data": images, "labels": labels}
     old = pickle.dumps(content, protocol=2)
     cores = [b"numpy._core", b"numpy.core"]
@@ -147,10 +137,53 @@ def test_missing_and_truncated_files_are_named(cifar10):
         (np.zeros((2, 3072), np.int64), [0, 1]),
         (np.zeros((2, 3072), np.uint8), [0]),
         (np.zeros((2, 3072), np.uint8), [0, 10]),
-        (np.zeros((2, 3072), np.uint8), [-1, 0]),
         (np.zeros((0, 3072), np.uint8), []),
     ],
 )
 def test_wrong_contents_name_the_file(tmp_path, images, labels):
     with pytest.raises(InputError, match="test_batch"):
         load_test_batch(tmp_path, pickle.dumps({b"data": images, b"labels": labels}, protocol=4))
+
+
+# --- the outliers
+
+
+def test_missing_outliers_name_the_path_and_the_remedy(tmp_path):
+    with pytest.raises(InputError, match="300K_random_images.npy.*datasets.prepare tinyimages"):
+        load_outliers(tmp_path)
+
+
+@pytest.fixture
+def path(tmp_path):
+    write_outliers(tmp_path, np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), dtype=np.uint8))
+    return tmp_path / "Tiny_Images_Dataset" / "300K_random_images.npy"
+
+
+def test_the_first_outliers_channels_first_in_a_view_that_does_not_write_to_the_file(tmp_path, path):
+    before, images = path.read_bytes(), np.load(path)
+    for limit, count in ((None, 12), (5, 5), (100, 12)):
+        outliers = load_outliers(tmp_path, limit)
+        assert outliers.dtype == torch.uint8
+        assert np.array_equal(outliers.numpy(), images[:count].transpose(0, 3, 1, 2))
+    assert outliers.stride() == (3072, 1, 96, 3)  # still the layout of the file: nothing was copied
+    outliers.zero_()
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "shape, kind", [((4, 3, 32, 32), "u1"), ((4, 32, 32, 3), "f4"), ((0, 32, 32, 3), "u1")]
+)
+def test_other_arrays_are_refused(tmp_path, path, shape, kind):
+    np.save(path, np.zeros(shape, kind))
+    with pytest.raises(InputError, match="300K_random_images.npy"):
+        load_outliers(tmp_path)
+
+
+def test_truncated_outliers_and_files_of_another_kind(tmp_path, path):
+    raw = path.read_bytes()
+    np.savez(path.with_suffix(".npz"), np.zeros(3))
+    damaged = [raw[:end] for end in (0, 5, 60, 130, 3000, len(raw) - 1)]
+    for content in (*damaged, b"<html>not found</html>", path.with_suffix(".npz").read_bytes()):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match="300K_random_images.npy"):
+            load_outliers(tmp_path)

@@ -116,11 +116,11 @@ def test_no_test_image_changes_what_is_fitted(digits_run, tmp_path, monkeypatch)
         split = digits.load_split(root, training)
         return split if training else changed(split)
 
-    def read_ood(*args):
-        return {name: changed(images) for name, images in digits.read_ood(*args).items()}
+    def load_ood(*args):
+        return {name: changed(images) for name, images in digits.load_ood(*args).items()}
 
     monkeypatch.setattr(results_module, "fit_calibrations", record)
-    replaced = dataclasses.replace(digits, load_split=load_split, read_ood=read_ood)
+    replaced = dataclasses.replace(digits, load_split=load_split, load_ood=load_ood)
     monkeypatch.setitem(evaluation.BENCHMARKS, "digits", replaced)
     rows = []
     for inverted in (False, True):  # noqa: B007  (changed reads it)

@@ -1,6 +1,5 @@
 """Figures from result files: their numbers and their places."""
 
-import matplotlib.figure
 import pytest
 from result_files import write_record
 
@@ -12,14 +11,8 @@ from utils.errors import InputError
 @pytest.fixture
 def drawn(monkeypatch):
     """The figures that were drawn, in order."""
-    made = []
-
-    class Kept(matplotlib.figure.Figure):
-        def __init__(self, *args, **kwargs):
-            super().__init__(*args, **kwargs)
-            made.append(self)
-
-    monkeypatch.setattr(plots, "Figure", Kept)
+    made, figure = [], plots.Figure
+    monkeypatch.setattr(plots, "Figure", lambda *a, **k: made.append(figure(*a, **k)) or made[-1])
     return made
 
 

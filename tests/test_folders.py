@@ -2,7 +2,6 @@
 
 import os
 import shlex
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +11,9 @@ from image_files import photograph
 
 import train_imagenet
 from datasets import prepare
+from datasets.cifar import load_outliers
 from datasets.folders import write_lists
 from datasets.image_list import read_present
-from datasets.outliers import load_outliers
 from datasets.registry import BENCHMARKS
 from datasets.scood import read_image
 from utils.errors import InputError
@@ -126,9 +125,7 @@ def test_links_are_followed_and_loops_end(photos):
     [
         ({"outliers": "photos/lynx"}, "lynx is inside .*photos"),
         ({"ood": ["."]}, "photos is inside "),
-        ({"outliers": "far", "ood": ["far"]}, "far is inside"),
         ({"ood": ["far/sky", "near/sky"]}, "names"),
-        ({"outliers": "nowhere"}, "nowhere"),
         ({"images": "nowhere"}, "nowhere"),
         ({"ood": ["empty"]}, "empty"),
         ({"images": "photos/cat/summer"}, "summer"),
@@ -156,10 +153,23 @@ def test_the_flags_suit_the_set(photos, capsys, monkeypatch):
     assert "txt_ood" not in " ".join(train + test) and "--iodp" not in train
     assert train[train.index("--oe") + 1] == "False" and test[test.index("--calibration") + 1] == "none"
     assert train[train.index("--init") + 1] == "imagenet" and int(train[train.index("-b") + 1]) < 5
+    assert train[train.index("--opt") :][:4] == ["--opt", "adam", "--lr", "3e-4"]
+    assert train[train.index("--image_size") + 1] == "32"  # the pictures have 24 x 32 pixels
     assert len(commands(capsys, photos / "photos", "--out", photos / "2", "--test_share", "0")) == 1
     monkeypatch.setattr(prepare, "FEW", 5)
     train, _ = commands(capsys, photos / "photos", "--out", photos / "3", "--outliers", photos / "things")
     assert "--init" not in train and "--lr" not in train and train[train.index("--ob") + 1] == "2"
+
+
+@pytest.mark.parametrize(("small", "large", "size"), [(2, 1, "64"), (1, 2, None)])
+def test_small_pictures_get_views_of_their_size(tmp_path, capsys, small, large, size):
+    """The median of the shorter sides counts: 40 and 128 pixels here."""
+    for i in range(small + large):
+        (tmp_path / "photos" / str(i)).mkdir(parents=True)
+        photograph(i, *((90, 40) if i < small else (130, 128))).save(tmp_path / "photos" / str(i) / "x.png")
+    (tmp_path / "photos" / "0" / "y.png").write_bytes(b"broken")
+    (train,) = commands(capsys, tmp_path / "photos", "--out", tmp_path / "lists", "--test_share", "0")
+    assert dict(zip(train, train[1:], strict=False)).get("--image_size") == size
 
 
 def test_the_printed_commands_train_and_test(photos, monkeypatch, capsys):
@@ -204,26 +214,9 @@ def test_an_ood_set(pictures, tmp_path):
     prepare.main(["ood", "wild", str(pictures), "--drp", str(tmp_path)])
     expected = [read_image(path) for path in sorted(pictures.glob("*/*.jpg"))]
     for name in ("cifar10", "cifar100"):
-        found = BENCHMARKS[name].load_ood(["wild"], tmp_path)["wild"]
+        found = BENCHMARKS[name].load_ood(["wild"], tmp_path, "squash")["wild"]
         assert found.labels.tolist() == [-1] * 6
         assert np.array_equal(found.images.numpy().transpose(0, 2, 3, 1), np.stack(expected))
-    with pytest.raises(InputError, match="wild exists already"):
-        prepare.main(["ood", "wild", str(pictures), "--drp", str(tmp_path)])
-
-
-@pytest.mark.parametrize("what", [["outliers"], ["ood", "wild"]])
-def test_a_run_that_breaks_off_leaves_nothing(pictures, tmp_path, monkeypatch, what):
-    def save(file, array):
-        file.write(b"half")
-        raise InterruptedError
-
-    def copytree(source, target, ignore):
-        target.mkdir()
-        raise InterruptedError
-
-    monkeypatch.setattr(np, "save", save)
-    monkeypatch.setattr(shutil, "copytree", copytree)
-    root = tmp_path / "root"
-    with pytest.raises(InterruptedError):
-        prepare.main([*what, str(pictures), "--drp", str(root)])
-    assert not [path for path in root.rglob("*") if not path.is_dir() or path.name == "wild"]
+    for name, words in (("wild", "wild exists already"), ("a/b", "slash: 'a/b'")):
+        with pytest.raises(InputError, match=words):
+            prepare.main(["ood", name, str(pictures), "--drp", str(tmp_path)])

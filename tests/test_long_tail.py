@@ -14,9 +14,11 @@ def test_published_totals():
     assert long_tail_counts(7, 4, 1.0) == [7, 7, 7, 7] and long_tail_counts(9, 1, 0.5) == [9]
 
 
-def test_a_ratio_that_empties_a_class_names_it():
+def test_a_class_that_is_emptied_or_too_small_is_named():
     with pytest.raises(InputError, match="rho .* class 3"):
         long_tail_counts(10, 4, 0.05)
+    with pytest.raises(InputError, match="class 1 has 1 images.* 2"):
+        long_tail_indices(torch.tensor([0, 0, 1]), [1, 2])
 
 
 def test_indices_are_the_first_of_each_class_in_class_order():
@@ -25,11 +27,6 @@ def test_indices_are_the_first_of_each_class_in_class_order():
     expected = [i for c in range(10) for i in [j for j in range(5000) if labels[j] == c][: counts[c]]]
     indices = long_tail_indices(torch.from_numpy(labels), counts)
     assert indices.dtype == torch.int64 and indices.tolist() == expected
-
-
-def test_class_with_too_few():
-    with pytest.raises(InputError, match="class 1 has 1 images.* 2"):
-        long_tail_indices(torch.tensor([0, 0, 1]), [1, 2])
 
 
 def test_holding_out_takes_the_last_share_of_each_class():

@@ -136,9 +136,3 @@ def test_weights_that_do_not_fit_are_an_error_and_not_loaded(pair, change, named
     with pytest.raises(InputError, match=named):
         load_weights(target, change(source.state_dict()))
     assert all(torch.equal(v, target.state_dict()[k]) for k, v in before.items())
-
-
-@pytest.mark.parametrize("content", [[], {"model": {}}, {"state_dict": {"a": 1}}, {"epoch": 3}])
-def test_a_checkpoint_without_weights_is_an_error(content):
-    with pytest.raises(InputError):
-        network_weights(content)

@@ -34,7 +34,7 @@ def test_a_data_set_is_trained_and_evaluated_through_its_record_alone(monkeypatc
         views=lambda pad_crop: Views(plain, plain, plain),
         load_split=split,
         load_outliers=lambda root, limit: stripes(40, torch.full((40,), 12), seed=5).images,
-        read_ood=lambda names, root, resize: {
+        load_ood=lambda names, root, resize: {
             name: stripes(len(rows[name]), rows[name], seed=7)._replace(
                 labels=torch.full_like(rows[name], -1)
             )

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from cifar_files import write_ood_set
 from PIL import Image
 from torchvision import transforms
 
@@ -8,28 +9,14 @@ from datasets.scood import load_ood_sets
 from utils.errors import InputError
 
 
-def write_set(root, name, labels, size=(32, 32)):
-    folder = root / "data" / "images" / name
-    folder.mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    images = [rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8) for _ in labels]
-    for i, image in enumerate(images):
-        Image.fromarray(image).save(folder / f"{i}.png")
-    path = root / "data" / "imglist" / "benchmark_cifar10" / f"test_{name}.txt"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lines = [f'{name}/{i}.png {{"label": -1, "sc_label": {c}}}\n' for i, c in enumerate(labels)]
-    path.write_text("".join(lines), encoding="utf-8")
-    return images
-
-
 def test_images_and_labels_in_the_order_of_the_list(tmp_path):
-    images = write_set(tmp_path, "tin", [-1, 3, -1, 0, 9])
-    write_set(tmp_path, "svhn", [-1, -1])
+    images = write_ood_set(tmp_path, "cifar10", "tin", [-1, 3, -1, 0, 9])
+    write_ood_set(tmp_path, "cifar10", "svhn", [-1, -1])
     sets = load_ood_sets("cifar10", ["tin", "svhn"], tmp_path, 10)
     assert list(sets) == ["tin", "svhn"]
     assert sets["tin"].labels.tolist() == [-1, 3, -1, 0, 9] and sets["tin"].labels.dtype == torch.int64
     assert sets["tin"].images.dtype == torch.uint8 and sets["tin"].images.is_contiguous()
-    assert np.array_equal(sets["tin"].images.numpy(), np.stack(images).transpose(0, 3, 1, 2))
+    assert np.array_equal(sets["tin"].images.numpy(), images.transpose(0, 3, 1, 2))
     assert sets["svhn"].images.shape == (2, 3, 32, 32)
     with pytest.raises(InputError, match=r"test_tin.txt, line 5"):
         load_ood_sets("cifar10", ["tin"], tmp_path, 9)
@@ -44,7 +31,7 @@ def test_images_and_labels_in_the_order_of_the_list(tmp_path):
     ],
 )
 def test_other_sizes_are_resized_as_torchvision_does(tmp_path, size, resize, reference):
-    image = write_set(tmp_path, "texture", [-1], size)[0]
+    image = write_ood_set(tmp_path, "cifar10", "texture", [-1], size)[0]
     expected = transforms.Compose(reference)(Image.fromarray(image))
     read = load_ood_sets("cifar10", ["texture"], tmp_path, 10, resize)["texture"].images[0]
     assert np.array_equal(read.permute(1, 2, 0).numpy(), np.asarray(expected))
@@ -53,15 +40,15 @@ def test_other_sizes_are_resized_as_torchvision_does(tmp_path, size, resize, ref
 def test_missing_sets_are_named_with_those_that_are_there_before_anything_is_read(tmp_path):
     with pytest.raises(InputError, match="tin.*prepare scood"):
         load_ood_sets("cifar10", ["tin"], tmp_path, 10)
-    write_set(tmp_path, "tin", [-1])
-    write_set(tmp_path, "svhn", [-1])
+    write_ood_set(tmp_path, "cifar10", "tin", [-1])
+    write_ood_set(tmp_path, "cifar10", "svhn", [-1])
     (tmp_path / "data" / "images" / "tin" / "0.png").write_bytes(b"broken")
     with pytest.raises(InputError, match="lsun, places .*svhn tin"):
         load_ood_sets("cifar10", ["tin", "lsun", "places"], tmp_path, 10)
 
 
 def test_missing_and_unreadable_images_are_named(tmp_path):
-    write_set(tmp_path, "tin", [-1] * 4)
+    write_ood_set(tmp_path, "cifar10", "tin", [-1] * 4)
     path = tmp_path / "data" / "images" / "tin" / "2.png"
     path.write_bytes(path.read_bytes()[:500])
     with pytest.raises(InputError, match="tin/2.png"):

@@ -37,10 +37,7 @@ def publish(
     module: str, claim: str, device: torch.device, head: list[str], rows: list[list[str]], **measured: Any
 ) -> None:
     """Prints a table and writes it, with the measured values, to ``runs/benchmarks/<claim>-<device>.json``.
-
-    A copy in ``benchmarks/results`` is what the documents show. ``module`` is the caller's
-    ``__spec__.name``.
-    """
+    ``module`` is the caller's ``__spec__.name``."""
     where = environment(device) | {"float32_matmul_precision": torch.get_float32_matmul_precision()}
     name = "cpu" if device.type == "cpu" else re.sub(r"[^a-z0-9]+", "-", where["device"].lower())
     path = RESULTS / f"{claim}-{name}.json"

@@ -25,10 +25,7 @@ def log_iv(order: int, x: Tensor) -> Tensor:
 
 
 def plain_isac(embeddings: Tensor, labels: Tensor, mean: Tensor, counts: Tensor, tau: float = 0.1) -> Tensor:
-    """Returns ISAC's loss as its equations say it, with an N x C x D broadcast.
-
-    ``mean`` (C, D) is that of each class's unit embeddings.
-    """
+    """Returns ISAC's loss as its equations say it; ``mean`` (C, D) is of the classes' unit embeddings."""
     unit, dim = F.normalize(embeddings.double(), dim=1), embeddings.shape[1]
     resultant, order = mean.norm(dim=1), dim // 2 - 1
     kappa = dim * resultant / (1 - resultant**2)
@@ -43,10 +40,7 @@ def plain_isac(embeddings: Tensor, labels: Tensor, mean: Tensor, counts: Tensor,
 
 def ours_and_plain(n: int, classes: int, dim: int, device: torch.device) -> tuple:
     """Returns two functions that do a forward and backward pass and return loss and gradient: our
-    contrastive term with its statistics, and the plain one.
-
-    The embeddings are near their class directions. Both know 16 earlier ones of each class.
-    """
+    contrastive term with its statistics, and the plain one. Both know 16 earlier embeddings of each class."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(classes, (n,), generator=generator)
     centres = torch.randn(classes, dim, generator=generator)

@@ -30,9 +30,8 @@ def parts_of_a_step(settings: argparse.Namespace, device: torch.device) -> dict[
     """Returns functions that do n times: bare forward and backward, data, whole step."""
     counts = long_tail_counts(5000, 10, 0.01)
     labels = torch.repeat_interleave(torch.arange(10), torch.tensor(counts))
-    images, outliers = (
-        torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8) for n in (len(labels), 25_000)
-    )
+    sizes = len(labels), 25_000
+    images, outliers = (torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8) for n in sizes)
     sizes = {"batch_size": settings.batch_size, "outlier_batch_size": settings.ob}
     sizes |= {"normalization": CIFAR_NORMALIZATION, "outlier_normalization": CIFAR_NORMALIZATION}
     common = {"contrastive": True, "seed": 0, "device": device}
@@ -65,14 +64,9 @@ def parts_of_a_step(settings: argparse.Namespace, device: torch.device) -> dict[
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add = parser.add_argument
-    add("--device", type=torch.device, default="cpu")
-    add(
-        "--repeats",
-        type=int,
-        default=3,
-        help="timed blocks; further flags, such as --compile, are train.py's",
-    )
+    parser.add_argument("--device", type=torch.device, default="cpu")
+    blocks = "timed blocks; further flags, such as --compile, are train.py's"
+    parser.add_argument("--repeats", type=int, default=3, help=blocks)
     args, flags = parser.parse_known_args(argv)
     settings = train.parse_args(["--ds", "cifar10", *flags])
     torch.backends.cudnn.benchmark = True

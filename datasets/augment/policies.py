@@ -76,7 +76,6 @@ class AutoAugment(Stage):
     """AutoAugment's CIFAR-10 policy: a random sub-policy, probabilities and signs for each image."""
 
     def draw(self, n: int, height: int, width: int, generator: Generator) -> tuple[Tensor, Tensor]:
-        """Draws two operations per image: their numbers, int64 (N, 2), -1 for none, and float64 values."""
         names, probabilities, bins = zip(*(step for pair in CIFAR10_POLICY for step in pair), strict=True)
         kinds = torch.tensor([NAMES.index(name) for name in names]).view(-1, 2)
         probabilities = torch.tensor(probabilities).view(-1, 2)
@@ -110,7 +109,6 @@ class RandAugment(Stage):
     std: float = 0.5
 
     def draw(self, n: int, height: int, width: int, generator: Generator) -> tuple[Tensor, Tensor]:
-        """Draws the operations' numbers, int64 (N, steps), -1 for none, and float64 values."""
         limits = torch.tensor([limits for _, *limits in RANDAUGMENT.values()], dtype=torch.float64)
         low, high = limits.unbind(1)
         shape = (n, self.steps)

@@ -64,8 +64,7 @@ class View:
 
 
 class Views(NamedTuple):
-    """The views of one data set: ``strong`` (view 1) for the classifier, ``contrastive`` (views 2 and 3) for
-    the contrastive term, ``outlier`` for outlier exposure."""
+    """The views of one data set: ``strong`` is view 1, ``contrastive`` views 2 and 3."""
 
     strong: View
     contrastive: View
@@ -116,7 +115,6 @@ class RandomApply(Stage):
     probability: float
 
     def draw(self, n: int, height: int, width: int, generator: Generator) -> tuple[Tensor]:
-        """Draws which images change, bool (N,)."""
         return (chance(n, self.probability, generator),)
 
     def apply(self, images: Tensor, chosen: Tensor) -> Tensor:
@@ -136,7 +134,6 @@ class PaddedCrop(Stage):
     flip: float = 0.5
 
     def draw(self, n: int, height: int, width: int, generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Draws offsets (top, left), int64 (N,) in [0, 2 * padding], and mirrors, bool (N,)."""
         top, left = torch.randint(0, 2 * self.padding + 1, (2, n), generator=generator)
         return top, left, chance(n, self.flip, generator)
 
@@ -179,7 +176,6 @@ class RandomResizedCrop(Stage):
     flip: float = 0.5
 
     def draw(self, n: int, height: int, width: int, generator: Generator) -> tuple[Tensor, ...]:
-        """Draws boxes and mirrors, bool (N,)."""
         boxes = draw_crop_boxes(n, height, width, self.scale, generator)
         return *boxes, chance(n, self.flip, generator)
 
@@ -194,7 +190,6 @@ class Cutout(Stage):
     length: int
 
     def draw(self, n: int, height: int, width: int, generator: Generator) -> tuple[Tensor, ...]:
-        """Draws the squares' centres (row, column), int64 (N,) each."""
         return tuple(torch.randint(0, side, (n,), generator=generator) for side in (height, width))
 
     def apply(self, images: Tensor, *drawn: Tensor) -> Tensor:
@@ -227,8 +222,6 @@ class ColorJitter(Stage):
     probability: float = 0.8
 
     def draw(self, n: int, height: int, width: int, generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Draws which images change, bool (N,); the order of brightness 0, contrast 1, saturation 2 and hue
-        3, int64 (N, 4); and their factors, float64 (N, 4)."""
         chosen = chance(n, self.probability, generator)
         order = torch.rand((n, 4), generator=generator).argsort(1)
         factors = [
