@@ -1,7 +1,7 @@
 """Reads results: a record for each evaluation of a run.
 
-A record has ``name`` (its file or folder), ``seed``, ``date``, ``train_seconds``, ``args`` (the training's
-settings) and ``results`` (as in results.json).
+A record has ``name`` (its file or folder), ``run`` (the run directory; not in files), ``seed``, ``date``,
+``train_seconds``, ``args`` (the settings of the training) and ``results`` (as in results.json).
 """
 
 import argparse
@@ -83,6 +83,7 @@ def read_run(folder: Path, run: Path | None = None) -> dict:
         seconds = None
     return {
         "name": str(folder),
+        "run": str(run or folder),
         "seed": settings["seed"],
         "date": results["environment"]["date"],
         "train_seconds": seconds,

@@ -155,9 +155,12 @@ def runs_table(folders: Sequence[Path], chosen: argparse.Namespace) -> Table:
         else:
             groups.append([record])
     labelled = {}
-    for group in groups:
-        others = f" and {len(group) - 1} more" if len(group) > 1 else ""
-        labelled[group[0]["name"] + others] = group
+    for first, *others in groups:
+        twins = [settings_of(group[0]) for group in groups if group[0]["run"] == first["run"]]
+        mine = settings_of(first).items()
+        differ = [f"{name} {value}" for name, value in mine if any(t.get(name) != value for t in twins)]
+        label = ", ".join([first["name"], *differ]) + (f" and {len(others)} more" if others else "")
+        labelled[label] = [first, *others]
     table = table_by_way(labelled, chosen.score, chosen.columns)
     return table._replace(note=note(every, "the run directories"))
 

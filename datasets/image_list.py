@@ -41,7 +41,7 @@ def read_image_list(list_path: Path, labels: range | None = ANY_LABEL) -> tuple[
     label is optional and ignored: all labels are -1. Blank lines are skipped.
 
     Raises InputError: the list is missing or empty; a line has no label in ``labels``, or a path that is
-    absolute or climbs out with ``..``.
+    absolute or climbs out with ``..``; or a file has two labels.
     """
     try:
         lines = Path(list_path).read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n")
@@ -49,6 +49,7 @@ def read_image_list(list_path: Path, labels: range | None = ANY_LABEL) -> tuple[
         raise InputError(f"the list {list_path} cannot be read: {error.strerror}") from error
     paths: list[str] = []
     read: list[int] = []
+    label_of: dict[str, int] = {}
     for number, line in enumerate((os.fsdecode(raw).strip(BLANKS) for raw in lines), start=1):
         if not line:
             continue
@@ -58,7 +59,10 @@ def read_image_list(list_path: Path, labels: range | None = ANY_LABEL) -> tuple[
             raise InputError(f"{list_path}, line {number}: no label in {labels[0]}..{labels[-1]}: {line!r}")
         if path.startswith("/") or ".." in path.split("/"):
             raise InputError(f"{list_path}, line {number} leaves the image folder: {line!r}")
-        paths.append(os.path.normpath(path))
+        path = os.path.normpath(path)
+        if label_of.setdefault(path, label) != label:
+            raise InputError(f"{list_path}, line {number}: {path!r} has the label {label_of[path]} as well")
+        paths.append(path)
         read.append(label)
     if not paths:
         raise InputError(f"{list_path} lists no image")

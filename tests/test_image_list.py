@@ -47,6 +47,7 @@ def test_without_labels(tmp_path):
         b"a.png 10",
         b'a.png {"label": 1}',
         b'a.png {"sc_label": 1.5}',
+        b"./good.png 1",  # one file under two labels
     ],
 )
 def test_bad_lines_are_named(tmp_path, line):

@@ -64,7 +64,7 @@ def test_runs_that_differ_in_the_seed_alone_share_a_row(tmp_path, capsys):
 
 
 def test_evaluations_of_one_run_that_differ_have_rows_of_their_own(tmp_path, capsys):
-    """In calibrations, settings, nothing but the folder, or in their origin."""
+    """In calibrations, settings, nothing but the folder, or in their origin; labels say what differs."""
     run = tmp_path / "run"
     write_run(run, 0, 0.9, calibration_split="train")
     accuracy = json.loads((run / "results.json").read_text())["accuracy"]
@@ -76,7 +76,14 @@ def test_evaluations_of_one_run_that_differ_have_rows_of_their_own(tmp_path, cap
     write_evaluation(tmp_path / "third-party", tmp_path / "theirs.pth", 0, 0.6, **about)
     folders = [run, *(tmp_path / name for name in ("alone", "auto", "crop", "again", "third-party"))]
     _, rows, _ = show_runs(capsys, *folders, *ONE, "minutes")
-    assert [row[0] for row in rows] == [str(folder) for folder in folders]
+    assert [row[0].removeprefix(str(tmp_path)) for row in rows] == [
+        "/run, calibration_split train, calibration none fc",
+        "/alone, calibration none",
+        "/auto, calibration auto",
+        "/crop, calibration_split train, ood_resize crop, calibration none fc",
+        "/again, calibration_split train, calibration none fc",
+        "/third-party",
+    ]
     assert [row[-2:] for row in rows[2:4]] == [["80.00", "1.5"], ["70.00", "1.5"]]
     assert rows[5][-2:] == ["60.00", "-"]
     with pytest.raises(InputError, match=str(tmp_path)):
