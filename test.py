@@ -29,7 +29,7 @@ from utils.errors import InputError, exit_cleanly
 from utils.evaluation import extract_features, prepare_network
 from utils.evaluation_script import choose_settings, data_of_run, evaluation_parser, run_script, warn
 from utils.fitting import TrainingSets
-from utils.results import Sets, conclude
+from utils.results import conclude
 from utils.weights import network_of, network_weights
 
 
@@ -87,7 +87,7 @@ def evaluate(args, compute, checkpoint, known, notes, out):
         attending=features("calibration images", leaked) or of_training,
     )
     of_ood = {name: features(name, images) for name, images in ood_sets.items()}
-    sets = Sets(features("test images", test), of_ood, fitting)
+    of_test = features("test images", test)
     if compute.is_main:
         about = {"dataset": known["ds"], "network": known["model"], "checkpoint": str(args.ckpt_path)}
         about |= {"rho": known["rho"], "normalization": known["normalization"], "ood_resize": args.ood_resize}
@@ -96,7 +96,7 @@ def evaluate(args, compute, checkpoint, known, notes, out):
         subject = Subject(
             model, known["model"], "cifar", preprocessing, class_counts, class_names, checkpoint
         )
-        conclude(subject, sets, settings, about, out, compute.device)
+        conclude(subject, of_test, of_ood, fitting, settings, about, out, compute.device)
 
 
 def identify(checkpoint, given):
@@ -123,8 +123,8 @@ def identify(checkpoint, given):
 def parse_args(argv=None):
     parser = evaluation_parser(__doc__)
     add = parser.add_argument
-    of_run, in_memory = "default: the checkpoint's", flags.dataset_in_memory
-    add("--dataset", "--ds", dest="ds", type=in_memory, choices=tuple(BENCHMARKS), help=of_run)
+    of_run = "default: the checkpoint's"
+    add("--dataset", "--ds", dest="ds", choices=tuple(BENCHMARKS), help=of_run)
     add("--model", "--md", choices=tuple(FAMILIES["cifar"]), help=of_run)
     add("--imbalance_ratio", "--rho", dest="rho", type=flags.imbalance_ratio, help=of_run)
     data = "the data folder; default: the run's, else data"

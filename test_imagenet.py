@@ -28,7 +28,7 @@ from utils.errors import InputError, exit_cleanly
 from utils.evaluation import Features, extract_features, prepare_network
 from utils.evaluation_script import choose_settings, data_of_run, evaluation_parser, run_script, warn
 from utils.fitting import TrainingSets
-from utils.results import Sets, conclude
+from utils.results import conclude
 from utils.weights import network_of, network_weights
 
 
@@ -109,7 +109,7 @@ def evaluate(args, compute, checkpoint, known, notes, out):
         subject = Subject(
             model, known["model"], "imagenet", preprocessing, class_counts, class_names, checkpoint
         )
-        conclude(subject, Sets(of_test, of_ood, fitting), settings, about, out, compute.device)
+        conclude(subject, of_test, of_ood, fitting, settings, about, out, compute.device)
 
 
 def require_same_classes(files, class_names, list_path):

@@ -15,7 +15,6 @@ from utils.checkpoint import (
     LATEST,
     PREVIOUS,
     load_checkpoint,
-    load_run,
     open_checkpoint,
     require_classes,
     results_folder,
@@ -68,10 +67,10 @@ def test_a_truncated_latest_is_replaced_by_the_previous_with_a_warning(share, tm
     path = tmp_path / LATEST
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
     with pytest.warns(UserWarning, match=f"{LATEST}.*{PREVIOUS}"):
-        assert load_run(tmp_path)["epoch"] == 1
+        assert open_checkpoint(tmp_path)["epoch"] == 1
     (tmp_path / PREVIOUS).unlink()
     with pytest.raises(InputError, match=LATEST):
-        load_run(tmp_path)
+        open_checkpoint(tmp_path)
 
 
 def test_a_damaged_latest_does_not_become_the_previous(tmp_path):
@@ -99,7 +98,7 @@ def test_a_crash_while_saving_leaves_a_whole_checkpoint(moment, tmp_path, monkey
             patch.setattr(os, "replace", lambda *names: crash() if next(renames) else replace(*names))
         with pytest.raises(OSError, match="no space"):
             save_checkpoint(state(9), tmp_path)
-    assert load_run(tmp_path)["epoch"] == 3
+    assert open_checkpoint(tmp_path)["epoch"] == 3
     assert not list(tmp_path.glob("*.tmp"))
 
 
@@ -147,11 +146,6 @@ def test_weights_are_found_in_every_published_form(prefix, path):
     for container in reversed(path):
         checkpoint = {"epoch": 7, "optimizer": {"state": {}}, container: checkpoint}
     assert_same(network_weights(checkpoint), weights)
-
-
-def test_weights_of_one_name_with_and_without_a_prefix_are_refused():
-    with pytest.raises(InputError, match="module"):
-        network_weights({"model": {"module.w": torch.ones(1), "w": torch.zeros(1)}})
 
 
 def test_the_results_of_each_file_have_a_folder_of_their_own(tmp_path):

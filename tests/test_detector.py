@@ -256,7 +256,7 @@ def test_images_that_cannot_be_scored(digits, photos, tmp_path, capsys):
         (["--images", photos, "--ckpt_path", tmp_path], "test.py"),
         (["--images", photos / "note.txt", *run_of], "note.txt"),
         (["--images", photos, *run_of, "--calibration", "fc", "none"], "--calibration"),
-        (["--images", photos, *run_of, "--tnorm"], "--tnorm"),
+        (["--select", "best", "--ckpt_path", digits.folder / "latest.pth"], "--select"),
     ):
         assert run(evaluation.main, *argv, *flags) == 2
         assert named in capsys.readouterr().err.splitlines()[-1]

@@ -16,7 +16,6 @@ from command_line import ROOT, load_script, run
 from image_files import truncate
 from PIL import Image
 
-import train
 import train_imagenet
 from utils import results
 from utils.detector import Detector
@@ -281,12 +280,6 @@ def test_the_learning_rate_falls_at_the_decay_epochs(decay, epochs):
     first, second = (3, 4) if epochs == 5 else (60, 80)
     rates = [rate(e) for e in (0, first - 1, first, second - 1, second, epochs - 1)]
     assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
-
-
-def test_the_learning_rate_rises_over_the_warm_up_epochs():
-    rate = train.warmed_up(lambda epoch: 0.8, 3)
-    assert [rate(e) for e in range(5)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 0.8])
-    assert train.warmed_up(lambda epoch: 0.8, 0)(0) == 0.8
 
 
 @pytest.mark.parametrize(

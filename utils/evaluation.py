@@ -101,14 +101,11 @@ def predict(calibration: Calibration, fitted: FittedScores, features: Tensor) ->
 def evaluate(
     calibrations: dict, test: Features, ood_sets: dict[str, Features], class_counts: list[int]
 ) -> tuple[dict[str, list], dict]:
-    """Returns scores and metrics under every calibration, see :func:`utils.fitting.fit_calibrations`.
+    """Returns (results, scores) under every calibration of :func:`utils.fitting.fit_calibrations`.
 
-    In ``ood_sets``, by name, images with labels >= 0 count on the ID side.
-
-    Returns:
-        (results, scores): ``results`` has the lists ``rows``, of each calibration, score and OOD set, their
-        unweighted ``mean`` over the sets, and ``accuracy``, of each calibration; all fractions, None where
-        there are no images. ``scores[calibration][score][ood]`` is (id_scores, ood_scores).
+    ``results`` has the lists ``rows``, of each calibration, score and OOD set, their unweighted ``mean`` over
+    the sets, and ``accuracy``, of each calibration; all fractions, None where there are no images.
+    ``scores[calibration][score][ood]`` is (id_scores, ood_scores). OOD images with labels >= 0 count as ID.
     """
     rows, means, accuracies, scores = [], [], [], {}
     for name, (calibration, fitted) in calibrations.items():

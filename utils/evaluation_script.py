@@ -2,9 +2,11 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from datasets.folders import files_below
 from datasets.normalization import NORMALIZATIONS
@@ -12,7 +14,7 @@ from utils import flags
 from utils.calibration import CALIBRATIONS
 from utils.checkpoint import BEST, open_checkpoint, results_folder
 from utils.detector import Detector, find_detector
-from utils.distributed import Compute, finish, in_main, refuse_torchrun, start
+from utils.distributed import Compute, finish, in_main, start
 from utils.errors import InputError, say, show_warnings_plainly
 from utils.evaluation import Settings
 from utils.fitting import needs_outliers
@@ -20,9 +22,6 @@ from utils.scores import score_names
 from utils.text_files import csv_text, writable_folder, write_text
 
 KEEP = 0.95  # the share of ID images that the detector keeps by default
-# Flags, with their defaults, whose effect is stored in a detector.
-SETTLED = {"FC": None, "fc_strength": 1, "tnorm": False, "precision": "auto", "normalization": None}
-SETTLED |= {"ood_resize": "squash", "save_features": False, "select": "last"}
 COLUMNS = ("class", "class_name", "probability", "score", "ood")  # of predictions.csv, after the path
 
 
@@ -122,18 +121,13 @@ def run_script(
     """Evaluates a run, or applies its detector to ``--images``. ``identify(checkpoint, flags)`` says what
     network it is, with notes; ``evaluate(args, compute, checkpoint, what it is, notes, folder)`` writes."""
     show_warnings_plainly()
-    if args.images:
-        refuse_torchrun("--images")
-        for name, default in SETTLED.items():
-            if getattr(args, name, default) != default:
-                raise InputError(f"--{name} has no effect with --images: the detector is as it was evaluated")
-        names = args.calibration or [None]
-        if len(names) > 1:
-            raise InputError("with --images give one --calibration; default: the detector's")
-        detector = Detector.load(args.ckpt_path, start(args.gpu).device, names[0], args.score, args.keep)
-        predict_files(args.images, detector, args.srp or find_detector(args.ckpt_path).parent)
-        return
     compute = start(args.gpu)
+    if args.images:
+        in_main(compute, lambda: predict_files(args, compute.device))
+        finish()
+        return
+    if args.select == "best" and not args.ckpt_path.is_dir():
+        raise InputError(f"--select best takes a run directory, which {args.ckpt_path} is not")
     checkpoint = open_checkpoint(args.ckpt_path if args.select == "last" else args.ckpt_path / BEST)
     known, notes = identify(checkpoint, vars(args))
     if args.select == "best":
@@ -149,16 +143,20 @@ def warn(compute: Compute, notes: list[str]) -> None:
         say(f"warning: {note}", sys.stderr)
 
 
-def predict_files(paths: Sequence[Path], detector: Detector, folder: Path) -> None:
-    """Prints a line for each image of files and folders, and writes ``predictions.csv`` to ``folder``; warns
-    about files that it cannot read, and raises InputError if there is no other."""
-    table = writable_folder(folder) / "predictions.csv"
+def predict_files(args: argparse.Namespace, device: torch.device) -> None:
+    """Applies the run's detector to ``--images``: prints and writes ``predictions.csv``; warns about files
+    that it cannot read, and raises InputError if there is no other."""
+    names = args.calibration or [None]
+    if len(names) > 1:
+        raise InputError("with --images give one --calibration; default: the detector's")
+    detector = Detector.load(args.ckpt_path, device, names[0], args.score, args.keep)
+    table = writable_folder(args.srp or find_detector(args.ckpt_path).parent) / "predictions.csv"
     say(
         f"calibration {detector.calibration}, score {detector.score}; OOD above {detector.threshold:.4f}, "
         f"which keeps {100 * detector.keep:g} % of {detector.describe_images()}"
     )
     files, rows = [], []
-    for path in paths:
+    for path in args.images:
         files += map(Path, sorted(files_below(path))) if path.is_dir() else [path]
     for path in dict.fromkeys(files):
         try:
@@ -174,6 +172,6 @@ def predict_files(paths: Sequence[Path], detector: Detector, folder: Path) -> No
             f"score {found.score:.4f}, {'OOD' if found.ood else 'ID'}"
         )
     if not rows:
-        raise InputError(f"none of the files in {', '.join(map(str, paths))} can be read as an image")
+        raise InputError(f"none of the files in {', '.join(map(str, args.images))} can be read as an image")
     write_text(table, csv_text(rows))
     say(f"written: {table}, {len(rows)} images")

@@ -62,29 +62,23 @@ def fit_calibrations(
     statistics: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[dict[str, tuple[Calibration, FittedScores]], dict[str, Any]]:
     """Returns the calibrations to evaluate, each with its scores, and facts for the results file; prints how
-    the probe and "auto" ended.
+    the probe and "auto" ended. Raises InputError if ``score``, by which "auto" is judged, cannot be fitted.
 
-    Args:
-        names: some of :data:`utils.calibration.CALIBRATIONS`, or only "auto".
-        classifier: the network's; everything is computed on its device.
-        score: the one that "auto" is judged by; InputError if it cannot be fitted. strength: of "fc".
-        statistics: see :func:`trained_statistics`.
+    ``names``: some of :data:`utils.calibration.CALIBRATIONS`, or only "auto". ``strength``: of "fc".
+    ``statistics``: see :func:`trained_statistics`. Everything is computed on the classifier's device.
     """
     attention = probe = None
     num_outliers = len(sets.outliers.features) if needs_outliers(names, score) else 0
     facts, with_probe = {"num_ood_samples": num_outliers, "vmf": {}}, needs_probe(names, score)
     if "auto" in names:
         trials = try_calibrations(classifier, sets, class_counts, score, statistics)
-        best = [trial for trial in trials if quality(trial) == max(map(quality, trials))]
-        chosen = best[0]  # the simplest
+        chosen = max(trials, key=quality)  # of equals the first, the simplest
         say(f"--calibration auto, on held-out images: AUROC ({score}) + mean class accuracy")
         for trial in trials:
             name = " ".join(str(trial[key]) for key in ("calibration", "fc_strength") if trial[key])
             auroc, accuracy, both = (100 * v for v in (trial["auroc"], trial["accuracy"], quality(trial)))
             mark = "  chosen" if trial is chosen else ""
             say(f"  {name:8} {auroc:6.2f} + {accuracy:6.2f} = {both:6.2f}{mark}")
-        if len(best) > 1:
-            say(f"  {len(best)} tie: the simplest of them is chosen")
         names, strength = ["none", chosen["calibration"]], chosen["fc_strength"]
         facts["auto"] = {"chosen": chosen, "trials": trials, "score": score}
     if "fc" in names:
@@ -115,13 +109,9 @@ def fit_with(score: str, training: Training, names: Iterable[str] | None = None)
 def try_calibrations(
     classifier: Classifier, sets: TrainingSets, class_counts: Sequence[int], score: str, statistics=None
 ) -> list[dict[str, Any]]:
-    """Measures none, FC at several strengths and the probe on held-out training images and outliers, see
-    :func:`fit_calibrations`.
-
-    Attention, probe and score are fitted with nine tenths of the outliers; AUROC is of every tenth against
-    the held-out images. Returns a list of {calibration, fc_strength, auroc, accuracy}: ``fc_strength`` is
-    None where it is not FC, ``accuracy`` the mean over the classes.
-    """
+    """Measures none, FC at several strengths and the probe on held-out training images and every tenth
+    outlier; all are fitted without these. Returns a list of {calibration, fc_strength, auroc, accuracy}:
+    ``fc_strength`` is None where it is not FC, ``accuracy`` the mean over the classes."""
     is_held_out = torch.arange(len(sets.outliers.features)) % 10 == 0
     held_outliers, outliers = sets.outliers.features[is_held_out], sets.outliers.features[~is_held_out]
     attention = fit_attention(classifier, sets.attending, outliers, class_counts)

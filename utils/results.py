@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,16 +29,15 @@ OUTPUTS += tuple(f"{plot}.{kind}" for plot in ("scores", "roc") for kind in FIGU
 BRIEF = ("auroc", "fpr95")  # columns of the table of every score
 
 
-class Sets(NamedTuple):
-    """The features of an evaluation: of the ID test set, the OOD sets by name, and what is fitted on."""
-
-    test: Features
-    ood: dict[str, Features]
-    fitting: TrainingSets
-
-
 def conclude(
-    subject: Subject, sets: Sets, settings: Settings, about: dict, folder: Path, device: torch.device
+    subject: Subject,
+    test: Features,
+    ood: dict[str, Features],
+    fitting: TrainingSets,
+    settings: Settings,
+    about: dict,
+    folder: Path,
+    device: torch.device,
 ) -> None:
     """Fits calibrations and scores, evaluates them, prints the tables and writes results and detector.
 
@@ -49,9 +48,9 @@ def conclude(
     classifier, counts = Classifier.of(subject.model, settings.tnorm), subject.class_counts
     statistics = trained_statistics(subject.checkpoint, *classifier.weight.shape)
     calibrations, facts = fit_calibrations(
-        settings.calibrations, classifier, sets.fitting, counts, settings.score, settings.strength, statistics
+        settings.calibrations, classifier, fitting, counts, settings.score, settings.strength, statistics
     )
-    results, scores = evaluate(calibrations, sets.test, sets.ood, counts)
+    results, scores = evaluate(calibrations, test, ood, counts)
     split = settings.calibration_split if "fc" in calibrations else None
     settings = settings._replace(precision=resolved_precision(device, settings.precision))
     about = about | progress_of(subject.checkpoint) | {"calibration_split": split, "score": settings.score}
@@ -67,17 +66,17 @@ def conclude(
             write_text(new / "results.csv", results_csv(results))
             write_text(new / "results.md", markdown(results))
             if settings.save_features:
-                _write_features(sets, classifier, new / FEATURES)
+                _write_features(test, ood, fitting, classifier, new / FEATURES)
             if split == "test":
                 say("no detector is written when test images were used for calibration")
             else:
-                write_detector(new / FILE, subject, calibrations, sets.fitting, settings, facts.get("auto"))
+                write_detector(new / FILE, subject, calibrations, fitting, settings, facts.get("auto"))
             for name in OUTPUTS:  # of an earlier evaluation
                 old = folder / name
                 shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
             for file in new.iterdir():
                 os.replace(file, folder / file.name)
-        if sets.ood:  # last, so a plot that fails costs no number
+        if ood:  # last, so a plot that fails costs no number
             curves = {f"calibration: {name}": of[settings.score] for name, of in scores.items()}
             title = f"{_data(results)}, {subject.name}, score: {settings.score}"
             for name, plot in (("scores", plot_score_histograms), ("roc", plot_roc)):
@@ -87,11 +86,11 @@ def conclude(
     say(f"written to {folder}")
 
 
-def _write_features(sets, classifier, folder):
+def _write_features(test, ood, fitting, classifier, folder):
     folder.mkdir()
-    fitting = sets.fitting._asdict() | {"attending": None}
-    named = {"test": sets.test} | {name: of_set for name, of_set in fitting.items() if of_set is not None}
-    named |= {f"{name}-ood" if name in named else name: of_set for name, of_set in sets.ood.items()}
+    fitting = fitting._asdict() | {"attending": None}
+    named = {"test": test} | {name: of_set for name, of_set in fitting.items() if of_set is not None}
+    named |= {f"{name}-ood" if name in named else name: of_set for name, of_set in ood.items()}
     for name, of_set in named.items():
         logits = torch.cat([rows.logits.float() for rows in Calibration(classifier).outputs(of_set.features)])
         np.savez(folder / f"{name}.npz", **of_set._asdict(), logits=logits.cpu())

@@ -26,15 +26,7 @@ from utils.checkpoint import (
     save_checkpoint,
     save_whole,
 )
-from utils.distributed import (
-    Compute,
-    environment,
-    finish,
-    from_main,
-    in_main,
-    resumed_in,
-    sum_over_processes,
-)
+from utils.distributed import Compute, environment, finish, from_main, in_main, resumed_in, sum_over_processes
 from utils.errors import InputError, first_line, say
 from utils.guard import StepGuard
 from utils.history import EpochMeter, add_scalars, best_epoch, describe, doubts, scalar_writer, write_log
@@ -264,7 +256,7 @@ class Run:
         """Writes and draws the history; raises InputError if the trained network could not be saved."""
         if self.history:  # again: an earlier write may have failed
             self._try_to_write("log.jsonl", write_log, self.folder, self.history)
-        self._draw("training", plot_history, self.history)
+            self._draw("training", plot_history, self.history)
         say(f"run directory: {self.folder}")
         if not self.finished:
             say(f"stopped in epoch {self.epoch + 1}; --resume continues from the last checkpoint", sys.stderr)
@@ -276,15 +268,11 @@ class Run:
 
 @contextmanager
 def open_run(settings: dict, compute: Compute, data: TrainingData, trained: Trained) -> Iterator[Run]:
-    """Takes the run directory, resumes its run if asked to, and yields the :class:`Run`.
+    """Takes the run directory, resumes its run if asked to, and yields the :class:`Run`. ``settings``, flags
+    as plain values, are recorded, and compared with those of the run to resume.
 
     On the first SIGTERM or SIGINT the current step is finished and saved; the process exits with status 75.
-
-    Args:
-        settings: the flags as plain values; recorded, and compared with those of the run to resume.
-
-    Raises:
-        InputError: the directory, or the run in it, is not one to write to or to resume.
+    Raises InputError if the directory, or the run in it, is not one to write to or to resume.
     """
     folder, resume = Path(settings["srp"]), settings["resume"]
     with ExitStack() as stack:
@@ -296,15 +284,14 @@ def open_run(settings: dict, compute: Compute, data: TrainingData, trained: Trai
             run.save()
         yield run
         in_main(compute, run.end)  # a launcher ends the others once one process has ended
+    finish()
     if not run.finished:
-        finish()
         sys.exit(EXIT_STOPPED)
 
 
 @contextmanager
 def taken_folder(folder: Path, resume: str | None) -> Iterator[None]:
-    """Makes a run directory this process's own, unless another process uses it or it holds another run; the
-    kernel releases that of a dead process."""
+    """Makes a run directory this process's own, unless another process uses it or it holds another run."""
     with open(writable_folder(folder) / "run.lock", "w") as lock:
         try:  # unlike flock's, lockf's lock is not inherited by forked readers
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -22,18 +22,12 @@ SCRIPTS = {"cifar": "train.py", "imagenet": "train_imagenet.py"}  # by family of
 
 
 def network_weights(checkpoint: Any) -> dict[str, Tensor]:
-    """Returns the network's weights in our own or a third-party checkpoint, without ``WRAPPERS``.
-
-    Raises:
-        InputError: there are no tensors, bare or in one of ``CONTAINERS``, or two of one name.
-    """
-    named = [(WRAPPERS.sub("", key), value) for key, value in _named_tensors(checkpoint)]
-    weights = dict(named)
+    """Returns the network's weights in our own or a third-party checkpoint, without ``WRAPPERS``; raises
+    InputError if there are no tensors, bare or in one of ``CONTAINERS``."""
+    weights = {WRAPPERS.sub("", key): value for key, value in _named_tensors(checkpoint)}
     if not weights:
         keys = some(checkpoint) if isinstance(checkpoint, dict) else "none"
         raise InputError(f"the checkpoint holds no network weights; its keys: {keys}")
-    if len(weights) < len(named):
-        raise InputError("the checkpoint has weights of one name with and without a prefix such as module.")
     return weights
 
 
@@ -56,11 +50,8 @@ def some(names, number: int = 9) -> str:
 
 
 def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> list[str]:
-    """Loads every key the network has, and returns the sorted names of the checkpoint's other keys.
-
-    Raises:
-        InputError: the weights do not fit the network or are not finite.
-    """
+    """Loads every key the network has, and returns the sorted names of the checkpoint's other keys; raises
+    InputError if the weights do not fit the network or are not finite."""
     wanted = model.state_dict()
     # BatchNorm's batch counters are not weights; old checkpoints lack them.
     missing = [key for key in wanted if key not in weights and not key.endswith("num_batches_tracked")]
@@ -110,15 +101,9 @@ def _backbone(state):
 
 
 def initialize(model: nn.Module, source: str, name: str) -> str:
-    """Loads a trained backbone into a network, but no classifier or head (``--init``; beyond the paper).
-
-    Args:
-        source: "imagenet", for torchvision's weights, or a checkpoint of torchvision, timm or this project.
-        name: the network's, in ``models.FAMILIES``.
-
-    Returns:
-        A sentence that says what was loaded, left out and newly initialised.
-    """
+    """Loads a trained backbone, but no classifier or head, into a network of this name, and says what was
+    left out (``--init``; beyond the paper). ``source``: "imagenet", for torchvision's weights, or a
+    checkpoint of torchvision, timm or this project."""
     from_file = source != "imagenet"
     weights = network_weights(load_checkpoint(source)) if from_file else _of_torchvision(model, name)
     backbone = {key: value for key, value in weights.items() if not key.startswith(NEW)}
