@@ -52,12 +52,12 @@ def evaluate(args, compute, checkpoint, known, notes, out):
     class_counts = torch.bincount(training.labels, minlength=benchmark.num_classes).tolist()
     class_names = benchmark.class_names(drp)
     require_classes(checkpoint, class_counts, class_names)
-    settings, outliers, more = choose_settings(
+    outliers, more = choose_settings(
         args, held_out is not None, lambda: benchmark.load_outliers(drp, args.num_ood_samples)
     )
     notes += more
     leaked = None
-    if settings.calibration_split == "test":  # the images that the authors' release calibrates on
+    if args.calibration_split == "test":  # the images that the authors' release calibrates on
         counts = long_tail_counts(int(torch.bincount(test.labels).max()), len(class_counts), known["rho"])
         leaked = test.select(long_tail_indices(test.labels, counts))
         notes.append("feature calibration used labelled TEST images, a leak; for auditing only")
@@ -96,7 +96,7 @@ def evaluate(args, compute, checkpoint, known, notes, out):
         subject = Subject(
             model, known["model"], "cifar", preprocessing, class_counts, class_names, checkpoint
         )
-        conclude(subject, of_test, of_ood, fitting, settings, about, out, compute.device)
+        conclude(subject, of_test, of_ood, fitting, args, about, out, compute.device)
 
 
 def identify(checkpoint, given):

@@ -56,7 +56,7 @@ def evaluate(args, compute, checkpoint, known, notes, out):
         ood = load_ood_lists(data["txt_ood_test"], iodp)
     else:
         notes.append(f"accuracy alone: the OOD list {missing[0]} is missing; --txt_ood_test names another")
-    settings, outliers, more = choose_settings(
+    outliers, more = choose_settings(
         args, held_out is not None, lambda: load_files(data["txt_ood_train"], iodp, labelled=False)
     )
     notes += more + overlaps(test, every, ood, outliers)
@@ -109,7 +109,7 @@ def evaluate(args, compute, checkpoint, known, notes, out):
         subject = Subject(
             model, known["model"], "imagenet", preprocessing, class_counts, class_names, checkpoint
         )
-        conclude(subject, of_test, of_ood, fitting, settings, about, out, compute.device)
+        conclude(subject, of_test, of_ood, fitting, args, about, out, compute.device)
 
 
 def require_same_classes(files, class_names, list_path):

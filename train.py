@@ -22,7 +22,7 @@ from models import FAMILIES, build_model
 from utils import flags
 from utils.checkpoint import parse_training, resumes
 from utils.distributed import autocast, parallelize, resolved_precision, seed_everything, share_buffers, start
-from utils.errors import InputError, exit_cleanly, say, show_warnings_plainly
+from utils.errors import InputError, exit_cleanly, say
 from utils.guard import StepGuard
 from utils.history import EpochMeter
 from utils.losses import PATTLoss
@@ -112,7 +112,6 @@ def build_optimizer(model, args):
 
 
 def build_criterion(args, class_counts, embedding_dim):
-    """Builds the loss that the flags describe."""
     return PATTLoss(
         class_counts,
         embedding_dim,
@@ -134,7 +133,6 @@ def cosine(base, epochs):
 
 
 def main(argv=None):
-    show_warnings_plainly()
     args = parse_args(argv)
     compute = start(args.gpu)
     seed_everything(args.seed, args.deterministic)

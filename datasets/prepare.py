@@ -29,7 +29,7 @@ from datasets.outliers import FILE as OUTLIER_FILE
 from datasets.outliers import load_outliers
 from datasets.scood import DEFAULT_SETS, image_root, list_path
 from utils import flags
-from utils.errors import InputError, exit_cleanly, first_line, say, show_warnings_plainly
+from utils.errors import InputError, exit_cleanly, first_line, say
 from utils.text_files import whole_file, writable_folder
 
 TINY_IMAGES_URL = "https://people.eecs.berkeley.edu/~hendrycks/300K_random_images.npy"
@@ -40,7 +40,6 @@ FEW = 20_000  # training pictures below which a network is better fine-tuned tha
 
 
 def main(argv: list[str] | None = None) -> None:
-    show_warnings_plainly()
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["imagenet"]:
         prepare_imagenet(argv[1:])

@@ -44,28 +44,6 @@ def test_against_a_double_loop(seed):
     assert float(a.min()) == 0 and float(a.max()) == 2
 
 
-def test_by_hand():
-    # S = mean(f) * w / pi of one class = (1, 2, 3); O = f * w / pi = (1, 0, 0); E = (0, 2, 3)
-    one = torch.ones(1, dtype=torch.float64)
-    a = attention_weight(
-        torch.tensor([[0.0, 2.0, 2.0], [2.0, 2.0, 4.0]]),
-        torch.tensor([0, 0]),
-        torch.tensor([[1.0, 0.0, 0.0]]),
-        torch.tensor([0]),
-        torch.ones(1, 3),
-        one,
-    )
-    assert a.tolist() == pytest.approx([0, 4 / 3, 2])
-
-
-def test_scaling_every_feature_or_the_classifier_changes_nothing():
-    p = problem()
-    scaled = p | {"features": 10 * p["features"], "outlier_features": 10 * p["outlier_features"]}
-    heavier = p | {"classifier_weight": 3 * p["classifier_weight"]}
-    for other in (scaled, heavier):
-        assert torch.allclose(attention_weight(**p), attention_weight(**other), atol=1e-5)
-
-
 def test_what_it_cannot_be_computed_from_is_refused():
     p = problem()
     kept, nan = p["labels"] != 2, p["features"].index_fill(0, torch.tensor([3]), float("nan"))

@@ -3,6 +3,7 @@
 import math
 import os
 import warnings
+from argparse import Namespace
 
 import pytest
 import torch
@@ -11,13 +12,13 @@ from image_files import photograph
 from datasets.normalization import NORMALIZATIONS
 from datasets.preprocessing import Preprocessing
 from models import build_model
-from utils.calibration import Classifier
+from utils.calibration import CALIBRATIONS, Classifier
 from utils.detector import Detector, Subject, keeping_threshold, write_detector
 from utils.errors import InputError
-from utils.evaluation import Features, Settings
+from utils.evaluation import Features
 from utils.fitting import TrainingSets, fit_calibrations
 
-SETTINGS = Settings(["none", "fc", "probe"], "energy", 1.0, 0.95, "train", False, "fp32", "png", False)
+SETTINGS = {"score": "energy", "keep": 0.95, "precision": "fp32"}
 
 
 @pytest.fixture
@@ -27,9 +28,7 @@ def fitted():
     network = build_model("ResNet20", 3)
     training = Features(torch.rand(60, 64), torch.arange(60) % 3)
     sets = TrainingSets(training, Features(torch.rand(20, 64), -torch.ones(20).long()), training, training)
-    calibrations, _ = fit_calibrations(
-        SETTINGS.calibrations, Classifier.of(network), sets, [20, 20, 20], score="energy"
-    )
+    calibrations, _ = fit_calibrations(CALIBRATIONS, Classifier.of(network), sets, [20] * 3, score="energy")
     return network, calibrations, sets
 
 
@@ -40,7 +39,7 @@ def write(folder, fitted, names=None, auto=None, epoch=30, sets=None, calibratio
     subject = Subject(network, "ResNet20", "cifar", preprocessing, [20, 20, 20], names, checkpoint)
     chosen = {name: made[name] for name in calibrations or made}
     path = folder / "detector.pth"
-    write_detector(path, subject, chosen, sets or made_from, SETTINGS._replace(**settings), auto)
+    write_detector(path, subject, chosen, sets or made_from, Namespace(**SETTINGS | settings), auto)
     return path
 
 

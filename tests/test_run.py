@@ -55,13 +55,6 @@ def test_a_run_is_resumed_with_its_own_flags(finished, tmp_path, capsys):
     assert args["lr"] == 0.002 and args["batch_size"] == 8 and args["ds"] == "digits" and args["epochs"] == 2
 
 
-def test_a_finished_run_says_that_it_is_finished(finished, capsys):
-    before = (finished / "latest.pth").read_bytes()
-    assert run(train.main, "--srp", finished, "--resume") == 0
-    assert "already finished: 2 of 2 epochs" in capsys.readouterr().out
-    assert (finished / "latest.pth").read_bytes() == before
-
-
 def test_the_log_is_also_flat_csv_with_each_classs_accuracy(finished):
     header, *rows = (finished / "log.csv").read_text().splitlines()
     record = json.loads((finished / "log.jsonl").read_text().splitlines()[1])

@@ -31,24 +31,19 @@ FREE_FLAGS = {"resume", "gpu", "num_workers", "srp", "tb", "checkpoint_every_min
 FREE_FLAGS |= DATA_FLAGS | {"compile", "figures", "init", "patience", "tensorboard"}
 
 
-def save_checkpoint(state: dict, folder: Path) -> None:
-    """Writes ``folder/latest.pth``; the one before becomes ``previous.pth``. See :func:`save_whole`."""
-    save_whole(state, Path(folder) / LATEST, previous=Path(folder) / PREVIOUS)
-
-
-def save_whole(state: dict, path: Path, previous: Path | None = None) -> None:
-    """Writes a file for :func:`load_checkpoint`; a crash at any moment, or an OSError, leaves a whole file.
-    ``previous``: the new name of a whole file at ``path``; None replaces that file."""
+def save_checkpoint(state: dict, path: Path) -> None:
+    """Writes a file for :func:`load_checkpoint`; a crash at any moment, or an OSError, leaves a whole file. A
+    whole ``latest.pth`` becomes ``previous.pth``, others are replaced."""
     buffer = io.BytesIO()  # of a full disk torch's own error would not say so
     torch.save(on_device("cpu", state), buffer)
     with whole_file(path, "xb") as file:
         file.write(buffer.getbuffer())
         file.flush()
         os.fsync(file.fileno())
-        if previous is not None:
+        if path.name == LATEST:
             with contextlib.suppress(InputError):  # a damaged file must not become the previous one
                 load_checkpoint(path)
-                os.replace(path, previous)
+                os.replace(path, path.with_name(PREVIOUS))
 
 
 def on_device(device: torch.device | str, value: Any) -> Any:
@@ -205,13 +200,11 @@ def parse_training(
 
 
 def _run_folder(args, defaults):
-    """Returns the run directory, by default one named after data set, network and seed."""
     model = args.model or defaults[args.ds]["model"]
     return args.srp or Path("runs") / f"{args.ds}_{model}_{args.seed}"
 
 
 def _stored_flags(resume, folder):
-    """Returns the flags of the run in the file or folder ``resume``, by default in ``folder``."""
     if resume or holds_run(folder):
         stored = stored_arguments(open_checkpoint(resume or folder))
         if not stored:

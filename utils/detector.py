@@ -10,6 +10,7 @@ training images and is stored with ``--score knn`` alone.
 
 import math
 import warnings
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,10 +23,10 @@ from datasets.normalization import Normalization
 from datasets.preprocessing import Preprocessing
 from models import build_model
 from utils.calibration import Calibration, Classifier
-from utils.checkpoint import is_unfinished, load_checkpoint, on_device, results_folder, save_whole
+from utils.checkpoint import is_unfinished, load_checkpoint, on_device, results_folder, save_checkpoint
 from utils.distributed import autocast
 from utils.errors import InputError, first_line
-from utils.evaluation import Settings, predict
+from utils.evaluation import predict
 from utils.fitting import TrainingSets
 from utils.scores import SCORES, FittedScores
 from utils.weights import load_weights
@@ -204,14 +205,14 @@ class Detector:
 
 
 def write_detector(
-    path: Path, subject: Subject, calibrations: dict, sets: TrainingSets, settings: Settings, auto: Any
+    path: Path, subject: Subject, calibrations: dict, sets: TrainingSets, args: Namespace, auto: Any
 ) -> None:
     """Writes a detector file, whole or not at all (OSError), with thresholds from the held-out images, or
     else the training images. ``calibrations`` and ``auto``, whose choice becomes the detector's default, are
-    from :func:`utils.fitting.fit_calibrations`; the precision in ``settings`` is not "auto"."""
+    from :func:`utils.fitting.fit_calibrations`; the precision in ``args`` is not "auto"."""
     stored = {}
     for name, (calibration, fitted) in calibrations.items():
-        kept = {n: s for n, s in fitted.scores.items() if n != "knn" or settings.score == "knn"}
+        kept = {n: s for n, s in fitted.scores.items() if n != "knn" or args.score == "knn"}
         fitted = fitted._replace(scores=kept)
         _, scores = predict(calibration, fitted, (sets.held_out or sets.training).features)
         id_scores = {score: torch.from_numpy(of).float().sort().values for score, of in scores.items()}
@@ -227,14 +228,14 @@ def write_detector(
         "image_size": subject.preprocessing.size,
         "resize": subject.preprocessing.resize,
         "normalization": [list(part) for part in subject.preprocessing.normalization],
-        "precision": settings.precision,
+        "precision": args.precision,
         "class_names": subject.class_names,
         "unfinished": is_unfinished(subject.checkpoint),
         "calibrations": stored,
-        "default": {"calibration": calibration, "score": score, "keep": settings.keep},
+        "default": {"calibration": calibration, "score": score, "keep": args.keep},
         "held_out": sets.held_out is not None,
     }
-    save_whole(state, path)
+    save_checkpoint(state, path)
 
 
 def keeping_threshold(scores: Tensor, keep: float) -> float:

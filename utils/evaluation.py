@@ -18,20 +18,6 @@ from utils.scores import FittedScores
 from utils.weights import load_weights, network_weights, some
 
 
-class Settings(NamedTuple):
-    """How a network is evaluated, by the flags of the same names. ``strength``: of FC."""
-
-    calibrations: list[str]
-    score: str
-    strength: float
-    keep: float
-    calibration_split: str
-    tnorm: bool
-    precision: str
-    figures: str
-    save_features: bool
-
-
 class Features(NamedTuple):
     """``features`` float32 (N, D) and ``labels`` int64 (N,), on the CPU."""
 

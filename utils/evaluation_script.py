@@ -15,8 +15,7 @@ from utils.calibration import CALIBRATIONS
 from utils.checkpoint import BEST, open_checkpoint, results_folder
 from utils.detector import Detector, find_detector
 from utils.distributed import Compute, finish, in_main, start
-from utils.errors import InputError, say, show_warnings_plainly
-from utils.evaluation import Settings
+from utils.errors import InputError, say
 from utils.fitting import needs_outliers
 from utils.scores import score_names
 from utils.text_files import csv_text, writable_folder, write_text
@@ -59,6 +58,7 @@ def evaluation_parser(description: str) -> argparse.ArgumentParser:
     features = "also write features, logits and labels of every set, as features/SET.npz"
     flags.add_boolean(parser, "--save_features", default=False, help=features)
     add("--srp", type=flags.path, metavar="DIR", help="where results go; default: the run directory")
+    parser.set_defaults(calibration_split="train")  # a flag of test.py
     add("--figures", choices=flags.FIGURES, default="png", help="format of the plots")
     pixels = "the mean and std used to normalise images, as in training (PASCL's networks: none); default: "
     pixels += "the checkpoint's, else the data set's"
@@ -76,15 +76,15 @@ def evaluation_parser(description: str) -> argparse.ArgumentParser:
 
 def choose_settings(
     args: argparse.Namespace, has_held_out: bool, load_outliers: Callable[[], Any]
-) -> tuple[Settings, Any, list[str]]:
-    """Returns the settings that the flags ask for, the outliers that they need or None, and notes.
+) -> tuple[Any, list[str]]:
+    """Completes --calibration, --score and --keep, and returns the outliers that these need or None; notes.
 
     By default, outliers that cannot be loaded leave only the calibration "none", and a note. Raises
     InputError if flags contradict each other or need outliers that cannot be loaded.
     """
     asked = args.calibration or {None: None, True: ["none", "fc"], False: ["none"]}[args.FC]
     names, score = asked or list(CALIBRATIONS), args.score or score_names()[0]
-    split = getattr(args, "calibration_split", "train")
+    split = args.calibration_split
     if "auto" in names and (len(names) > 1 or not has_held_out):
         needs = "stands alone and chooses on images that --val_fraction held out of training"
         raise InputError(f"--calibration auto {needs}; else name some of none, fc, probe")
@@ -101,8 +101,8 @@ def choose_settings(
                 raise
             names = ["none"]
             notes.append(f"evaluated without outliers, so without fc, probe and combined: {error}")
-    as_given = {name: getattr(args, name) for name in ("tnorm", "precision", "figures", "save_features")}
-    return Settings(names, score, args.fc_strength, args.keep or KEEP, split, **as_given), outliers, notes
+    args.calibration, args.score, args.keep = names, score, args.keep or KEEP
+    return outliers, notes
 
 
 def data_of_run(args: argparse.Namespace, stored: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
@@ -120,7 +120,6 @@ def run_script(
 ) -> None:
     """Evaluates a run, or applies its detector to ``--images``. ``identify(checkpoint, flags)`` says what
     network it is, with notes; ``evaluate(args, compute, checkpoint, what it is, notes, folder)`` writes."""
-    show_warnings_plainly()
     compute = start(args.gpu)
     if args.images:
         in_main(compute, lambda: predict_files(args, compute.device))

@@ -73,12 +73,8 @@ def fit_calibrations(
     if "auto" in names:
         trials = try_calibrations(classifier, sets, class_counts, score, statistics)
         chosen = max(trials, key=quality)  # of equals the first, the simplest
-        say(f"--calibration auto, on held-out images: AUROC ({score}) + mean class accuracy")
-        for trial in trials:
-            name = " ".join(str(trial[key]) for key in ("calibration", "fc_strength") if trial[key])
-            auroc, accuracy, both = (100 * v for v in (trial["auroc"], trial["accuracy"], quality(trial)))
-            mark = "  chosen" if trial is chosen else ""
-            say(f"  {name:8} {auroc:6.2f} + {accuracy:6.2f} = {both:6.2f}{mark}")
+        of = " ".join(str(chosen[key]) for key in ("calibration", "fc_strength") if chosen[key])
+        say(f"--calibration auto chose {of} by AUROC ({score}) and mean class accuracy on held-out images")
         names, strength = ["none", chosen["calibration"]], chosen["fc_strength"]
         facts["auto"] = {"chosen": chosen, "trials": trials, "score": score}
     if "fc" in names:

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import tempfile
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from utils.checkpoint import progress_of
 from utils.detector import FILE, Subject, write_detector
 from utils.distributed import environment, resolved_precision
 from utils.errors import InputError, say
-from utils.evaluation import Features, Settings, evaluate
+from utils.evaluation import Features, evaluate
 from utils.fitting import TrainingSets, fit_calibrations, trained_statistics
 from utils.flags import FIGURES
 from utils.metrics import ACCURACY_COLUMNS, OOD_COLUMNS, OOD_METRICS
@@ -34,7 +35,7 @@ def conclude(
     test: Features,
     ood: dict[str, Features],
     fitting: TrainingSets,
-    settings: Settings,
+    args: Namespace,
     about: dict,
     folder: Path,
     device: torch.device,
@@ -45,17 +46,17 @@ def conclude(
     detector. ``about``: what results.json says beside the results. ``device``: where the network is. Raises
     InputError if the score cannot be fitted or a file cannot be written; earlier results then stay.
     """
-    classifier, counts = Classifier.of(subject.model, settings.tnorm), subject.class_counts
+    classifier, counts = Classifier.of(subject.model, args.tnorm), subject.class_counts
     statistics = trained_statistics(subject.checkpoint, *classifier.weight.shape)
     calibrations, facts = fit_calibrations(
-        settings.calibrations, classifier, fitting, counts, settings.score, settings.strength, statistics
+        args.calibration, classifier, fitting, counts, args.score, args.fc_strength, statistics
     )
     results, scores = evaluate(calibrations, test, ood, counts)
-    split = settings.calibration_split if "fc" in calibrations else None
-    settings = settings._replace(precision=resolved_precision(device, settings.precision))
-    about = about | progress_of(subject.checkpoint) | {"calibration_split": split, "score": settings.score}
+    split = args.calibration_split if "fc" in calibrations else None
+    args.precision = resolved_precision(device, args.precision)
+    about = about | progress_of(subject.checkpoint) | {"calibration_split": split, "score": args.score}
     about |= {"class_counts": counts, "class_names": subject.class_names}
-    about |= {"tnorm": settings.tnorm, "precision": settings.precision}
+    about |= {"tnorm": args.tnorm, "precision": args.precision}
     results = about | facts | results | {"environment": environment(device)}
     say(summary(results))
     say(tables(results))
@@ -65,22 +66,22 @@ def conclude(
             write_text(new / "results.json", json.dumps(results, indent=1) + "\n")
             write_text(new / "results.csv", results_csv(results))
             write_text(new / "results.md", markdown(results))
-            if settings.save_features:
+            if args.save_features:
                 _write_features(test, ood, fitting, classifier, new / FEATURES)
             if split == "test":
                 say("no detector is written when test images were used for calibration")
             else:
-                write_detector(new / FILE, subject, calibrations, fitting, settings, facts.get("auto"))
+                write_detector(new / FILE, subject, calibrations, fitting, args, facts.get("auto"))
             for name in OUTPUTS:  # of an earlier evaluation
                 old = folder / name
                 shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
             for file in new.iterdir():
                 os.replace(file, folder / file.name)
         if ood:  # last, so a plot that fails costs no number
-            curves = {f"calibration: {name}": of[settings.score] for name, of in scores.items()}
-            title = f"{_data(results)}, {subject.name}, score: {settings.score}"
+            curves = {f"calibration: {name}": of[args.score] for name, of in scores.items()}
+            title = f"{_data(results)}, {subject.name}, score: {args.score}"
             for name, plot in (("scores", plot_score_histograms), ("roc", plot_roc)):
-                plot(curves, folder / f"{name}.{settings.figures}", title)
+                plot(curves, folder / f"{name}.{args.figures}", title)
     except OSError as error:
         raise InputError(f"the results could not be written to {folder}: {error.strerror or error}") from None
     say(f"written to {folder}")

@@ -24,7 +24,6 @@ from utils.checkpoint import (
     require_classes,
     resumes_in_place,
     save_checkpoint,
-    save_whole,
 )
 from utils.distributed import Compute, environment, finish, from_main, in_main, resumed_in, sum_over_processes
 from utils.errors import InputError, first_line, say
@@ -73,13 +72,8 @@ def restore(state: dict, trained: Trained, data: TrainingData) -> None:
 
 
 class Run:
-    """The state of a run and its files; made by :func:`open_run`.
-
-    Attributes:
-        epoch, step: the next ones, counted from 0; between epochs ``step`` is 0.
-        meter: :class:`EpochMeter` of the current epoch.
-        history: one record per finished epoch, as in ``log.jsonl``.
-    """
+    """The state of a run and its files; made by :func:`open_run`. ``epoch`` and ``step`` are the next ones,
+    counted from 0; ``meter`` is of the current epoch; ``history`` has a record of each finished epoch."""
 
     def __init__(self, settings, compute, data, trained, stop):
         self.settings, self.compute, self.data, self.trained = settings, compute, data, trained
@@ -142,7 +136,6 @@ class Run:
         return self.step == len(self.loader)
 
     def _vote(self):
-        """Returns (whether to stop, whether a checkpoint is due), the same in all processes."""
         if self.compute.world_size > 1 and self.step % VOTE_EVERY and not self.epoch_is_whole:
             return False, False
         elapsed = time.monotonic() - (self.last_save or self.started)
@@ -202,10 +195,8 @@ class Run:
                 "environment": self.environment,
                 "finished": best or self.finished,
             }
-            if best:
-                self._try_to_write(BEST, save_whole, state, self.folder / BEST)
-            else:
-                self._try_to_write(LATEST, save_checkpoint, state, self.folder)
+            name = BEST if best else LATEST
+            self._try_to_write(name, save_checkpoint, state, self.folder / name)
         if not best:
             self.last_save = time.monotonic()
 

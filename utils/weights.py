@@ -32,7 +32,6 @@ def network_weights(checkpoint: Any) -> dict[str, Tensor]:
 
 
 def _named_tensors(holder):
-    """Returns the (key, tensor) pairs of the first container that has tensors, else of ``holder``."""
     if not isinstance(holder, dict):
         return []
     for key in CONTAINERS:
@@ -82,7 +81,6 @@ def network_of(weights: dict[str, Tensor]) -> tuple[str, str] | None:
 
 @cache
 def _backbones():
-    """Returns the backbone of every network here, by (family, name)."""
     with torch.device("meta"):
         return {
             (family, name): _backbone(build_model(name, num_classes=2, family=family).state_dict())
