@@ -233,10 +233,8 @@ def resumed_in(before: dict, now: dict) -> dict:
     """Returns the environment of a resumed run: ``now``, with earlier values of what has changed."""
     merged = dict(now)
     for name in now.keys() & before.keys() - {"cpu_cores", "date"}:
-        earlier = str(before[name])
-        if earlier != str(now[name]):
-            same = earlier.endswith(f", then {now[name]}")
-            merged[name] = earlier if same else f"{earlier}, then {now[name]}"
+        known = str(before[name]).endswith(str(now[name]))
+        merged[name] = before[name] if known else f"{before[name]}, then {now[name]}"
     return merged
 
 

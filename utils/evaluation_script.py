@@ -28,11 +28,11 @@ def evaluation_parser(description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description, formatter_class=flags.HelpFormatter)
     add = parser.add_argument
     add("--ckpt_path", type=flags.path, required=True, help="a run directory or a checkpoint file")
-    which = "the last network of a run, as in the paper, or that of the epoch with the highest mean class "
-    which += "accuracy on held-out training images (--val_fraction)"
+    which = "the last network of a run, as in the paper, or best.pth, see train.py --val_fraction"
     add("--select", choices=("last", "best"), default="last", help=which)
-    images = "instead of evaluating the run, apply its detector to image files, or to all files in folders: "
-    images += "prints classes, scores and decisions and writes predictions.csv; needs no data set; of the "
+    images = (
+        "apply the run's detector to image files, or all files in folders: writes predictions.csv; of the "
+    )
     images += "other flags, --calibration, --score and --keep override the detector's, --gpu and --srp apply"
     add("--images", type=flags.path, nargs="+", metavar="PATH", help=images)
     ways = parser.add_mutually_exclusive_group()
@@ -49,19 +49,16 @@ def evaluation_parser(description: str) -> argparse.ArgumentParser:
     add("--fc_strength", type=flags.unit, default=1.0, help=strength)
     tnorm = "normalise the rows of the classifier and drop its bias"
     flags.add_boolean(parser, "--tnorm", default=False, help=tnorm)
-    score = f"the score that the tables show, default {score_names()[0]} (result files hold all); with "
-    score += "--images, the score that decides, default: the detector's"
+    score = f"the score that tables show, default {score_names()[0]}; with --images, the one that decides"
     add("--score", choices=score_names(), help=score)
-    keep = "the detector's threshold keeps this share of the held-out images, or else of the training "
-    keep += f"images; default {KEEP}, with --images the detector's"
+    keep = f"share of held-out (else training) images that the detector keeps; default {KEEP} or as evaluated"
     add("--keep", type=flags.number(float, above=0, high=1), metavar="SHARE", help=keep)
     features = "also write features, logits and labels of every set, as features/SET.npz"
     flags.add_boolean(parser, "--save_features", default=False, help=features)
     add("--srp", type=flags.path, metavar="DIR", help="where results go; default: the run directory")
     parser.set_defaults(calibration_split="train")  # a flag of test.py
     add("--figures", choices=flags.FIGURES, default="png", help="format of the plots")
-    pixels = "the mean and std used to normalise images, as in training (PASCL's networks: none); default: "
-    pixels += "the checkpoint's, else the data set's"
+    pixels = "the mean and std of images (PASCL's: none); default: the checkpoint's, else the data set's"
     add("--normalization", choices=tuple(NORMALIZATIONS), help=pixels)
     used = "selects the images used to calibrate on ImageNet-LT; no effect on other data"
     add("--seed", type=flags.seed, default=3407, help=used)
