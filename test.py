@@ -100,9 +100,8 @@ def evaluate(args, compute, checkpoint, known, notes, out):
 
 
 def identify(checkpoint, given):
-    """Returns (settings, notes) of a checkpoint of train.py: dict of ds, model, rho, normalization,
-    val_fraction, depart, from its own arguments, else the flags ``given``, else its weights and the paper's
-    settings; sentences about what was assumed."""
+    """Returns the settings of a checkpoint of train.py, from its own arguments, else the flags ``given``,
+    else its weights and the paper's settings; and sentences about what was assumed."""
     stored, weights = stored_arguments(checkpoint), network_weights(checkpoint)
     outputs = weights["linear.weight"].shape[:1] if "linear.weight" in weights else None
     likely_ds = next((ds for ds, b in BENCHMARKS.items() if (b.num_classes,) == outputs), "cifar10")

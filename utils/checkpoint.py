@@ -159,8 +159,8 @@ def caveats(checkpoint: Any, settings: dict, assumed: list[str]) -> list[str]:
     if assumed:
         words = " ".join(f"--{name} {settings[name]}" for name in assumed)
         sentences.append(f"assumed {words}, since neither the checkpoint nor a flag says so")
-    progress = progress_of(checkpoint)
     if is_unfinished(checkpoint):
+        progress = progress_of(checkpoint)
         sentences.append(f"the run is unfinished: epoch {progress['epoch']} of {progress['epochs']}")
     return sentences
 

@@ -49,10 +49,10 @@ def extract_features(
 
     ``batches``: (normalised images, labels) of this process's share: rows rank, rank + world_size, ...
     """
-    features, labels, shown = [], [], compute.is_main and title
-    if shown:
+    features, labels = [], []
+    if compute.is_main:
         say(f"{title}: {size:,} images", sys.stderr)
-    hidden = not (shown and sys.stderr.isatty())
+    hidden = not (compute.is_main and sys.stderr.isatty())
     with tqdm(total=size, desc=title, unit=" images", leave=False, disable=hidden) as progress:
         for images, targets in batches:
             with mixed_precision:

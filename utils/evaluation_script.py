@@ -26,13 +26,12 @@ COLUMNS = ("class", "class_name", "probability", "score", "ood")  # of predictio
 
 def evaluation_parser(description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description, formatter_class=flags.HelpFormatter)
+    parser.set_defaults(calibration_split="train")  # a flag of test.py alone
     add = parser.add_argument
     add("--ckpt_path", type=flags.path, required=True, help="a run directory or a checkpoint file")
     which = "the last network of a run, as in the paper, or best.pth, see train.py --val_fraction"
     add("--select", choices=("last", "best"), default="last", help=which)
-    images = (
-        "apply the run's detector to image files, or all files in folders: writes predictions.csv; of the "
-    )
+    images = "instead, apply the run's detector to image files or folders and write predictions.csv; of the "
     images += "other flags, --calibration, --score and --keep override the detector's, --gpu and --srp apply"
     add("--images", type=flags.path, nargs="+", metavar="PATH", help=images)
     ways = parser.add_mutually_exclusive_group()
@@ -56,7 +55,6 @@ def evaluation_parser(description: str) -> argparse.ArgumentParser:
     features = "also write features, logits and labels of every set, as features/SET.npz"
     flags.add_boolean(parser, "--save_features", default=False, help=features)
     add("--srp", type=flags.path, metavar="DIR", help="where results go; default: the run directory")
-    parser.set_defaults(calibration_split="train")  # a flag of test.py
     add("--figures", choices=flags.FIGURES, default="png", help="format of the plots")
     pixels = "the mean and std of images (PASCL's: none); default: the checkpoint's, else the data set's"
     add("--normalization", choices=tuple(NORMALIZATIONS), help=pixels)

@@ -132,7 +132,6 @@ class Run:
 
     @property
     def epoch_is_whole(self) -> bool:
-        """Tells whether every step of the epoch has been made."""
         return self.step == len(self.loader)
 
     def _vote(self):
