@@ -100,9 +100,8 @@ def evaluate(args, compute, checkpoint, known, notes, out):
 
 
 def identify(checkpoint, given):
-    """Returns (settings, notes) of a checkpoint of train.py: dict of ds, model, rho, normalization,
-    val_fraction, depart, from its own arguments, else the flags ``given``, else its weights and the paper's
-    settings; sentences about what was assumed."""
+    """Returns the settings of a checkpoint of train.py, from its own arguments, else the flags ``given``,
+    else its weights and the paper's settings; and sentences about what was assumed."""
     stored, weights = stored_arguments(checkpoint), network_weights(checkpoint)
     outputs = weights["linear.weight"].shape[:1] if "linear.weight" in weights else None
     likely_ds = next((ds for ds, b in BENCHMARKS.items() if (b.num_classes,) == outputs), "cifar10")
@@ -123,8 +122,8 @@ def identify(checkpoint, given):
 def parse_args(argv=None):
     parser = evaluation_parser(__doc__)
     add = parser.add_argument
-    of_run, in_memory = "default: the checkpoint's", flags.dataset_in_memory
-    add("--dataset", "--ds", dest="ds", type=in_memory, choices=tuple(BENCHMARKS), help=of_run)
+    of_run = "default: the checkpoint's"
+    add("--dataset", "--ds", dest="ds", choices=tuple(BENCHMARKS), help=of_run)
     add("--model", "--md", choices=tuple(FAMILIES["cifar"]), help=of_run)
     add("--imbalance_ratio", "--rho", dest="rho", type=flags.imbalance_ratio, help=of_run)
     data = "the data folder; default: the run's, else data"

@@ -137,9 +137,7 @@ def name_of(training_list):
 
 
 def identify(checkpoint, given):
-    """Returns (settings, notes) of a checkpoint of train_imagenet.py: dict of ds, model, image_size,
-    normalization, val_fraction, from its own arguments, else the flags ``given``, else its weights and the
-    paper's settings; sentences about what was assumed."""
+    """Returns a checkpoint's settings, and sentences about what was assumed; see test.py."""
     family, likely_model = network_of(network_weights(checkpoint)) or (None, None)
     defaults = {"ds": "imagenet", "model": likely_model if family == "imagenet" else "ResNet50"}
     defaults |= {"image_size": 224, "normalization": "imagenet", "val_fraction": 0}
@@ -157,9 +155,7 @@ def parse_args(argv=None):
     flags.add_image_lists(parser)
     parser.set_defaults(**dict.fromkeys(flags.IMAGE_LISTS))  # the run's
     add("--image_size", type=flags.image_size, help="default: the checkpoint's")
-    number = (
-        "how many training images (class-balanced) feature calibration uses, and outliers it and the probe"
-    )
+    number = "how many training images (class-balanced) and outliers calibration uses"
     add("--num_cal", type=flags.positive_int, default=30_000, help=number)
     parser.set_defaults(tb=100)
     return parser.parse_args(argv)

@@ -21,16 +21,8 @@ from datasets.registry import BENCHMARKS
 from models import FAMILIES, build_model
 from utils import flags
 from utils.checkpoint import parse_training, resumes
-from utils.distributed import (
-    autocast,
-    finish,
-    parallelize,
-    resolved_precision,
-    seed_everything,
-    share_buffers,
-    start,
-)
-from utils.errors import InputError, exit_cleanly, say, show_warnings_plainly
+from utils.distributed import autocast, parallelize, resolved_precision, seed_everything, share_buffers, start
+from utils.errors import InputError, exit_cleanly, say
 from utils.guard import StepGuard
 from utils.history import EpochMeter
 from utils.losses import PATTLoss
@@ -81,7 +73,6 @@ def train(args, compute, data, model, schedule):
     """Trains ``model`` on ``data``, a TrainingData; ``schedule`` gives the learning rate of an epoch."""
     if args.init and not resumes(args.resume, args.srp):
         say(initialize(model, args.init, args.model))
-    learning_rate = warmed_up(schedule, args.warmup_epochs)
     criterion = build_criterion(args, data.class_counts, model.embedding_dim).to(compute.device)
     model.to(compute.device, memory_format=torch.channels_last)
     optimizer = build_optimizer(model, args)
@@ -96,8 +87,9 @@ def train(args, compute, data, model, schedule):
         if args.compile:
             network, objective = torch.compile(network), torch.compile(criterion)
         for epoch in run.epochs():
+            rate = schedule(epoch) * min(1, (epoch + 1) / (args.warmup_epochs + 1))
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(epoch)
+                group["lr"] = rate
             if run.step == 0:
                 criterion.start_epoch()
             train_one_epoch(network, objective, optimizer, guard, run.meter, run.batches(), mixed_precision)
@@ -108,8 +100,7 @@ def train(args, compute, data, model, schedule):
                 share_buffers(model)
                 batches = data.validation_batches()
                 held_out = accuracy(model, batches, data.class_counts, compute.device, mixed_precision)
-            run.end_epoch(learning_rate(epoch), held_out)
-    finish()
+            run.end_epoch(rate, held_out)
 
 
 def build_optimizer(model, args):
@@ -121,7 +112,6 @@ def build_optimizer(model, args):
 
 
 def build_criterion(args, class_counts, embedding_dim):
-    """Builds the loss that the flags describe."""
     return PATTLoss(
         class_counts,
         embedding_dim,
@@ -137,18 +127,12 @@ def build_criterion(args, class_counts, embedding_dim):
     )
 
 
-def warmed_up(schedule, epochs):
-    """Returns ``schedule`` with a linear rise over the first ``epochs`` epochs."""
-    return lambda epoch: schedule(epoch) * min(1, (epoch + 1) / (epochs + 1))
-
-
 def cosine(base, epochs):
     """Returns the cosine schedule from ``base`` to 0, updated per epoch."""
     return lambda epoch: base / 2 * (1 + math.cos(math.pi * epoch / epochs))
 
 
 def main(argv=None):
-    show_warnings_plainly()
     args = parse_args(argv)
     compute = start(args.gpu)
     seed_everything(args.seed, args.deterministic)
@@ -215,8 +199,8 @@ def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=flags.HelpFormatter)
     group = parser.add_argument_group("data and network")
     add = group.add_argument
-    data_set = {"type": flags.dataset_in_memory, "choices": tuple(BENCHMARKS), "default": "cifar10"}
-    add("--dataset", "--ds", dest="ds", **data_set, help="the data set")
+    data_set = "the data set; ImageNet-LT has its own scripts"
+    add("--dataset", "--ds", dest="ds", choices=tuple(BENCHMARKS), default="cifar10", help=data_set)
     folder = "the data folder"
     add("--data_root_path", "--drp", dest="drp", type=flags.path, default=Path("data"), help=folder)
     add("--model", "--md", choices=tuple(FAMILIES["cifar"]), help="the network")

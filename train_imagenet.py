@@ -20,7 +20,7 @@ from train import add_method_flags, resolve, train
 from utils import flags
 from utils.checkpoint import parse_training
 from utils.distributed import seed_everything, start
-from utils.errors import exit_cleanly, say, show_warnings_plainly
+from utils.errors import exit_cleanly, say
 from utils.run import TrainingData
 
 DEFAULTS = dict(
@@ -47,7 +47,6 @@ def step_decay(base, decay_epochs, epochs):
 
 
 def main(argv=None):
-    show_warnings_plainly()
     args = parse_args(argv)
     compute = start(args.gpu)
     seed_everything(args.seed, args.deterministic)

@@ -7,5 +7,5 @@ records, tabulate, notes: what result files say; a table's lines; its note
 figures: the figures in the documents
 demo: PATT beside plain cross-entropy on the embedded digits; run by ``make demo``
 correctness: whether a device computes what the CPU computes
-speed/: the time of a CIFAR training step (train) and of the contrastive term (criterion)
+speed: the time of a CIFAR training step
 """

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from benchmarks.speed.common import publish
+from benchmarks.speed import publish
 from datasets.augment.views import cifar_views
 from datasets.loader import Batch
 from models import build_model

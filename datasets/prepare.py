@@ -32,7 +32,7 @@ from datasets.folders import Lists, write_lists, write_ood_set, write_outliers
 from datasets.image_list import read_image_list, read_present
 from datasets.scood import DEFAULT_SETS, image_root, list_path
 from utils import flags
-from utils.errors import InputError, exit_cleanly, first_line, say, show_warnings_plainly
+from utils.errors import InputError, exit_cleanly, first_line, say
 from utils.text_files import whole_file, writable_folder
 
 TINY_IMAGES_URL = "https://people.eecs.berkeley.edu/~hendrycks/300K_random_images.npy"
@@ -43,7 +43,6 @@ SMALL = 128  # pixels, the shorter side below which views of 224 pixels waste ti
 
 
 def main(argv: list[str] | None = None) -> None:
-    show_warnings_plainly()
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["imagenet"]:
         prepare_imagenet(argv[1:])

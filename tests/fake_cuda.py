@@ -55,16 +55,7 @@ MAY_WAIT = {
     "utils/probe.py": "in evaluation",
 }
 
-WAITING = {
-    "nonzero",
-    "masked_select",
-    "_unique2",
-    "unique_dim",
-    "equal",
-    "is_nonzero",
-    "bincount",
-    "repeat_interleave",
-}
+WAITING = set("nonzero masked_select _unique2 unique_dim equal is_nonzero bincount repeat_interleave".split())
 INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"}
 
 

@@ -138,12 +138,3 @@ def test_ood_sets_that_are_not_there_are_named_with_those_that_are(digits_run, d
     torch.save(build_model("ResNet20", 10).state_dict(), tmp_path / "weights.pth")
     argv = [*CIFAR10_NETWORK, "--drp", data, "--ckpt_path", tmp_path / "weights.pth"]
     assert_one_sentence(capsys, run(evaluation.main, *argv, "--dout", "tin", "letters"), "letters", "svhn")
-
-
-def test_images_under_torchrun_are_refused(digits_run, tmp_path, capsys, monkeypatch):
-    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}.items():
-        monkeypatch.setenv(name, value)
-    for name in ("MASTER_ADDR", "MASTER_PORT"):
-        monkeypatch.setenv(name, "0")
-    argv = ["--images", tmp_path, "--ckpt_path", digits_run, "--gpu", "cpu"]
-    assert_one_sentence(capsys, run(evaluation.main, *argv), "--images", "torchrun")

@@ -15,7 +15,7 @@ import train_imagenet
 from datasets.loader import TrainLoader
 from models import build_model
 from utils import run as run_module
-from utils.checkpoint import load_run, save_checkpoint
+from utils.checkpoint import LATEST, open_checkpoint, save_checkpoint
 from utils.distributed import resumed_in
 from utils.run import EXIT_STOPPED
 
@@ -79,7 +79,7 @@ def test_a_run_that_ended_before_its_first_checkpoint_begins_again_with_its_own_
     capsys.readouterr()
     assert run(train.main, "--srp", tmp_path, "--resume") == 0
     assert f"with the flags in {tmp_path / 'args.json'}" in capsys.readouterr().out
-    args = load_run(tmp_path)["args"]
+    args = open_checkpoint(tmp_path)["args"]
     assert (args["ds"], args["isac"], args["seed"], args["epochs"]) == ("digits", False, 6, 1)
 
 
@@ -125,13 +125,13 @@ def test_the_commit_is_that_of_the_projects_own_repository(own, tmp_path):
 def test_the_precision_is_that_of_the_run_not_of_the_machine_that_resumes_it(digits_run, tmp_path, capsys):
     assert json.loads((digits_run / "args.json").read_text())["precision"] == "fp32"  # auto, on a CPU
     shutil.copytree(digits_run, tmp_path / "run")
-    state = load_run(tmp_path / "run")
-    save_checkpoint(state | {"args": state["args"] | {"precision": "bf16"}}, tmp_path / "run")
+    state = open_checkpoint(tmp_path / "run")
+    save_checkpoint(state | {"args": state["args"] | {"precision": "bf16"}}, tmp_path / "run" / LATEST)
     flags = ["--gpu", "cpu", "--resume", "--srp", tmp_path / "run"]
     assert run(train.main, *flags, "--precision", "auto") == 2
     assert "--precision is fp32, but the run to resume has 'bf16'" in capsys.readouterr().err
     assert run(train.main, *flags) == 0
-    save_checkpoint(state | {"args": state["args"] | {"precision": "auto"}}, tmp_path / "run")
+    save_checkpoint(state | {"args": state["args"] | {"precision": "auto"}}, tmp_path / "run" / LATEST)
     assert run(train.main, *flags) == 0  # a run from before it was recorded
 
 

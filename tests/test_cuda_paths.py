@@ -84,16 +84,6 @@ def an_epoch(**settings):
         Step(**settings).epoch()
 
 
-def every_view():
-    with fake_cuda.fake_cuda():
-        generator = torch.Generator().manual_seed(0)
-        for n in (1, 60):
-            images = torch.zeros(n, 32, 32, 3, dtype=torch.uint8, device=CUDA).permute(0, 3, 1, 2)
-            for view in (*cifar_views(), *digits_views(), *imagenet_views()):
-                out = view(images, generator)
-                assert out.is_cuda and out.dtype == torch.float32 and len(out) == n
-
-
 def test_the_harness_gives_autograds_gradients():
     torch.manual_seed(0)
     model = tiny_network().eval()
@@ -108,7 +98,13 @@ def test_the_harness_gives_autograds_gradients():
 
 
 def test_every_view():
-    every_view()
+    with fake_cuda.fake_cuda():
+        generator = torch.Generator().manual_seed(0)
+        for n in (1, 60):
+            images = torch.zeros(n, 32, 32, 3, dtype=torch.uint8, device=CUDA).permute(0, 3, 1, 2)
+            for view in (*cifar_views(), *digits_views(), *imagenet_views()):
+                out = view(images, generator)
+                assert out.is_cuda and out.dtype == torch.float32 and len(out) == n
 
 
 @pytest.mark.parametrize("opt,schedule", [("adam", "epoch"), ("sgd", "running")])

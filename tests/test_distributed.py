@@ -12,14 +12,7 @@ from command_line import ROOT
 from datasets.loader import evaluation_batches
 from datasets.normalization import CIFAR_NORMALIZATION
 from models import build_model
-from utils.distributed import (
-    Compute,
-    InterleavedDataParallel,
-    autocast,
-    interleaved,
-    parallelize,
-    start,
-)
+from utils.distributed import Compute, InterleavedDataParallel, autocast, parallelize, start
 from utils.errors import InputError
 from utils.evaluation import extract_features
 from utils.guard import StepGuard
@@ -186,19 +179,6 @@ def test_an_error_of_one_process_ends_all_within_seconds():
     assert processes[0].returncode != 0
 
 
-@pytest.mark.parametrize(
-    "size,shares", [(12, 1), (12, 2), (12, 3), (640, 4), (13, 4), (3, 4), (2, 4), (1, 4)]
-)
-def test_interleaving_is_a_permutation_that_deals_out_the_batch(size, shares):
-    order = interleaved(size, shares)
-    assert sorted(order.tolist()) == list(range(size))
-    back = torch.argsort(order)
-    assert torch.equal(torch.arange(size)[order][back], torch.arange(size))
-    if size % shares == 0:
-        for i, share in enumerate(order.chunk(shares)):
-            assert share.tolist() == list(range(i, size, shares))
-
-
 def test_data_parallel_gives_back_outputs_in_the_batchs_order(monkeypatch):
     """Without GPUs the replicas are played by the plain network on contiguous shares."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -206,8 +186,10 @@ def test_data_parallel_gives_back_outputs_in_the_batchs_order(monkeypatch):
     parallel = InterleavedDataParallel(network)
     parallel.device_ids = [0, 1, 2]
 
-    def in_shares(self, images):
-        outputs = [network(share) for share in images.chunk(3)]
+    def in_shares(self, given):
+        shares = given.chunk(3)
+        assert torch.equal(torch.cat(shares), torch.cat([images[i::3] for i in range(3)]))
+        outputs = [network(share) for share in shares]
         return type(outputs[0])(*(torch.cat(parts) for parts in zip(*outputs, strict=True)))
 
     monkeypatch.setattr(torch.nn.DataParallel, "forward", in_shares)

@@ -51,13 +51,6 @@ def test_a_notebooks_backend_is_never_looked_for(tmp_path):
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_picture_that_cannot_be_drawn_leaves_the_old_one(tmp_path):
-    (tmp_path / "a.png").write_text("old")
-    with pytest.raises(RuntimeError), plots.figure(tmp_path / "a.png"):
-        raise RuntimeError
-    assert [p.name for p in tmp_path.iterdir()] == ["a.png"] and (tmp_path / "a.png").read_text() == "old"
-
-
 def test_terms_that_are_off_are_left_out_and_epochs_are_whole(drawn, tmp_path):
     plots.plot_history([record(1, loss=2.0, tla=2.0), record(2, loss=1.0)], tmp_path / "history.png")
     losses, accuracies = drawn[0].axes

@@ -13,7 +13,7 @@ from command_line import load_script, run
 import train
 from models import build_model
 from utils import flags
-from utils.checkpoint import is_unfinished, load_run
+from utils.checkpoint import is_unfinished, open_checkpoint
 from utils.distributed import autocast
 from utils.evaluation_script import data_of_run
 from utils.history import best_epoch, doubts
@@ -44,7 +44,7 @@ def test_the_validation_accuracy_does_not_depend_on_the_rounding_of_bf16():
 
 
 def test_a_run_is_resumed_with_its_own_flags(finished, tmp_path, capsys):
-    state = load_run(finished)
+    state = open_checkpoint(finished)
     half = state | {"epoch": 1, "history": state["history"][:1]}
     folder = tmp_path / "run"
     folder.mkdir()
@@ -53,13 +53,6 @@ def test_a_run_is_resumed_with_its_own_flags(finished, tmp_path, capsys):
     assert "epoch 2/2" in capsys.readouterr().out
     args = json.loads((folder / "args.json").read_text())
     assert args["lr"] == 0.002 and args["batch_size"] == 8 and args["ds"] == "digits" and args["epochs"] == 2
-
-
-def test_a_finished_run_says_that_it_is_finished(finished, capsys):
-    before = (finished / "latest.pth").read_bytes()
-    assert run(train.main, "--srp", finished, "--resume") == 0
-    assert "already finished: 2 of 2 epochs" in capsys.readouterr().out
-    assert (finished / "latest.pth").read_bytes() == before
 
 
 def test_the_log_is_also_flat_csv_with_each_classs_accuracy(finished):
@@ -74,7 +67,7 @@ def test_the_log_is_also_flat_csv_with_each_classs_accuracy(finished):
 
 def test_a_run_resumed_in_another_directory_takes_checkpoint_and_log_along(finished, tmp_path):
     assert run(train.main, "--srp", tmp_path / "new", "--resume", finished) == 0
-    assert load_run(tmp_path / "new")["epoch"] == 2
+    assert open_checkpoint(tmp_path / "new")["epoch"] == 2
     assert (tmp_path / "new" / "log.jsonl").read_bytes() == (finished / "log.jsonl").read_bytes()
 
 
@@ -95,7 +88,7 @@ def test_an_evaluation_finds_the_data_where_the_run_had_them():
 
 def test_a_head_is_trained_and_left_out_of_the_evaluation(tmp_path, capsys):
     assert run(train.main, *TINY, "-e", 1, "--head", "--srp", tmp_path) == 0
-    state = load_run(tmp_path)
+    state = open_checkpoint(tmp_path)
     assert state["args"]["head"] is True and "head.0.weight" in state["model"]
     assert state["criterion"]["statistics.mean_direction"].shape[1] == 128
     evaluation = load_script("test")
@@ -138,10 +131,11 @@ def test_the_best_epoch_has_the_highest_mean_class_accuracy():
 
 
 def test_the_best_epoch_is_kept_and_patience_ends_the_run(tmp_path, capsys):
-    words = [*TINY, "-e", 6, "--val_fraction", 0.5, "--lr", 1e-9, "--patience", 1, "--srp", tmp_path]
-    assert run(train.main, *words) == 0
+    words = [*TINY, "-e", 6, "--val_fraction", 0.5, "--lr", 1e-9, "--patience", 1, "--warmup_epochs", 1]
+    assert run(train.main, *words, "--srp", tmp_path) == 0
     assert "--patience" in capsys.readouterr().out
     latest, best = (torch.load(tmp_path / name) for name in ("latest.pth", "best.pth"))
+    assert [record["lr"] for record in latest["history"][:2]] == pytest.approx([0.5e-9, 0.933e-9], rel=1e-3)
     assert latest["epoch"] < 6 and latest["finished"] and best["finished"]
     assert best["epoch"] == best_epoch(latest["history"]) and latest["epoch"] == best["epoch"] + 1
     assert not is_unfinished(latest) and is_unfinished(latest | {"finished": False})

@@ -130,8 +130,7 @@ def attention_weight(
         outlier_features: (M, D); outlier_labels: int64 (M,), the classes predicted for the outliers.
         classifier_weight: (C, D). prior: (C,), class frequencies of the training set.
 
-    Raises:
-        InputError: a class without an image, or evidence that does not vary or is not finite.
+    Raises InputError for a class without an image, or evidence that does not vary or is not finite.
     """
     weight, prior = classifier_weight.double(), prior.double()
     counts = class_sizes(labels, len(weight))

@@ -2,6 +2,7 @@
 ``--resume`` continues with which flags."""
 
 import argparse
+import contextlib
 import io
 import json
 import os
@@ -30,42 +31,26 @@ FREE_FLAGS = {"resume", "gpu", "num_workers", "srp", "tb", "checkpoint_every_min
 FREE_FLAGS |= DATA_FLAGS | {"compile", "figures", "init", "patience", "tensorboard"}
 
 
-def save_checkpoint(state: dict, folder: Path) -> None:
-    """Writes ``folder/latest.pth``; the one before becomes ``previous.pth``. See :func:`save_whole`."""
-    save_whole(state, Path(folder) / LATEST, previous=Path(folder) / PREVIOUS)
-
-
-def save_whole(state: dict, path: Path, previous: Path | None = None) -> None:
-    """Writes a file for :func:`load_checkpoint`; a crash at any moment leaves a whole file.
-
-    Args:
-        previous: the new name of a whole file at ``path``; None replaces that file.
-
-    Raises:
-        OSError: it cannot be written; existing files are kept.
-    """
+def save_checkpoint(state: dict, path: Path) -> None:
+    """Writes a file for :func:`load_checkpoint`; a crash at any moment, or an OSError, leaves a whole file. A
+    whole ``latest.pth`` becomes ``previous.pth``, others are replaced."""
     buffer = io.BytesIO()  # of a full disk torch's own error would not say so
-    torch.save(_on_cpu(state), buffer)
+    torch.save(on_device("cpu", state), buffer)
     with whole_file(path, "xb") as file:
         file.write(buffer.getbuffer())
         file.flush()
         os.fsync(file.fileno())
-        if previous is not None and _is_whole(path):  # a damaged file must not become the previous one
-            os.replace(path, previous)
+        if path.name == LATEST:
+            with contextlib.suppress(InputError):  # a damaged file must not become the previous one
+                load_checkpoint(path)
+                os.replace(path, path.with_name(PREVIOUS))
 
 
-def _is_whole(path):
-    try:
-        load_checkpoint(path)
-    except InputError:
-        return False
-    return True
-
-
-def _on_cpu(value):
+def on_device(device: torch.device | str, value: Any) -> Any:
+    """Returns nested dicts with their tensors on a device."""
     if isinstance(value, dict):
-        return {key: _on_cpu(item) for key, item in value.items()}
-    return value.detach().cpu() if isinstance(value, Tensor) else value
+        return {key: on_device(device, item) for key, item in value.items()}
+    return value.detach().to(device) if isinstance(value, Tensor) else value
 
 
 def _number(dtype: np.dtype, data: bytes) -> bool | int | float | complex:
@@ -83,10 +68,7 @@ READABLE = [
 
 def load_checkpoint(path: Path | str) -> Any:
     """Reads a checkpoint file onto the CPU without running code from it; numpy's scalars become Python's.
-
-    Raises:
-        InputError: it is missing, damaged, or holds more than tensors and plain values.
-    """
+    Raises InputError if it is missing, damaged, or holds more than tensors and plain values."""
     path = Path(path)
     if not path.is_file():
         raise InputError(f"there is no checkpoint {path}")
@@ -106,9 +88,11 @@ def load_checkpoint(path: Path | str) -> Any:
         raise InputError(f"the checkpoint {path} is damaged: {first_line(error)}") from None
 
 
-def load_run(folder: Path | str) -> Any:
-    """Loads the newest whole checkpoint of a run directory; warns if that is not the latest one."""
-    latest, previous = Path(folder) / LATEST, Path(folder) / PREVIOUS
+def open_checkpoint(path: Path | str) -> Any:
+    """Reads a checkpoint file, or the newest whole one of a run; warns if that is not the latest."""
+    if not Path(path).is_dir():
+        return load_checkpoint(path)
+    latest, previous = Path(path) / LATEST, Path(path) / PREVIOUS
     if not latest.exists() and previous.exists():  # after a crash between a save's two renames
         return load_checkpoint(previous)
     try:
@@ -118,11 +102,6 @@ def load_run(folder: Path | str) -> Any:
             raise
         warnings.warn(f"{error}; using {previous} instead", stacklevel=1)
         return load_checkpoint(previous)
-
-
-def open_checkpoint(path: Path | str) -> Any:
-    """Reads a checkpoint file, or the newest one of a run directory."""
-    return load_run(path) if Path(path).is_dir() else load_checkpoint(path)
 
 
 def holds_run(folder: Path) -> bool:
@@ -146,14 +125,9 @@ def stored_arguments(checkpoint: Any) -> dict[str, Any]:
 
 
 def resolve_settings(given: dict, stored: dict, defaults: dict) -> tuple[dict, list[str]]:
-    """Determines a checkpoint's settings: from its arguments, else flags that are not None, else defaults.
-
-    Returns:
-        (settings, assumed): dict with the names of ``defaults``, and the names that come from ``defaults``.
-
-    Raises:
-        InputError: a flag contradicts the checkpoint (a list agrees with one that contains it).
-    """
+    """Returns a checkpoint's settings, by the names of ``defaults``, from its arguments, else from flags that
+    are not None, else from ``defaults``; and the names of the latter. Raises InputError if a flag contradicts
+    the checkpoint (a list agrees with one that contains it)."""
     given = {name: value for name, value in given.items() if value is not None and name in defaults}
     for name in given.keys() & stored.keys():
         ours, theirs = given[name], stored[name]
@@ -165,11 +139,9 @@ def resolve_settings(given: dict, stored: dict, defaults: dict) -> tuple[dict, l
 
 
 def progress_of(checkpoint: Any) -> dict[str, int | None]:
-    """Returns ``{seed, epoch, epochs}`` of a checkpoint's run, None if not stored; ``epoch`` counts finished
-    ones."""
+    """Returns ``{seed, epoch, epochs}`` of a run, None if not stored; ``epoch`` counts finished ones."""
     stored = stored_arguments(checkpoint)
-    epoch = checkpoint.get("epoch") if isinstance(checkpoint, dict) else None
-    values = {"seed": stored.get("seed"), "epoch": epoch, "epochs": stored.get("epochs")}
+    values = {"seed": stored.get("seed"), "epoch": checkpoint.get("epoch"), "epochs": stored.get("epochs")}
     return {name: value if type(value) is int else None for name, value in values.items()}
 
 
@@ -182,14 +154,13 @@ def is_unfinished(checkpoint: Any) -> bool:
 
 
 def caveats(checkpoint: Any, settings: dict, assumed: list[str]) -> list[str]:
-    """Returns sentences on ``assumed``, the names of ``settings`` that were not stored, and on an unfinished
-    run."""
+    """Returns sentences on ``assumed``, ``settings`` that were not stored, and on an unfinished run."""
     sentences = []
     if assumed:
         words = " ".join(f"--{name} {settings[name]}" for name in assumed)
         sentences.append(f"assumed {words}, since neither the checkpoint nor a flag says so")
-    progress = progress_of(checkpoint)
     if is_unfinished(checkpoint):
+        progress = progress_of(checkpoint)
         sentences.append(f"the run is unfinished: epoch {progress['epoch']} of {progress['epochs']}")
     return sentences
 
@@ -198,7 +169,6 @@ def require_classes(checkpoint: Any, class_counts: list[int], class_names: list[
     """Raises InputError if the training images, counted and named by class, are not those of the checkpoint's
     run, as far as it knows."""
     problem = "the training images are not those of the checkpoint"
-    checkpoint = checkpoint if isinstance(checkpoint, dict) else {}
     for key, ours in (("class_names", class_names), ("class_counts", class_counts)):
         theirs = checkpoint.get(key)
         if ours is None or theirs is None or ours == theirs:
@@ -213,12 +183,8 @@ def parse_training(
     parser: argparse.ArgumentParser, argv: list[str] | None, defaults: dict[str, dict]
 ) -> argparse.Namespace:
     """Parses a training's command line; a run to resume has its own flags, but for those that are typed.
-
-    ``defaults``: name of a data set -> defaults of the flags that depend on it; ``--help`` shows them.
-
-    Raises:
-        InputError: the checkpoint is damaged or not from a run, or its run is on another data set.
-    """
+    ``defaults``: name of a data set -> defaults of the flags that depend on it; ``--help`` shows them. Raises
+    InputError if the checkpoint is damaged or not from a run, or its run is on another data set."""
     argv = sys.argv[1:] if argv is None else argv
     typed = parser.parse_known_args([word for word in argv if word not in ("-h", "--help")])[0]
     folder = _run_folder(typed, defaults)
@@ -234,13 +200,11 @@ def parse_training(
 
 
 def _run_folder(args, defaults):
-    """Returns the run directory, by default one named after data set, network and seed."""
     model = args.model or defaults[args.ds]["model"]
     return args.srp or Path("runs") / f"{args.ds}_{model}_{args.seed}"
 
 
 def _stored_flags(resume, folder):
-    """Returns the flags of the run in the file or folder ``resume``, by default in ``folder``."""
     if resume or holds_run(folder):
         stored = stored_arguments(open_checkpoint(resume or folder))
         if not stored:

@@ -22,7 +22,7 @@ from datasets.normalization import Normalization
 from datasets.preprocessing import Preprocessing
 from models import build_model
 from utils.calibration import Calibration, Classifier
-from utils.checkpoint import is_unfinished, load_checkpoint, results_folder, save_whole
+from utils.checkpoint import is_unfinished, load_checkpoint, on_device, results_folder, save_checkpoint
 from utils.distributed import autocast
 from utils.errors import InputError, first_line
 from utils.evaluation import Settings, predict
@@ -113,11 +113,11 @@ class Detector:
         classes = len(state["weights"]["linear.weight"])
         network = build_model(state["network"], classes, state["family"]).float().requires_grad_(False)
         load_weights(network, state["weights"])
-        parts = _on(device, stored["calibration"])
+        parts = on_device(device, stored["calibration"])
         probe = parts["probe"] and Classifier(**parts["probe"])
         calibration = Calibration(Classifier(**parts["classifier"]), parts["attention"], probe)
         standards = stored["standards"] if self.score == "combined" else {}
-        fields = {name: _on(device, stored["scores"][name]) for name in standards or [self.score]}
+        fields = {name: on_device(device, stored["scores"][name]) for name in standards or [self.score]}
         fitted = FittedScores({name: SCORES[name](**fields[name]) for name in fields}, standards)
         module = ScoringModule(network, normalization, calibration, fitted, self.score, state["precision"])
         self._module = module.eval().to(device, memory_format=torch.channels_last)
@@ -131,16 +131,13 @@ class Detector:
         score: str | None = None,
         keep: float | None = None,
     ) -> "Detector":
-        """Loads the detector of a run without running code from the file. Warns if the run was unfinished, or
-        the threshold is from training images or fewer than 20. Raises InputError if the file is missing,
-        damaged or not a detector, or lacks the calibration or score.
+        """Loads the detector of an evaluated run directory or checkpoint file, or a ``detector.pth``, without
+        running code from it. Warns if the run was unfinished, or the threshold is from training images or
+        fewer than 20. Raises InputError if the file is none, or lacks the calibration or score.
 
-        Args:
-            run: an evaluated run directory or checkpoint file, or a ``detector.pth``.
-            calibration, score: names from the evaluation. Default: the choice of --calibration auto and its
-                score; without auto, ``none`` (or the first calibration that was evaluated) and ``combined``,
-                or ``energy`` where that could not be fitted.
-            keep: the share of images that the threshold keeps, in (0, 1]; default: as evaluated, 0.95.
+        ``calibration``, ``score``: names from the evaluation. Default: the choice of --calibration auto and
+        its score; without auto, ``none`` (or the first that was evaluated) and ``combined``, or ``energy``
+        where that could not be fitted. ``keep``: the share of images that the threshold keeps, in (0, 1].
         """
         if keep is not None and not 0 < keep <= 1:
             raise InputError(f"keep is a share above 0 and at most 1, not {keep}")
@@ -237,7 +234,7 @@ def write_detector(
         "default": {"calibration": calibration, "score": score, "keep": settings.keep},
         "held_out": sets.held_out is not None,
     }
-    save_whole(state, path)
+    save_checkpoint(state, path)
 
 
 def keeping_threshold(scores: Tensor, keep: float) -> float:
@@ -253,9 +250,3 @@ def _chosen(what, name, stored):
         there = ", ".join(stored)
         raise InputError(f"it has no {what} {name!r}, only {there}; evaluate the run with --{what} {name}")
     return stored[name]
-
-
-def _on(device, value):
-    if isinstance(value, Tensor):
-        return value.detach().to(device)
-    return {key: _on(device, item) for key, item in value.items()} if isinstance(value, dict) else value

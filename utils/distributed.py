@@ -38,22 +38,17 @@ class Compute(NamedTuple):
 
 
 def start(gpu: str) -> Compute:
-    """Chooses the device(s), and joins the process group if torchrun started this process.
-
-    Args:
-        gpu: "0", "0,1" (DataParallel) or "cpu". Under torchrun each process uses one GPU: for "0", the one of
-            its local rank, else the one at that place in the list.
-
-    Raises:
-        InputError: a GPU does not exist, or the value is no list of indices or too short.
-    """
+    """Chooses the device(s) of ``--gpu``, and joins the process group if torchrun started this process. Under
+    it each process uses one GPU: for "0", the one of its local rank, else the one at that place in the list.
+    Raises InputError if a GPU does not exist, or the value is no list of indices or too short."""
     _keep_freed_memory()
     indices = () if gpu == "cpu" else _gpu_indices(gpu)
     if indices and not torch.cuda.is_available():
         indices = ()
         if is_first_process():
             say(f"no CUDA device here: --gpu {gpu} runs on the CPU")
-    device, under_torchrun = torch.device("cpu"), _is_under_torchrun()
+    device = torch.device("cpu")
+    under_torchrun = "LOCAL_RANK" in os.environ and "WORLD_SIZE" in os.environ
     if indices:
         if under_torchrun:
             local_rank = int(os.environ["LOCAL_RANK"])
@@ -90,21 +85,9 @@ def seed_everything(seed: int, deterministic: bool) -> None:
     torch.backends.cudnn.benchmark = not deterministic
 
 
-def _is_under_torchrun():
-    return "LOCAL_RANK" in os.environ and "WORLD_SIZE" in os.environ
-
-
 def is_first_process() -> bool:
     """Tells whether this process is the only or first one, also before :func:`start`."""
     return os.environ.get("RANK", "0") == "0"
-
-
-def refuse_torchrun(flag: str) -> None:
-    """Ends a script that torchrun started, with an InputError of the first process alone."""
-    if _is_under_torchrun():
-        if not is_first_process():
-            raise SystemExit(0)
-        raise InputError(f"{flag} takes one process: start the script without torchrun")
 
 
 def finish() -> None:
@@ -137,11 +120,6 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
 
 
-def interleaved(size: int, shares: int, device: torch.device | None = None) -> Tensor:
-    """Returns the order, int64 (size,), in which contiguous share i is items i, i + shares, ..."""
-    return torch.cat([torch.arange(size, device=device)[i::shares] for i in range(shares)])
-
-
 class InPrecision(nn.Module):
     """A network with its own autocast, which is set per thread: DataParallel's threads know only float16."""
 
@@ -161,7 +139,8 @@ class InterleavedDataParallel(nn.DataParallel):
     """
 
     def forward(self, images):
-        order = interleaved(len(images), len(self.device_ids), images.device)
+        numbers, replicas = torch.arange(len(images), device=images.device), len(self.device_ids)
+        order = torch.cat([numbers[i::replicas] for i in range(replicas)])
         output = super().forward(images[order])
         back = torch.argsort(order)
         return type(output)(*(t[back] for t in output))
@@ -254,10 +233,8 @@ def resumed_in(before: dict, now: dict) -> dict:
     """Returns the environment of a resumed run: ``now``, with earlier values of what has changed."""
     merged = dict(now)
     for name in now.keys() & before.keys() - {"cpu_cores", "date"}:
-        earlier = str(before[name])
-        if earlier != str(now[name]):
-            same = earlier.endswith(f", then {now[name]}")
-            merged[name] = earlier if same else f"{earlier}, then {now[name]}"
+        known = str(before[name]).endswith(str(now[name]))
+        merged[name] = before[name] if known else f"{before[name]}, then {now[name]}"
     return merged
 
 

@@ -26,18 +26,11 @@ def say(text: str, stream: IO[str] | None = None) -> None:
         print(text, file=stream or sys.stdout, flush=True)
 
 
-def show_warnings_plainly() -> None:
-    """Shows warnings as one line on stderr, without the source line."""
-    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
-
-
 def exit_cleanly(main: Callable[[], None]) -> None:
     """Runs a script's main; an :class:`InputError` becomes ``error: ...`` on stderr and exit status 2, Ctrl-C
-    one line and status 130, anything else a traceback and status 1.
-
-    One of several processes ends at once after an error, so that their launcher ends the others too.
-    """
+    one line and status 130, anything else a traceback and status 1."""
     status = 0
+    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"  # without the source line
     try:
         main()
     except InputError as error:
@@ -53,6 +46,6 @@ def exit_cleanly(main: Callable[[], None]) -> None:
         status = 1
     if status and dist.is_available() and dist.is_initialized():
         sys.stdout.flush()
-        os._exit(status)  # exit handlers would wait for the other processes
+        os._exit(status)  # exit handlers would wait for the others, which the launcher ends only then
     if status:
         sys.exit(status)

@@ -1,6 +1,7 @@
 """The command line of both test scripts: flags, settings, and a run's detector applied to ``--images``."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,8 +13,8 @@ from utils import flags
 from utils.calibration import CALIBRATIONS
 from utils.checkpoint import BEST, open_checkpoint, results_folder
 from utils.detector import Detector, find_detector
-from utils.distributed import Compute, finish, in_main, refuse_torchrun, start
-from utils.errors import InputError, say, show_warnings_plainly
+from utils.distributed import Compute, finish, in_main, is_first_process, start
+from utils.errors import InputError, say
 from utils.evaluation import Settings
 from utils.fitting import needs_outliers
 from utils.scores import score_names
@@ -121,9 +122,11 @@ def run_script(
 ) -> None:
     """Evaluates a run, or applies its detector to ``--images``. ``identify(checkpoint, flags)`` says what
     network it is, with notes; ``evaluate(args, compute, checkpoint, what it is, notes, folder)`` writes."""
-    show_warnings_plainly()
     if args.images:
-        refuse_torchrun("--images")
+        if "LOCAL_RANK" in os.environ:
+            if not is_first_process():
+                sys.exit(0)
+            raise InputError("--images takes one process: start the script without torchrun")
         for name, default in SETTLED.items():
             if getattr(args, name, default) != default:
                 raise InputError(f"--{name} has no effect with --images: the detector is as it was evaluated")
@@ -133,6 +136,8 @@ def run_script(
         detector = Detector.load(args.ckpt_path, start(args.gpu).device, names[0], args.score, args.keep)
         predict_files(args.images, detector, args.srp or find_detector(args.ckpt_path).parent)
         return
+    if args.select == "best" and not args.ckpt_path.is_dir():
+        raise InputError(f"--select best takes a run directory, and {args.ckpt_path} is none")
     compute = start(args.gpu)
     checkpoint = open_checkpoint(args.ckpt_path if args.select == "last" else args.ckpt_path / BEST)
     known, notes = identify(checkpoint, vars(args))

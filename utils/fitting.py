@@ -62,13 +62,10 @@ def fit_calibrations(
     statistics: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[dict[str, tuple[Calibration, FittedScores]], dict[str, Any]]:
     """Returns the calibrations to evaluate, each with its scores, and facts for the results file; prints how
-    the probe and "auto" ended.
+    the probe and "auto" ended. Raises InputError if ``score``, by which "auto" is judged, cannot be fitted.
 
-    Args:
-        names: some of :data:`utils.calibration.CALIBRATIONS`, or only "auto".
-        classifier: the network's; everything is computed on its device.
-        score: the one that "auto" is judged by; InputError if it cannot be fitted. strength: of "fc".
-        statistics: see :func:`trained_statistics`.
+    ``names``: some of :data:`utils.calibration.CALIBRATIONS`, or only "auto". ``strength``: of "fc".
+    ``statistics``: see :func:`trained_statistics`. Everything is computed on the classifier's device.
     """
     attention = probe = None
     num_outliers = len(sets.outliers.features) if needs_outliers(names, score) else 0
@@ -115,13 +112,9 @@ def fit_with(score: str, training: Training, names: Iterable[str] | None = None)
 def try_calibrations(
     classifier: Classifier, sets: TrainingSets, class_counts: Sequence[int], score: str, statistics=None
 ) -> list[dict[str, Any]]:
-    """Measures none, FC at several strengths and the probe on held-out training images and outliers, see
-    :func:`fit_calibrations`.
-
-    Attention, probe and score are fitted with nine tenths of the outliers; AUROC is of every tenth against
-    the held-out images. Returns a list of {calibration, fc_strength, auroc, accuracy}: ``fc_strength`` is
-    None where it is not FC, ``accuracy`` the mean over the classes.
-    """
+    """Measures none, FC at several strengths and the probe on held-out training images and every tenth
+    outlier; all are fitted without these. Returns a list of {calibration, fc_strength, auroc, accuracy}:
+    ``fc_strength`` is None where it is not FC, ``accuracy`` the mean over the classes."""
     is_held_out = torch.arange(len(sets.outliers.features)) % 10 == 0
     held_outliers, outliers = sets.outliers.features[is_held_out], sets.outliers.features[~is_held_out]
     attention = fit_attention(classifier, sets.attending, outliers, class_counts)

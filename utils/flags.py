@@ -27,13 +27,6 @@ def boolean(text):
     return values[text.lower()]
 
 
-def dataset_in_memory(text: str) -> str:
-    """Parses ``--ds`` for train.py and test.py; ImageNet-LT has its own scripts."""
-    if text == "imagenet":
-        raise argparse.ArgumentTypeError("ImageNet-LT is for train_imagenet.py and test_imagenet.py")
-    return text
-
-
 def add_boolean(group, *names, **settings):
     """Adds a flag that may stand alone (True) or take True or False."""
     group.add_argument(*names, type=boolean, nargs="?", const=True, metavar="BOOL", **settings)

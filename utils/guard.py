@@ -1,5 +1,4 @@
-"""Applies the optimiser steps whose loss and gradients are finite, and no others, without asking the device
-each time."""
+"""Applies the optimiser steps that are finite, and no others, without asking the device each time."""
 
 import sys
 
@@ -44,15 +43,9 @@ class StepGuard:
         self.good = [torch.cat([b.flatten() for b in group]) for group in self.buffers]
 
     def step(self, terms: dict[str, Tensor], indices: Tensor, step: int) -> Tensor:
-        """Applies one step if it is sound, and returns whether it did: a boolean scalar on the device.
-
-        Args:
-            terms: the criterion's dict of scalars, after ``backward``.
-            indices: of the batch's images, for the report. step: its number.
-
-        Raises:
-            InputError: ``max_bad_steps`` bad steps in a row, naming the term.
-        """
+        """Applies step number ``step`` if it is sound, and returns whether it did: a boolean scalar on the
+        device. ``terms``: the criterion's, after ``backward``. ``indices``: of the batch's images, for the
+        report. Raises InputError, naming the term, after ``max_bad_steps`` bad steps in a row."""
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         values = {name: value.detach() for name, value in terms.items() if name != "loss"}
         values["gradient"] = torch.stack(torch._foreach_norm(gradients)).norm()

@@ -47,7 +47,6 @@ class EpochMeter:
         return {name: sum_over_processes(value.clone()) for name, value in vars(self).items()}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Takes the sums that :meth:`state` returned."""
         for name, value in state.items():
             getattr(self, name).copy_(value)
 

@@ -61,8 +61,6 @@ def plot_class_counts(class_counts: Sequence[int], path: str | Path) -> None:
 
 def plot_history(history: Sequence[dict], path: str | Path) -> None:
     """Plots loss terms and accuracies per epoch, from records of ``log.jsonl``; omits terms that stay 0."""
-    if not history:
-        return
     epochs = [record["epoch"] for record in history]
     kind = "val_accuracy" if "val_accuracy" in history[-1] else "train_accuracy"
     with figure(path, columns=2) as (losses, accuracies):

@@ -1,6 +1,5 @@
 """The probe: a linear head fitted after training on frozen features, with the surrogate outliers as one more
-class: classifier re-training (cRT, Kang et al., ICLR 2020) by multinomial logistic regression.
-"""
+class: classifier re-training (cRT, Kang et al., ICLR 2020) by multinomial logistic regression."""
 
 import sys
 import warnings
@@ -52,15 +51,10 @@ def fit_probe(
     Features are standardised by mean and deviation over the training images. All C classes have the same
     total weight, and the outliers half of the total; the mean weight is 1, as in scikit-learn.
 
-    Args:
-        features: (N, D) of training images; labels: int64 (N,). outlier_features: (M, D).
-
-    Returns:
-        (probe, facts): C + 1 classes, the outliers last, on unstandardised features; ``iterations``, the
-        length of the ``gradient``, in units in which the curvature is about 1, and whether it ``converged``.
-
-    Raises:
-        InputError: a class without an image, or features that are not finite.
+    Takes features (N, D) and labels int64 (N,) of training images, and outlier features (M, D). Returns the
+    probe, of C + 1 classes, the outliers last, on unstandardised features, and facts: ``iterations``, the
+    length of the ``gradient``, in units in which the curvature is about 1, and whether it ``converged``.
+    Raises InputError for a class without an image, or features that are not finite.
     """
     say(f"fitting the probe on {len(labels):,} images and {len(outlier_features):,} outliers", sys.stderr)
     counts = class_sizes(labels, num_classes)
@@ -124,8 +118,7 @@ def _standardised(features, mean, deviation, device):
 
 
 def _curvature(rows, num_classes, shrinkage):
-    """Returns (scale, basis), (C + 1, D + 1) and (D + 1, D + 1): parameters p are (v / scale) basis^T of a
-    point v around which the curvature of the loss is about 1 in all directions."""
+    """Returns (scale, basis): of v, with parameters (v / scale) basis^T, the loss has curvature about 1."""
     # Class c's curvature is about its weight w_c (1 - w_c), times a constant, times the features' covariance.
     few = slice(None, None, max(1, len(rows.x) // COVARIANCE_ROWS))
     x, weights = rows.x[few].double(), rows.weights[few].double()
@@ -137,8 +130,8 @@ def _curvature(rows, num_classes, shrinkage):
 
 
 def _minimise(gradient: Callable[[Tensor], Tensor], point: Tensor, tolerance: float) -> tuple[Tensor, float]:
-    """Returns a convex function's minimum and the length of its gradient, by L-BFGS (Nocedal and Wright,
-    section 7.2) from gradients alone: rounding hides the last differences of the function's values."""
+    """Returns a convex function's minimum and its gradient's length: L-BFGS (Nocedal and Wright, 7.2)."""
+    # From gradients alone: rounding hides the last differences of the function's values.
     here = gradient(point)
     steps = changes = here.new_empty(0, here.numel())
     for _ in range(MAX_STEPS):
@@ -162,8 +155,7 @@ def _minimise(gradient: Callable[[Tensor], Tensor], point: Tensor, tolerance: fl
 
 
 def _inverse_hessian(steps, changes, gradient):
-    """Returns L-BFGS's inverse Hessian, in its compact form (Byrd, Nocedal and Schnabel 1994, equation 3.1),
-    times the gradient (P,). ``steps`` and ``changes`` of the gradient: (m, P), the newest last."""
+    """Returns L-BFGS's inverse Hessian (Byrd, Nocedal and Schnabel 1994, equation 3.1) times the gradient."""
     if len(steps) == 0:
         return gradient
     products = steps @ changes.T

@@ -24,17 +24,8 @@ from utils.checkpoint import (
     require_classes,
     resumes_in_place,
     save_checkpoint,
-    save_whole,
 )
-from utils.distributed import (
-    Compute,
-    environment,
-    finish,
-    from_main,
-    in_main,
-    resumed_in,
-    sum_over_processes,
-)
+from utils.distributed import Compute, environment, finish, from_main, in_main, resumed_in, sum_over_processes
 from utils.errors import InputError, first_line, say
 from utils.guard import StepGuard
 from utils.history import EpochMeter, add_scalars, best_epoch, describe, doubts, scalar_writer, write_log
@@ -81,13 +72,8 @@ def restore(state: dict, trained: Trained, data: TrainingData) -> None:
 
 
 class Run:
-    """The state of a run and its files; made by :func:`open_run`.
-
-    Attributes:
-        epoch, step: the next ones, counted from 0; between epochs ``step`` is 0.
-        meter: :class:`EpochMeter` of the current epoch.
-        history: one record per finished epoch, as in ``log.jsonl``.
-    """
+    """The state of a run and its files; made by :func:`open_run`. ``epoch`` and ``step`` are the next ones,
+    counted from 0; ``meter`` is of the current epoch; ``history`` has a record of each finished epoch."""
 
     def __init__(self, settings, compute, data, trained, stop):
         self.settings, self.compute, self.data, self.trained = settings, compute, data, trained
@@ -146,11 +132,9 @@ class Run:
 
     @property
     def epoch_is_whole(self) -> bool:
-        """Tells whether every step of the epoch has been made."""
         return self.step == len(self.loader)
 
     def _vote(self):
-        """Returns (whether to stop, whether a checkpoint is due), the same in all processes."""
         if self.compute.world_size > 1 and self.step % VOTE_EVERY and not self.epoch_is_whole:
             return False, False
         elapsed = time.monotonic() - (self.last_save or self.started)
@@ -210,10 +194,8 @@ class Run:
                 "environment": self.environment,
                 "finished": best or self.finished,
             }
-            if best:
-                self._try_to_write(BEST, save_whole, state, self.folder / BEST)
-            else:
-                self._try_to_write(LATEST, save_checkpoint, state, self.folder)
+            name = BEST if best else LATEST
+            self._try_to_write(name, save_checkpoint, state, self.folder / name)
         if not best:
             self.last_save = time.monotonic()
 
@@ -264,7 +246,7 @@ class Run:
         """Writes and draws the history; raises InputError if the trained network could not be saved."""
         if self.history:  # again: an earlier write may have failed
             self._try_to_write("log.jsonl", write_log, self.folder, self.history)
-        self._draw("training", plot_history, self.history)
+            self._draw("training", plot_history, self.history)
         say(f"run directory: {self.folder}")
         if not self.finished:
             say(f"stopped in epoch {self.epoch + 1}; --resume continues from the last checkpoint", sys.stderr)
@@ -276,15 +258,11 @@ class Run:
 
 @contextmanager
 def open_run(settings: dict, compute: Compute, data: TrainingData, trained: Trained) -> Iterator[Run]:
-    """Takes the run directory, resumes its run if asked to, and yields the :class:`Run`.
+    """Takes the run directory, resumes its run if asked to, and yields the :class:`Run`. ``settings``, flags
+    as plain values, are recorded, and compared with those of the run to resume.
 
     On the first SIGTERM or SIGINT the current step is finished and saved; the process exits with status 75.
-
-    Args:
-        settings: the flags as plain values; recorded, and compared with those of the run to resume.
-
-    Raises:
-        InputError: the directory, or the run in it, is not one to write to or to resume.
+    Raises InputError if the directory, or the run in it, is not one to write to or to resume.
     """
     folder, resume = Path(settings["srp"]), settings["resume"]
     with ExitStack() as stack:
@@ -296,15 +274,14 @@ def open_run(settings: dict, compute: Compute, data: TrainingData, trained: Trai
             run.save()
         yield run
         in_main(compute, run.end)  # a launcher ends the others once one process has ended
+    finish()
     if not run.finished:
-        finish()
         sys.exit(EXIT_STOPPED)
 
 
 @contextmanager
 def taken_folder(folder: Path, resume: str | None) -> Iterator[None]:
-    """Makes a run directory this process's own, unless another process uses it or it holds another run; the
-    kernel releases that of a dead process."""
+    """Makes a run directory this process's own, unless another process uses it or it holds another run."""
     with open(writable_folder(folder) / "run.lock", "w") as lock:
         try:  # unlike flock's, lockf's lock is not inherited by forked readers
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -22,17 +22,14 @@ UNSEEN_RESULTANT = 0.9  # the mean resultant length R of a class not yet seen
 @lru_cache(maxsize=64)
 def _debye_table(order):
     """The coefficients of S(p) = sum_k U_k(p) / order^k and D(p) = p S'(p) + S(p) / 2, float64 (J, 2, 2, 2):
-    entry [j, i, h, l] belongs to the power 4 j + 2 h + l of S (i = 0) or D (i = 1).
-
-    Terms that nowhere in p's range [0, 1] reach the rounding of the leading 1 are left out.
-    """
+    entry [j, i, h, l] belongs to the power 4 j + 2 h + l of S (i = 0) or D (i = 1)."""
     u, total = [Fraction(1)], Polynomial([1.0])
     for k in range(1, DEBYE_TERMS + 1):
         # U_k of DLMF 10.41.9: U' p^2 (1 - p^2) / 2 and 1/8 of the integral of (1 - 5 t^2) U from 0 to p
         changing = polymul([0, 0, Fraction(1, 2), 0, Fraction(-1, 2)], polyder(u))
         u = polyadd(changing, polyint(polymul([Fraction(1, 8), 0, Fraction(-5, 8)], u)))
         term = Polynomial(u.astype(float) / order**k)
-        if np.abs(term(np.linspace(0, 1, 200))).max() < 2.0**-53:
+        if np.abs(term(np.linspace(0, 1, 200))).max() < 2.0**-53:  # the rounding of the leading 1
             break
         total = total + term
     of_sum = np.pad(total.coef, (0, -len(total.coef) % 4))
@@ -41,12 +38,9 @@ def _debye_table(order):
 
 
 def _debye(order, a, table):
-    """Debye's expansion (DLMF 10.41.3) of f(x) = log I_order(x) - order log(x / order), for order >= 15.
-
-    Takes a = 1 + (x / order)^2, float64, and :func:`_debye_table` of the order; returns
-    (f(x) + log(2 pi order) / 2, order / x f'(x)); the second is (order / x) I_{order+1}(x) / I_order(x). S
-    and D are evaluated at once, four powers of p a step: on a GPU the number of operations is what counts.
-    """
+    """(f(x) + log(2 pi order) / 2, order / x f'(x)) of f(x) = log I_order(x) - order log(x / order), by
+    Debye's expansion (DLMF 10.41.3), from a = 1 + (x / order)^2, float64; order >= 15."""
+    # S and D at once, four powers of p a step: on a GPU the number of operations is what counts.
     p = a.rsqrt()
     square = p * p
     fourth = square * square

@@ -22,11 +22,8 @@ SCRIPTS = {"cifar": "train.py", "imagenet": "train_imagenet.py"}  # by family of
 
 
 def network_weights(checkpoint: Any) -> dict[str, Tensor]:
-    """Returns the network's weights in our own or a third-party checkpoint, without ``WRAPPERS``.
-
-    Raises:
-        InputError: there are no tensors, bare or in one of ``CONTAINERS``, or two of one name.
-    """
+    """Returns the network's weights in our own or a third-party checkpoint, without ``WRAPPERS``; raises
+    InputError if there are no tensors, bare or in one of ``CONTAINERS``, or two of one name."""
     named = [(WRAPPERS.sub("", key), value) for key, value in _named_tensors(checkpoint)]
     weights = dict(named)
     if not weights:
@@ -38,7 +35,6 @@ def network_weights(checkpoint: Any) -> dict[str, Tensor]:
 
 
 def _named_tensors(holder):
-    """Returns the (key, tensor) pairs of the first container that has tensors, else of ``holder``."""
     if not isinstance(holder, dict):
         return []
     for key in CONTAINERS:
@@ -56,11 +52,8 @@ def some(names, number: int = 9) -> str:
 
 
 def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> list[str]:
-    """Loads every key the network has, and returns the sorted names of the checkpoint's other keys.
-
-    Raises:
-        InputError: the weights do not fit the network or are not finite.
-    """
+    """Loads every key the network has, and returns the sorted names of the checkpoint's other keys; raises
+    InputError if the weights do not fit the network or are not finite."""
     wanted = model.state_dict()
     # BatchNorm's batch counters are not weights; old checkpoints lack them.
     missing = [key for key in wanted if key not in weights and not key.endswith("num_batches_tracked")]
@@ -91,7 +84,6 @@ def network_of(weights: dict[str, Tensor]) -> tuple[str, str] | None:
 
 @cache
 def _backbones():
-    """Returns the backbone of every network here, by (family, name)."""
     with torch.device("meta"):
         return {
             (family, name): _backbone(build_model(name, num_classes=2, family=family).state_dict())
@@ -110,15 +102,9 @@ def _backbone(state):
 
 
 def initialize(model: nn.Module, source: str, name: str) -> str:
-    """Loads a trained backbone into a network, but no classifier or head (``--init``; beyond the paper).
-
-    Args:
-        source: "imagenet", for torchvision's weights, or a checkpoint of torchvision, timm or this project.
-        name: the network's, in ``models.FAMILIES``.
-
-    Returns:
-        A sentence that says what was loaded, left out and newly initialised.
-    """
+    """Loads a trained backbone, but no classifier or head, into a network of this name, and says what was
+    left out (``--init``; beyond the paper). ``source``: "imagenet", for torchvision's weights, or a
+    checkpoint of torchvision, timm or this project."""
     from_file = source != "imagenet"
     weights = network_weights(load_checkpoint(source)) if from_file else _of_torchvision(model, name)
     backbone = {key: value for key, value in weights.items() if not key.startswith(NEW)}

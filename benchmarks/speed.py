@@ -1,4 +1,4 @@
-"""What of a training step's time is the network's: python -m benchmarks.speed.train
+"""What of a training step's time is the network's: python -m benchmarks.speed
 
 The step of train.py at CIFAR10-LT's sizes (128 x 3 + 256 images of 32 x 32), its data alone, and the bare
 forward and backward pass of the same network on ready tensors. The images are random, which does not affect
@@ -7,23 +7,34 @@ time. On a GPU whole epochs are timed, so overlapping work counts once.
 
 import argparse
 import itertools
+import json
+import re
+import statistics
+import sys
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import torch
+from torch.utils.benchmark import Timer
 
 import train
-from benchmarks.speed.common import milliseconds, publish, timed
+from benchmarks.tabulate import Table, text
 from datasets.augment.views import cifar_views
 from datasets.loader import TrainLoader
 from datasets.long_tail import long_tail_counts
 from datasets.normalization import CIFAR_NORMALIZATION
 from models import build_model
-from utils.distributed import autocast
+from utils.distributed import autocast, environment
 from utils.errors import exit_cleanly
 from utils.guard import StepGuard
 from utils.history import EpochMeter
+from utils.text_files import write_text
 
 STEPS_AN_EPOCH = 96  # CIFAR10-LT: 12,406 images in batches of 128
+RESULTS = Path("runs/benchmarks")
+LEAST_SECONDS = 0.05  # per repeat, where a call is shorter
+Times = tuple[float, float, float]  # seconds: median, shortest, longest
 
 
 def parts_of_a_step(settings: argparse.Namespace, device: torch.device) -> dict[str, Callable[[int], None]]:
@@ -60,6 +71,34 @@ def parts_of_a_step(settings: argparse.Namespace, device: torch.device) -> dict[
         "data": lambda steps: [next(batches) for _ in range(steps)],
         "whole step": whole,
     }
+
+
+def timed(function: Callable[[], Any], repeats: int, steps: int = 1) -> Times:
+    """Times one of the ``steps`` of ``function()``, over about ``repeats`` calls; waits for the GPU."""
+    timer = Timer("function()", globals={"function": function}, num_threads=torch.get_num_threads())
+    once = timer.timeit(1).median
+    times = timer.blocked_autorange(min_run_time=repeats * max(once, LEAST_SECONDS)).times
+    return statistics.median(times) / steps, min(times) / steps, max(times) / steps
+
+
+def milliseconds(times: Times) -> str:
+    """Formats ``median (shortest to longest)``."""
+    return "{:,.2f} ({:,.2f} to {:,.2f})".format(*(1000 * seconds for seconds in times))
+
+
+def publish(
+    module: str, claim: str, device: torch.device, head: list[str], rows: list[list[str]], **measured: Any
+) -> None:
+    """Prints a table and writes it, with the measured values, to ``runs/benchmarks/<claim>-<device>.json``.
+    ``module`` is the caller's ``__spec__.name``."""
+    where = environment(device) | {"float32_matmul_precision": torch.get_float32_matmul_precision()}
+    name = "cpu" if device.type == "cpu" else re.sub(r"[^a-z0-9]+", "-", where["device"].lower())
+    path = RESULTS / f"{claim}-{name}.json"
+    print(text(Table(head, rows, f"written: {path}")), flush=True)
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    record = {"command": " ".join(["python -m", module, *sys.argv[1:]]), "environment": where}
+    record |= {"table": {"head": head, "rows": rows}} | measured
+    write_text(path, json.dumps(record, indent=1) + "\n")
 
 
 def main(argv: list[str] | None = None) -> None:

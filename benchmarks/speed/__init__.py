@@ -1,1 +1,0 @@
-"""Speed, one command per claim; the tables' files are in ../results/."""
