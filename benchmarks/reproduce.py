@@ -120,7 +120,7 @@ def collect(run: Run, target: Path) -> None:
         row = run.row if folder == run.folder else f"{run.row}-{folder.name}"
         record = {"group": run.group, "row": row, "seed": run.seed, "commands": commands}
         record |= read_run(folder, run.folder)
-        del record["name"]
+        del record["name"], record["run"]
         file = writable_folder(target / run.group) / f"{row}-seed{run.seed}.json"
         write_text(file, json.dumps(record, indent=1) + "\n")
 
@@ -151,6 +151,7 @@ def main(argv: list[str] | None = None) -> None:
     pairs = itertools.product(args.seeds, args.rows)
     runs = [Run(protocol, row, seed, args.srp / protocol / row / f"seed{seed}") for seed, row in pairs]
     for script, *words in sum(commands(runs[0]._replace(folder=Path(os.devnull)), args, "cpu").values(), []):
+        words = [word for word in words if word != "--resume"]
         runpy.run_path(str(ROOT / script))["parse_args"](words)  # a wrong flag costs no training
     done = sum(is_evaluated(run.folder) for run in runs)
     print(f"{args.table}: {len(runs)} runs, {done} finished; {len(devices)} at a time")

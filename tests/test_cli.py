@@ -199,7 +199,7 @@ def test_the_parts_of_the_method_can_be_left_out(tmp_path, capsys):
     assert run(evaluation.main, "--gpu", "cpu", "--ckpt_path", tmp_path, *flags) == 0
     assert {p.name for p in tmp_path.glob("*.pdf")} == {"scores.pdf", "roc.pdf"}
     assert not list(tmp_path.glob("*.png"))
-    assert "auto chose" in capsys.readouterr().out
+    assert "  chosen" in capsys.readouterr().out
     results = json.loads((tmp_path / "results.json").read_text())
     chosen = results["auto"]["chosen"]["calibration"]
     assert [a["calibration"] for a in results["accuracy"]] == list(dict.fromkeys(["none", chosen]))

@@ -164,13 +164,6 @@ def test_an_imagenet_run_without_held_out_images(photographs):
     np.testing.assert_allclose(scores_of(found), expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-def test_cuda_scores_like_the_cpu(digits):
-    images = load_digits(False).images[::8]
-    cpu, cuda = (scores_of(Detector.load(digits.folder, device)(images)) for device in ("cpu", "cuda"))
-    np.testing.assert_allclose(cuda, cpu, atol=0.02, rtol=0.02)  # its convolutions are TF32
-
-
 @pytest.mark.parametrize(
     "images",
     [
@@ -210,16 +203,8 @@ def test_images_on_the_command_line(kind, request, photos, tmp_path, capsys):
     alone = tmp_path / "deployed"  # without the checkpoint
     alone.mkdir()
     shutil.copy(folder / "detector.pth", alone)
-    argv = [
-        "--images",
-        photos,
-        tmp_path / "missing.png",
-        photos / "a.png",
-        "--ckpt_path",
-        alone,
-        "--gpu",
-        "cpu",
-    ]
+    argv = ["--images", photos, tmp_path / "missing.png", photos / "a.png"]
+    argv += ["--ckpt_path", alone, "--gpu", "cpu"]
     assert run(script.main, *argv, "--calibration", "probe", "--score", "energy") == 0
     captured = capsys.readouterr()
     for name in ("note.txt", "missing.png"):
@@ -257,6 +242,7 @@ def test_images_that_cannot_be_scored(digits, photos, tmp_path, capsys):
         (["--images", photos / "note.txt", *run_of], "note.txt"),
         (["--images", photos, *run_of, "--calibration", "fc", "none"], "--calibration"),
         (["--images", photos, *run_of, "--tnorm"], "--tnorm"),
+        (["--select", "best", "--ckpt_path", digits.folder / "latest.pth"], "--select"),
     ):
         assert run(evaluation.main, *argv, *flags) == 2
         assert named in capsys.readouterr().err.splitlines()[-1]

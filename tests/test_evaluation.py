@@ -76,11 +76,8 @@ def test_semantically_id_images_of_an_ood_set_count_on_the_id_side(case):
 def test_accuracy_is_of_the_test_set_alone(case):
     calibrations, results, _ = run(case)
     test = case[3]
-    assert [(a["calibration"], a["fc"]) for a in results["accuracy"]] == [
-        ("none", False),
-        ("fc", True),
-        ("probe", False),
-    ]
+    ways = [("none", False), ("fc", True), ("probe", False)]
+    assert [(a["calibration"], a["fc"]) for a in results["accuracy"]] == ways
     for row in results["accuracy"]:
         right = scored(calibrations[row["calibration"]], test.features)[0].argmax(dim=1) == test.labels
         assert row["all"] == pytest.approx(right.double().mean().item())

@@ -46,11 +46,8 @@ class Run:
         return bool(self.guard.step(terms, torch.tensor([17, 4, 8, 99]), number))
 
     def state(self):
-        weights = {
-            f"model.{k}": v
-            for k, v in self.model.state_dict().items()
-            if not k.endswith("num_batches_tracked")
-        }
+        model = self.model.state_dict().items()
+        weights = {f"model.{k}": v for k, v in model if not k.endswith("num_batches_tracked")}
         statistics = {f"criterion.{k}": v for k, v in self.criterion.state_dict().items()}
         moments = {
             f"optimizer.{i}.{k}": v
@@ -96,14 +93,8 @@ def test_training_goes_on_as_if_the_bad_step_had_not_been(kind, first):
 @pytest.mark.parametrize("kind", ["adam", "sgd"])
 def test_a_guarded_optimiser_steps_like_a_plain_one(kind):
     run, plain = Run(kind), Run(kind)
-    plain.optimizer = type(plain.optimizer)(
-        plain.model.parameters(),
-        **{
-            k: v
-            for k, v in run.optimizer.defaults.items()
-            if k in ("lr", "momentum", "nesterov", "weight_decay")
-        },
-    )
+    shared = {k: v for k, v in run.optimizer.defaults.items() if k not in ("fused", "differentiable")}
+    plain.optimizer = type(plain.optimizer)(plain.model.parameters(), **shared)
     plain.guard.step = lambda *_: plain.optimizer.step()
     for number in range(3):
         run.step(number)

@@ -1,9 +1,4 @@
-"""Pictures: what is in them, and that they need no backend."""
-
-import os
-import subprocess
-import sys
-from pathlib import Path
+"""Pictures: what is in them."""
 
 import matplotlib.figure
 import numpy as np
@@ -13,7 +8,6 @@ from matplotlib.text import Text
 
 from utils import plots
 
-ROOT = Path(__file__).resolve().parent.parent
 SHOTS = {"all": 0.5, "many": 0.75, "medium": 0.5, "few": None}
 
 
@@ -37,18 +31,6 @@ def record(epoch, **terms):
 
 def labels(ax):
     return [text.get_text() for text in ax.get_legend().get_texts()]
-
-
-def test_a_notebooks_backend_is_never_looked_for(tmp_path):
-    code = (
-        "import sys; from utils.plots import plot_class_counts as draw; draw([3, 1], sys.argv[1]);"
-        "assert 'matplotlib.pyplot' not in sys.modules"
-    )
-    environment = os.environ | {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
-    line = [sys.executable, "-c", code, str(tmp_path / "x.png")]
-    done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_terms_that_are_off_are_left_out_and_epochs_are_whole(drawn, tmp_path):

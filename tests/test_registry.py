@@ -53,13 +53,6 @@ def test_a_data_set_is_trained_and_evaluated_through_its_record_alone(monkeypatc
     assert rows_by_set["far"]["n_id"] == 60
 
 
-def test_imagenet_has_scripts_of_its_own(capsys):
-    assert run(train.main, "--ds", "imagenet") == 2
-    assert "train_imagenet.py" in capsys.readouterr().err
-    assert run(evaluation.main, "--ds", "imagenet", "--ckpt_path", "x") == 2
-    assert "test_imagenet.py" in capsys.readouterr().err
-
-
 def test_the_digits_have_a_tail_to_repair():
     digits = BENCHMARKS["digits"]
     counts = torch.bincount(digits.load_long_tailed(None, digits.training["rho"]).labels).tolist()
