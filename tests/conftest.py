@@ -6,6 +6,7 @@ from cifar_files import write_data
 from command_line import DIGITS, run
 
 import train
+from utils import plots
 
 
 @pytest.fixture(autouse=True)
@@ -28,3 +29,11 @@ def digits_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "digits"
     assert run(train.main, *DIGITS, "--srp", folder) == 0
     return folder
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that were drawn, in order."""
+    made, figure = [], plots.Figure
+    monkeypatch.setattr(plots, "Figure", lambda *a, **k: made.append(figure(*a, **k)) or made[-1])
+    return made

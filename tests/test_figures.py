@@ -4,16 +4,7 @@ import pytest
 from result_files import write_record
 
 from benchmarks import figures
-from utils import plots
 from utils.errors import InputError
-
-
-@pytest.fixture
-def drawn(monkeypatch):
-    """The figures that were drawn, in order."""
-    made, figure = [], plots.Figure
-    monkeypatch.setattr(plots, "Figure", lambda *a, **k: made.append(figure(*a, **k)) or made[-1])
-    return made
 
 
 def lines_of(ax):

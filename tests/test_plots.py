@@ -1,6 +1,5 @@
 """Pictures: what is in them."""
 
-import matplotlib.figure
 import numpy as np
 import pytest
 from matplotlib.cbook import is_math_text
@@ -9,20 +8,6 @@ from matplotlib.text import Text
 from utils import plots
 
 SHOTS = {"all": 0.5, "many": 0.75, "medium": 0.5, "few": None}
-
-
-@pytest.fixture
-def drawn(monkeypatch):
-    """The figures that were drawn, in order."""
-    figures = []
-
-    class Kept(matplotlib.figure.Figure):
-        def __init__(self, *args, **kwargs):
-            super().__init__(*args, **kwargs)
-            figures.append(self)
-
-    monkeypatch.setattr(plots, "Figure", Kept)
-    return figures
 
 
 def record(epoch, **terms):
@@ -80,12 +65,6 @@ def test_names_are_text(name, drawn, tmp_path, recwarn):
     assert shown == [f"{name}, AUROC 62.50 %", "other, AUROC 62.50 %", "chance"]
     assert [text.replace(r"\$", "$").strip() for text in labels(drawn[2].axes[0])] == [name]
     assert not recwarn.list
-
-
-def test_a_histogram_of_one_score(drawn, tmp_path, recwarn):
-    pair = np.full(5, -1.0), np.full(3, np.nextafter(-1, 0))
-    plots.plot_score_histograms({"none": {"x": pair}}, tmp_path / "scores.png")
-    assert not recwarn.list and sum(patch.get_height() for patch in drawn[0].axes[0].patches[:-1]) > 0
 
 
 def test_the_scores_stand_beside_each_other_with_the_range_of_the_seeds(drawn, tmp_path):

@@ -25,10 +25,7 @@ def test_images_and_labels_in_the_order_of_the_list(tmp_path):
 @pytest.mark.parametrize("size", [(64, 48), (20, 50), (32, 33)])
 @pytest.mark.parametrize(
     ("resize", "reference"),
-    [
-        ("squash", [transforms.Resize((32, 32))]),
-        ("crop", [transforms.Resize(32), transforms.CenterCrop(32)]),
-    ],
+    [("squash", [transforms.Resize((32, 32))]), ("crop", [transforms.Resize(32), transforms.CenterCrop(32)])],
 )
 def test_other_sizes_are_resized_as_torchvision_does(tmp_path, size, resize, reference):
     image = write_ood_set(tmp_path, "cifar10", "texture", [-1], size)[0]
