@@ -55,7 +55,7 @@ def evaluate(args, compute, checkpoint, known, notes, out):
     if args.txt_ood_test or not missing:
         ood = load_ood_lists(data["txt_ood_test"], iodp)
     else:
-        notes.append(f"accuracy alone: the OOD list {missing[0]} is missing; --txt_ood_test names another")
+        notes.append(f"no OOD images, so accuracy alone: {missing[0]} is missing; --txt_ood_test names lists")
     settings, outliers, more = choose_settings(
         args, held_out is not None, lambda: load_files(data["txt_ood_train"], iodp, labelled=False)
     )

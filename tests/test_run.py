@@ -107,6 +107,8 @@ def test_a_loss_that_does_not_fall_and_one_class_for_all_images_are_warned_about
     fine = [(0.5, 0.6)] * 2
     assert list(doubts(history(*fine, losses=(2.0, 1.0)))) == []
     assert "loss" in " ".join(doubts(history(*fine)))
+    warming_up = [{"lr": rate, "loss": 1.0} for rate in (1, 2, 3, 3)]
+    assert [len(list(doubts(warming_up[:n]))) for n in (1, 2, 3, 4)] == [0, 0, 0, 1]
     assert "one class" in " ".join(doubts(history((0, 1, 0, None))))
 
 

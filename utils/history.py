@@ -83,7 +83,9 @@ def best_epoch(history: list[dict]) -> int:
 def doubts(history: list[dict]) -> Iterator[str]:
     """Yields what looks wrong after the last epoch of ``history``."""
     record = history[-1]
-    if len(history) == 2 and record["loss"] >= history[0]["loss"]:
+    rates = [earlier.get("lr", 0) for earlier in history]
+    after_warm_up = len(history) == rates.index(max(rates)) + 2
+    if after_warm_up and record["loss"] >= history[0]["loss"]:
         yield "the loss has not fallen since the first epoch: try a smaller --lr"
     for kind, images in (("val_accuracy", "held-out"), ("train_accuracy", "training")):
         by_class = [a for a in record.get(kind, {}).get("per_class", ()) if a is not None]

@@ -64,7 +64,8 @@ def conclude(
         with tempfile.TemporaryDirectory(prefix=".evaluation-", dir=folder) as temporary:
             new = Path(temporary)
             write_text(new / "results.json", json.dumps(results, indent=1) + "\n")
-            write_text(new / "results.csv", results_csv(results))
+            if ood_rows := results_csv(results).strip():
+                write_text(new / "results.csv", ood_rows + "\n")
             write_text(new / "results.md", markdown(results))
             if settings.save_features:
                 _write_features(sets, classifier, new / FEATURES)
