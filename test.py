@@ -114,7 +114,7 @@ def identify(checkpoint, given):
     defaults |= {"rho": usual["rho"], "normalization": usual["normalization"], "depart": []}
     trained, assumed_too = resolve_settings(given, stored, defaults)
     if trained["model"] not in FAMILIES["cifar"]:
-        raise InputError(f"the checkpoint's --model {trained['model']} is none of test.py's")
+        raise InputError(f"test.py does not know the checkpoint's network, {trained['model']}")
     known, assumed = named | trained, assumed + assumed_too
     return known, caveats(checkpoint, known, [n for n in assumed if n in ("ds", "rho", "normalization")])
 

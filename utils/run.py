@@ -98,7 +98,7 @@ class Run:
         """Yields pairs (step, Batch) for the rest of the epoch; ends early after a request to stop."""
         steps, size, epochs = len(self.loader), self.loader.batch_size, self.settings["epochs"]
         seconds = 2 if sys.stderr.isatty() else 30  # between lines of progress
-        bar = tqdm(  # over the images of the whole run, so that it tells when the run ends
+        bar = tqdm(  # counts the images of the whole run, so it estimates the time left
             desc=f"epoch {self.epoch + 1}/{epochs}",
             initial=size * (self.epoch * steps + self.step),
             total=size * epochs * steps,
