@@ -13,10 +13,15 @@ from pathlib import Path
 
 import torch
 
-from datasets import ImageSet
+from datasets.images import (
+    IMAGENET_NORMALIZATION,
+    NORMALIZATIONS,
+    ImageSet,
+    hold_out,
+    long_tail_counts,
+    long_tail_indices,
+)
 from datasets.loader import evaluation_batches
-from datasets.long_tail import hold_out, long_tail_counts, long_tail_indices
-from datasets.normalization import IMAGENET_NORMALIZATION, NORMALIZATIONS
 from datasets.preprocessing import Preprocessing
 from datasets.registry import BENCHMARKS
 from datasets.scood import RESIZE_MODES

@@ -15,9 +15,8 @@ import torch
 
 from datasets.image_list import overlap
 from datasets.imagenet import EvalImages, balanced_sample, folder_names, load_files, load_ood_lists, select
+from datasets.images import NORMALIZATIONS, hold_out
 from datasets.loader import epoch_indices
-from datasets.long_tail import hold_out
-from datasets.normalization import NORMALIZATIONS
 from datasets.preprocessing import PHOTOGRAPH, Preprocessing
 from models import FAMILIES, build_model
 from utils import flags

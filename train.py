@@ -14,9 +14,8 @@ from pathlib import Path
 
 import torch
 
+from datasets.images import IMAGENET_NORMALIZATION, NORMALIZATIONS, hold_out
 from datasets.loader import TrainLoader, evaluation_batches
-from datasets.long_tail import hold_out
-from datasets.normalization import IMAGENET_NORMALIZATION, NORMALIZATIONS
 from datasets.registry import BENCHMARKS
 from models import FAMILIES, build_model
 from utils import flags

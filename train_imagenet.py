@@ -13,8 +13,7 @@ import torch
 
 from datasets.augment.views import imagenet_views
 from datasets.imagenet import EvalImages, FileTrainLoader, folder_names, load_files, select
-from datasets.long_tail import hold_out
-from datasets.normalization import NORMALIZATIONS
+from datasets.images import NORMALIZATIONS, hold_out
 from models import FAMILIES, build_model
 from train import add_method_flags, resolve, train
 from utils import flags

@@ -21,9 +21,8 @@ from torch.utils.benchmark import Timer
 import train
 from benchmarks.tabulate import Table, text
 from datasets.augment.views import cifar_views
+from datasets.images import CIFAR_NORMALIZATION, long_tail_counts
 from datasets.loader import TrainLoader
-from datasets.long_tail import long_tail_counts
-from datasets.normalization import CIFAR_NORMALIZATION
 from models import build_model
 from utils.distributed import autocast, environment
 from utils.errors import exit_cleanly

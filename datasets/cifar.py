@@ -10,7 +10,7 @@ import torch
 from torchvision.datasets import CIFAR10, CIFAR100
 from torchvision.datasets.utils import check_integrity
 
-from datasets import ImageSet
+from datasets.images import ImageSet
 from utils.errors import InputError, first_line
 
 # torchvision knows the files of the releases, and their MD5 sums.

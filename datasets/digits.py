@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from sklearn.datasets import load_digits as load_sklearn_digits
 from sklearn.datasets import load_sample_image
 
-from datasets import ImageSet
 from datasets.augment.stages import ColorJitter, PaddedCrop, RandomResizedCrop, ToFloat, View, Views
+from datasets.images import ImageSet
 from utils.errors import InputError
 
 SIZE = 16

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from datasets.cifar import OUTLIERS
 from datasets.image_list import list_line, write_lines
-from datasets.long_tail import long_tail_counts
+from datasets.images import long_tail_counts
 from datasets.scood import DEFAULT_SETS, image_root, list_path, read_image
 from utils.errors import InputError
 from utils.text_files import whole_file, writable_folder

@@ -19,8 +19,8 @@ from datasets.augment.stages import View, Views
 from datasets.decoding import central_crop, decode
 from datasets.image_files import STEPS_AHEAD, Replacements, Source, StepDataset, random_crops, read_ahead
 from datasets.image_list import ANY_LABEL, ImageFiles, read_present
+from datasets.images import IMAGENET_NORMALIZATION, Normalization
 from datasets.loader import Batch, epoch_shares, mixed_seed
-from datasets.normalization import IMAGENET_NORMALIZATION, Normalization
 from utils.errors import InputError
 
 CROP_SCALE, OUTLIER_CROP_SCALE = (0.08, 1.0), (0.2, 1.0)  # shares of the image's area, from and to

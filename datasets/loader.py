@@ -15,7 +15,7 @@ from torch import Tensor
 
 from datasets.augment.ops import to_device
 from datasets.augment.stages import Views
-from datasets.normalization import Normalization
+from datasets.images import Normalization
 
 DEVICE_MEMORY_SHARE = 0.5  # a set moves to the GPU if it needs at most this share of the free memory
 # Augmenting several steps at once amortises kernel launches on CUDA; on a CPU it only costs cache.

@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from datasets.decoding import Unreadable, central_crop, decode, open_picture, pixels, upright_rgb
-from datasets.normalization import Normalization
+from datasets.images import Normalization
 from datasets.scood import to_size
 from utils.errors import InputError
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from datasets import ImageSet, digits
+from datasets import digits
 from datasets.augment.stages import Views
 from datasets.augment.views import cifar_views
 from datasets.cifar import NUM_CLASSES, class_names, load_cifar, load_outliers
-from datasets.long_tail import long_tail_counts, long_tail_indices
+from datasets.images import ImageSet, long_tail_counts, long_tail_indices
 from datasets.scood import DEFAULT_SETS, load_ood_sets
 
 

@@ -11,9 +11,9 @@ from PIL import Image
 from torchvision.transforms import functional
 from tqdm import tqdm
 
-from datasets import ImageSet
 from datasets.decoding import Unreadable, open_picture, upright_rgb
 from datasets.image_list import read_present
+from datasets.images import ImageSet
 from utils.errors import InputError
 
 DEFAULT_SETS = {

@@ -1,15 +1,8 @@
-"""Image to logits, features and embedding.
-
-output: what every network returns, and the projection head
-resnet_cifar: ResNet18, 20, 32 and 34 for images of 32 x 32 and below
-resnet_imagenet: torchvision's residual networks, for photographs
-"""
+"""Image to logits, features and embedding: the networks of resnet.py, by family and name."""
 
 from torch import nn
 
-from models.output import Output
-from models.resnet_cifar import CIFAR_NETWORKS
-from models.resnet_imagenet import IMAGENET_NETWORKS
+from models.resnet import CIFAR_NETWORKS, IMAGENET_NETWORKS, Output
 
 FAMILIES = {"cifar": CIFAR_NETWORKS, "imagenet": IMAGENET_NETWORKS}
 

@@ -5,7 +5,7 @@ import pickle
 import numpy as np
 from PIL import Image
 
-from datasets.long_tail import long_tail_counts
+from datasets.images import long_tail_counts
 
 
 def write_batch(path, labels, key, seed=0):

@@ -22,7 +22,7 @@ from torch.nn.parallel import comm
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
-import datasets.normalization
+import datasets.images
 
 # Tried with torch 2.14; builds for the CPU alone refuse even tensors without values on "cuda".
 SUPPORTED = torch.__version__.startswith("2.14.") and torch.version.cuda is not None
@@ -311,7 +311,7 @@ PATCHES = [
 @contextlib.contextmanager
 def fake_cuda():
     """Code under it finds a CUDA device; yields the :class:`FakeCuda`."""
-    constants = datasets.normalization._channel_constants
+    constants = datasets.images._channel_constants
     constants.cache_clear()
     with contextlib.ExitStack() as stack:
         stack.callback(constants.cache_clear)

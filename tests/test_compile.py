@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import train
-from models.resnet_cifar import SmallImageResNet
+from models.resnet import SmallImageResNet
 from utils.losses import PATTLoss
 
 COUNTS = [9, 5, 3, 2]

@@ -14,9 +14,9 @@ from datasets.augment import ops
 from datasets.augment.stages import ToFloat, View, Views
 from datasets.augment.views import cifar_views, imagenet_views
 from datasets.digits import digits_views
+from datasets.images import CIFAR_NORMALIZATION
 from datasets.loader import TrainLoader
-from datasets.normalization import CIFAR_NORMALIZATION
-from models.resnet_cifar import SmallImageResNet
+from models.resnet import SmallImageResNet
 from utils import losses
 from utils.detector import Detector
 from utils.distributed import Compute, autocast, parallelize

@@ -19,7 +19,7 @@ from test_imagenet_cli import SMALL, TRAIN, write_lists
 import train
 import train_imagenet
 from datasets.digits import load_digits
-from datasets.long_tail import hold_out
+from datasets.images import hold_out
 from datasets.registry import BENCHMARKS
 from utils import results
 from utils.detector import Detection, Detector

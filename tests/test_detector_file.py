@@ -8,7 +8,7 @@ import pytest
 import torch
 from image_files import photograph
 
-from datasets.normalization import NORMALIZATIONS
+from datasets.images import NORMALIZATIONS
 from datasets.preprocessing import Preprocessing
 from models import build_model
 from utils.calibration import Classifier

@@ -9,8 +9,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from command_line import ROOT
 
+from datasets.images import CIFAR_NORMALIZATION
 from datasets.loader import evaluation_batches
-from datasets.normalization import CIFAR_NORMALIZATION
 from models import build_model
 from utils.distributed import Compute, InterleavedDataParallel, autocast, parallelize, start
 from utils.errors import InputError

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from datasets.augment.stages import Views
+from datasets.images import CIFAR_NORMALIZATION, IMAGENET_NORMALIZATION, Normalization
 from datasets.loader import STEPS_AT_ONCE, TrainLoader, evaluation_batches
-from datasets.normalization import CIFAR_NORMALIZATION, IMAGENET_NORMALIZATION, Normalization
 
 N, M, SIZE = 23, 9, 16
 IDENTITY = Normalization((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))

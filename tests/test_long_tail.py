@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from datasets.long_tail import hold_out, long_tail_counts, long_tail_indices
+from datasets.images import hold_out, long_tail_counts, long_tail_indices
 from utils.errors import InputError
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score, recall_score
 
-from datasets.long_tail import long_tail_counts
+from datasets.images import long_tail_counts
 from utils.errors import InputError
 from utils.metrics import accuracy_by_shot, group_accuracies, ood_metrics, shot_groups
 

@@ -4,7 +4,7 @@ from torchvision.models import get_model
 from torchvision.models.resnet import BasicBlock, ResNet
 
 from models import FAMILIES, Output, build_model
-from models.resnet_imagenet import IMAGENET_NETWORKS, TORCHVISION_NAMES
+from models.resnet import IMAGENET_NETWORKS, TORCHVISION_NAMES
 from utils.errors import InputError
 from utils.weights import load_weights, network_weights
 

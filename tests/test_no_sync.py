@@ -7,8 +7,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from datasets.augment.views import cifar_views
+from datasets.images import CIFAR_NORMALIZATION
 from datasets.loader import TrainLoader
-from datasets.normalization import CIFAR_NORMALIZATION
 from models import build_model
 from train import build_optimizer, parse_args, train_one_epoch
 from utils import guard as guard_module

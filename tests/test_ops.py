@@ -11,7 +11,7 @@ from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 from torchvision.transforms.v2 import functional as tv
 
 from datasets.augment import ops
-from datasets.augment.policies import AUTOAUGMENT, RANDAUGMENT
+from datasets.augment.views import AUTOAUGMENT, RANDAUGMENT
 
 N = 40
 SIZES = [(32, 32), (24, 37)]

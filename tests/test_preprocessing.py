@@ -3,7 +3,7 @@ import pytest
 import torch
 from image_files import photograph
 
-from datasets.normalization import IMAGENET_NORMALIZATION
+from datasets.images import IMAGENET_NORMALIZATION
 from datasets.preprocessing import PHOTOGRAPH, Preprocessing
 from utils.errors import InputError
 

@@ -6,8 +6,8 @@ import torch
 from command_line import load_script, run
 
 import train
-from datasets import ImageSet
 from datasets.augment.stages import ToFloat, View, Views
+from datasets.images import ImageSet
 from datasets.registry import BENCHMARKS, Benchmark
 
 evaluation = load_script("test")

@@ -10,7 +10,7 @@ from scipy import stats
 from torchvision import transforms
 from torchvision.transforms.v2 import functional as tv
 
-from datasets.augment import policies, stages, views
+from datasets.augment import stages, views
 from datasets.digits import digits_views
 
 # Seeds are fixed, so a test that passes once passes always; below this a distribution counts as wrong.
@@ -148,7 +148,7 @@ def test_conversions_equal_torchvisions_and_are_inverse():
 def named(kinds, values):
     """Per sample, its steps as (operation, value) or None."""
     return [
-        tuple(None if k < 0 else (policies.NAMES[k], round(v, 4)) for k, v in zip(*pair, strict=True))
+        tuple(None if k < 0 else (views.NAMES[k], round(v, 4)) for k, v in zip(*pair, strict=True))
         for pair in zip(kinds.tolist(), values.tolist(), strict=True)
     ]
 
@@ -176,13 +176,13 @@ def test_autoaugment_draws_torchvisions_distribution(height, width):
         for (a, p), (b, q) in itertools.product(outcomes(*first), outcomes(*second)):
             expected[a, b] += p * q / len(reference.policies)
     expected = {key: p for key, p in expected.items() if p > 0}
-    drawn = policies.AutoAugment().draw(200_000, height, width, seeded(7))
+    drawn = views.AutoAugment().draw(200_000, height, width, seeded(7))
     assert_frequencies(Counter(named(*drawn)), expected)
 
 
 @pytest.mark.parametrize(
     "stage, operations",
-    [(policies.AutoAugment(), policies.AUTOAUGMENT), (policies.RandAugment(), policies.RANDAUGMENT)],
+    [(views.AutoAugment(), views.AUTOAUGMENT), (views.RandAugment(), views.RANDAUGMENT)],
 )
 def test_a_policy_applies_its_own_operations(stage, operations):
     images, values = random_images(15, 16), torch.full((15, 1), 0.2)
@@ -192,11 +192,11 @@ def test_a_policy_applies_its_own_operations(stage, operations):
 
 
 def test_randaugment_values_at_full_magnitude():
-    drawn = policies.RandAugment(2, 10.0, 0.0).draw(60_000, 100, 200, seeded())
+    drawn = views.RandAugment(2, 10.0, 0.0).draw(60_000, 100, 200, seeded())
     expected = {None: 0.5}
     signed = {"Rotate": 30.0, "ShearX": 0.3, "ShearY": 0.3, "TranslateX": 90.0, "TranslateY": 45.0}
     unsigned = {"Posterize": 4.0, "Solarize": 256.0, "SolarizeAdd": 110.0}
-    unsigned |= dict.fromkeys(policies.ENHANCEMENTS, 1.9) | dict.fromkeys(
+    unsigned |= dict.fromkeys(views.ENHANCEMENTS, 1.9) | dict.fromkeys(
         ["AutoContrast", "Equalize", "Invert"], 0.0
     )
     expected.update({(name, value): 1 / 30 for name, value in unsigned.items()})
@@ -207,8 +207,8 @@ def test_randaugment_values_at_full_magnitude():
 
 
 def test_randaugment_magnitudes_are_normal_and_clipped():
-    kinds, values = policies.RandAugment(2, 9.0, 1.0).draw(40_000, 224, 224, seeded())
-    level = values[kinds == policies.NAMES.index("Rotate")].abs() / 3.0
+    kinds, values = views.RandAugment(2, 9.0, 1.0).draw(40_000, 224, 224, seeded())
+    level = values[kinds == views.NAMES.index("Rotate")].abs() / 3.0
     assert level.max() == 10.0
     assert_share(level == 10.0, stats.norm.sf(1.0))
     below = level[level < 10.0].numpy()

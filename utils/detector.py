@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from datasets.normalization import Normalization
+from datasets.images import Normalization
 from datasets.preprocessing import Preprocessing
 from models import build_model
 from utils.calibration import Calibration, Classifier

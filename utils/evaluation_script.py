@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets.folders import files_below
-from datasets.normalization import NORMALIZATIONS
+from datasets.images import NORMALIZATIONS
 from utils import flags
 from utils.calibration import CALIBRATIONS
 from utils.checkpoint import BEST, open_checkpoint, results_folder

@@ -236,7 +236,6 @@ class Run:
         about = self.settings | about | {"num_outliers": self.loader.num_outliers}
         text = json.dumps(about, indent=2, default=str) + "\n"
         self._try_to_write(ARGUMENTS, write_text, self.folder / ARGUMENTS, text)
-        self._draw("class_counts", plot_class_counts, counts)
         size = f"{len(counts)} classes, {sum(counts):,} images, {len(self.loader)} steps per epoch"
         say(f"{size}; {self.loader.where()}")
         if self.finished:
@@ -247,6 +246,7 @@ class Run:
         if self.history:  # again: an earlier write may have failed
             self._try_to_write("log.jsonl", write_log, self.folder, self.history)
             self._draw("training", plot_history, self.history)
+        self._draw("class_counts", plot_class_counts, self.data.class_counts)
         say(f"run directory: {self.folder}")
         if not self.finished:
             say(f"stopped in epoch {self.epoch + 1}; --resume continues from the last checkpoint", sys.stderr)

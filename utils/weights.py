@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchvision.models import get_model_weights
 
 from models import FAMILIES, build_model
-from models.resnet_imagenet import TORCHVISION_NAMES
+from models.resnet import TORCHVISION_NAMES
 from utils.checkpoint import load_checkpoint
 from utils.errors import InputError, first_line
 

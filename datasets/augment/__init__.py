@@ -1,1 +1,1 @@
-"""Random views of image batches: chains of stages, two of which are policies; ops has the arithmetic."""
+"""Random views of image batches. views: the paper's; stages: what views consist of; ops: the arithmetic."""

@@ -1,13 +1,26 @@
-"""Which images of each class a long-tailed training set has, and which are held out of it."""
+"""Images in memory: a labelled set, its long tail, what is held out of it, and how images are normalised."""
 
 import warnings
 from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 
 from utils.errors import InputError
 
 FEW = 5  # held-out images of a class that say little
+
+
+class ImageSet(NamedTuple):
+    """Images of one size and their labels: ``images`` is uint8 (N, 3, H, W), ``labels`` int64 (N,)."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+
+    def select(self, rows: torch.Tensor | slice) -> "ImageSet":
+        """Returns the images of these rows, int64 (n,) or a slice, in that order."""
+        return ImageSet(self.images[rows], self.labels[rows])
 
 
 def long_tail_counts(max_count: int, num_classes: int, ratio: float) -> list[int]:
@@ -45,3 +58,30 @@ def hold_out(labels: torch.Tensor, fraction: float) -> tuple[torch.Tensor, torch
         message = f"{few} of {len(held)} classes have fewer than {FEW} held-out images, which say little"
         warnings.warn(message, stacklevel=2)
     return torch.cat(kept), torch.cat(held)
+
+
+class Normalization(NamedTuple):
+    """Mean and standard deviation of each channel, of images in [0, 1]."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def __call__(self, images: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """Normalises images, float (N, 3, H, W), into ``out``, by default in place."""
+        mean, std = _channel_constants(self, images.device)
+        return torch.sub(images, mean, out=images if out is None else out).div_(std)
+
+
+@lru_cache(maxsize=32)
+def _channel_constants(normalization: Normalization, device: torch.device) -> tuple[torch.Tensor, ...]:
+    return tuple(torch.tensor(values, device=device).view(1, 3, 1, 1) for values in normalization)
+
+
+CIFAR_NORMALIZATION = Normalization((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+IMAGENET_NORMALIZATION = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+NORMALIZATIONS = {  # by the values of --normalization
+    "cifar": CIFAR_NORMALIZATION,
+    "imagenet": IMAGENET_NORMALIZATION,
+    "none": Normalization((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+    "digits": Normalization((0.5, 0.5, 0.5), (0.25, 0.25, 0.25)),
+}
