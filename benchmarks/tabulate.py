@@ -76,11 +76,12 @@ def comparable(folder: Path, table: str, wanted: Sequence[str] | None) -> tuple[
 
 
 def spread(values: Sequence[float | None]) -> str:
-    """Formats mean ± standard deviation over seeds, in percent, from fractions; "-" if one is missing."""
+    """Formats mean ± standard deviation over seeds, in percent, from fractions; "-" if one is missing. A
+    spread of seeds is far above a hundredth of a percent: one digit."""
     if None in values:
         return "-"
     percent = [100 * value for value in values]
-    return f"{mean(percent):.2f} ± {stdev(percent):.2f}" if len(percent) > 1 else f"{percent[0]:.2f}"
+    return f"{mean(percent):.1f} ± {stdev(percent):.1f}" if len(percent) > 1 else f"{percent[0]:.2f}"
 
 
 def name_of(calibration: str) -> str:
@@ -90,22 +91,23 @@ def name_of(calibration: str) -> str:
 def table_by_way(
     groups: Records, ways: Sequence[Way], columns: Sequence[str], fc_alone: Sequence[str] = ()
 ) -> Table:
-    """Has a line for each way and group of records, by label; those of ``fc_alone`` under FC only."""
+    """Has a line for each way and group of records, whose label is in the first of them; those of
+    ``fc_alone`` under FC only."""
     there = {entry["score"] for record in chain(*groups.values()) for entry in record["results"]["mean"]}
     for way in ways:
         if way.score not in there:
             raise InputError(f"no result has --score {way.score}; there are {', '.join(sorted(there))}")
     lines = []
     for label, records in groups.items():
-        for way in ways:
-            if label in fc_alone and way.calibration != "fc":
-                continue
+        shown = [way for way in ways if label not in fc_alone or way.calibration == "fc"]
+        for way in shown:
             found = [metrics(record, way) for record in records]
             seconds = [record["train_seconds"] for record in records]
             cells = {"calibration": name_of(way.calibration), "score": way.score, "n": str(len(records))}
             cells["minutes"] = "-" if None in seconds else f"{mean(seconds) / 60:.1f}"
             cells |= {name: spread([of.get(key) for of in found]) for name, key in METRICS.items()}
-            lines.append([label, *(cells[name] for name in ("calibration", "score", *columns))])
+            first = label if way is shown[0] else ""
+            lines.append([first, *(cells[name] for name in ("calibration", "score", *columns))])
     headers = {name: HEADERS[key] for name, key in METRICS.items()} | {"minutes": "training, minutes"}
     return Table(["", "calibration", "score", *(headers.get(name, name) for name in columns)], lines)
 
