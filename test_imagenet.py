@@ -50,11 +50,11 @@ def evaluate(args, compute, checkpoint, known, notes, out):
     require_classes(checkpoint, class_counts, class_names)
     test = load_files(data["txtv"], iidp, num_classes=len(class_counts))
     require_same_classes(test, class_names or [], data["txtv"])
-    ood, missing = {}, [path for path in data["txt_ood_test"] if not path.exists()]
-    if args.txt_ood_test or not missing:
+    ood = {}
+    if args.txt_ood_test or all(path.exists() for path in data["txt_ood_test"]):
         ood = load_ood_lists(data["txt_ood_test"], iodp)
     else:
-        notes.append(f"no OOD images, so accuracy alone: {missing[0]} is missing; --txt_ood_test names lists")
+        notes.append("no list of OOD images (--txt_ood_test), so accuracy alone")
     settings, outliers, more = choose_settings(
         args, held_out is not None, lambda: load_files(data["txt_ood_train"], iodp, labelled=False)
     )

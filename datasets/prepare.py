@@ -100,9 +100,11 @@ def commands(lists: Lists) -> list[str]:
         training, test = [*training, "--oe", False], ["--calibration", "none"]
     elif batch < 32 or lists.num_outliers < 64:
         training += ["--ob", min(2 * batch, lists.num_outliers)]
-    printed = [f"python train_imagenet.py {shlex.join(map(str, words + training))} --srp OUT"]
+    run = Path("runs", lists.iidp.resolve().name)
+    training, test = [*training, "--srp", run], [*test, "--ckpt_path", run]
+    printed = [f"python train_imagenet.py {shlex.join(map(str, words + training))}"]
     if "test" in files:
-        printed.append(f"python test_imagenet.py {shlex.join(map(str, words + test))} --ckpt_path OUT")
+        printed.append(f"python test_imagenet.py {shlex.join(map(str, words + test))}")
     return printed
 
 

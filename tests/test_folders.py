@@ -184,7 +184,7 @@ def test_the_printed_commands_train_and_test(photos, monkeypatch, capsys):
     small = ["--gpu", "cpu", "--num_workers", "0", "--image_size", "32"]
     assert run(train_imagenet.main, *train, *small, "-e", "1", "--randaug_n", "1") == 0
     assert run(load_script("test_imagenet").main, *test, *small, "--num_cal", "7") == 0
-    assert (photos / "OUT" / "results.json").is_file()
+    assert (photos / "runs" / "photos" / "results.json").is_file()
 
 
 # --- for CIFAR

@@ -113,8 +113,11 @@ def add_scalars(writer: Any, record: dict) -> None:
 def describe(record: dict, epochs: int) -> str:
     """Describes an epoch in one line."""
     kind = "val" if "val_accuracy" in record else "train"
-    shots = {name: record[f"{kind}_accuracy"][name] for name in ("all", "many", "medium", "few")}
-    accuracies = " ".join(f"{name} {100 * value:.2f}" for name, value in shots.items() if value is not None)
+    of = record[f"{kind}_accuracy"]
+    shown = {name: of[name] for name in ("all", "many", "medium", "few")}
+    if kind == "val" and of["all"] is not None:
+        shown["mean of classes"] = mean_class_accuracy(of)  # what best.pth goes by
+    accuracies = " ".join(f"{name} {100 * value:.2f}" for name, value in shown.items() if value is not None)
     terms = " ".join(f"{name} {record[name]:.4f}" for name in TERMS)
     head = f"epoch {record['epoch']}/{epochs}: {terms}"
     return f"{head} | {kind} accuracy %: {accuracies} | {record['seconds']:.1f} s"
