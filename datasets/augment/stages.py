@@ -92,10 +92,12 @@ def apply_in_order(images: Tensor, kinds: Tensor, values: Tensor, functions: Seq
     function runs once, on all its images.
     """
     for kind, value in zip(kinds.unbind(1), values.unbind(1), strict=True):
-        present, sizes = (found.tolist() for found in kind.unique(return_counts=True))
+        numbers = kind.tolist()
+        present = sorted(set(numbers))
         if len(present) == 1:
             images = images if present[0] < 0 else functions[present[0]](images, value)
             continue
+        sizes = [numbers.count(number) for number in present]
         order = kind.argsort(stable=True)  # images of one kind side by side: one copy to the device for all
         on_device = ops.to_device(order, images.device)
         changed = images.clone()
