@@ -6,7 +6,7 @@
 
 ID test, OOD test and calibration images get the same centre crop. Prints the tables and writes results.json,
 results.csv, results.md, scores.png, roc.png and detector.pth into the run directory. Without a list of OOD
-images it evaluates accuracy alone.
+images it evaluates accuracy alone, and writes no results.csv and no plots.
 """
 
 from pathlib import Path
@@ -37,8 +37,14 @@ def main(argv=None):
 
 def evaluate(args, compute, checkpoint, known, notes, out):
     """Evaluates the network of a checkpoint, which ``known`` describes, and writes the results to ``out``."""
-    data = data_of_run(args, stored_arguments(checkpoint), flags.IMAGE_LISTS)
+    stored = stored_arguments(checkpoint)
+    data = data_of_run(args, stored, flags.IMAGE_LISTS)
     iidp, iodp = data["iidp"], data["iodp"]
+
+    def load_outliers():
+        if stored.get("oe") is False and not data["txt_ood_train"].exists():
+            raise InputError("no outliers: the run was trained without, and --txt_ood_train names none")
+        return load_files(data["txt_ood_train"], iodp, labelled=False)
 
     # Read every list first, so missing files are reported before any work is done.
     every, held_out = load_files(data["txtt"], iidp), None
@@ -55,9 +61,7 @@ def evaluate(args, compute, checkpoint, known, notes, out):
         ood = load_ood_lists(data["txt_ood_test"], iodp)
     else:
         notes.append("no list of OOD images (--txt_ood_test), so accuracy alone")
-    settings, outliers, more = choose_settings(
-        args, held_out is not None, lambda: load_files(data["txt_ood_train"], iodp, labelled=False)
-    )
+    settings, outliers, more = choose_settings(args, held_out is not None, load_outliers)
     notes += more + overlaps(test, every, ood, outliers)
     if outliers is not None:
         number = len(outliers.paths)

@@ -100,7 +100,7 @@ def commands(lists: Lists) -> list[str]:
         training, test = [*training, "--oe", False], ["--calibration", "none"]
     elif batch < 32 or lists.num_outliers < 64:
         training += ["--ob", min(2 * batch, lists.num_outliers)]
-    run = Path("runs", lists.iidp.resolve().name)
+    run = Path("runs", files["train"].resolve().parent.name)
     training, test = [*training, "--srp", run], [*test, "--ckpt_path", run]
     printed = [f"python train_imagenet.py {shlex.join(map(str, words + training))}"]
     if "test" in files:

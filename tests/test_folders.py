@@ -94,6 +94,7 @@ def test_a_long_tail_takes_as_much_as_the_classes_admit(tmp_path):
     # int(27 * 0.1 ** (c / 3)) is 27, 12, 5, 2; with 28, class 1 would need int(12.996) = 12 as well; with 29,
     # 13, which it does not have.
     assert [line[-1] for line in lines_of(lists.files["train"])] == list("0" * 28 + "1" * 12 + "2" * 6 + "33")
+    assert "4 classes of 2 to 28 " in lists.report[-2] and lists.report[-1].startswith("2 of them")
 
 
 def test_what_is_left_out_is_said(photos):
@@ -184,7 +185,7 @@ def test_the_printed_commands_train_and_test(photos, monkeypatch, capsys):
     small = ["--gpu", "cpu", "--num_workers", "0", "--image_size", "32"]
     assert run(train_imagenet.main, *train, *small, "-e", "1", "--randaug_n", "1") == 0
     assert run(load_script("test_imagenet").main, *test, *small, "--num_cal", "7") == 0
-    assert (photos / "runs" / "photos" / "results.json").is_file()
+    assert (photos / "runs" / "my lists" / "results.json").is_file()
 
 
 # --- for CIFAR

@@ -315,8 +315,10 @@ def test_own_photographs_without_ood_images_and_outliers(tmp_path):
     assert found["rows"] == found["mean"] == [] and found["data"] == tmp_path.name
     (row,) = found["accuracy"]
     assert row["calibration"] == "none" and len(row["per_class"]) == CLASSES and row["all"] is not None
-    assert ["ood_test" in note or "imagenet_extra" in note for note in found["notes"]] == [True, True]
+    assert ["--txt_ood_t" in note for note in found["notes"]] == [True, True]
+    assert "imagenet_" not in " ".join(found["notes"])  # the default lists, which the user never named
     text = (out / "results.md").read_text()
+    assert "many 0, medium 3, few 0" in text  # all have four training images
     assert "AUROC" not in text and "| none: ACC ↑" in text and not (out / "roc.png").exists()
     with pytest.warns(UserWarning, match="12 training images"):
         detector = Detector.load(out)

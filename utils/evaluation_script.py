@@ -102,7 +102,7 @@ def choose_settings(
             if required or needs_outliers(["none"], score):
                 raise
             names = ["none"]
-            notes.append(f"evaluated without outliers, so without fc, probe and combined: {error}")
+            notes.append(f"evaluated without outliers, so without fc, probe and combined ({error})")
     as_given = {name: getattr(args, name) for name in ("tnorm", "precision", "figures", "save_features")}
     return Settings(names, score, args.fc_strength, args.keep or KEEP, split, **as_given), outliers, notes
 

@@ -82,11 +82,12 @@ def best_epoch(history: list[dict]) -> int:
 
 def doubts(history: list[dict]) -> Iterator[str]:
     """Yields what looks wrong after the last epoch of ``history``."""
-    record = history[-1]
+    first, record = history[0], history[-1]
     rates = [earlier.get("lr", 0) for earlier in history]
     after_warm_up = len(history) == rates.index(max(rates)) + 2
-    if after_warm_up and record["loss"] >= history[0]["loss"]:
-        yield "the loss has not fallen since the first epoch: try a smaller --lr"
+    before, now = (of.get("train_accuracy", {}).get("all") or 0 for of in (first, record))
+    if after_warm_up and record["loss"] >= first["loss"] and now <= before:
+        yield "neither loss nor accuracy is better than after the first epoch: try a smaller --lr"
     for kind, images in (("val_accuracy", "held-out"), ("train_accuracy", "training")):
         by_class = [a for a in record.get(kind, {}).get("per_class", ()) if a is not None]
         if len(by_class) > 1 and sum(by_class) == max(by_class) == 1:

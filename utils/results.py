@@ -19,7 +19,7 @@ from utils.errors import InputError, say
 from utils.evaluation import Features, Settings, evaluate
 from utils.fitting import TrainingSets, fit_calibrations, trained_statistics
 from utils.flags import FIGURES
-from utils.metrics import ACCURACY_COLUMNS, OOD_COLUMNS, OOD_METRICS
+from utils.metrics import ACCURACY_COLUMNS, OOD_COLUMNS, OOD_METRICS, shot_groups
 from utils.plots import plot_roc, plot_score_histograms
 from utils.text_files import csv_text, write_text
 
@@ -106,7 +106,8 @@ def summary(results: dict[str, Any]) -> str:
             about.append(f"{name} {results[name]}")
     if results["epoch"] is not None:
         about.append(f"epoch {results['epoch']} of {results['epochs'] or 'an unknown number'}")
-    about.append(f"score {results['score']}")
+    if results["rows"]:
+        about.append(f"score {results['score']}")
     if results["tnorm"]:
         about.append("unit classifier rows without bias (--tnorm)")
     return "\n".join([f"{', '.join(about)}.", "", *(f"* **Note:** {note}." for note in results["notes"]), ""])
@@ -116,6 +117,8 @@ def tables(results: dict[str, Any]) -> str:
     """Formats one score's OOD table and the means of every score, if any, and the accuracy table."""
     rows = [[a["calibration"], *(_percent(a[s]) for s in ACCURACY_COLUMNS)] for a in results["accuracy"]]
     accuracy = _table(["calibration", *ACCURACY_COLUMNS.values()], rows)
+    sizes = (f"{name} {members.sum()}" for name, members in shot_groups(results["class_counts"]).items())
+    accuracy += f"\n\nClasses, by their training images: {', '.join(sizes)}."
     if not results["rows"]:
         return f"Percent; without OOD images there is only accuracy.\n\n{accuracy}"
     score, lines, every = results["score"], [], {}
