@@ -318,7 +318,7 @@ def test_own_photographs_without_ood_images_and_outliers(tmp_path):
     assert ["--txt_ood_t" in note for note in found["notes"]] == [True, True]
     assert "imagenet_" not in " ".join(found["notes"])  # the default lists, which the user never named
     text = (out / "results.md").read_text()
-    assert "many 0, medium 3, few 0" in text  # all have four training images
+    assert "many 1, medium 2, few 0" in text  # of 6, 4 and 2 training images
     assert "AUROC" not in text and "| none: ACC ↑" in text and not (out / "roc.png").exists()
     with pytest.warns(UserWarning, match="12 training images"):
         detector = Detector.load(out)
