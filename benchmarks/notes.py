@@ -24,7 +24,7 @@ def note(
     over = "mean ± standard deviation over seeds" if len(seeds) > 1 else "seed"
     percent = f"Percent, {over} {', '.join(seeds)}"
     if dropped_seeds:
-        percent += f" (not in every row, so left out: {', '.join(unique(dropped_seeds))})"
+        percent += f" ({', '.join(unique(dropped_seeds))} not in every row)"
     return " ".join([*text, f"{percent}. {origin(records)}; files: {files}."])
 
 
