@@ -4,7 +4,8 @@ Reads one JSON object per line from standard input, {argv, kill_at: number or nu
 file_limit: bytes or null}, and answers with {status, events, output} on standard output; status is negative
 for a child that died of a signal. A child sends itself the signal at its ``kill_at``-th audit event (files
 opened and renamed, objects pickled, modules imported ...): a moment of the run, not of the clock, so a busy
-machine changes nothing. ``events`` is how many there were in a child that ended by itself.
+machine changes nothing. ``events`` is how many there were up to the last checkpoint of a child that ended by
+itself.
 """
 
 import json
@@ -17,15 +18,18 @@ import tempfile
 import torch
 
 import train
+from utils.checkpoint import LATEST
 from utils.errors import exit_cleanly
 
 
 def child(request, output):
-    events = 0
+    events = trained = 0
 
     def count(event, arguments):
-        nonlocal events
+        nonlocal events, trained
         events += 1
+        if event == "os.rename" and str(arguments[1]).endswith(LATEST):
+            trained = events
         if events == request.get("kill_at"):
             os.kill(os.getpid(), request["signal"])
 
@@ -46,7 +50,7 @@ def child(request, output):
     request["kill_at"] = None
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
-    os.write(output.fileno(), f"\n{events}".encode())
+    os.write(output.fileno(), f"\n{trained}".encode())
     os._exit(status)
 
 

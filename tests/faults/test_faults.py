@@ -49,7 +49,7 @@ def driver():
 
 @pytest.fixture(scope="module")
 def unbroken(driver, tmp_path_factory):
-    """(run directory, number of audit events) of a run that nothing happened to."""
+    """(run directory, number of audit events up to the last checkpoint) of a run that nothing happened to."""
     out = tmp_path_factory.mktemp("unbroken")
     answer = driver.run(out)
     assert answer["status"] == 0, answer["output"]
