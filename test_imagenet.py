@@ -42,7 +42,7 @@ def evaluate(args, compute, checkpoint, known, notes, out):
     iidp, iodp = data["iidp"], data["iodp"]
 
     def load_outliers():
-        if stored.get("oe") is False and not data["txt_ood_train"].exists():
+        if not args.txt_ood_train and stored.get("oe") is False and not data["txt_ood_train"].exists():
             raise InputError("no outliers: the run was trained without, and --txt_ood_train names none")
         return load_files(data["txt_ood_train"], iodp, labelled=False)
 
