@@ -9,8 +9,7 @@ from utils.errors import InputError
 def test_published_totals():
     ten, hundred = long_tail_counts(5000, 10, 0.01), long_tail_counts(500, 100, 0.01)
     assert ten == [5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50]
-    assert sum(ten) == 12_406
-    assert sum(hundred) == 10_847 and (hundred[0], hundred[-1]) == (500, 5)
+    assert (sum(ten), sum(hundred), hundred[0], hundred[-1]) == (12_406, 10_847, 500, 5)
     assert long_tail_counts(7, 4, 1.0) == [7, 7, 7, 7] and long_tail_counts(9, 1, 0.5) == [9]
 
 

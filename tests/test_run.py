@@ -109,8 +109,7 @@ def test_a_loss_that_does_not_fall_and_one_class_for_all_images_are_warned_about
     assert "loss" in " ".join(doubts(history(*fine)))
     warming_up = [{"lr": rate, "loss": 1.0} for rate in (1, 2, 3, 3)]
     assert [len(list(doubts(warming_up[:n]))) for n in (1, 2, 3, 4)] == [0, 0, 0, 1]
-    warming_up[3]["train_accuracy"] = {"all": 0.5}
-    assert list(doubts(warming_up)) == []
+    assert list(doubts([*warming_up[:3], warming_up[3] | {"train_accuracy": {"all": 0.5}}])) == []
     assert "one class" in " ".join(doubts(history((0, 1, 0, None))))
 
 
