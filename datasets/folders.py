@@ -21,7 +21,7 @@ from datasets.scood import DEFAULT_SETS, image_root, list_path, read_image
 from utils.errors import InputError
 from utils.text_files import whole_file, writable_folder
 
-SMALL = 10  # training pictures of a class, some of which --val_fraction holds out
+TOO_FEW = 10  # training pictures of a class, some of which --val_fraction holds out
 PICTURES = {".jpeg", ".jpg", ".png", ".bmp", ".gif", ".webp"}
 
 
@@ -100,8 +100,8 @@ def write_lists(
     sizes = [len(pictures) for pictures in training.values()]
     report = [f"{out}/{name}.txt: {len(of_list):,} lines" for name, of_list in lines.items()]
     report.append(f"{len(sizes):,} classes of {min(sizes):,} to {max(sizes):,} training pictures")
-    if small := sum(size < SMALL for size in sizes):
-        report.append(f"{small:,} of them have fewer than {SMALL} training pictures, too few to rely on")
+    if small := sum(size < TOO_FEW for size in sizes):
+        report.append(f"{small:,} of them have fewer than {TOO_FEW} training pictures, too few to rely on")
     files = {name: out / f"{name}.txt" for name in lines if name != "classes"}
     num_outliers = len(lines.get("outliers", []))
     return Lists(files, iidp, iodp, sum(sizes), num_outliers, report + left_out_line(left_out))
