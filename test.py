@@ -18,6 +18,7 @@ from datasets.images import (
     NORMALIZATIONS,
     ImageSet,
     hold_out,
+    kept_outliers,
     long_tail_counts,
     long_tail_indices,
 )
@@ -81,14 +82,19 @@ def evaluate(args, compute, checkpoint, known, notes, out):
         )
         return extract_features(network, batches, len(images.labels), compute, mixed_precision, title)
 
+    held_outliers = None
     if outliers is not None:
         outliers = ImageSet(outliers, torch.full((len(outliers),), -1))
+        if known["val_fraction"]:
+            kept = kept_outliers(len(outliers.labels))
+            outliers, held_outliers = outliers.select(slice(kept)), outliers.select(slice(kept, None))
     look = IMAGENET_NORMALIZATION if "normalization" in known["depart"] else normalization
     of_training = features("training images", training)
     fitting = TrainingSets(
         training=of_training,
         outliers=features("outliers", outliers, look),
         held_out=features("held-out images", held_out),
+        held_outliers=features("held-out outliers", held_outliers, look),
         attending=features("calibration images", leaked) or of_training,
     )
     of_ood = {name: features(name, images) for name, images in ood_sets.items()}

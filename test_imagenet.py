@@ -15,7 +15,7 @@ import torch
 
 from datasets.image_list import overlap
 from datasets.imagenet import EvalImages, balanced_sample, folder_names, load_files, load_ood_lists, select
-from datasets.images import NORMALIZATIONS, hold_out
+from datasets.images import NORMALIZATIONS, hold_out, kept_outliers
 from datasets.loader import epoch_indices
 from datasets.preprocessing import PHOTOGRAPH, Preprocessing
 from models import FAMILIES, build_model
@@ -63,9 +63,13 @@ def evaluate(args, compute, checkpoint, known, notes, out):
         notes.append("no list of OOD images (--txt_ood_test), so accuracy alone")
     settings, outliers, more = choose_settings(args, held_out is not None, load_outliers)
     notes += more + overlaps(test, every, ood, outliers)
+    held_outliers = None
     if outliers is not None:
         number = len(outliers.paths)
-        chosen = epoch_indices(number, min(args.num_cal, number), args.seed, 0, "calibration")
+        kept = kept_outliers(number) if known["val_fraction"] else number
+        chosen = epoch_indices(kept, min(args.num_cal, kept), args.seed, 0, "calibration")
+        if kept < number:
+            held_outliers = select(outliers, torch.arange(kept, number)[: args.num_cal])
         outliers = select(outliers, chosen)
     warn(compute, notes)
 
@@ -102,6 +106,7 @@ def evaluate(args, compute, checkpoint, known, notes, out):
         training=of_training,
         outliers=features("outliers", outliers),
         held_out=features("held-out images", held_out),
+        held_outliers=features("held-out outliers", held_outliers),
         attending=Features(*(part[sample] for part in of_training)) if compute.is_main else None,
     )
     if compute.is_main:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from datasets.images import IMAGENET_NORMALIZATION, NORMALIZATIONS, hold_out
+from datasets.images import IMAGENET_NORMALIZATION, NORMALIZATIONS, hold_out, kept_outliers
 from datasets.loader import TrainLoader, evaluation_batches
 from datasets.registry import BENCHMARKS
 from models import FAMILIES, build_model
@@ -138,10 +138,11 @@ def main(argv=None):
 
     benchmark = BENCHMARKS[args.ds]
     training, held_out = benchmark.load_long_tailed(args.drp, args.rho), None
+    outliers = benchmark.load_outliers(args.drp, args.num_ood_samples) if args.oe else None
     if args.val_fraction > 0:
         training, held_out = (training.select(part) for part in hold_out(training.labels, args.val_fraction))
+        outliers = outliers[: kept_outliers(len(outliers))] if args.oe else None
     class_counts = torch.bincount(training.labels).tolist()
-    outliers = benchmark.load_outliers(args.drp, args.num_ood_samples) if args.oe else None
     flags.check(args, compute, len(training.labels), None if outliers is None else len(outliers))
     normalization = NORMALIZATIONS[args.normalization]
     loader = TrainLoader(

@@ -13,7 +13,7 @@ import torch
 
 from datasets.augment.views import imagenet_views
 from datasets.imagenet import EvalImages, FileTrainLoader, folder_names, load_files, select
-from datasets.images import NORMALIZATIONS, hold_out
+from datasets.images import NORMALIZATIONS, hold_out, kept_outliers
 from models import FAMILIES, build_model
 from train import add_method_flags, resolve, train
 from utils import flags
@@ -59,7 +59,8 @@ def main(argv=None):
     outliers = None
     if args.oe:
         outliers = load_files(args.txt_ood_train, args.iodp, labelled=False)
-        outliers = select(outliers, torch.arange(len(outliers.paths))[: args.num_ood_samples])
+        used = torch.arange(len(outliers.paths))[: args.num_ood_samples]
+        outliers = select(outliers, used[: kept_outliers(len(used))] if args.val_fraction > 0 else used)
     flags.check(args, compute, len(training.paths), None if outliers is None else len(outliers.paths))
     shared = {"image_size": args.image_size, "num_workers": args.num_workers, "device": compute.device}
     shared |= {"rank": compute.rank, "world_size": compute.world_size}

@@ -27,10 +27,17 @@ ROWS = {
     "released_crop": Row("PATT, view 1's crop not padded", "--depart crop"),
     "t0.7": Row("PATT, T 0.7", "--tem_scale 0.7"),
     "t1.0": Row("PATT, T 1.0", "--tem_scale 1.0"),
+    "weights_0.1_1": Row("PATT, Lambda1 0.1, Lambda2 1", "--Lambda1 0.1 --Lambda2 1"),
+    "weights_0.5_1": Row("PATT, Lambda1 0.5, Lambda2 1", "--Lambda1 0.5 --Lambda2 1"),
+    "weights_0.5_2": Row("PATT, Lambda1 0.5, Lambda2 2", "--Lambda1 0.5 --Lambda2 2"),
+    "head_0.1_1": Row("PATT + head, Lambda1 0.1, Lambda2 1", "--head --Lambda1 0.1 --Lambda2 1"),
+    "head_0.5_1": Row("PATT + head, Lambda1 0.5, Lambda2 1", "--head --Lambda1 0.5 --Lambda2 1"),
+    "head_0.5_2": Row("PATT + head, Lambda1 0.5, Lambda2 2", "--head --Lambda1 0.5 --Lambda2 2"),
 }
 DEPARTURES = tuple(row for row in ROWS if row.startswith("released"))
 # Settings whose defaults are compared on held-out training images, never on test images.
-COMPARED = ("patt", "lambda_commands", "released_embeddings", "released_statistics", "t0.7", "t1.0")
+COMPARED = ("patt", "lambda_commands", "released_embeddings", "released_statistics", "t0.7", "t1.0", "head")
+COMPARED += tuple(row for row in ROWS if row.startswith(("weights", "head_")))
 for row in COMPARED:
     label, settings = ROWS[row]
     ROWS[f"{row}_held_out"] = Row(f"{label}, a tenth held out", f"{settings} --val_fraction 0.1")
@@ -49,7 +56,8 @@ EVALUATED = {
 }
 
 # There the network has a head, and these points are as the paper has them.
-NOT_ON_IMAGENET = {"head", "released_normalization", "released_crop"}
+NOT_ON_IMAGENET = {row for row in ROWS if "--head" in ROWS[row].flags}
+NOT_ON_IMAGENET |= {"released_normalization", "released_crop"}
 
 BENCHMARK_ROWS = ("patt", "head", "lambda_commands", "released", "ce", "oe", "la")
 TABLES = {

@@ -60,6 +60,11 @@ def hold_out(labels: torch.Tensor, fraction: float) -> tuple[torch.Tensor, torch
     return torch.cat(kept), torch.cat(held)
 
 
+def kept_outliers(number: int) -> int:
+    """Returns how many outliers are left where the last tenth, at least one, is held out."""
+    return number - max(1, number // 10)
+
+
 class Normalization(NamedTuple):
     """Mean and standard deviation of each channel, of images in [0, 1]."""
 

@@ -30,6 +30,7 @@ from datasets.cifar import NUM_CLASSES, OUTLIERS, RELEASES, load_cifar, load_out
 from datasets.decoding import FORMATS
 from datasets.folders import Lists, write_lists, write_ood_set, write_outliers
 from datasets.image_list import read_image_list, read_present
+from datasets.images import kept_outliers
 from datasets.scood import DEFAULT_SETS, image_root, list_path
 from utils import flags
 from utils.errors import InputError, exit_cleanly, first_line, say
@@ -89,17 +90,19 @@ def commands(lists: Lists) -> list[str]:
     words += ["--iodp", lists.iodp] if ood or "outliers" in files else []
     words += ["--num_workers", os.cpu_count() or 1]
     training, test, batch = [], [], 32  # the paper's
+    outliers = lists.num_outliers
     if lists.num_images < FEW:
         batch = min(16, max(2, lists.num_images // 4))
         training = "--init imagenet --md ResNet18 --opt adam --lr 3e-4 --epochs 30 --warmup_epochs 2".split()
         training += ["--val_fraction", 0.2, "-b", batch]
+        outliers = kept_outliers(outliers)
     side = shorter_side(lists)
     if side < SMALL:
         training += ["--image_size", 32 * math.ceil(side / 32)]
     if "outliers" not in files:
         training, test = [*training, "--oe", False], ["--calibration", "none"]
-    elif batch < 32 or lists.num_outliers < 64:
-        training += ["--ob", min(2 * batch, lists.num_outliers)]
+    elif batch < 32 or outliers < 64:
+        training += ["--ob", min(2 * batch, outliers)]
     run = Path("runs", files["train"].resolve().parent.name)
     training, test = [*training, "--srp", run], [*test, "--ckpt_path", run]
     printed = [f"python train_imagenet.py {shlex.join(map(str, words + training))}"]

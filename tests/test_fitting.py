@@ -7,7 +7,7 @@ from utils import fitting
 from utils.calibration import Classifier, attention_weight
 from utils.errors import InputError
 from utils.evaluation import Features
-from utils.fitting import TrainingSets, fit_calibrations, trained_statistics, try_calibrations
+from utils.fitting import TrainingSets, fit_calibrations, trained_statistics
 
 COUNTS, D = [30, 12, 5], 6
 
@@ -29,7 +29,8 @@ def sets():
         return Features((class_centres()[labels] + noise).relu(), torch.where(labels == 3, -1, labels))
 
     training = draw([c for c, n in enumerate(COUNTS) for _ in range(n)])
-    return TrainingSets(training, draw([3] * 45), draw([0] * 20 + [2] * 10), training)
+    held_out, held_outliers = draw([0] * 20 + [2] * 10), draw([3] * 5)
+    return TrainingSets(training, draw([3] * 45), held_out, held_outliers, training)
 
 
 def class_centres():
@@ -70,37 +71,24 @@ def test_the_probe_is_fitted_where_it_is_needed_and_combined_has_it(names, score
     assert (facts["num_ood_samples"], facts.get("num_cal")) == (45, 47 if "fc" in names else None)
 
 
-def test_auto_tries_on_held_out_images_and_on_outliers_that_nothing_was_fitted_on(
-    classifier, sets, monkeypatch
-):
-    sets = sets._replace(attending=Features(*(part[::3] for part in sets.training)))
-    outliers, held_out = sets.outliers.features, sets.held_out
-    fitted_on = []
-    for name in ("fit_attention", "fit_probe"):
-        original = getattr(fitting, name)
-
-        def record(*args, original=original):
-            fitted_on.extend(arg.features for arg in args if isinstance(arg, Features))
-            fitted_on.extend(arg for arg in args if isinstance(arg, torch.Tensor) and arg.ndim == 2)
-            return original(*args)
-
-        monkeypatch.setattr(fitting, name, record)
-    trials = try_calibrations(classifier, sets, COUNTS, "energy")
-    kept = torch.stack([outliers[i] for i in range(45) if i % 10])
-    # Images and outliers, of the attention and then of the probe.
-    for found, expected in zip(
-        fitted_on, [sets.attending.features, kept, sets.training.features, kept], strict=True
-    ):
-        assert torch.equal(found, expected)
+def test_auto_judges_what_was_fitted_by_held_out_images_and_outliers_alone(classifier, sets):
+    _, facts = fit(["auto"], classifier, sets)
+    trials = facts["auto"]["trials"]
     ways = [("none", None), ("fc", 0.1), ("fc", 0.25), ("fc", 0.5), ("fc", 1.0), ("probe", None)]
     assert [(t["calibration"], t["fc_strength"]) for t in trials] == ways
 
-    images, others = classifier.logits(held_out.features), classifier.logits(outliers[::10])
+    held_out = sets.held_out
+    images, others = (classifier.logits(of.features) for of in (held_out, sets.held_outliers))
     energy = -torch.cat([images, others]).logsumexp(dim=1)
     assert trials[0]["auroc"] == pytest.approx(roc_auc_score([0] * 30 + [1] * 5, energy))
     right = (images.argmax(dim=1) == held_out.labels).double()
     of_classes = [right[:20].mean(), right[20:].mean()]  # class 1 has no held-out image
     assert trials[0]["accuracy"] == pytest.approx(float(np.mean(of_classes)))
+    alone, _ = fit(["none", "fc", "probe"], classifier, sets._replace(held_out=None, held_outliers=None))
+    for trial in (trials[4], trials[5]):
+        (logits,) = (rows.logits for rows in alone[trial["calibration"]][0].outputs(held_out.features))
+        right = (logits.argmax(dim=1) == held_out.labels).double()
+        assert trial["accuracy"] == pytest.approx(float((right[:20].mean() + right[20:].mean()) / 2))
 
 
 @pytest.mark.parametrize(
@@ -114,7 +102,8 @@ def test_auto_tries_on_held_out_images_and_on_outliers_that_nothing_was_fitted_o
 def test_auto_evaluates_none_and_what_did_best(
     aurocs, names, strength, classifier, sets, monkeypatch, capsys
 ):
-    trials = try_calibrations(classifier, sets, COUNTS, "energy")
+    trials = fit(["auto"], classifier, sets)[1]["auto"]["trials"]
+    capsys.readouterr()
     for trial, auroc in zip(trials, aurocs, strict=True):
         trial |= {"auroc": auroc, "accuracy": 0.5}
     monkeypatch.setattr(fitting, "try_calibrations", lambda *args: trials)

@@ -112,8 +112,10 @@ def test_damaged_images_are_replaced_and_noted_but_not_in_test_sets(tmp_path, ca
         truncate(tmp_path / f"{name}.jpg")
     assert run(train_imagenet.main, *TRAIN, *data, "--srp", out, "--val_fraction", "0.3") == 0
     assert "warning: held-out images: unreadable" in capsys.readouterr().err
+    assert json.loads((out / "args.json").read_text())["num_outliers"] == 7  # one of 8 is held out
     evaluate = [*SMALL, *data, "--ckpt_path", out, "--num_cal", "8"]
     assert run(evaluation.main, *evaluate) == 0
+    assert results_of(out)["num_ood_samples"] == 7
     notes = results_of(out)["notes"]
     assert len(notes) == len(damaged)
     for note, (title, name) in zip(sorted(notes), sorted(damaged.items()), strict=True):

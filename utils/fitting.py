@@ -3,10 +3,10 @@
 No function here receives a test image or an OOD set, except for auditing (``--calibration_split test``).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from utils.calibration import CALIBRATIONS, Calibration, Classifier, build_calibration, fit_attention
@@ -22,11 +22,13 @@ DIGITS = 4  # candidates of "auto" whose quality is equal to so many digits tie
 
 
 class TrainingSets(NamedTuple):
-    """What calibrations and scores are fitted on; ``attending``: the images of FC's attention."""
+    """What calibrations and scores are fitted on, and what "auto" judges them by, if it was held out;
+    ``attending``: the images of FC's attention."""
 
     training: Features
     outliers: Features | None
     held_out: Features | None
+    held_outliers: Features | None
     attending: Features
 
 
@@ -70,8 +72,16 @@ def fit_calibrations(
     attention = probe = None
     num_outliers = len(sets.outliers.features) if needs_outliers(names, score) else 0
     facts, with_probe = {"num_ood_samples": num_outliers, "vmf": {}}, needs_probe(names, score)
+    if {"auto", "fc"} & set(names):
+        attention = fit_attention(classifier, sets.attending, sets.outliers.features, class_counts)
+    if with_probe:
+        device = classifier.weight.device
+        probe, ended = fit_probe(*sets.training, sets.outliers.features, len(class_counts), device)
+        say(f"the probe ended after {ended['iterations']} evaluations, gradient {ended['gradient']:.1e}")
+        facts["probe"] = ended
+    build = partial(build_calibration, classifier=classifier, attention=attention, probe=probe)
     if "auto" in names:
-        trials = try_calibrations(classifier, sets, class_counts, score, statistics)
+        trials = try_calibrations(build, sets, class_counts, score, statistics)
         best = [trial for trial in trials if quality(trial) == max(map(quality, trials))]
         chosen = best[0]  # the simplest
         say(f"--calibration auto, on held-out images: AUROC ({score}) + mean class accuracy")
@@ -85,16 +95,10 @@ def fit_calibrations(
         names, strength = ["none", chosen["calibration"]], chosen["fc_strength"]
         facts["auto"] = {"chosen": chosen, "trials": trials, "score": score}
     if "fc" in names:
-        attention = fit_attention(classifier, sets.attending, sets.outliers.features, class_counts)
         facts |= {"fc_strength": strength, "num_cal": len(sets.attending.labels)}
-    if with_probe:
-        device = classifier.weight.device
-        probe, ended = fit_probe(*sets.training, sets.outliers.features, len(class_counts), device)
-        say(f"the probe ended after {ended['iterations']} evaluations, gradient {ended['gradient']:.1e}")
-        facts["probe"] = ended
     calibrations = {}
     for name in (n for n in CALIBRATIONS if n in names):
-        calibration = build_calibration(name, classifier, attention, probe, strength)
+        calibration = build(name, strength=strength)
         training = Training(calibration, *sets.training, statistics)
         calibrations[name] = calibration, fit_with(score, training)
         kept = training.class_vmf() is not None
@@ -110,21 +114,21 @@ def fit_with(score: str, training: Training, names: Iterable[str] | None = None)
 
 
 def try_calibrations(
-    classifier: Classifier, sets: TrainingSets, class_counts: Sequence[int], score: str, statistics=None
+    build: Callable[..., Calibration],
+    sets: TrainingSets,
+    class_counts: Sequence[int],
+    score: str,
+    statistics: tuple[Tensor, Tensor] | None = None,
 ) -> list[dict[str, Any]]:
-    """Measures none, FC at several strengths and the probe on held-out training images and every tenth
-    outlier; all are fitted without these. Returns a list of {calibration, fc_strength, auroc, accuracy}:
+    """Measures none, FC at several strengths and the probe, as ``build(name, strength=)`` makes them, on
+    held-out images and outliers. Returns a list of {calibration, fc_strength, auroc, accuracy}:
     ``fc_strength`` is None where it is not FC, ``accuracy`` the mean over the classes."""
-    is_held_out = torch.arange(len(sets.outliers.features)) % 10 == 0
-    held_outliers, outliers = sets.outliers.features[is_held_out], sets.outliers.features[~is_held_out]
-    attention = fit_attention(classifier, sets.attending, outliers, class_counts)
-    probe, _ = fit_probe(*sets.training, outliers, len(class_counts), classifier.weight.device)
     trials = []
     for name, strength in (("none", None), *(("fc", s) for s in STRENGTHS), ("probe", None)):
-        calibration = build_calibration(name, classifier, attention, probe, strength)
+        calibration = build(name, strength=strength)
         fitted = fit_with(score, Training(calibration, *sets.training, statistics), [score])
         predictions, of_images = predict(calibration, fitted, sets.held_out.features)
-        _, of_outliers = predict(calibration, fitted, held_outliers)
+        _, of_outliers = predict(calibration, fitted, sets.held_outliers.features)
         auroc = ood_metrics(of_images[score], of_outliers[score])["auroc"]
         accuracy = mean_class_accuracy(accuracy_by_shot(predictions, sets.held_out.labels, class_counts))
         trials.append({"calibration": name, "fc_strength": strength, "auroc": auroc, "accuracy": accuracy})

@@ -97,7 +97,8 @@ def add_training_flags(parser):
     add_boolean(group, "--tensorboard", default=False, help=scalars)
 
     add = parser.add_argument_group("optimisation").add_argument
-    held = "share of each class's training images held out; best.pth keeps the epoch that is best on them"
+    held = "share of each class's training images held out, and with them the last tenth of the outliers; "
+    held += "best.pth keeps the epoch that is best on these images"
     add("--val_fraction", type=fraction, default=0, help=held)
     patience = "end the run after so many epochs without a higher mean class accuracy on held-out images"
     add("--patience", type=count, default=0, help=f"{patience}; 0: never")
