@@ -118,7 +118,7 @@ def test_a_training_step_on_two_gpus():
 
 def test_a_run_of_train_that_is_stopped_and_resumed(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(train, "start", lambda gpu: Compute(CUDA, (0,)))
-    line = ["--ds", "digits", "-e", "1", "-b", "100", "--ob", "64", "--num_ood_samples", "64"]
+    line = ["--ds", "digits", "-e", "1", "-b", "100", "--ob", "64", "--num_ood_samples", "72"]
     line += ["--val_fraction", "0.2", "--srp", str(tmp_path)]
     with fake_cuda.fake_cuda():
         with replaced(Run, "_vote", lambda self: (True, False)), pytest.raises(SystemExit) as stopped:

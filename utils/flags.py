@@ -128,7 +128,7 @@ def check(args: argparse.Namespace, compute: Compute, num_images: int, num_outli
         ("--ood_batch_size", args.ob, num_outliers),
     ):
         if available is not None and size > available:
-            raise InputError(f"{flag} {size} is larger than the set, which has {available} images")
+            raise InputError(f"{flag} {size} is larger than the set: {available} images to train on")
         if available is not None and size % compute.world_size:
             raise InputError(f"{flag} {size} cannot be shared by {compute.world_size} processes")
     replicas = max(compute.world_size, len(compute.gpus))
