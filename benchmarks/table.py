@@ -7,8 +7,9 @@
 
 A document's table is between ``<!-- table: NAME ARGUMENT [--rows ...] [--score ...] [--columns ...] -->`` and
 ``<!-- end -->``. NAME is a table of benchmarks/rows.py or ``scores`` (AUROC of every score) with a folder of
-benchmarks/results/runs, ``published averages``, or ``claim`` with a file of benchmarks/results. Runs that
-differ only in the seed share a row. benchmarks/results/all.csv has every number.
+benchmarks/results/runs (or two, ``A,B``, to compare), ``published averages``, or ``claim`` with a file of
+benchmarks/results. Runs that differ only in the seed share a row. benchmarks/results/all.csv has every
+number.
 """
 
 import argparse

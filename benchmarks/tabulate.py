@@ -36,7 +36,8 @@ class Table(NamedTuple):
 
 
 def build(kind: str, argument: str, results: Path, chosen: argparse.Namespace) -> Table:
-    """Builds the table ``kind`` of a protocol or claim, with the ``chosen`` rows, score(s) and columns."""
+    """Builds the table ``kind`` of a protocol (or of two, ``A,B``, row by row) or claim, with the ``chosen``
+    rows, score(s) and columns."""
     if kind == "published":
         return published_table()
     if kind == "claim":
@@ -44,18 +45,23 @@ def build(kind: str, argument: str, results: Path, chosen: argparse.Namespace) -
     if kind not in (*TABLES, "scores"):
         names = ", ".join((*TABLES, "scores", "published", "claim"))
         raise InputError(f"there is no table {kind}; there are {names}")
-    folder = results / argument
-    records, dropped = comparable(folder, kind if kind in TABLES else "ablation", chosen.rows)
+    protocols = [argument] if kind in ("scores", "defaults") else argument.split(",")
+    rows_of = kind if kind in TABLES else "ablation"
+    found = [comparable(results / protocol, rows_of, chosen.rows) for protocol in protocols]
+    records, dropped = found[0][0], set.union(*(seeds for _, seeds in found))
+    every = [record for of_protocol, _ in found for record in chain.from_iterable(of_protocol.values())]
     if kind == "scores":
         table = scores_table(records, chosen.score)
     elif kind == "defaults":
         table = choices_table(records, chosen.score)
     else:
         groups = {label_of(row): of_row for row, of_row in records.items()}
+        if len(found) > 1:
+            both = [of_protocol[row] for row in records for of_protocol, _ in found if row in of_protocol]
+            groups = {f"{label_of(r[0]['row'])}, {r[0]['args']['epochs']} epochs": r for r in both}
         fc_alone = {label_of(row) for row in records if "-" in row}  # all that further evaluations change
         table = table_by_way(groups, chosen.score, chosen.columns, fc_alone)
-    every = list(chain.from_iterable(records.values()))
-    return table._replace(note=note(every, f"`{folder.name}`", dropped, kind != "defaults"))
+    return table._replace(note=note(every, f"`{argument}`", dropped, kind != "defaults"))
 
 
 def comparable(folder: Path, table: str, wanted: Sequence[str] | None) -> tuple[Records, set[int]]:

@@ -77,18 +77,15 @@ def test_auto_judges_what_was_fitted_by_held_out_images_and_outliers_alone(class
     ways = [("none", None), ("fc", 0.1), ("fc", 0.25), ("fc", 0.5), ("fc", 1.0), ("probe", None)]
     assert [(t["calibration"], t["fc_strength"]) for t in trials] == ways
 
-    held_out = sets.held_out
-    images, others = (classifier.logits(of.features) for of in (held_out, sets.held_outliers))
-    energy = -torch.cat([images, others]).logsumexp(dim=1)
+    held_out, shown = sets.held_out, torch.cat([sets.held_out.features, sets.held_outliers.features])
+    energy = -classifier.logits(shown).logsumexp(dim=1)
     assert trials[0]["auroc"] == pytest.approx(roc_auc_score([0] * 30 + [1] * 5, energy))
-    right = (images.argmax(dim=1) == held_out.labels).double()
-    of_classes = [right[:20].mean(), right[20:].mean()]  # class 1 has no held-out image
-    assert trials[0]["accuracy"] == pytest.approx(float(np.mean(of_classes)))
     alone, _ = fit(["none", "fc", "probe"], classifier, sets._replace(held_out=None, held_outliers=None))
-    for trial in (trials[4], trials[5]):
-        (logits,) = (rows.logits for rows in alone[trial["calibration"]][0].outputs(held_out.features))
-        right = (logits.argmax(dim=1) == held_out.labels).double()
-        assert trial["accuracy"] == pytest.approx(float((right[:20].mean() + right[20:].mean()) / 2))
+    for trial in (trials[0], *trials[4:]):
+        (of_images,) = alone[trial["calibration"]][0].outputs(held_out.features)
+        right = (of_images.logits.argmax(dim=1) == held_out.labels).double()
+        mean = (right[:20].mean() + right[20:].mean()) / 2  # class 1 has no held-out image
+        assert trial["accuracy"] == pytest.approx(float(mean))
 
 
 @pytest.mark.parametrize(
