@@ -67,7 +67,6 @@ TABLES = {
     "imagenet": ("patt", "ce", "oe"),
     "ablation": ("patt", "head", "no_isac", "no_tla", "no_oe", "ce", "oe", "la"),
     "departures": ("patt", *DEPARTURES),
-    "lambda": ("patt", "lambda_commands"),
     "calibration-leak": ("patt",),
     "strength": ("patt", "ce"),
     "defaults": tuple(f"{row}_held_out" for row in COMPARED),

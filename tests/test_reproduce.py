@@ -14,7 +14,7 @@ from benchmarks import reproduce, table
 from utils import flags
 from utils.errors import InputError
 
-ON_IMAGENET = [[name, "--ds", "imagenet"] for name in ("ablation", "departures", "lambda", "defaults")]
+ON_IMAGENET = [[name, "--ds", "imagenet"] for name in ("ablation", "departures", "defaults")]
 
 
 @pytest.fixture
