@@ -145,10 +145,13 @@ def main(argv=None):
     class_counts = torch.bincount(training.labels).tolist()
     flags.check(args, compute, len(training.labels), None if outliers is None else len(outliers))
     normalization = NORMALIZATIONS[args.normalization]
+    views = benchmark.views("crop" not in args.depart)
+    if args.strong_outliers:
+        views = views._replace(outlier=views.strong)
     loader = TrainLoader(
         *training,
         outliers,
-        benchmark.views("crop" not in args.depart),
+        views,
         batch_size=args.batch_size,
         outlier_batch_size=args.ob,
         normalization=normalization,
@@ -206,6 +209,8 @@ def parse_args(argv=None):
     add("--model", "--md", choices=tuple(FAMILIES["cifar"]), help="the network")
     ours = "put the contrastive term on a projection head; not in the paper"
     flags.add_boolean(group, "--head", default=False, help=ours)
+    ours = "augment outliers as view 1, so that augmentation does not give them away; not in the paper"
+    flags.add_boolean(group, "--strong_outliers", default=False, help=ours)
     ratio = "smallest class / largest class"
     add("--imbalance_ratio", "--rho", dest="rho", type=flags.imbalance_ratio, help=ratio)
     add("--normalization", choices=tuple(NORMALIZATIONS), help="the mean and std of images")
@@ -215,6 +220,8 @@ def parse_args(argv=None):
     args = resolve(parse_training(parser, argv, defaults))
     if args.head and not args.isac:
         raise InputError("--head serves the contrastive term alone: leave it out with --isac False")
+    if args.strong_outliers and not args.oe:
+        raise InputError("--strong_outliers is about outliers: leave it out with --oe False")
     return args
 
 

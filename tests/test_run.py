@@ -86,6 +86,14 @@ def test_an_evaluation_finds_the_data_where_the_run_had_them():
     assert found["txtv"] == flags.IMAGE_LISTS["txtv"]
 
 
+def test_outliers_are_augmented_as_view_1_only_if_asked_for(monkeypatch, tmp_path):
+    views = []
+    monkeypatch.setattr(train, "train", lambda args, compute, data, *_: views.append(data.loader.views))
+    for asked in ([], ["--strong_outliers"]):
+        assert run(train.main, *TINY, *asked, "--srp", tmp_path) == 0
+    assert [v.outlier is v.strong for v in views] == [False, True]
+
+
 def test_a_head_is_trained_and_left_out_of_the_evaluation(tmp_path, capsys):
     assert run(train.main, *TINY, "-e", 1, "--head", "--srp", tmp_path) == 0
     state = open_checkpoint(tmp_path)
@@ -149,6 +157,7 @@ def test_the_best_epoch_is_kept_and_patience_ends_the_run(tmp_path, capsys):
     [
         (["--patience", 2, "--val_fraction", 0], "--val_fraction"),
         (["--head", "--isac", "False"], "--head"),
+        (["--strong_outliers", "--oe", "False"], "--strong_outliers"),
         (["-b", 1], "--batch_size must be at least 2"),
         (["-b", 5000], "--batch_size 5000"),
         (["--num_ood_samples", 4], "--ood_batch_size 8"),
