@@ -221,7 +221,7 @@ def parse_args(argv=None):
     if args.head and not args.isac:
         raise InputError("--head serves the contrastive term alone: leave it out with --isac False")
     if args.strong_outliers and not args.oe:
-        raise InputError("--strong_outliers is about outliers: leave it out with --oe False")
+        raise InputError("--strong_outliers is about what --oe False does not read: leave it out")
     return args
 
 

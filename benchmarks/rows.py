@@ -57,7 +57,7 @@ EVALUATED = {
     "defaults": ("auto",),
 }
 
-# There the network has a head, outliers have no other view, and these points are as the paper has them.
+# train_imagenet.py always has a head, has no --strong_outliers, and is as the paper in these points.
 NOT_ON_IMAGENET = {row for row in ROWS if {"--head", "--strong_outliers"} & set(ROWS[row].flags.split())}
 NOT_ON_IMAGENET |= {"released_normalization", "released_crop"}
 

@@ -239,7 +239,7 @@ def find_checkpoint(folder: Path, resume: str | None, settings: dict) -> dict | 
     if known.get("precision") == "auto":  # an older run, which did not record what that was on its device
         known = known | {"precision": settings["precision"]}
     for name, value in settings.items():
-        stored = known.get(name, value)
+        stored = known.get(name, False if value is True else value)  # newer switches were off
         if name not in FREE_FLAGS and stored != value:
             advice = "omit the flag to keep the run's value, or start a new run in another --srp"
             raise InputError(f"--{name} is {value}, but the run to resume has {stored!r}; {advice}")
