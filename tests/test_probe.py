@@ -1,6 +1,3 @@
-import io
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -109,14 +106,6 @@ def test_its_precision_is_its_own_whatever_surrounds_it():
     finally:
         torch.set_default_dtype(torch.float32)
     assert torch.equal(alone.weight, surrounded.weight)
-
-
-def test_a_terminal_shows_how_far_the_fit_is(monkeypatch):
-    terminal = io.StringIO()
-    terminal.isatty = lambda: True
-    monkeypatch.setattr(sys, "stderr", terminal)
-    fit_probe(*problem(0), C, CPU)
-    assert "probe: " in terminal.getvalue()
 
 
 def test_a_fit_that_ended_early_says_so(monkeypatch):
