@@ -96,7 +96,7 @@ def draw_epochs(rows: list[str], records: Records, path: str) -> None:
                 ax.errorbar(epochs, middle, reach, label=label_of(row), **look)
         for ax, label in zip(axes, shown.values(), strict=True):
             ax.set(xlabel="epoch", ylabel=label)
-        axes[0].legend(fontsize="small")
+        axes[1].legend(fontsize="small", loc="lower right")  # where accuracy leaves room
 
 
 OF_RESULTS = {"classes": draw_classes, "aurocs": draw_aurocs, "epochs": draw_epochs}

@@ -75,6 +75,7 @@ def read_run(folder: Path, run: Path | None = None) -> dict:
     if run:
         settings = json.loads((run / "args.json").read_text(encoding="utf-8"))
         log = (run / "log.jsonl").read_text(encoding="utf-8").splitlines()
+        log = log[: results.get("epoch")]  # up to the evaluated checkpoint
         seconds = round(sum(json.loads(line)["seconds"] for line in log), 1)
     else:
         settings = {"ds": results["dataset"], "model": results["network"], "seed": None, "epochs": None}
