@@ -207,10 +207,10 @@ def parse_args(argv=None):
     folder = "the data folder"
     add("--data_root_path", "--drp", dest="drp", type=flags.path, default=Path("data"), help=folder)
     add("--model", "--md", choices=tuple(FAMILIES["cifar"]), help="the network")
-    ours = "put the contrastive term on a projection head; not in the paper"
-    flags.add_boolean(group, "--head", default=False, help=ours)
-    ours = "augment outliers as view 1, so that augmentation does not give them away; not in the paper"
-    flags.add_boolean(group, "--strong_outliers", default=False, help=ours)
+    head = "put the contrastive term on a projection head; not in the paper"
+    flags.add_boolean(group, "--head", default=False, help=head)
+    alike = "augment outliers like view 1, so their augmentation is no clue to what they are; not in the paper"
+    flags.add_boolean(group, "--strong_outliers", default=False, help=alike)
     ratio = "smallest class / largest class"
     add("--imbalance_ratio", "--rho", dest="rho", type=flags.imbalance_ratio, help=ratio)
     add("--normalization", choices=tuple(NORMALIZATIONS), help="the mean and std of images")
@@ -221,7 +221,7 @@ def parse_args(argv=None):
     if args.head and not args.isac:
         raise InputError("--head serves the contrastive term alone: leave it out with --isac False")
     if args.strong_outliers and not args.oe:
-        raise InputError("--strong_outliers is about what --oe False does not read: leave it out")
+        raise InputError("--strong_outliers needs outliers: leave it out with --oe False")
     return args
 
 
