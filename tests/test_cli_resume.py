@@ -131,8 +131,10 @@ def test_the_precision_is_that_of_the_run_not_of_the_machine_that_resumes_it(dig
     assert run(train.main, *flags, "--precision", "auto") == 2
     assert "--precision is fp32, but the run to resume has 'bf16'" in capsys.readouterr().err
     assert run(train.main, *flags) == 0
-    save_checkpoint(state | {"args": state["args"] | {"precision": "auto"}}, tmp_path / "run" / LATEST)
-    assert run(train.main, *flags) == 0  # a run from before it was recorded
+    older = {k: v for k, v in state["args"].items() if k != "strong_outliers"} | {"precision": "auto"}
+    save_checkpoint(state | {"args": older}, tmp_path / "run" / LATEST)  # from before these were recorded
+    assert run(train.main, *flags) == 0
+    assert run(train.main, *flags, "--strong_outliers") == 2
 
 
 def test_a_run_is_not_written_over_without_resume(digits_run, capsys):
