@@ -57,7 +57,7 @@ def evaluate(args, compute, checkpoint, known, notes, out):
     test = load_files(data["txtv"], iidp, num_classes=len(class_counts))
     require_same_classes(test, class_names or [], data["txtv"])
     ood = {}
-    if args.txt_ood_test or all(path.exists() for path in data["txt_ood_test"]):
+    if args.txt_ood_test or any(path.exists() for path in data["txt_ood_test"]):
         ood = load_ood_lists(data["txt_ood_test"], iodp)
     else:
         notes.append("no list of OOD images (--txt_ood_test), so accuracy alone")
@@ -124,9 +124,9 @@ def require_same_classes(files, class_names, list_path):
     """Raises InputError if an image of a list lies in a folder that is named after another class."""
     numbers = {name: c for c, name in enumerate(class_names)}
     for path, label in zip(files.paths, files.labels.tolist(), strict=True):
-        expected = numbers.get(Path(path).parent.name, label)
-        if expected != label:
-            raise InputError(f"{list_path}: {path} has label {label}, but in the training list {expected}")
+        expected = [numbers[folder] for folder in Path(path).parent.parts if folder in numbers]
+        if expected and label not in expected:
+            raise InputError(f"{list_path}: {path} has label {label}, but in the training list {expected[0]}")
 
 
 def overlaps(test, training, ood, outliers):

@@ -87,6 +87,8 @@ def draw_epochs(rows: list[str], records: Records, path: str) -> None:
             by_epoch = {}
             for record in chain(*(records[name] for name in records if name.partition("-epoch")[0] == row)):
                 by_epoch.setdefault(epoch_of(record), []).append(metrics(record, Way("none", "energy")))
+            if not by_epoch:
+                raise InputError(f"no epoch of the row {row} was evaluated")
             epochs = sorted(by_epoch)
             for ax, metric in zip(axes, shown, strict=True):
                 values = [[100 * of[metric] for of in by_epoch[epoch]] for epoch in epochs]
@@ -118,7 +120,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.kind == "run":
         return draw_run(args.run, args.ood_set, args.out)
-    records = load_records(args.results / args.group, args.rows)
+    records = load_records(args.results / args.group, () if args.kind == "epochs" else args.rows)
     OF_RESULTS[args.kind](args.rows, records, f"{args.out}{args.kind}.png")
 
 

@@ -6,6 +6,7 @@ from datasets.registry import BENCHMARKS
 
 PAPER_MODEL = {"cifar10": "ResNet18", "cifar100": "ResNet18", "imagenet": "ResNet50"}
 PAPER_EPOCHS, PAPER_RHO = 100, 0.01
+PAPER_SIZE = 224  # of ImageNet's images
 PAPER_OUTLIERS = 300_000
 IMAGENET_LT_IMAGES = 115_846
 
@@ -30,23 +31,26 @@ def note(
 
 def protocol(record: dict) -> str:
     settings, length, finished = record["args"], record["args"]["epochs"], epoch_of(record)
-    spent = f"{length} epochs" if finished == length else f"epoch {finished} of {length}"
+    spent = f"epoch {finished} of {length or 'an unknown number'}"
+    if finished == length:
+        spent = f"{length or 'an unknown number of'} epochs"
     tail = f"rho {settings['rho']}, " if "rho" in settings else ""
     images = sum(settings["class_counts"])
     return f"{settings['ds']}, {settings['model']}, {spent}, {tail}{images:,} training images"
 
 
-def epoch_of(record: dict) -> int:
-    """Returns the epoch after which a run was evaluated."""
+def epoch_of(record: dict) -> int | None:
+    """Returns the epoch after which a run was evaluated, None if the checkpoint does not say."""
     finished = record["results"].get("epoch")
     return record["args"]["epochs"] if finished is None else finished
 
 
 def is_reduced(record: dict) -> bool:
-    """Tells whether a run is smaller than the paper's; the paper has no runs on the digits."""
+    """Tells whether a run is known to be smaller than the paper's, which has none on the digits."""
     settings = record["args"]
-    paper = (PAPER_MODEL.get(settings["ds"]), PAPER_EPOCHS, PAPER_RHO)
-    mine = (settings["model"], epoch_of(record), settings.get("rho", PAPER_RHO))
+    paper = (PAPER_MODEL.get(settings["ds"]), PAPER_EPOCHS, PAPER_RHO, PAPER_SIZE)
+    epochs = epoch_of(record) if settings["epochs"] else PAPER_EPOCHS
+    mine = (settings["model"], epochs, settings.get("rho", PAPER_RHO), settings.get("image_size", PAPER_SIZE))
     return settings["ds"] in PAPER_MODEL and (mine != paper or settings.get("val_fraction", 0) > 0)
 
 
@@ -57,9 +61,9 @@ def has_stand_ins(record: dict) -> bool:
         return sum(settings["class_counts"]) != IMAGENET_LT_IMAGES
     if settings["ds"] not in PAPER_MODEL:
         return False
-    paper_outliers = settings.get("num_outliers", PAPER_OUTLIERS) in (0, PAPER_OUTLIERS)
+    used = {settings.get("num_outliers", 0), record["results"].get("num_ood_samples", 0)}
     ood_sets = {row["ood"] for row in record["results"]["rows"]}
-    return not paper_outliers or ood_sets != set(BENCHMARKS[settings["ds"]].ood_sets)
+    return not used <= {0, PAPER_OUTLIERS} or ood_sets != set(BENCHMARKS[settings["ds"]].ood_sets)
 
 
 def origin(records: list[dict]) -> str:

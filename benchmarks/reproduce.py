@@ -120,6 +120,8 @@ def collect(run: Run, target: Path) -> None:
         row = run.row if folder == run.folder else f"{run.row}-{folder.name}"
         record = {"group": run.group, "row": row, "seed": run.seed, "commands": commands}
         record |= read_run(folder, run.folder)
+        if folder == run.folder and record["results"].get("calibration_split") == "test":
+            raise InputError(f"{folder} was calibrated on test images: remove its results.json, and repeat")
         del record["name"], record["run"]
         file = writable_folder(target / run.group) / f"{row}-seed{run.seed}.json"
         write_text(file, json.dumps(record, indent=1) + "\n")

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import NamedTuple
 
-from benchmarks.notes import cores, note
+from benchmarks.notes import cores, epoch_of, note
 from benchmarks.records import ROOT, Way, evaluated_with, load_records, metrics, read_run, require_alike
 from benchmarks.rows import EVALUATED, TABLES, label_of
 from utils.errors import InputError
@@ -49,7 +49,10 @@ def build(kind: str, argument: str, results: Path, chosen: argparse.Namespace) -
     rows_of = kind if kind in TABLES else "ablation"
     found = [comparable(results / protocol, rows_of, chosen.rows) for protocol in protocols]
     records, dropped = found[0][0], set.union(*(seeds for _, seeds in found))
-    every = [record for of_protocol, _ in found for record in chain.from_iterable(of_protocol.values())]
+    by_protocol = [list(chain.from_iterable(of_protocol.values())) for of_protocol, _ in found]
+    every = list(chain.from_iterable(by_protocol))
+    seeds = [{record["seed"] for record in of_protocol} for of_protocol in by_protocol]
+    dropped |= set.union(*seeds) - set.intersection(*seeds)
     if kind == "scores":
         table = scores_table(records, chosen.score)
     elif kind == "defaults":
@@ -59,6 +62,8 @@ def build(kind: str, argument: str, results: Path, chosen: argparse.Namespace) -
         if len(found) > 1:
             both = [of_protocol[row] for row in records for of_protocol, _ in found if row in of_protocol]
             groups = {f"{label_of(r[0]['row'])}, {r[0]['args']['epochs']} epochs": r for r in both}
+            if len(groups) < len(both):
+                raise InputError(f"{argument} have the same number of epochs, which would tell them apart")
         fc_alone = {label_of(row) for row in records if "-" in row}  # all that further evaluations change
         table = table_by_way(groups, chosen.score, chosen.columns, fc_alone)
     return table._replace(note=note(every, f"`{argument}`", dropped, kind != "defaults"))
@@ -178,7 +183,8 @@ def settings_of(record: dict) -> dict:
     trained = {k: v for k, v in record["args"].items() if k not in ("seed", "environment", "num_workers")}
     names = dict.fromkeys(entry["calibration"] for entry in record["results"]["accuracy"])
     calibration = "auto" if "auto" in record["results"] else " ".join(names)
-    return trained | evaluated_with(record) | {"calibration": calibration}
+    early = {} if trained.get("patience") else {"epoch": epoch_of(record)}  # the length of such runs differs
+    return trained | evaluated_with(record) | {"calibration": calibration} | early
 
 
 def published_table() -> Table:

@@ -49,7 +49,7 @@ def load_digits(train: bool) -> ImageSet:
 
 def load_digits_outliers(limit: int) -> torch.Tensor:
     """Returns outliers, uint8 (min(limit, 4000), 3, 16, 16): random patches of scikit-learn's china.jpg."""
-    return _patches("china.jpg", min(limit, NUM_OUTLIERS), seed=1)
+    return _patches("china.jpg", NUM_OUTLIERS, seed=1)[:limit]
 
 
 def load_digits_ood(names: Sequence[str]) -> dict[str, ImageSet]:

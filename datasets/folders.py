@@ -59,8 +59,13 @@ def write_lists(
     Raises InputError: folders are missing, without a picture or overlap; a class has test pictures alone; no
     list can hold a picture's name; ``rho`` leaves a class empty; or a list exists already.
     """
-    if test is None and {entry.name for entry in images.glob("[!.]*") if entry.is_dir()} == {"train", "test"}:
+    inside = {entry.name for entry in images.glob("[!.]*") if entry.is_dir()}
+    if test is None and inside == {"train", "test"}:
         images, test = images / "train", images / "test"
+    elif "train" in inside and inside & {"test", "val", "valid", "validation"}:  # no classes
+        raise InputError(
+            f"{images} holds {', '.join(sorted(inside))}: give its train folder, and another as --test"
+        )
     others = {"outliers": outliers} if outliers else {}
     others |= {f"ood_{os.path.basename(os.path.abspath(folder))}": folder for folder in ood}
     if len(others) < len(ood) + bool(outliers):

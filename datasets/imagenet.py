@@ -55,11 +55,14 @@ def load_ood_lists(list_paths: Sequence[Path], root: Path) -> dict[str, ImageFil
 
 
 def folder_names(files: ImageFiles) -> list[str] | None:
-    """Names of the classes 0 .. C - 1: their folders', if each class has one folder, and no two the same."""
-    named = {(c, Path(path).parent.name) for path, c in zip(files.paths, files.labels.tolist(), strict=True)}
-    names = [name for _, name in sorted(named)]
-    one_each = len(names) == len(set(names)) == len({c for c, _ in named})
-    return names if one_each and "" not in names else None
+    """Names of the classes 0 .. C - 1: their folders', on the first level of folders where each class has one
+    folder, and no two the same; None without such a level."""
+    labels = files.labels.tolist()
+    for level in zip(*(Path(path).parent.parts for path in files.paths), strict=False):
+        named = sorted(set(zip(labels, level, strict=True)))
+        if len(named) == len({name for _, name in named}) == len({c for c, _ in named}):
+            return [name for _, name in named]
+    return None
 
 
 def select(files: ImageFiles, indices: Tensor) -> ImageFiles:

@@ -42,7 +42,8 @@ def load_ood_sets(
     Images of another size are resized (bilinear, antialiased): ``squash`` to 32 x 32 whatever their shape, as
     the code behind the published tables does; ``crop`` to 32 pixels on the shorter side, then to the centre.
 
-    Raises InputError: a set has no list, a list cannot be used, or images are missing or unreadable.
+    Raises InputError: a set has no list or no OOD image, a list cannot be used, or images are missing or
+    unreadable.
     """
     if missing := [name for name in names if not list_path(benchmark, name, root).is_file()]:
         folder = list_path(benchmark, "", root).parent
@@ -55,6 +56,8 @@ def load_ood_sets(
     lists = {name: read_present(list_path(benchmark, name, root), image_root(root), labels) for name in names}
     sets = {}
     for name, (paths, found) in lists.items():
+        if not (found < 0).any():
+            raise InputError(f"{list_path(benchmark, name, root)} has no OOD image, whose sc_label is -1")
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             read = pool.map(lambda path: read_image(image_root(root) / path, resize), paths)
             images = np.stack(list(tqdm(read, f"reading {name}", len(paths), leave=False, disable=None)))

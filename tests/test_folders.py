@@ -128,13 +128,14 @@ def test_links_are_followed_and_loops_end(photos):
         ({"ood": ["."]}, "photos is inside "),
         ({"ood": ["far/sky", "near/sky"]}, "names"),
         ({"images": "nowhere"}, "nowhere"),
+        ({"images": "split"}, "split holds train, val"),
         ({"ood": ["empty"]}, "empty"),
         ({"images": "photos/cat/summer"}, "summer"),
     ],
 )
 def test_folders_that_cannot_be_used(photos, folders, named, monkeypatch):
     monkeypatch.chdir(photos)
-    write_pictures(photos / "near" / "sky", "1.png")
+    write_pictures(photos, "near/sky/1.png", "split/train/cat/1.png", "split/val/cat/2.png")
     (photos / "empty").mkdir()
     as_paths = {k: [Path(p) for p in v] if k == "ood" else Path(v) for k, v in folders.items()}
     with pytest.raises(InputError, match=named):

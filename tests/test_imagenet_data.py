@@ -1,6 +1,7 @@
 import itertools
 import time
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from datasets import image_files
 from datasets.augment.stages import HORIZONTAL_FLIP, ToFloat, View, Views
 from datasets.augment.views import imagenet_views
 from datasets.decoding import decode, open_picture
-from datasets.imagenet import EvalImages, FileTrainLoader, ImageFiles
+from datasets.imagenet import EvalImages, FileTrainLoader, ImageFiles, folder_names
 from utils.errors import InputError
 
 CPU = torch.device("cpu")
@@ -47,6 +48,19 @@ def outliers(tmp_path):
 
 
 # --- the training loader
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        ("train/cat/a/1 train/dog/a/1 train/cat/b/1", ["cat", "dog"]),
+        ("cat/1 lynx/2 dog/1", None),  # two folders of one class
+        ("1 2 1", None),
+    ],
+)
+def test_classes_are_named_after_the_first_folders_that_tell_them_apart(paths, names):
+    labels = [int("dog" in path or path == "2") for path in paths.split()]
+    assert folder_names(ImageFiles(Path(), paths.split(), torch.tensor(labels))) == names
 
 
 def test_batch_layout(files, outliers):

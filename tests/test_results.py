@@ -28,8 +28,8 @@ def names(folder):
 
 
 def test_an_evaluation_replaces_all_files_of_an_earlier_one(argv, tmp_path):
-    for old in ("scores.svg", "roc.pdf", "detector.pth"):
-        (tmp_path / old).write_text("old")
+    for old in ("scores.svg", "roc.pdf", "detector.pth", "results.json"):
+        (tmp_path / old).write_text("{}")
     assert run(evaluation.main, *argv, "--save_features") == 0
     assert names(tmp_path) == OUTPUTS | {"features"}
     assert run(evaluation.main, *argv, "--figures", "svg") == 0
@@ -52,13 +52,17 @@ def test_a_full_disk_leaves_the_files_of_the_earlier_evaluation(argv, tmp_path, 
     assert (tmp_path / "results.json").read_text() == (tmp_path / "detector.pth").read_text() == "old"
 
 
-def test_a_plot_that_fails_costs_no_number(argv, tmp_path, monkeypatch):
+def test_a_plot_that_fails_costs_no_number_and_other_files_stay(argv, tmp_path, monkeypatch):
     def fail(*args):
         raise ValueError("no font")
 
+    (tmp_path / "features").mkdir()
+    for mine in ("features/mine.npz", "scores.svg"):
+        (tmp_path / mine).write_text("of no evaluation")
     monkeypatch.setattr(results, "plot_score_histograms", fail)
     assert run(evaluation.main, *argv) == 1
-    assert names(tmp_path) == OUTPUTS - {"scores.png", "roc.png"}
+    assert names(tmp_path) == OUTPUTS - {"scores.png", "roc.png"} | {"features", "scores.svg"}
+    assert (tmp_path / "features" / "mine.npz").exists()
 
 
 def test_the_table_of_classes_has_names_and_ends_with_the_rarest():

@@ -53,6 +53,9 @@ def test_two_protocols_are_compared_row_by_row(tmp_path, capsys):
     shown = [(label.split()[-2], auroc) for label, _, _, auroc in rows]  # the epochs are in the label
     assert shown == [("4", "70.00"), ("9", "80.00"), ("4", "50.00"), ("9", "60.00")]
     assert "4 epochs" in note and "9 epochs" in note and "`short,long`" in note
+    assert "seeds 0, 1 (0, 1 not in every row)" in note
+    with pytest.raises(InputError, match="same number of epochs"):
+        show(capsys, tmp_path, "ablation", "short,short", *ONE)
 
 
 def test_what_is_not_there_is_named(tmp_path, capsys):
@@ -82,20 +85,23 @@ def test_evaluations_of_one_run_that_differ_have_rows_of_their_own(tmp_path, cap
     write_evaluation(tmp_path / "auto", run, 1, 0.8, auto={})
     write_evaluation(tmp_path / "crop", run, 1, 0.7, calibration_split="train", ood_resize="crop")
     write_evaluation(tmp_path / "again", run, 0, 0.9, calibration_split="train")
+    write_evaluation(tmp_path / "early", run, 0, 0.5, calibration_split="train", epoch=7)
     about = {"dataset": "digits", "network": "ResNet20", "class_counts": [9, 3]}
     write_evaluation(tmp_path / "third-party", tmp_path / "theirs.pth", 0, 0.6, **about)
-    folders = [run, *(tmp_path / name for name in ("alone", "auto", "crop", "again", "third-party"))]
-    _, rows, _ = show_runs(capsys, *folders, *ONE, "minutes")
+    folders = [run, *(tmp_path / name for name in ("alone", "auto", "crop", "again", "early", "third-party"))]
+    _, rows, note = show_runs(capsys, *folders, *ONE, "minutes")
     assert [row[0].removeprefix(str(tmp_path)) for row in rows] == [
-        "/run, calibration_split train, calibration none fc",
-        "/alone, calibration none",
-        "/auto, calibration auto",
-        "/crop, calibration_split train, ood_resize crop, calibration none fc",
-        "/again, calibration_split train, calibration none fc",
+        "/run, calibration_split train, calibration none fc, epoch 30",
+        "/alone, calibration none, epoch 30",
+        "/auto, calibration auto, epoch 30",
+        "/crop, calibration_split train, ood_resize crop, calibration none fc, epoch 30",
+        "/again, calibration_split train, calibration none fc, epoch 30",
+        "/early, calibration_split train, calibration none fc, epoch 7",
         "/third-party",
     ]
+    assert "an unknown number of epochs" in note
     assert [row[-2:] for row in rows[2:4]] == [["80.00", "1.5"], ["70.00", "1.5"]]
-    assert rows[5][-2:] == ["60.00", "-"]
+    assert rows[6][-2:] == ["60.00", "-"]
     with pytest.raises(InputError, match=str(tmp_path)):
         table.main(["--runs", str(tmp_path)])
 
@@ -143,6 +149,9 @@ def test_reduced_and_stand_in_rows_are_labelled(tmp_path, capsys):
         note = show(capsys, tmp_path, "ablation", "digits_default")[2]
         assert ("reduced protocol" in note) == bool(changed) and "stand-in" in note
         assert "ResNet18, 100 epochs" in note  # of every protocol
+    theirs = {"model": "ResNet18", "epochs": None, "num_outliers": 300_000}  # a checkpoint that does not say
+    write_record(tmp_path / "2", "patt", 0, 0.9, args=paper | theirs)
+    assert "reduced protocol" not in show(capsys, tmp_path / "2", "ablation", "digits_default")[2]
 
 
 def test_seeds_that_were_evaluated_differently_have_no_mean(tmp_path, capsys):

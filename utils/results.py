@@ -24,7 +24,7 @@ from utils.plots import plot_roc, plot_score_histograms
 from utils.text_files import csv_text, write_text
 
 FEATURES = "features"  # the folder of --save_features
-OUTPUTS = (FILE, "results.csv", "results.md", "results.json", FEATURES)
+OUTPUTS = (FILE, "results.csv", "results.md", "results.json")
 OUTPUTS += tuple(f"{plot}.{kind}" for plot in ("scores", "roc") for kind in FIGURES)
 BRIEF = ("auroc", "fpr95")  # columns of the table of every score
 
@@ -56,7 +56,7 @@ def conclude(
     settings = settings._replace(precision=resolved_precision(device, settings.precision))
     about = about | progress_of(subject.checkpoint) | {"calibration_split": split, "score": settings.score}
     about |= {"class_counts": counts, "class_names": subject.class_names}
-    about |= {"tnorm": settings.tnorm, "precision": settings.precision}
+    about |= {name: getattr(settings, name) for name in ("tnorm", "precision", "save_features")}
     results = about | facts | results | {"environment": environment(device)}
     say(summary(results))
     say(tables(results))
@@ -73,9 +73,11 @@ def conclude(
                 say("no detector is written when test images were used for calibration")
             else:
                 write_detector(new / FILE, subject, calibrations, sets.fitting, settings, facts.get("auto"))
-            for name in OUTPUTS:  # of an earlier evaluation
-                old = folder / name
-                shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
+            if (folder / "results.json").exists():  # of an earlier evaluation
+                if json.loads((folder / "results.json").read_text()).get("save_features"):
+                    shutil.rmtree(folder / FEATURES, ignore_errors=True)
+                for name in OUTPUTS:
+                    (folder / name).unlink(missing_ok=True)
             for file in new.iterdir():
                 os.replace(file, folder / file.name)
         if sets.ood:  # last, so a plot that fails costs no number
