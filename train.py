@@ -226,10 +226,12 @@ def parse_args(argv=None):
 
 
 def resolve(args, points=tuple(RELEASED_CHOICES)):
-    """Fills in what follows from ``--recipe``; raises InputError for a departure outside ``points``."""
-    pointless = set(args.depart) - set(points)
-    if pointless:
-        raise InputError(f"--depart {min(pointless)} makes no difference on {args.ds}")
+    """Fills in what follows from ``--recipe``; raises InputError for a departure outside ``points``, or of a
+    part that is left out."""
+    kept = {"embeddings": args.isac, "statistics": args.isac, "normalization": args.oe}
+    points = [point for point in points if kept.get(point, True)]
+    if pointless := set(args.depart) - set(points):
+        raise InputError(f"--depart {min(pointless)} makes no difference on {args.ds} with these flags")
     args.depart = sorted(points if args.recipe == "released" else set(args.depart))
     return args
 

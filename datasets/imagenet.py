@@ -207,7 +207,7 @@ class EvalImages:
     world_size: int = 1
 
     def __post_init__(self) -> None:
-        mine = torch.arange(self.rank, len(self.files.paths), self.world_size)
+        mine = torch.arange(len(self.files.paths))[self.rank :: self.world_size]
         self.replaced = Replacements(len(mine))
         self.batches = [batch.tolist() for batch in mine.split(self.batch_size) if len(batch)]
         groups = self.files.labels if self.replace else None

@@ -150,6 +150,10 @@ def test_the_best_epoch_is_kept_and_patience_ends_the_run(tmp_path, capsys):
     assert latest["epoch"] < 6 and latest["finished"] and best["finished"]
     assert best["epoch"] == best_epoch(latest["history"]) and latest["epoch"] == best["epoch"] + 1
     assert not is_unfinished(latest) and is_unfinished(latest | {"finished": False})
+    assert run(train.main, "--gpu", "cpu", "--resume", tmp_path, "--srp", tmp_path / "moved") == 0
+    assert torch.load(tmp_path / "moved" / "best.pth")["epoch"] == best["epoch"]
+    assert run(train.main, "--gpu", "cpu", "--resume", tmp_path / "moved") == 0
+    assert str(tmp_path / "moved") in capsys.readouterr().out.splitlines()[-2]
 
 
 @pytest.mark.parametrize(
@@ -157,6 +161,7 @@ def test_the_best_epoch_is_kept_and_patience_ends_the_run(tmp_path, capsys):
     [
         (["--patience", 2, "--val_fraction", 0], "--val_fraction"),
         (["--head", "--isac", "False"], "--head"),
+        (["--depart", "statistics", "--isac", "False"], "--depart statistics"),
         (["--strong_outliers", "--oe", "False"], "--strong_outliers"),
         (["-b", 1], "--batch_size must be at least 2"),
         (["-b", 5000], "--batch_size 5000"),

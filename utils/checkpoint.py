@@ -200,6 +200,8 @@ def parse_training(
 
 
 def _run_folder(args, defaults):
+    if args.resume and not args.srp and Path(args.resume).is_dir():
+        return Path(args.resume)
     model = args.model or defaults[args.ds]["model"]
     return args.srp or Path("runs") / f"{args.ds}_{model}_{args.seed}"
 
@@ -224,10 +226,12 @@ def resumes(resume: str | None, folder: Path) -> bool:
 
 def resumes_in_place(folder: Path, resume: str | None) -> bool:
     """Tells whether the run to resume is the one in ``folder``."""
-    if resume is None:
-        return False
-    source = Path(resume or folder).resolve()
-    return Path(folder).resolve() == (source if source.is_dir() else source.parent)
+    return resume is not None and Path(folder).resolve() == run_folder(resume or folder).resolve()
+
+
+def run_folder(checkpoint: Path | str) -> Path:
+    """Returns the run directory of a checkpoint, which may be named by its directory."""
+    return Path(checkpoint) if Path(checkpoint).is_dir() else Path(checkpoint).parent
 
 
 def find_checkpoint(folder: Path, resume: str | None, settings: dict) -> dict | None:

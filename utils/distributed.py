@@ -133,7 +133,7 @@ class InPrecision(nn.Module):
 
 
 class InterleavedDataParallel(nn.DataParallel):
-    """DataParallel whose k replicas see the same mix of views and outliers: replica i images i, i + k ...
+    """DataParallel whose k replicas see much the same mix of views and outliers: images i, i + k ...
 
     A batch is ordered by view: contiguous shares would give one replica, and its BatchNorm, outliers alone.
     """

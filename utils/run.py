@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import shutil
 import signal
 import sys
 import threading
@@ -21,8 +22,10 @@ from utils.checkpoint import (
     LATEST,
     find_checkpoint,
     holds_run,
+    load_checkpoint,
     require_classes,
     resumes_in_place,
+    run_folder,
     save_checkpoint,
 )
 from utils.distributed import Compute, environment, finish, from_main, in_main, resumed_in, sum_over_processes
@@ -157,9 +160,12 @@ class Run:
         self.history.append(record)
         self.epoch, self.step, self.seconds = self.epoch + 1, 0, 0.0
         self.meter = EpochMeter(len(self.data.class_counts), self.compute.device)
-        if val_accuracy is not None and best_epoch(self.history) == self.epoch:
+        is_best = val_accuracy is not None and best_epoch(self.history) == self.epoch
+        if is_best:
             self.save(best=True)
-        if self.save_due or self.stopping or self.finished:
+        if (
+            is_best or self.save_due or self.stopping or self.finished
+        ):  # best.pth is never ahead of latest.pth
             self.save()
         if self.compute.is_main:
             for doubt in doubts(self.history):
@@ -198,6 +204,12 @@ class Run:
             self._try_to_write(name, save_checkpoint, state, self.folder / name)
         if not best:
             self.last_save = time.monotonic()
+
+    def bring_best(self, source: Path) -> None:
+        """Copies best.pth from the run that is continued here, if it still is the best epoch's."""
+        best = source / BEST
+        if best.exists() and load_checkpoint(best)["epoch"] == best_epoch(self.history):
+            self._try_to_write(BEST, shutil.copyfile, best, self.folder / BEST)
 
     def _try_to_write(self, what, write, *args):
         """Calls ``write``; after an error it warns, once until it succeeds again, and the run continues."""
@@ -252,6 +264,10 @@ class Run:
             say(f"stopped in epoch {self.epoch + 1}; --resume continues from the last checkpoint", sys.stderr)
         elif LATEST in self.unwritten:
             raise InputError(f"the end of the run is not in {self.folder}: make room, then add --resume")
+        elif BEST in self.unwritten:
+            raise InputError(
+                f"{BEST} in {self.folder} is missing or old: the best epoch's could not be written"
+            )
         elif self.epoch < self.settings["epochs"]:
             say(f"ended by --patience; the network of epoch {best_epoch(self.history)} is in {BEST}")
 
@@ -272,6 +288,7 @@ def open_run(settings: dict, compute: Compute, data: TrainingData, trained: Trai
         run.begin(state)
         if state is not None and not resumes_in_place(folder, resume):
             run.save()
+            in_main(compute, lambda: run.bring_best(run_folder(resume)))
         yield run
         in_main(compute, run.end)  # a launcher ends the others once one process has ended
     finish()

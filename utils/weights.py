@@ -11,7 +11,7 @@ from torchvision.models import get_model_weights
 
 from models import FAMILIES, build_model
 from models.resnet import TORCHVISION_NAMES
-from utils.checkpoint import load_checkpoint
+from utils.checkpoint import open_checkpoint
 from utils.errors import InputError, first_line
 
 CONTAINERS = ("model", "state_dict", "net", "model_state_dict")  # where third-party checkpoints keep weights
@@ -106,7 +106,7 @@ def initialize(model: nn.Module, source: str, name: str) -> str:
     left out (``--init``; beyond the paper). ``source``: "imagenet", for torchvision's weights, or a
     checkpoint of torchvision, timm or this project."""
     from_file = source != "imagenet"
-    weights = network_weights(load_checkpoint(source)) if from_file else _of_torchvision(model, name)
+    weights = network_weights(open_checkpoint(source)) if from_file else _of_torchvision(model, name)
     backbone = {key: value for key, value in weights.items() if not key.startswith(NEW)}
     new = {key: value for key, value in model.state_dict().items() if key.startswith(NEW)}
     try:
