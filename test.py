@@ -23,9 +23,8 @@ from datasets.images import (
     long_tail_indices,
 )
 from datasets.loader import evaluation_batches
-from datasets.preprocessing import Preprocessing
+from datasets.preprocessing import RESIZE_MODES, Preprocessing
 from datasets.registry import BENCHMARKS
-from datasets.scood import RESIZE_MODES
 from models import FAMILIES, build_model
 from utils import flags
 from utils.checkpoint import caveats, require_classes, resolve_settings, stored_arguments
@@ -51,10 +50,7 @@ def evaluate(args, compute, checkpoint, known, notes, out):
     # Read everything first, so missing files are reported before any work is done.
     ood_sets = benchmark.load_ood(args.dout or benchmark.ood_sets, drp, args.ood_resize)
     test = benchmark.load_split(drp, False)
-    training, held_out = benchmark.load_long_tailed(drp, known["rho"]), None
-    if known["val_fraction"]:
-        parts = hold_out(training.labels, known["val_fraction"])
-        training, held_out = (training.select(part) if len(part) else None for part in parts)
+    training, held_out = hold_out(benchmark.load_long_tailed(drp, known["rho"]), known["val_fraction"])
     class_counts = torch.bincount(training.labels, minlength=benchmark.num_classes).tolist()
     class_names = benchmark.class_names(drp)
     require_classes(checkpoint, class_counts, class_names)
@@ -85,9 +81,10 @@ def evaluate(args, compute, checkpoint, known, notes, out):
     held_outliers = None
     if outliers is not None:
         outliers = ImageSet(outliers, torch.full((len(outliers),), -1))
+        kept = kept_outliers(len(outliers.labels), known["val_fraction"])
         if known["val_fraction"]:
-            kept = kept_outliers(len(outliers.labels))
-            outliers, held_outliers = outliers.select(slice(kept)), outliers.select(slice(kept, None))
+            held_outliers = outliers.select(slice(kept, None))
+        outliers = outliers.select(slice(kept))
     look = IMAGENET_NORMALIZATION if "normalization" in known["depart"] else normalization
     of_training = features("training images", training)
     fitting = TrainingSets(

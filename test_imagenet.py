@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from datasets.image_list import overlap
-from datasets.imagenet import EvalImages, balanced_sample, folder_names, load_files, load_ood_lists, select
+from datasets.imagenet import EvalImages, balanced_sample, folder_names, load_files, load_ood_lists
 from datasets.images import NORMALIZATIONS, hold_out, kept_outliers
 from datasets.loader import epoch_indices
 from datasets.preprocessing import PHOTOGRAPH, Preprocessing
@@ -47,11 +47,9 @@ def evaluate(args, compute, checkpoint, known, notes, out):
         return load_files(data["txt_ood_train"], iodp, labelled=False)
 
     # Read every list first, so missing files are reported before any work is done.
-    every, held_out = load_files(data["txtt"], iidp), None
-    class_names, training = folder_names(every), every
-    if known["val_fraction"]:
-        parts = hold_out(every.labels, known["val_fraction"])
-        training, held_out = (select(every, part) if len(part) else None for part in parts)
+    every = load_files(data["txtt"], iidp)
+    class_names = folder_names(every)
+    training, held_out = hold_out(every, known["val_fraction"])
     class_counts = torch.bincount(training.labels).tolist()
     require_classes(checkpoint, class_counts, class_names)
     test = load_files(data["txtv"], iidp, num_classes=len(class_counts))
@@ -66,11 +64,11 @@ def evaluate(args, compute, checkpoint, known, notes, out):
     held_outliers = None
     if outliers is not None:
         number = len(outliers.paths)
-        kept = kept_outliers(number) if known["val_fraction"] else number
+        kept = kept_outliers(number, known["val_fraction"])
         chosen = epoch_indices(kept, min(args.num_cal, kept), args.seed, 0, "calibration")
         if kept < number:
-            held_outliers = select(outliers, torch.arange(kept, number)[: args.num_cal])
-        outliers = select(outliers, chosen)
+            held_outliers = outliers.select(slice(kept, kept + args.num_cal))
+        outliers = outliers.select(chosen)
     warn(compute, notes)
 
     model = build_model(known["model"], len(class_counts), family="imagenet")

@@ -137,11 +137,11 @@ def main(argv=None):
     seed_everything(args.seed, args.deterministic)
 
     benchmark = BENCHMARKS[args.ds]
-    training, held_out = benchmark.load_long_tailed(args.drp, args.rho), None
-    outliers = benchmark.load_outliers(args.drp, args.num_ood_samples) if args.oe else None
-    if args.val_fraction > 0:
-        training, held_out = (training.select(part) for part in hold_out(training.labels, args.val_fraction))
-        outliers = outliers[: kept_outliers(len(outliers))] if args.oe else None
+    training, held_out = hold_out(benchmark.load_long_tailed(args.drp, args.rho), args.val_fraction)
+    outliers = None
+    if args.oe:
+        outliers = benchmark.load_outliers(args.drp, args.num_ood_samples)
+        outliers = outliers[: kept_outliers(len(outliers), args.val_fraction)]
     class_counts = torch.bincount(training.labels).tolist()
     flags.check(args, compute, len(training.labels), None if outliers is None else len(outliers))
     normalization = NORMALIZATIONS[args.normalization]

@@ -12,7 +12,7 @@ import sys
 import torch
 
 from datasets.augment.views import imagenet_views
-from datasets.imagenet import EvalImages, FileTrainLoader, folder_names, load_files, select
+from datasets.imagenet import EvalImages, FileTrainLoader, folder_names, load_files
 from datasets.images import NORMALIZATIONS, hold_out, kept_outliers
 from models import FAMILIES, build_model
 from train import add_method_flags, resolve, train
@@ -50,17 +50,15 @@ def main(argv=None):
     compute = start(args.gpu)
     seed_everything(args.seed, args.deterministic)
 
-    training, validation = load_files(args.txtt, args.iidp), None
-    class_names = folder_names(training)
-    if args.val_fraction > 0:
-        kept, held = hold_out(training.labels, args.val_fraction)
-        training, validation = select(training, kept), select(training, held)
+    every = load_files(args.txtt, args.iidp)
+    class_names = folder_names(every)
+    training, held_out = hold_out(every, args.val_fraction)
     class_counts = torch.bincount(training.labels).tolist()
     outliers = None
     if args.oe:
         outliers = load_files(args.txt_ood_train, args.iodp, labelled=False)
-        used = torch.arange(len(outliers.paths))[: args.num_ood_samples]
-        outliers = select(outliers, used[: kept_outliers(len(used))] if args.val_fraction > 0 else used)
+        outliers = outliers.select(slice(args.num_ood_samples))
+        outliers = outliers.select(slice(kept_outliers(len(outliers.paths), args.val_fraction)))
     flags.check(args, compute, len(training.paths), None if outliers is None else len(outliers.paths))
     shared = {"image_size": args.image_size, "num_workers": args.num_workers, "device": compute.device}
     shared |= {"rank": compute.rank, "world_size": compute.world_size}
@@ -77,14 +75,14 @@ def main(argv=None):
     )
 
     def validation_batches():
-        batches = EvalImages(validation, batch_size=args.tb, replace=True, **shared)
+        batches = EvalImages(held_out, batch_size=args.tb, replace=True, **shared)
         yield from batches
         for line in batches.replaced.report():
             say(f"warning: held-out images: {line}", sys.stderr)
 
     model = build_model(args.model, len(class_counts), family="imagenet", head=args.isac)
     schedule = step_decay(args.lr, args.decay_epochs, args.epochs)
-    data = TrainingData(loader, class_counts, class_names, validation_batches if validation else None)
+    data = TrainingData(loader, class_counts, class_names, validation_batches if held_out else None)
     train(args, compute, data, model, schedule)
 
 

@@ -49,8 +49,6 @@ def load_records(folder: Path, required: Iterable[str] = ()) -> dict[str, list[d
     records = {}
     for file in sorted(folder.glob("*-seed*.json")):
         record = json.loads(file.read_text(encoding="utf-8")) | {"name": str(file)}
-        for entry in sum((record["results"][part] for part in ("rows", "mean", "accuracy")), []):
-            entry.setdefault("calibration", "fc" if entry["fc"] else "none")  # of files older than the probe
         records.setdefault(record["row"], []).append(record)
     if not records:
         raise InputError(f"there are no result files in {folder}")

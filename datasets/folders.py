@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from datasets.cifar import OUTLIERS
 from datasets.image_list import list_line, write_lines
 from datasets.images import long_tail_counts
-from datasets.scood import DEFAULT_SETS, image_root, list_path, read_image
+from datasets.preprocessing import Preprocessing
+from datasets.scood import DEFAULT_SETS, SIZE, image_root, list_path
 from utils.errors import InputError
 from utils.text_files import whole_file, writable_folder
 
@@ -197,7 +200,7 @@ def write_outliers(folder: Path, root: Path) -> list[str]:
     random.Random(0).shuffle(images)  # --num_ood_samples takes the first ones
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path, "xb") as file:
-        np.save(file, np.stack(images))
+        np.save(file, torch.stack(images).permute(0, 2, 3, 1).numpy())
     return [f"{path}: {len(images):,} outliers", *left_out_line(left_out)]
 
 
@@ -219,12 +222,12 @@ def write_ood_set(name: str, folder: Path, root: Path) -> list[str]:
     return [*(f"{path}: {len(lines):,} images in {copies}" for path in lists), *left_out_line(left_out)]
 
 
-def _read_below(folder: Path, left_out: Counter[str]) -> dict[str, np.ndarray]:
-    """Reads the pictures below a folder: path relative to it -> uint8 (32, 32, 3); counts unreadable ones."""
+def _read_below(folder: Path, left_out: Counter[str]) -> dict[str, Tensor]:
+    """Reads the pictures below a folder: path relative to it -> uint8 (3, 32, 32); counts unreadable ones."""
 
-    def read(path: str) -> np.ndarray | None:
+    def read(path: str) -> Tensor | None:
         try:
-            return read_image(folder / path)
+            return Preprocessing(SIZE, "squash").of_file(folder / path)
         except InputError:
             return None
 

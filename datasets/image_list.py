@@ -33,6 +33,11 @@ class ImageFiles(NamedTuple):
     paths: list[str]
     labels: torch.Tensor
 
+    def select(self, rows: torch.Tensor | slice) -> "ImageFiles":
+        """Returns the files of these rows, int64 (n,) or a slice, in that order."""
+        numbers = torch.arange(len(self.paths))[rows]
+        return ImageFiles(self.root, [self.paths[i] for i in numbers.tolist()], self.labels[numbers])
+
 
 def read_image_list(list_path: Path, labels: range | None = ANY_LABEL) -> tuple[list[str], torch.Tensor]:
     """Returns the paths, and the labels, int64 (N,), of a list, in its order.

@@ -65,11 +65,6 @@ def folder_names(files: ImageFiles) -> list[str] | None:
     return None
 
 
-def select(files: ImageFiles, indices: Tensor) -> ImageFiles:
-    """The files of the given numbers, in that order."""
-    return ImageFiles(files.root, [files.paths[i] for i in indices.tolist()], files.labels[indices])
-
-
 def balanced_sample(labels: Tensor, size: int, seed: int) -> Tensor:
     """``size`` indices (all, where there are fewer) as evenly spread over the classes as their sizes admit:
     the first image of every class, then the second, and so on, in a random order within each class."""
@@ -153,12 +148,6 @@ class FileTrainLoader:
     def num_outliers(self) -> int:
         return 0 if self.outliers is None else len(self.outliers.paths)
 
-    def where(self) -> str:
-        """Returns one line for the log: where the files are, and how many processes read them."""
-        lists = self.lists.items()
-        listed = [f"{len(files.paths):,} {name} under {files.root}" for name, (files, _) in lists]
-        return f"{', '.join(listed)}, read by {self.num_workers} worker processes"
-
     def report(self) -> list[str]:
         """Returns lines about the files that could not be read so far, and were replaced."""
         return [f"warning: {line}" for line in self.replaced.report()]
@@ -214,9 +203,6 @@ class EvalImages:
         source = Source(self.files, lambda image, _: [central_crop(decode(image), self.image_size)], groups)
         steps = [(0, [batch]) for batch in self.batches]
         self.reader = read_ahead(StepDataset([source], make=None), steps, self.num_workers, self.device)
-
-    def __len__(self) -> int:
-        return len(self.batches)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Raises InputError at a file that cannot be read, or where more than 1 % cannot be, if they are

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -43,26 +43,27 @@ def long_tail_indices(labels: torch.Tensor, counts: Sequence[int]) -> torch.Tens
     return torch.cat([of_class[:count] for of_class, count in zip(rows, counts, strict=True)])
 
 
-def hold_out(labels: torch.Tensor, fraction: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Holds out the last ``fraction`` of each class's images, at least one, but not its only one.
-
-    Returns int64 indices: (kept, held out). Warns if classes have too few to choose anything on.
-    """
+def hold_out(images: Any, fraction: float) -> tuple[Any, Any]:
+    """Returns an ImageSet, or ImageFiles, without the last ``fraction`` of each class's images, at least one
+    but not its only one; and these, or None. Warns if classes have too few to choose anything on."""
+    if not fraction:
+        return images, None
     kept, held = [], []
-    for c in labels.unique():
-        rows = (labels == c).nonzero().flatten()
+    for c in images.labels.unique():
+        rows = (images.labels == c).nonzero().flatten()
         size = min(max(1, round(fraction * len(rows))), len(rows) - 1)
         kept.append(rows[: len(rows) - size])
         held.append(rows[len(rows) - size :])
     if few := sum(len(rows) < FEW for rows in held):
         message = f"{few} of {len(held)} classes have fewer than {FEW} held-out images, which say little"
         warnings.warn(message, stacklevel=2)
-    return torch.cat(kept), torch.cat(held)
+    kept, held = torch.cat(kept), torch.cat(held)
+    return images.select(kept), images.select(held) if len(held) else None
 
 
-def kept_outliers(number: int) -> int:
-    """Returns how many outliers are left where the last tenth, at least one, is held out."""
-    return number - max(1, number // 10)
+def kept_outliers(number: int, fraction: float) -> int:
+    """Returns how many outliers are left: the last tenth, at least one, is held out if images are."""
+    return number - max(1, number // 10) if fraction else number
 
 
 class Normalization(NamedTuple):

@@ -69,12 +69,6 @@ class TrainLoader:
     def num_outliers(self) -> int:
         return 0 if self.outliers is None else len(self.outliers)
 
-    def where(self) -> str:
-        images = f"images on {self.images.device}"
-        if self.outliers is None:
-            return images
-        return f"{images}, {self.num_outliers:,} outliers on {self.outliers.device}"
-
     def report(self) -> list[str]:
         return []  # all data are in memory: no file is replaced
 

@@ -5,7 +5,6 @@ outliers and OOD sets of your own folders.
     python -m datasets.prepare outliers FOLDER --drp DATA        pictures as the outliers of CIFAR
     python -m datasets.prepare ood NAME FOLDER --drp DATA        pictures as an OOD set of CIFAR
     python -m datasets.prepare imagenet PHOTOS --out LISTS --outliers FOLDER --ood FOLDER ...
-    python -m datasets.prepare imagenet PHOTOS --check LIST
 """
 
 import argparse
@@ -52,17 +51,15 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def prepare_imagenet(argv: list[str]) -> None:
-    """Writes lists, and prints them and the commands that use them; or checks one."""
+    """Writes lists, and prints them and the commands that use them."""
     parser = argparse.ArgumentParser(
         prog="python -m datasets.prepare imagenet",
-        description="Writes the lists that train_imagenet.py and test_imagenet.py need, or checks one.",
+        description="Writes the lists that train_imagenet.py and test_imagenet.py need.",
         formatter_class=flags.HelpFormatter,
     )
     add = parser.add_argument
     add("images", type=flags.path, help="holds one folder per class, or train/ and test/, which do")
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--out", type=flags.path, metavar="DIR", help="where the lists are written")
-    what.add_argument("--check", type=flags.path, metavar="LIST", help="check that IMAGES has a list's files")
+    add("--out", type=flags.path, required=True, metavar="DIR", help="where the lists are written")
     add("--test", type=flags.path, metavar="DIR", help="holds test pictures in folders of the same names")
     add("--outliers", type=flags.path, metavar="DIR", help="pictures of no class, for training")
     add("--ood", type=flags.path, nargs="+", default=[], metavar="DIR", help="folders of OOD test pictures")
@@ -72,11 +69,7 @@ def prepare_imagenet(argv: list[str]) -> None:
     tail = "cut the training list to a long tail: rho is the smallest class's size over the largest's; labels"
     by_size = "then go by the classes' sizes, otherwise by their names"
     add("--rho", type=flags.imbalance_ratio, help=f"{tail} {by_size}")
-    args = vars(parser.parse_args(argv))
-    if (to_check := args.pop("check")) is not None:
-        say(check_list(to_check, args["images"]))
-        return
-    lists = write_lists(**args)
+    lists = write_lists(**vars(parser.parse_args(argv)))
     say("\n".join([*lists.report, "", *commands(lists)]))
 
 
@@ -95,7 +88,7 @@ def commands(lists: Lists) -> list[str]:
         batch = min(16, max(2, lists.num_images // 4))
         training = "--init imagenet --md ResNet18 --opt adam --lr 3e-4 --epochs 30 --warmup_epochs 2".split()
         training += ["--val_fraction", 0.2, "-b", batch]
-        outliers = kept_outliers(outliers)
+        outliers = kept_outliers(outliers, 0.2)
     side = shorter_side(lists)
     if side < SMALL:
         training += ["--image_size", 32 * math.ceil(side / 32)]
@@ -197,12 +190,8 @@ def prepare_scood(root: Path, archive: Path | None) -> None:
             f"in a browser, {SCOOD_LINK}, and give it to --archive (images belong in {image_root(root)})"
         )
     for path, labels in lists.items():
-        say(f"scood: {check_list(path, image_root(root), labels)}")
-
-
-def check_list(path: Path, images: Path, labels: range | None = None) -> str:
-    paths, _ = read_present(path, images, labels)
-    return f"{path}: all {len(paths):,} files are in {images}"
+        paths, _ = read_present(path, image_root(root), labels)
+        say(f"scood: {path}: all {len(paths):,} files are there")
 
 
 def download(url: str, target: Path, md5: str | None = None) -> None:

@@ -6,32 +6,37 @@ from typing import NamedTuple
 import torch
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms import functional
 
 from datasets.decoding import Unreadable, central_crop, decode, open_picture, pixels, upright_rgb
 from datasets.images import Normalization
-from datasets.scood import to_size
 from utils.errors import InputError
 
+RESIZE_MODES = ("squash", "crop")  # of small OOD images
 PHOTOGRAPH = "photograph"  # as by datasets.imagenet.EvalImages
 ROUNDING = 1e-3  # beyond 0 and 1; a resize of a float image exceeds them by 1e-6, an 8-bit level is 4e-3
 
 
 class Preprocessing(NamedTuple):
-    """How an image of any size becomes ``size`` x ``size`` pixels, and their normalisation.
+    """How an image of any size becomes ``size`` x ``size`` pixels, and their normalisation, if any.
 
-    ``resize``: one of ``datasets.scood.RESIZE_MODES``, as for small OOD images, which leaves an image of
-    the right size as it is; or ``PHOTOGRAPH``, the shorter side to size * 256 / 224 and the central square.
+    ``resize`` (bilinear, antialiased): ``squash`` whatever the shape, as the code behind the published tables
+    does; ``crop``, the shorter side to ``size``, then the centre, both of which leave an image of the right
+    size as it is; or ``PHOTOGRAPH``, the shorter side to size * 256 / 224 and the central square.
     """
 
     size: int
     resize: str
-    normalization: Normalization
+    normalization: Normalization | None = None
 
     def of_picture(self, picture: Image.Image) -> Tensor:
         """Returns uint8 (3, size, size), upright, and RGB from whatever mode; raises InputError."""
+        image, size = upright_rgb(picture), self.size
         if self.resize == PHOTOGRAPH:
-            return central_crop(pixels(upright_rgb(picture)), self.size)
-        return pixels(to_size(upright_rgb(picture), self.size, self.resize))
+            return central_crop(pixels(image), size)
+        if image.size != (size, size):
+            image = functional.resize(image, [size, size] if self.resize == "squash" else size)
+        return pixels(functional.center_crop(image, size))
 
     def of_tensor(self, image: Tensor) -> Tensor:
         """Returns uint8 (3, size, size), on the CPU, from uint8 (3, H, W), or from floating-point numbers in

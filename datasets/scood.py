@@ -5,15 +5,12 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
-from torchvision.transforms import functional
 from tqdm import tqdm
 
-from datasets.decoding import Unreadable, open_picture, upright_rgb
 from datasets.image_list import read_present
 from datasets.images import ImageSet
+from datasets.preprocessing import Preprocessing
 from utils.errors import InputError
 
 DEFAULT_SETS = {
@@ -21,7 +18,6 @@ DEFAULT_SETS = {
     "cifar100": ("cifar10", "lsun", "places365", "svhn", "texture", "tin"),
 }
 SIZE = 32
-RESIZE_MODES = ("squash", "crop")
 
 
 def list_path(benchmark: str, name: str, root: Path) -> Path:
@@ -39,8 +35,7 @@ def load_ood_sets(
     """Reads test sets: name -> images uint8 (N, 3, 32, 32) and labels int64 (N,), the lists' ``sc_label``: -1
     is out of distribution, any other, below ``num_classes``, the class of ``benchmark`` that it belongs to.
 
-    Images of another size are resized (bilinear, antialiased): ``squash`` to 32 x 32 whatever their shape, as
-    the code behind the published tables does; ``crop`` to 32 pixels on the shorter side, then to the centre.
+    ``resize`` is explained at :class:`datasets.preprocessing.Preprocessing`.
 
     Raises InputError: a set has no list or no OOD image, a list cannot be used, or images are missing or
     unreadable.
@@ -54,29 +49,12 @@ def load_ood_sets(
         )
     labels = range(-1, num_classes)
     lists = {name: read_present(list_path(benchmark, name, root), image_root(root), labels) for name in names}
-    sets = {}
+    sets, preprocessing = {}, Preprocessing(SIZE, resize)
     for name, (paths, found) in lists.items():
         if not (found < 0).any():
             raise InputError(f"{list_path(benchmark, name, root)} has no OOD image, whose sc_label is -1")
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            read = pool.map(lambda path: read_image(image_root(root) / path, resize), paths)
-            images = np.stack(list(tqdm(read, f"reading {name}", len(paths), leave=False, disable=None)))
-        sets[name] = ImageSet(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), found)
+            read = pool.map(lambda path: preprocessing.of_file(image_root(root) / path), paths)
+            images = list(tqdm(read, f"reading {name}", len(paths), leave=False, disable=None))
+        sets[name] = ImageSet(torch.stack(images), found)
     return sets
-
-
-def read_image(path: Path, resize: str = "squash") -> np.ndarray:
-    """Reads one image, uint8 (32, 32, 3), resized as :func:`load_ood_sets` explains; raises InputError if it
-    cannot be read."""
-    try:
-        return np.asarray(to_size(upright_rgb(open_picture(path)), SIZE, resize))
-    except Unreadable as error:
-        raise InputError(f"the image {path} cannot be read: {error}") from error
-
-
-def to_size(image: Image.Image, size: int, resize: str) -> Image.Image:
-    """The image at ``size`` x ``size`` pixels; ``resize`` is explained at :func:`load_ood_sets`."""
-    if image.size == (size, size):
-        return image
-    image = functional.resize(image, [size, size] if resize == "squash" else size)  # bilinear by default
-    return functional.center_crop(image, size)

@@ -8,14 +8,7 @@ from command_line import DIGITS, run
 import train
 from utils import plots
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """The order of sums, and so the last bit, may depend on the number of threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+torch.set_num_threads(1)  # the order of sums, and so the last bit, may depend on it
 
 
 @pytest.fixture(scope="session")

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from benchmarks import correctness, speed
-from utils import losses
 from utils.errors import InputError
+from utils.losses import PATTLoss
 
 
 def test_the_training_benchmark_measures_every_part(tmp_path, monkeypatch):
@@ -24,12 +24,12 @@ def test_a_device_that_computes_something_else_is_reported(tmp_path, monkeypatch
     correctness.main(["--device", "cpu"])
     found = json.loads((tmp_path / "correctness-cpu.json").read_text())["found"]
     assert set(found.values()) == {0.0} and found.keys() == correctness.BOUNDS.keys()
-    normalise, calls = losses.on_sphere, []
+    contrast, calls = PATTLoss.contrast, []
 
-    def wrong_at_first(x):
-        calls.append(x)
-        return normalise(x) * (0.9 if len(calls) == 1 else 1)
+    def wrong_at_first(self, embeddings, labels):
+        calls.append(labels)
+        return contrast(self, embeddings.flip(1) if len(calls) == 1 else embeddings, labels)
 
-    monkeypatch.setattr(losses, "on_sphere", wrong_at_first)
+    monkeypatch.setattr(PATTLoss, "contrast", wrong_at_first)
     with pytest.raises(InputError, match="do not agree in: losses, gradients, class statistics"):
         correctness.main(["--device", "cpu"])

@@ -9,7 +9,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from command_line import assert_same
+from command_line import Code, assert_same
 
 from utils.checkpoint import (
     LATEST,
@@ -102,19 +102,11 @@ def test_a_crash_while_saving_leaves_a_whole_checkpoint(moment, tmp_path, monkey
     assert not list(tmp_path.glob("*.tmp"))
 
 
-class Payload:
-    def __init__(self, path):
-        self.path = str(path)
-
-    def __reduce__(self):
-        return open, (self.path, "w")
-
-
 @pytest.mark.parametrize("write", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value, 2))])
 @pytest.mark.parametrize("kind", ["code", "module", "array"])
 def test_what_is_neither_a_tensor_nor_a_plain_value_is_refused_and_not_run(write, kind, tmp_path):
     path, target = tmp_path / "stranger.pth", tmp_path / "touched"
-    value = {"code": Payload(target), "module": torch.nn.Linear(2, 2), "array": np.zeros(3)}[kind]
+    value = {"code": Code(target), "module": torch.nn.Linear(2, 2), "array": np.zeros(3)}[kind]
     write({"model": {"w": torch.ones(1)}, "extra": value}, path)
     with pytest.raises(InputError, match="stranger.pth") as refusal:
         load_checkpoint(path)

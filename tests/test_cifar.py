@@ -1,4 +1,3 @@
-import os
 import pickle
 import struct
 
@@ -6,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from cifar_files import write_batch, write_outliers
+from command_line import Code
 
 from datasets.cifar import class_names, load_cifar, load_outliers
 from utils.errors import InputError
@@ -102,18 +102,10 @@ def test_class_names(tmp_path):
     assert class_names("cifar10", tmp_path) is None
 
 
-class _Runs:
-    def __init__(self, target):
-        self.target = target
-
-    def __reduce__(self):
-        return os.mkdir, (self.target,)
-
-
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_code_in_a_pickle_is_not_run(tmp_path, protocol):
     target = tmp_path / "made by code"
-    content = {b"data": np.array([_Runs(str(target))], dtype=object), b"labels": [], b"x": _Runs(str(target))}
+    content = {b"data": np.array([Code(target)], dtype=object), b"labels": [], b"x": Code(target)}
     with pytest.raises(InputError, match="test_batch .*names "):
         load_test_batch(tmp_path, pickle.dumps(content, protocol=protocol))
     assert not target.exists()

@@ -12,7 +12,6 @@ from command_line import (
     DIGITS,
     DIGITS_NETWORK,
     assert_one_sentence,
-    assert_refused_by_the_parser,
     assert_same,
     load_script,
     run,
@@ -47,7 +46,7 @@ def test_the_papers_command_lines(ds, settings, data, tmp_path, capsys, monkeypa
     assert records[0]["loss"] == pytest.approx(
         sum(w * records[0][t] for w, t in ((1, "isac"), (0.1, "tla"), (0.5, "oe")))
     )
-    assert {"class_counts.png", "training.png", "latest.pth"} <= {p.name for p in out.iterdir()}
+    assert {"training.png", "latest.pth"} <= {p.name for p in out.iterdir()}
 
     assert run(evaluation.main, *common, "--FC", "True", "--drp", data, "--ckpt_path", out) == 0
     printed = capsys.readouterr().out
@@ -148,7 +147,7 @@ def test_flags_that_ask_for_the_impossible(flags, digits_run, tmp_path, capsys):
 
 def test_fc_and_calibration_do_not_contradict_each_other(digits_run, capsys):
     argv = ["--ckpt_path", digits_run, "--FC", "True", "--calibration", "probe"]
-    assert_refused_by_the_parser(capsys, run(evaluation.main, *argv), "--calibration", "--FC")
+    assert run(evaluation.main, *argv) == 2 and "not allowed with argument" in capsys.readouterr().err
 
 
 def test_without_outliers_everything_that_needs_none_works(tmp_path, capsys):
@@ -188,7 +187,7 @@ def test_the_parts_of_the_method_can_be_left_out(tmp_path, capsys):
     argv = [*DIGITS, *"--isac False --tla False --oe False --val_fraction 0.2 --opt sgd --lr 0.1".split()]
     assert run(train.main, *argv, "--srp", tmp_path, "--figures", "svg") == 0
     pictures = {p.name for p in tmp_path.iterdir() if p.suffix in (".svg", ".png")}
-    assert pictures == {"class_counts.svg", "training.svg"}
+    assert pictures == {"training.svg"}
     record = json.loads((tmp_path / "log.jsonl").read_text())
     assert record["isac"] == record["oe"] == 0 and record["loss"] == record["tla"] > 0
     of_classes = record["val_accuracy"]["per_class"]
@@ -205,7 +204,8 @@ def test_the_parts_of_the_method_can_be_left_out(tmp_path, capsys):
 
 
 def test_a_published_checkpoint_with_a_prefix_and_other_keys(tmp_path, capsys):
-    weights = {f"module.{k}": v for k, v in build_model("ResNet20", 8).state_dict().items()}
+    state = build_model("ResNet20", 8).state_dict().items()
+    weights = {f"module.{k}": v for k, v in state if not k.endswith("num_batches_tracked")}
     torch.save(
         {
             "state_dict": weights | {"module.projection.0.weight": torch.ones(2)},

@@ -2,71 +2,23 @@
 
 import json
 import shutil
-import signal
 import subprocess
 import sys
 
 import pytest
 import torch
-from command_line import DIGITS, ROOT, assert_one_sentence, assert_same, run
+from command_line import DIGITS, ROOT, assert_one_sentence, run
 
 import train
 import train_imagenet
-from datasets.loader import TrainLoader
 from models import build_model
 from utils import run as run_module
 from utils.checkpoint import LATEST, open_checkpoint, save_checkpoint
 from utils.distributed import resumed_in
-from utils.run import EXIT_STOPPED
 
 
 def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
-
-
-def final(folder):
-    state = torch.load(folder / "latest.pth", weights_only=True)
-    history = [{k: v for k, v in record.items() if k != "seconds"} for record in state["history"]]
-    return {"history": history} | {
-        k: state[k] for k in ("model", "criterion", "optimizer", "rng", "epoch", "step", "meter")
-    }
-
-
-LONGER = [*DIGITS[:-2], "-e", "3"]
-
-
-@pytest.fixture(scope="module")
-def unbroken(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs") / "unbroken"
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    assert run(train.main, *LONGER, "--srp", folder) == 0
-    torch.set_num_threads(threads)
-    return folder
-
-
-@pytest.mark.parametrize("epoch,step", [(1, 1), (1, None)])
-def test_sigterm_stops_after_the_step_and_resume_goes_on_there(
-    epoch, step, unbroken, tmp_path, monkeypatch, capsys
-):
-    """``step`` None is the last one of the epoch."""
-    whole = TrainLoader.epoch
-
-    def interrupted(self, number, start_step=0):
-        last = len(self) - 1 if step is None else step
-        for i, batch in enumerate(whole(self, number, start_step), start=start_step):
-            if (number, i) == (epoch, last):
-                signal.raise_signal(signal.SIGTERM)
-            yield batch
-
-    with monkeypatch.context() as patched:
-        patched.setattr(TrainLoader, "epoch", interrupted)
-        assert run(train.main, *LONGER, "--srp", tmp_path) == EXIT_STOPPED
-    assert "--resume" in capsys.readouterr().err
-    state = torch.load(tmp_path / "latest.pth", weights_only=True)
-    assert (state["epoch"], state["step"]) == ((epoch + 1, 0) if step is None else (epoch, step + 1))
-    assert run(train.main, *LONGER, "--resume", "--srp", tmp_path) == 0
-    assert_same(final(tmp_path), final(unbroken))
 
 
 def test_a_run_that_ended_before_its_first_checkpoint_begins_again_with_its_own_flags(
@@ -95,10 +47,11 @@ def test_resume_without_a_folder_finds_the_run_in_its_default_one(tmp_path, monk
     assert [folder.name for folder in (tmp_path / "runs").iterdir()] == ["digits_ResNet20_7"]
 
 
-def test_a_run_that_another_commit_goes_on_with_names_both(unbroken, tmp_path, monkeypatch):
-    shutil.copytree(unbroken, tmp_path / "run")
-    (tmp_path / "run" / "latest.pth").unlink()  # an epoch is left to train
-    before = json.loads((tmp_path / "run" / "args.json").read_text())["environment"]
+def test_a_run_that_another_commit_goes_on_with_names_both(digits_run, tmp_path, monkeypatch):
+    state = open_checkpoint(digits_run)
+    (tmp_path / "run").mkdir()
+    save_checkpoint(state | {"epoch": 0, "history": []}, tmp_path / "run" / LATEST)
+    before = state["environment"]
     now = before | {"commit": "another", "date": "2030-01-01"}
     monkeypatch.setattr(run_module, "environment", lambda device: now)
     assert run(train.main, "--gpu", "cpu", "--resume", "--srp", tmp_path / "run") == 0

@@ -1,12 +1,11 @@
 """The CUDA paths, run without a GPU: one device per operation, no wait in a training step."""
 
 import fake_cuda
-import numpy as np
 import pytest
 import torch
 from command_line import load_script
 from fake_cuda import CUDA, DeviceMistake, replaced
-from PIL import Image
+from test_imagenet_data import save_list
 
 import train
 from datasets import imagenet
@@ -142,18 +141,10 @@ def test_a_run_of_test(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "results.json").exists()
 
 
-@pytest.fixture
-def photographs(tmp_path):
-    names = ["0.jpg", "1.jpg", "2.jpg", "3.png"]
-    for i, name in enumerate(names):
-        noise = np.random.default_rng(i).integers(0, 256, (40 + i, 56, 3), dtype=np.uint8)
-        Image.fromarray(noise).save(tmp_path / name)
-    return imagenet.ImageFiles(tmp_path, names, torch.arange(4) % 2)
-
-
 @pytest.mark.parametrize("num_workers", [0, 1])
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument")
-def test_imagenets_batches(photographs, num_workers):
+def test_imagenets_batches(tmp_path, num_workers):
+    photographs = save_list(tmp_path, 4)
     with fake_cuda.fake_cuda():
         loader = imagenet.FileTrainLoader(
             photographs,

@@ -4,8 +4,8 @@ import os
 import shlex
 from pathlib import Path
 
-import numpy as np
 import pytest
+import torch
 from command_line import load_script, run
 from image_files import photograph
 
@@ -14,8 +14,8 @@ from datasets import prepare
 from datasets.cifar import load_outliers
 from datasets.folders import write_lists
 from datasets.image_list import read_present
+from datasets.preprocessing import Preprocessing
 from datasets.registry import BENCHMARKS
-from datasets.scood import read_image
 from utils.errors import InputError
 
 
@@ -191,6 +191,8 @@ def test_the_printed_commands_train_and_test(photos, monkeypatch, capsys):
 
 # --- for CIFAR
 
+squash = Preprocessing(32, "squash").of_file
+
 
 @pytest.fixture
 def pictures(tmp_path):
@@ -203,9 +205,9 @@ def test_outliers(pictures, tmp_path, capsys):
     prepare.main(["outliers", str(pictures), "--drp", str(tmp_path)])
     out = capsys.readouterr().out
     assert "6 outliers" in out and "1 unreadable" in out
-    outliers = load_outliers(tmp_path).numpy().transpose(0, 2, 3, 1)
-    squashed = {read_image(path).tobytes() for path in pictures.glob("*/*.jpg")}
-    assert outliers.shape == (6, 32, 32, 3) and {image.tobytes() for image in outliers} == squashed
+    outliers = load_outliers(tmp_path).numpy()
+    squashed = {squash(path).numpy().tobytes() for path in pictures.glob("*/*.jpg")}
+    assert outliers.shape == (6, 3, 32, 32) and {image.tobytes() for image in outliers} == squashed
     with pytest.raises(InputError, match="300K_random_images.npy exists already"):
         prepare.main(["outliers", str(pictures), "--drp", str(tmp_path)])
 
@@ -214,11 +216,11 @@ def test_an_ood_set(pictures, tmp_path):
     with pytest.raises(InputError, match="nowhere"):
         prepare.main(["ood", "wild", str(tmp_path / "nowhere"), "--drp", str(tmp_path)])
     prepare.main(["ood", "wild", str(pictures), "--drp", str(tmp_path)])
-    expected = [read_image(path) for path in sorted(pictures.glob("*/*.jpg"))]
+    expected = [squash(path) for path in sorted(pictures.glob("*/*.jpg"))]
     for name in ("cifar10", "cifar100"):
         found = BENCHMARKS[name].load_ood(["wild"], tmp_path, "squash")["wild"]
         assert found.labels.tolist() == [-1] * 6
-        assert np.array_equal(found.images.numpy().transpose(0, 2, 3, 1), np.stack(expected))
+        assert torch.equal(found.images, torch.stack(expected))
     for name, words in (("wild", "wild exists already"), ("a/b", "slash: 'a/b'")):
         with pytest.raises(InputError, match=words):
             prepare.main(["ood", name, str(pictures), "--drp", str(tmp_path)])

@@ -58,7 +58,6 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(data, tmp_path_factory):
     out = tmp_path_factory.mktemp("run") / "out"
-    torch.set_num_threads(1)
     assert run(train_imagenet.main, *TRAIN, *data, "--srp", out) == 0
     return out
 
@@ -228,12 +227,12 @@ def test_a_stopped_run_resumes_with_moved_images_like_the_unbroken_one(data, tmp
 
 
 def test_classes_of_one_image_leave_nothing_to_hold_out(data, tmp_path, capsys):
-    """Validation then has no images; training and evaluation end all the same."""
+    """There is no validation then; training and evaluation end all the same."""
     (tmp_path / "list.txt").write_text("".join(f"train/{c}/0.jpg {c}\n" for c in range(CLASSES)))
     lists, out = [*data, "--txtt", tmp_path / "list.txt"], tmp_path / "out"
     sizes = ["-b", "2", "--ob", "2", "--val_fraction", "0.1"]
     assert run(train_imagenet.main, *TRAIN, *lists, *sizes, "--srp", out) == 0
-    assert json.loads((out / "log.jsonl").read_text())["val_accuracy"]["all"] is None
+    assert "val_accuracy" not in json.loads((out / "log.jsonl").read_text())
     assert run(evaluation.main, *SMALL, *lists, "--ckpt_path", out) == 0
     scores = {row["score"] for row in results_of(out)["rows"]}
     assert scores == set(score_names()) - {"mahalanobis", "combined"} and (out / "detector.pth").is_file()

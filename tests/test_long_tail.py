@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from datasets.images import hold_out, long_tail_counts, long_tail_indices
+from datasets.images import ImageSet, hold_out, long_tail_counts, long_tail_indices
 from utils.errors import InputError
 
 
@@ -29,8 +29,9 @@ def test_indices_are_the_first_of_each_class_in_class_order():
 
 
 def test_holding_out_takes_the_last_share_of_each_class():
-    labels = torch.tensor([0] * 10 + [1] * 4 + [2])
+    images = ImageSet(torch.arange(15), torch.tensor([0] * 10 + [1] * 4 + [2]))
     with pytest.warns(UserWarning, match="3 of 3 classes"):
-        kept, held = hold_out(labels, 0.3)
-    assert held.tolist() == [7, 8, 9, 13]
-    assert sorted(kept.tolist() + held.tolist()) == list(range(15))
+        kept, held = hold_out(images, 0.3)
+    assert held.images.tolist() == [7, 8, 9, 13]
+    assert sorted(kept.images.tolist() + held.images.tolist()) == list(range(15))
+    assert hold_out(images, 0) == (images, None)

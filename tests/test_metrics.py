@@ -91,12 +91,3 @@ def test_a_group_without_classes_or_images_is_none():
     found = group_accuracies([1, 0, 0], [2, 1, 0], [9, 5, 2])
     assert found["few"] is None and found["per_class"] == [0.5, 0.0, None]
     assert group_accuracies([0] * 3, [0] * 3, [9, 5, 2])["all"] is None
-
-
-def test_macro_f1_is_over_the_classes_present_or_predicted():
-    # Class 2 is neither; F1 is 0.8 for class 0 and 2/3 for class 1.
-    result = accuracy_by_shot(np.array([0, 1, 1, 0]), np.array([0, 0, 1, 0]), [9, 5, 2])
-    assert result["macro_f1"] == pytest.approx((0.8 + 2 / 3) / 2)
-    # Class 1 is never predicted right and counts with 0; class 0 has 2 * 2 / (2 + 3).
-    result = accuracy_by_shot(np.array([0, 0, 0]), np.array([0, 0, 1]), [9, 5, 2])
-    assert result["macro_f1"] == pytest.approx(0.8 / 2)

@@ -105,16 +105,6 @@ def test_a_download_that_broke_off_leaves_nothing(tmp_path, monkeypatch):
     assert len(load_outliers(root)) == 4
 
 
-def test_lists_are_checked_against_their_folder(tmp_path, capsys):
-    Image.new("RGB", (8, 8)).save(tmp_path / "0.png")
-    (tmp_path / "list.txt").write_text("0.png\n")
-    prepare.main(["imagenet", str(tmp_path), "--check", str(tmp_path / "list.txt")])
-    assert "all 1 files" in capsys.readouterr().out
-    (tmp_path / "list.txt").write_text("0.png\n8.png\n")
-    with pytest.raises(InputError, match="1 of 2 images.*8.png"):
-        prepare.main(["imagenet", str(tmp_path), "--check", str(tmp_path / "list.txt")])
-
-
 def test_scood_from_an_archive_fetched_by_hand(tmp_path, capsys):
     image = io.BytesIO()
     Image.new("RGB", (32, 32)).save(image, "png")

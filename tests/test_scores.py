@@ -1,13 +1,10 @@
 import json
-import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import mpmath
 import numpy as np
 import pytest
 import torch
+from command_line import load_script, run
 from sklearn.neighbors import NearestNeighbors
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -15,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 from utils import calibration, scores
 from utils.calibration import Calibration, Classifier
 from utils.errors import InputError
-from utils.scores import SCORES, Training, fit_scores, score_names
+from utils.scores import SCORES, Score, Training, fit_scores, score_names
 
 C, D = 3, 6
 
@@ -164,56 +161,24 @@ def test_combined_is_absent_without_one_of_its_members():
         assert set(fitted(outputs)) == set(score_names()) - {missing, "combined"}
 
 
-@pytest.mark.parametrize("attention", [False, True], ids=["none", "fc"])
-def test_scores_are_the_same_whatever_surrounds_them(attention):
-    training, rows = make(attention), features(20, 2)
-
-    def all_scores():
-        (outputs,) = training.calibration.outputs(rows)
-        return fit_scores(training)(outputs)
-
-    expected = all_scores()
-    with torch.autocast("cpu", torch.bfloat16):
-        under_autocast = all_scores()
-    try:
-        torch.set_default_dtype(torch.float64)
-        with_default = all_scores()
-    finally:
-        torch.set_default_dtype(torch.float32)
-    for name, value in expected.items():
-        assert value.dtype == torch.float64
-        assert torch.equal(under_autocast[name], value), name
-        assert torch.equal(with_default[name], value), name
-
-
-NORM = """
-
-class Norm(Score):
-    name = "norm"
-
-    def __call__(self, outputs):
-        return -outputs.features.norm(dim=1)
-"""
-
-
-def test_a_score_is_added_by_one_class_at_the_end_of_the_file(digits_run, tmp_path):
-    """In a copy of the project: it can be asked for, and is in tables and results."""
-    project = Path(scores.__file__).parents[1]
-    for part in ("datasets", "models", "utils", "test.py"):
-        copy = shutil.copytree if (project / part).is_dir() else shutil.copy
-        copy(project / part, tmp_path / part)
-    with (tmp_path / "utils" / "scores.py").open("a") as file:
-        file.write(NORM)
-    flags = "--gpu cpu --FC False --dout noise --score norm --srp out --ckpt_path"
-    command = [sys.executable, "test.py", *flags.split(), str(digits_run / "latest.pth")]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    results = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert {"norm", "energy"} <= {row["score"] for row in results["rows"]} and results["score"] == "norm"
-    assert "norm" in (tmp_path / "out" / "results.md").read_text()
-
-
 def test_a_class_without_an_image_is_refused():
     training = make()
     with pytest.raises(InputError, match="class 1 has none"):
         fit_scores(training._replace(labels=training.labels.where(training.labels != 1, 0)))
+
+
+def test_a_score_is_added_by_one_class(digits_run, tmp_path, monkeypatch):
+    """It can be asked for, and is in tables and results."""
+    monkeypatch.setitem(SCORES, "norm", None)  # removed again after the test
+
+    class Norm(Score):
+        name = "norm"
+
+        def __call__(self, outputs):
+            return -outputs.features.norm(dim=1)
+
+    argv = "--gpu cpu --FC False --dout noise --score norm --srp".split()
+    assert run(load_script("test").main, *argv, tmp_path, "--ckpt_path", digits_run) == 0
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert {"norm", "energy"} <= {row["score"] for row in results["rows"]} and results["score"] == "norm"
+    assert "norm" in (tmp_path / "results.md").read_text()

@@ -141,8 +141,3 @@ def test_kappa_is_kept_within_its_bounds():
     model.update(torch.cat([opposite, -opposite, opposite, 2 * opposite]), torch.tensor([0, 0, 1, 2]))
     assert model.kappa.tolist() == [KAPPA_MIN, KAPPA_MAX, KAPPA_MAX]
     assert torch.isfinite(model.log_mgf(on_sphere(3, 4), 0.1)).all()
-
-
-def test_an_unknown_schedule_is_an_error():
-    with pytest.raises(ValueError, match="epohc"):
-        ClassVMF(3, 5, "epohc")

@@ -93,8 +93,6 @@ def open_checkpoint(path: Path | str) -> Any:
     if not Path(path).is_dir():
         return load_checkpoint(path)
     latest, previous = Path(path) / LATEST, Path(path) / PREVIOUS
-    if not latest.exists() and previous.exists():  # after a crash between a save's two renames
-        return load_checkpoint(previous)
     try:
         return load_checkpoint(latest)
     except InputError as error:

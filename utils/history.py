@@ -76,7 +76,7 @@ def best_epoch(history: list[dict]) -> int:
     """Returns the first epoch, counted from 1, with the highest mean class accuracy on held-out images; the
     last one without such images."""
     held_out = [record["val_accuracy"] for record in history if "val_accuracy" in record]
-    accuracies = [mean_class_accuracy(of) for of in held_out if any(a is not None for a in of["per_class"])]
+    accuracies = [mean_class_accuracy(found) for found in held_out]
     return accuracies.index(max(accuracies)) + 1 if accuracies else len(history)
 
 
@@ -116,7 +116,7 @@ def describe(record: dict, epochs: int) -> str:
     kind = "val" if "val_accuracy" in record else "train"
     of = record[f"{kind}_accuracy"]
     shown = {name: of[name] for name in ("all", "many", "medium", "few")}
-    if kind == "val" and of["all"] is not None:
+    if kind == "val":
         shown["mean of classes"] = mean_class_accuracy(of)  # what best.pth goes by
     accuracies = " ".join(f"{name} {100 * value:.2f}" for name, value in shown.items() if value is not None)
     terms = " ".join(f"{name} {record[name]:.4f}" for name in TERMS)

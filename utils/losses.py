@@ -92,28 +92,8 @@ class PATTLoss(nn.Module):
     def contrast(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """L_isac = CE(s + log pi, y) over the (2B, p) embeddings of views 2 and 3."""
         embeddings = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
-        embeddings = on_sphere(embeddings) if self.normalize else embeddings
+        embeddings = F.normalize(embeddings, dim=1) if self.normalize else embeddings
         if self.training:
             self.statistics.update(embeddings, labels)
         scores = self.statistics.log_mgf(embeddings, self.contrast_temperature, unit=self.normalize)
         return F.cross_entropy(scores + self.log_prior, labels).to(embeddings.dtype)
-
-
-class _OnSphere(torch.autograd.Function):
-    """Divides the rows of x (N, p) by their lengths, with a third of the operations of F.normalize."""
-
-    @staticmethod
-    def forward(ctx, x):
-        norm = torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_(min=1e-12)
-        unit = x / norm
-        ctx.save_for_backward(unit, norm)
-        return unit
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad):
-        unit, norm = ctx.saved_tensors
-        return torch.addcmul(grad, unit, (grad * unit).sum(dim=1, keepdim=True), value=-1).div_(norm)
-
-
-on_sphere = _OnSphere.apply

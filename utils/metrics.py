@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
+from sklearn.metrics import average_precision_score, f1_score, roc_auc_score, roc_curve
 
 from utils.errors import InputError
 
@@ -93,7 +93,5 @@ def accuracy_by_shot(predictions: ArrayLike, labels: ArrayLike, class_counts: Se
     predictions, labels = np.asarray(predictions), np.asarray(labels)
     total = np.bincount(labels, minlength=len(class_counts))
     correct = np.bincount(labels[predictions == labels], minlength=len(class_counts))
-    in_either = total + np.bincount(predictions, minlength=len(class_counts))  # 2 tp + fp + fn
-    seen = in_either > 0
-    macro_f1 = float(np.mean(2 * correct[seen] / in_either[seen]))
+    macro_f1 = float(f1_score(labels, predictions, average="macro"))
     return group_accuracies(correct, total, class_counts) | {"macro_f1": macro_f1}

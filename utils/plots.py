@@ -48,17 +48,6 @@ def style(index: int) -> dict:
     return {"color": SHADES[index % len(SHADES)], "linestyle": LINES[index % len(LINES)]}
 
 
-def plot_class_counts(class_counts: Sequence[int], path: str | Path) -> None:
-    """Plots the long tail: training images per class."""
-    classes = len(class_counts)
-    with figure(path) as (ax,):
-        ax.bar(range(classes), class_counts, color=SHADES[0], width=1.0 if classes > 50 else 0.8)
-        ax.set(xlabel="class", ylabel="training images")
-        ax.set_title(f"{sum(class_counts):,} images, {classes} classes")
-        for axis in (ax.xaxis, ax.yaxis):
-            axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-
-
 def plot_history(history: Sequence[dict], path: str | Path) -> None:
     """Plots loss terms and accuracies per epoch, from records of ``log.jsonl``; omits terms that stay 0."""
     epochs = [record["epoch"] for record in history]

@@ -32,7 +32,7 @@ from utils.distributed import Compute, environment, finish, from_main, in_main, 
 from utils.errors import InputError, first_line, say
 from utils.guard import StepGuard
 from utils.history import EpochMeter, add_scalars, best_epoch, describe, doubts, scalar_writer, write_log
-from utils.plots import plot_class_counts, plot_history
+from utils.plots import plot_history
 from utils.text_files import writable_folder, write_text
 from utils.weights import load_weights, network_weights
 
@@ -221,10 +221,6 @@ class Run:
                 say(f"warning: {what} not written: {first_line(error)}", sys.stderr)
             self.unwritten.add(what)
 
-    def _draw(self, name, plot, values):
-        picture = f"{name}.{self.settings['figures']}"
-        self._try_to_write(picture, plot, values, self.folder / picture)
-
     def begin(self, state: dict | None) -> None:
         """Resumes the run from ``state``, or starts it, and describes it in the run directory."""
         place = None if state is None else [state["epoch"], state["step"]]
@@ -248,8 +244,8 @@ class Run:
         about = self.settings | about | {"num_outliers": self.loader.num_outliers}
         text = json.dumps(about, indent=2, default=str) + "\n"
         self._try_to_write(ARGUMENTS, write_text, self.folder / ARGUMENTS, text)
-        size = f"{len(counts)} classes, {sum(counts):,} images, {len(self.loader)} steps per epoch"
-        say(f"{size}; {self.loader.where()}")
+        sizes = f"{sum(counts):,} images of {len(counts)} classes, {self.loader.num_outliers:,} outliers"
+        say(f"{sizes}; {len(self.loader)} steps per epoch")
         if self.finished:
             say(f"this run is already finished: {self.epoch} of {self.settings['epochs']} epochs")
 
@@ -257,8 +253,8 @@ class Run:
         """Writes and draws the history; raises InputError if the trained network could not be saved."""
         if self.history:  # again: an earlier write may have failed
             self._try_to_write("log.jsonl", write_log, self.folder, self.history)
-            self._draw("training", plot_history, self.history)
-        self._draw("class_counts", plot_class_counts, self.data.class_counts)
+            picture = f"training.{self.settings['figures']}"
+            self._try_to_write(picture, plot_history, self.history, self.folder / picture)
         say(f"run directory: {self.folder}")
         if not self.finished:
             say(f"stopped in epoch {self.epoch + 1}; --resume continues from the last checkpoint", sys.stderr)

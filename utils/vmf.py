@@ -149,8 +149,6 @@ class ClassVMF(nn.Module):
 
     def __init__(self, num_classes: int, dim: int, schedule: str = "epoch") -> None:
         super().__init__()
-        if schedule not in ("epoch", "running"):
-            raise ValueError(f"the schedule is 'epoch' or 'running', not {schedule!r}")
         self.schedule = schedule
         self.dim = dim
         direction, kappa = estimate_vmf(
