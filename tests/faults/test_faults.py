@@ -17,7 +17,7 @@ from command_line import ROOT
 from utils.checkpoint import LATEST, load_checkpoint
 from utils.run import EXIT_STOPPED
 
-KILLS = 6
+KILLS = 4
 # A checkpoint after every step, and a tenth of each class's images: five steps per epoch.
 TINY = "--ds digits --gpu cpu --rho 0.1 --val_fraction 0.9 -b 8 --ob 8 --num_ood_samples 32 -e 3".split()
 EVERY_STEP = ["--checkpoint_every_minutes", "0.00001"]
