@@ -29,7 +29,7 @@ def names(folder):
 
 def test_an_evaluation_replaces_all_files_of_an_earlier_one(argv, tmp_path):
     for old in ("scores.svg", "roc.pdf", "detector.pth", "results.json"):
-        (tmp_path / old).write_text("{}")
+        (tmp_path / old).write_text("old")
     assert run(evaluation.main, *argv, "--save_features") == 0
     assert names(tmp_path) == OUTPUTS | {"features"}
     assert run(evaluation.main, *argv, "--figures", "svg") == 0
@@ -62,7 +62,8 @@ def test_a_plot_that_fails_costs_no_number_and_other_files_stay(argv, tmp_path, 
     monkeypatch.setattr(results, "plot_score_histograms", fail)
     assert run(evaluation.main, *argv) == 1
     assert names(tmp_path) == OUTPUTS - {"scores.png", "roc.png"} | {"features", "scores.svg"}
-    assert (tmp_path / "features" / "mine.npz").exists()
+    assert run(evaluation.main, *argv, "--save_features") == 2
+    assert (tmp_path / "features" / "mine.npz").exists() and (tmp_path / "detector.pth").exists()
 
 
 def test_the_table_of_classes_has_names_and_ends_with_the_rarest():

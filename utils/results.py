@@ -5,6 +5,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,8 +75,12 @@ def conclude(
             else:
                 write_detector(new / FILE, subject, calibrations, sets.fitting, settings, facts.get("auto"))
             if (folder / "results.json").exists():  # of an earlier evaluation
-                if json.loads((folder / "results.json").read_text()).get("save_features"):
-                    shutil.rmtree(folder / FEATURES, ignore_errors=True)
+                with suppress(ValueError, TypeError, KeyError):  # before save_features was recorded
+                    if json.loads((folder / "results.json").read_text())["save_features"]:
+                        shutil.rmtree(folder / FEATURES, ignore_errors=True)
+            if settings.save_features and (folder / FEATURES).exists():
+                raise InputError(f"{folder / FEATURES} is of no evaluation, or an old one: move it away")
+            if (folder / "results.json").exists():
                 for name in OUTPUTS:
                     (folder / name).unlink(missing_ok=True)
             for file in new.iterdir():

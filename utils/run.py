@@ -163,9 +163,8 @@ class Run:
         is_best = val_accuracy is not None and best_epoch(self.history) == self.epoch
         if is_best:
             self.save(best=True)
-        if (
-            is_best or self.save_due or self.stopping or self.finished
-        ):  # best.pth is never ahead of latest.pth
+        # The best one in both, so that best.pth is never ahead of latest.pth.
+        if is_best or self.save_due or self.stopping or self.finished:
             self.save()
         if self.compute.is_main:
             for doubt in doubts(self.history):
@@ -261,9 +260,7 @@ class Run:
         elif LATEST in self.unwritten:
             raise InputError(f"the end of the run is not in {self.folder}: make room, then add --resume")
         elif BEST in self.unwritten:
-            raise InputError(
-                f"{BEST} in {self.folder} is missing or old: the best epoch's could not be written"
-            )
+            raise InputError(f"{BEST} of the best epoch could not be written to {self.folder}")
         elif self.epoch < self.settings["epochs"]:
             say(f"ended by --patience; the network of epoch {best_epoch(self.history)} is in {BEST}")
 
