@@ -209,7 +209,7 @@ def parse_args(argv=None):
     add("--model", "--md", choices=tuple(FAMILIES["cifar"]), help="the network")
     head = "put the contrastive term on a projection head; not in the paper"
     flags.add_boolean(group, "--head", default=False, help=head)
-    alike = "augment outliers like view 1, so that augmentation does not mark them; not in the paper"
+    alike = "augment outliers like view 1, so the augmentation cannot give them away; not in the paper"
     flags.add_boolean(group, "--strong_outliers", default=False, help=alike)
     ratio = "smallest class / largest class"
     add("--imbalance_ratio", "--rho", dest="rho", type=flags.imbalance_ratio, help=ratio)

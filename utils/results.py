@@ -74,10 +74,9 @@ def conclude(
                 say("no detector is written when test images were used for calibration")
             else:
                 write_detector(new / FILE, subject, calibrations, sets.fitting, settings, facts.get("auto"))
-            if (folder / "results.json").exists():  # of an earlier evaluation
-                with suppress(ValueError, TypeError, KeyError):  # before save_features was recorded
-                    if json.loads((folder / "results.json").read_text())["save_features"]:
-                        shutil.rmtree(folder / FEATURES, ignore_errors=True)
+            with suppress(OSError, ValueError, TypeError, KeyError):  # of an earlier evaluation, if any
+                if json.loads((folder / "results.json").read_text())["save_features"]:
+                    shutil.rmtree(folder / FEATURES)
             if settings.save_features and (folder / FEATURES).exists():
                 raise InputError(f"{folder / FEATURES} is of no evaluation, or an old one: move it away")
             if (folder / "results.json").exists():

@@ -163,7 +163,7 @@ class Run:
         is_best = val_accuracy is not None and best_epoch(self.history) == self.epoch
         if is_best:
             self.save(best=True)
-        # The best one in both, so that best.pth is never ahead of latest.pth.
+        # Both at once: a run must not resume from before the epoch in best.pth.
         if is_best or self.save_due or self.stopping or self.finished:
             self.save()
         if self.compute.is_main:
