@@ -6,7 +6,7 @@ python -m benchmarks.figures classes digits_default patt no_isac no_tla ce
     accuracy per class, with and without PATT's parts
 python -m benchmarks.figures aurocs digits_default patt oe ce
     mean AUROC of every score, with the spread over seeds
-python -m benchmarks.figures epochs cifar10_ResNet20_e100_fp32 ce patt
+python -m benchmarks.figures epochs cifar10_ResNet20_e100 ce patt
     AUROC and accuracy against the epoch, from evaluations of kept checkpoints (ROW-epochN-seedS.json)
 """
 

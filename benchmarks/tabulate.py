@@ -3,7 +3,7 @@
 import argparse
 import json
 from collections.abc import Sequence
-from itertools import chain
+from itertools import chain, compress
 from pathlib import Path
 from statistics import mean, stdev
 from typing import NamedTuple
@@ -53,20 +53,30 @@ def build(kind: str, argument: str, results: Path, chosen: argparse.Namespace) -
     every = list(chain.from_iterable(by_protocol))
     seeds = [{record["seed"] for record in of_protocol} for of_protocol in by_protocol]
     dropped |= set.union(*seeds) - set.intersection(*seeds)
-    if kind == "scores":
-        table = scores_table(records, chosen.score)
-    elif kind == "defaults":
+    if kind == "defaults":
         table = choices_table(records, chosen.score)
     else:
-        groups = {label_of(row): of_row for row, of_row in records.items()}
-        if len(found) > 1:
-            both = [of_protocol[row] for row in records for of_protocol, _ in found if row in of_protocol]
-            groups = {f"{label_of(r[0]['row'])}, {r[0]['args']['epochs']} epochs": r for r in both}
-            if len(groups) < len(both):
-                raise InputError(f"{argument} have the same number of epochs, which would tell them apart")
-        fc_alone = {label_of(row) for row in records if "-" in row}  # all that further evaluations change
-        table = table_by_way(groups, chosen.score, chosen.columns, fc_alone)
+        rows = [of_protocol[row] for row in records for of_protocol, _ in found if row in of_protocol]
+        groups = labelled(rows)
+        if len(groups) < len(rows):
+            raise InputError(f"{argument} have the same epochs and precision, which would tell them apart")
+        if kind == "scores":
+            table = scores_table(groups, chosen.score)
+        else:
+            table = table_by_way(groups, chosen.score, chosen.columns)
     return table._replace(note=note(every, f"`{argument}`", dropped, kind != "defaults"))
+
+
+def labelled(rows: Sequence[list[dict]]) -> Records:
+    """Labels the rows of a table: with their epochs and their precision, too, if rows differ in these."""
+    settings = [of_row[0]["args"] for of_row in rows]
+    parts = [
+        (label_of(of_row[0]["row"]), f"{args['epochs']} epochs", args.get("precision", "unknown precision"))
+        for of_row, args in zip(rows, settings, strict=True)
+    ]
+    _, *details = zip(*parts, strict=True)
+    shown = (True, *(len(set(values)) > 1 for values in details))
+    return {", ".join(compress(part, shown)): of_row for part, of_row in zip(parts, rows, strict=True)}
 
 
 def comparable(folder: Path, table: str, wanted: Sequence[str] | None) -> tuple[Records, set[int]]:
@@ -99,18 +109,17 @@ def name_of(calibration: str) -> str:
     return calibration.replace("fc", "FC")
 
 
-def table_by_way(
-    groups: Records, ways: Sequence[Way], columns: Sequence[str], fc_alone: Sequence[str] = ()
-) -> Table:
-    """Has a line for each way and group of records, whose label is in the first of them; those of
-    ``fc_alone`` under FC only."""
+def table_by_way(groups: Records, ways: Sequence[Way], columns: Sequence[str]) -> Table:
+    """Has a line for each way and group of records, whose label is in the first of them. Further evaluations
+    of a row have one for FC alone, which is all that they change."""
     there = {entry["score"] for record in chain(*groups.values()) for entry in record["results"]["mean"]}
     for way in ways:
         if way.score not in there:
             raise InputError(f"no result has --score {way.score}; there are {', '.join(sorted(there))}")
     lines = []
     for label, records in groups.items():
-        shown = [way for way in ways if label not in fc_alone or way.calibration == "fc"]
+        further = "-" in records[0].get("row", "")
+        shown = [way for way in ways if not further or way.calibration == "fc"]
         for way in shown:
             found = [metrics(record, way) for record in records]
             seconds = [record["train_seconds"] for record in records]
@@ -123,14 +132,14 @@ def table_by_way(
     return Table(["", "calibration", "score", *(headers.get(name, name) for name in columns)], lines)
 
 
-def scores_table(rows: Records, ways: Sequence[Way]) -> Table:
+def scores_table(groups: Records, ways: Sequence[Way]) -> Table:
     """Has the mean AUROC of every score, under the calibrations of ``ways``."""
-    first = next(iter(rows.values()))[0]
+    first = next(iter(groups.values()))[0]
     names = list(dict.fromkeys(entry["score"] for entry in first["results"]["mean"]))
     lines = []
-    for row, records in rows.items():
+    for label, records in groups.items():
         for calibration in dict.fromkeys(way.calibration for way in ways):
-            lines.append([label_of(row), name_of(calibration)])
+            lines.append([label, name_of(calibration)])
             for name in names:
                 found = [metrics(record, Way(calibration, name)) for record in records]
                 lines[-1].append(spread([of.get("auroc") for of in found]))
