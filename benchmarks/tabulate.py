@@ -45,7 +45,7 @@ def build(kind: str, argument: str, results: Path, chosen: argparse.Namespace) -
     if kind not in (*TABLES, "scores"):
         names = ", ".join((*TABLES, "scores", "published", "claim"))
         raise InputError(f"there is no table {kind}; there are {names}")
-    protocols = [argument] if kind in ("scores", "defaults") else argument.split(",")
+    protocols = [argument] if kind == "defaults" else argument.split(",")
     rows_of = kind if kind in TABLES else "ablation"
     found = [comparable(results / protocol, rows_of, chosen.rows) for protocol in protocols]
     records, dropped = found[0][0], set.union(*(seeds for _, seeds in found))
