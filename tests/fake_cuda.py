@@ -49,10 +49,10 @@ MAY_WAIT = {
     "utils/checkpoint.py": "once per checkpoint",
     "log_iv_and_ratio": "in evaluation",
     "utils/evaluation.py": "in evaluation",
+    "utils/fitting.py": "in evaluation",
     "utils/calibration.py": "in evaluation",
     "utils/detector.py": "in evaluation",
     "utils/scores.py": "in evaluation",
-    "utils/probe.py": "in evaluation",
 }
 
 WAITING = set("nonzero masked_select _unique2 unique_dim equal is_nonzero bincount repeat_interleave".split())

@@ -5,7 +5,6 @@ dimensions; ``probe`` is a linear head fitted after training, see :mod:`utils.pr
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -66,21 +65,6 @@ class Calibration(NamedTuple):
     def state(self) -> dict:
         probe = None if self.probe is None else self.probe._asdict()
         return {"classifier": self.classifier._asdict(), "attention": self.attention, "probe": probe}
-
-
-@contextmanager
-def exact_products(device: torch.device) -> Iterator[None]:
-    """Products of float32 matrices are in float32 within it: neither autocast nor TF32 reaches them."""
-    matmul = torch.backends.cuda.matmul
-    # PyTorch before 2.9 knows the older name alone.
-    name, exact = ("fp32_precision", "ieee") if hasattr(matmul, "fp32_precision") else ("allow_tf32", False)
-    before = getattr(matmul, name)
-    setattr(matmul, name, exact)
-    try:
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        setattr(matmul, name, before)
 
 
 def fit_attention(

@@ -75,10 +75,8 @@ def fit_calibrations(
     if {"auto", "fc"} & set(names):
         attention = fit_attention(classifier, sets.attending, sets.outliers.features, class_counts)
     if with_probe:
-        device = classifier.weight.device
-        probe, ended = fit_probe(*sets.training, sets.outliers.features, len(class_counts), device)
-        say(f"the probe ended after {ended['iterations']} evaluations, gradient {ended['gradient']:.1e}")
-        facts["probe"] = ended
+        probe, facts["probe"] = fit_probe(*sets.training, sets.outliers.features, len(class_counts))
+        probe = Classifier(*(part.to(classifier.weight.device) for part in probe))
     build = partial(build_calibration, classifier=classifier, attention=attention, probe=probe)
     if "auto" in names:
         trials = try_calibrations(build, sets, class_counts, score, statistics)

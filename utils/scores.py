@@ -6,6 +6,7 @@ To add a score, add a subclass of :class:`Score` here; flags, tables and result 
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -13,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from utils.calibration import CHUNK, Calibration, Outputs, class_sizes, exact_products
+from utils.calibration import CHUNK, Calibration, Outputs, class_sizes
 from utils.vmf import estimate_vmf, log_normalizer
 
 NEIGHBOURS = 5  # k of knn; tail classes have few images
@@ -192,6 +193,21 @@ class Probe(Score):
 
 def score_names() -> tuple[str, ...]:
     return (*SCORES, "combined")
+
+
+@contextmanager
+def exact_products(device: torch.device) -> Iterator[None]:
+    """Products of float32 matrices are in float32 within it: neither autocast nor TF32 reaches them."""
+    matmul = torch.backends.cuda.matmul
+    # PyTorch before 2.9 knows the older name alone.
+    name, exact = ("fp32_precision", "ieee") if hasattr(matmul, "fp32_precision") else ("allow_tf32", False)
+    before = getattr(matmul, name)
+    setattr(matmul, name, exact)
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        setattr(matmul, name, before)
 
 
 class FittedScores(NamedTuple):
