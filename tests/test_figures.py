@@ -26,12 +26,14 @@ def test_epoch_curves_show_kept_checkpoints_and_the_last_one(tmp_path, drawn):
     assert accuracies["PATT"] == [[20, 75], [100, 75]]
 
 
-@pytest.mark.parametrize("kind", ["classes", "aurocs"])
-def test_rows_are_compared(kind, tmp_path, drawn):
+def test_rows_are_compared_class_by_class(tmp_path, drawn):
     for row in ("patt", "ce"):
-        write_record(tmp_path, row, 0, 0.9)
-    figures.main([kind, "digits_default", "patt", "ce", "--results", str(tmp_path), "--out", f"{tmp_path}/"])
-    names = [text.get_text() for text in drawn[0].axes[0].get_legend().get_texts()]
-    assert (tmp_path / f"{kind}.png").is_file() and {"PATT", "plain cross-entropy"} <= set(names)
+        write_record(tmp_path, row, 0, 0.9, args={"class_counts": [3, 9]})
+    where = ["--results", str(tmp_path), "--out", f"{tmp_path}/"]
+    figures.main(["classes", "digits_default", "patt", "ce", *where])
+    (ax,) = drawn[0].axes
+    assert [line.get_label() for line in ax.lines] == ["PATT, with FC", "PATT", "plain cross-entropy"]
+    assert [line.get_ydata().round(4).tolist() for line in ax.lines] == [[60, 90]] * 3
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["9", "3"]
     with pytest.raises(InputError, match="no row oe"):
-        figures.main([kind, "digits_default", "oe", "--results", str(tmp_path)])
+        figures.main(["classes", "digits_default", "oe", *where])

@@ -58,21 +58,8 @@ def test_names_are_text(name, drawn, tmp_path, recwarn):
     curves = {name: {name: (np.arange(3.0), np.arange(4.0)), "other": (np.arange(3.0), np.arange(4.0))}}
     plots.plot_roc(curves, tmp_path / "roc.png", name)
     plots.plot_score_histograms(curves, tmp_path / "scores.png", name)
-    plots.plot_class_accuracy({name: [0.5, None]}, [2, 1], tmp_path / "classes.png")
     for figure in drawn:
         assert not any(is_math_text(text.get_text()) for text in figure.findobj(Text))
     shown = [text.replace(r"\$", "$").strip() for text in labels(drawn[0].axes[0])]
     assert shown == [f"{name}, AUROC 62.50 %", "other, AUROC 62.50 %", "chance"]
-    assert [text.replace(r"\$", "$").strip() for text in labels(drawn[2].axes[0])] == [name]
     assert not recwarn.list
-
-
-def test_the_scores_stand_beside_each_other_with_the_range_of_the_seeds(drawn, tmp_path):
-    aurocs = {"PATT": {"energy": [0.8, 0.9], "knn": [0.7]}, "CE": {"energy": [0.5], "knn": [0.6]}}
-    plots.plot_aurocs(aurocs, tmp_path / "scores.png")
-    (ax,) = drawn[0].axes
-    assert labels(ax) == ["PATT", "CE"]
-    assert [label.get_text() for label in ax.get_xticklabels()] == ["energy", "knn"]
-    patt, bars = ax.containers[0].lines[0], ax.containers[0].lines[2][0].get_segments()
-    assert patt.get_ydata().tolist() == pytest.approx([85, 70])
-    assert [end for _, end in bars[0]] == pytest.approx([80, 90])
