@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from datasets.images import kept_outliers
 from datasets.registry import BENCHMARKS
 
 PAPER_MODEL = {"cifar10": "ResNet18", "cifar100": "ResNet18", "imagenet": "ResNet50"}
@@ -62,8 +63,9 @@ def has_stand_ins(record: dict) -> bool:
     if settings["ds"] not in PAPER_MODEL:
         return False
     used = {settings.get("num_outliers", 0), record["results"].get("num_ood_samples", 0)}
+    papers = {0, kept_outliers(PAPER_OUTLIERS, settings.get("val_fraction", 0))}
     ood_sets = {row["ood"] for row in record["results"]["rows"]}
-    return not used <= {0, PAPER_OUTLIERS} or ood_sets != set(BENCHMARKS[settings["ds"]].ood_sets)
+    return not used <= papers or ood_sets != set(BENCHMARKS[settings["ds"]].ood_sets)
 
 
 def origin(records: list[dict]) -> str:

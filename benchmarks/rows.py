@@ -14,6 +14,7 @@ ROWS = {
     "patt": Row("PATT", ""),
     "head": Row("PATT + head (ours)", "--head"),
     "strong": Row("PATT, outliers as view 1 (ours)", "--strong_outliers"),
+    "head_strong": Row("PATT + head, outliers as view 1 (ours)", "--head --strong_outliers"),
     "ce": Row("plain cross-entropy", "--isac False --tla False --oe False"),
     "oe": Row("cross-entropy + OE", "--isac False --tla False"),
     "la": Row("logit adjustment alone", "--isac False --oe False"),

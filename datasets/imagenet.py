@@ -9,15 +9,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import get_worker_info
 
 from datasets.augment.ops import to_device
 from datasets.augment.stages import View, Views
 from datasets.decoding import central_crop, decode
-from datasets.image_files import STEPS_AHEAD, Replacements, Source, StepDataset, random_crops, read_ahead
+from datasets.image_files import Replacements, Source, StepDataset, random_crops, read_ahead
 from datasets.image_list import ANY_LABEL, ImageFiles, read_present
 from datasets.images import IMAGENET_NORMALIZATION, Normalization
 from datasets.loader import Batch, epoch_shares, mixed_seed
@@ -77,32 +77,17 @@ def balanced_sample(labels: Tensor, size: int, seed: int) -> Tensor:
     return by_class[torch.argsort(rank, stable=True)[:size]].sort().values
 
 
-class _StepViews:
-    """Makes the normalised views of a step's crops, float32 (N, 3, S, S), one crop's after the other's.
+class _StepViews(NamedTuple):
+    """Makes the normalised views of a step's crops, float32 (N, 3, S, S), one crop's after the other's."""
 
-    On a CPU the memory is reused after two batches: touching fresh memory would take a seventh of the time.
-    """
-
-    def __init__(self, views: list[View], normalization: Normalization) -> None:
-        self.views, self.normalization = views, normalization
-        self.buffers: list[Tensor] = []
+    views: list[View]
+    normalization: Normalization
 
     def __call__(self, crops: list[Tensor], seed: int) -> Tensor:
         generator = torch.Generator().manual_seed(mixed_seed("pixels", seed))
-        shape = sum(map(len, crops)), *crops[0].shape[1:]
-        if crops[0].is_cuda:
-            images = torch.empty(shape, device=crops[0].device, memory_format=torch.channels_last)
-        else:
-            if len(self.buffers) < 2 + STEPS_AHEAD:
-                fresh = torch.empty(shape)
-                self.buffers.append(fresh if get_worker_info() is None else fresh.share_memory_())
-            else:
-                self.buffers.append(self.buffers.pop(0))
-            images = self.buffers[-1]
-        parts = images.split([len(of_view) for of_view in crops])
-        for view, of_view, part in zip(self.views, crops, parts, strict=True):
-            view(of_view, generator, out=part, finish=self.normalization)
-        return images
+        pairs = zip(self.views, crops, strict=True)
+        images = torch.cat([self.normalization(view(of_view, generator)) for view, of_view in pairs])
+        return images.contiguous(memory_format=torch.channels_last)
 
 
 @dataclass(eq=False)
@@ -155,8 +140,7 @@ class FileTrainLoader:
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """Yields the batches of an epoch from ``start_step`` to its end.
 
-        On a CPU the memory of a batch's images is reused after two batches. Raises InputError if more than
-        1 % of the files cannot be read, or none of a class.
+        Raises InputError if more than 1 % of the files cannot be read, or none of a class.
         """
         numbers = []  # of the files of each list, by step
         for name, (files, batch_size) in self.lists.items():

@@ -5,10 +5,9 @@ generator draws the views of 32 steps; so a run can resume at any step.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -60,7 +59,6 @@ class TrainLoader:
     def __post_init__(self) -> None:
         self.images = place(self.images, self.device)
         self.outliers = None if self.outliers is None else place(self.outliers, self.device)
-        self.begun = {}  # chunks of the next epoch, by its (epoch, first step)
 
     def __len__(self) -> int:
         return len(self.labels) // self.batch_size
@@ -73,38 +71,25 @@ class TrainLoader:
         return []  # all data are in memory: no file is replaced
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
-        """Yields the batches of an epoch from ``start_step`` to its end.
-
-        On CUDA a thread makes the next chunk while the current one is in use: at an epoch's end the first
-        one of the next epoch.
-        """
+        """Yields the batches of an epoch from ``start_step`` to its end."""
         at_once = STEPS_AT_ONCE[self.device.type]
         start = start_step // at_once * at_once
-        ahead = one_ahead if self.device.type == "cuda" else map
-        chunks = self.begun.pop((epoch, start), None) or ahead(self._make, self._parts(epoch, start, at_once))
-        for first in range(start, len(self), at_once):
-            yield from next(chunks)[max(0, start_step - first) :]
-        self.begun = {(epoch + 1, 0): chunks}
-
-    def _parts(self, epoch: int, first: int, at_once: int) -> Iterator[tuple[list[Tensor], torch.Generator]]:
-        """Yields, from step ``first`` of an epoch on and without end: the numbers of the images (steps, B) of
-        ``at_once`` steps, of their outliers (steps, M) if there are any, and the generator of their views."""
-        streams = {"images": (len(self.labels), self.batch_size)}
+        sizes = {"images": (len(self.labels), self.batch_size)}
         if self.outliers is not None:
-            streams["outliers"] = len(self.outliers), self.outlier_batch_size
-        while True:
-            orders = [
-                epoch_shares(*sizes, len(self), self.seed, epoch, name, self.rank, self.world_size)
-                for name, sizes in streams.items()
-            ]
-            for step in range(first, len(self), at_once):
-                seed = mixed_seed("views", self.seed, epoch, step, self.rank)
-                yield [order[step : step + at_once] for order in orders], torch.Generator().manual_seed(seed)
-            epoch, first = epoch + 1, 0
+            sizes["outliers"] = len(self.outliers), self.outlier_batch_size
+        orders = [
+            epoch_shares(*size, len(self), self.seed, epoch, name, self.rank, self.world_size)
+            for name, size in sizes.items()
+        ]
+        for first in range(start, len(self), at_once):
+            seed = mixed_seed("views", self.seed, epoch, first, self.rank)
+            numbers = [order[first : first + at_once] for order in orders]
+            yield from self._make(numbers, torch.Generator().manual_seed(seed))[max(0, start_step - first) :]
 
-    def _make(self, part: tuple[list[Tensor], torch.Generator]) -> list[Batch]:
-        """Returns the batches of some steps, made together; see :meth:`_parts`."""
-        (rows, *outlier_rows), generator = part
+    def _make(self, numbers: list[Tensor], generator: torch.Generator) -> list[Batch]:
+        """Returns the batches of some steps, made together, from the numbers of their images (steps, B) and,
+        if there are any, of their outliers (steps, M)."""
+        rows, *outlier_rows = numbers
         images = self._take(self.images, rows.flatten())
         parts = [self.normalization(self.views.strong(images, generator))]
         if self.contrastive:
@@ -123,16 +108,6 @@ class TrainLoader:
         if images.device.type == self.device.type:
             return images[to_device(indices, self.device)]
         return to_device(images[indices], self.device)
-
-
-def one_ahead(function: Callable, endless: Iterator) -> Iterator[Any]:
-    """Maps like ``map``; a thread computes the next result while the current one is in use."""
-    with ThreadPoolExecutor(1) as pool:
-        pending = pool.submit(function, next(endless))
-        for argument in endless:
-            following = pool.submit(function, argument)
-            yield pending.result()
-            pending = following
 
 
 def evaluation_batches(

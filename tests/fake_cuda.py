@@ -12,7 +12,6 @@ import contextlib
 import importlib
 import sys
 from collections import Counter
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -245,16 +244,6 @@ def _apply(self, function, recurse=True):
     return self
 
 
-def _submit(self, function, /, *args, **kwargs):
-    """Executor.submit that runs the function at once: a mode is a thread's."""
-    future = Future()
-    try:
-        future.set_result(function(*args, **kwargs))
-    except BaseException as error:
-        future.set_exception(error)
-    return future
-
-
 def _on(tensor, index):
     return tensor.to(torch.device("cuda", index), non_blocking=True)
 
@@ -279,7 +268,6 @@ PATCHES = [
     (torch.cuda, "is_bf16_supported", lambda *_, **__: True),
     (torch.cuda, "mem_get_info", lambda *_: (70 << 30, 80 << 30)),
     (torch.cuda, "get_device_name", lambda *_: "fake"),
-    (ThreadPoolExecutor, "submit", _submit),
     # DataParallel: its copies between devices, and its threads.
     (data_parallel, "_get_available_device_type", lambda: "cuda"),
     (data_parallel, "_get_all_device_indices", lambda: [0, 1]),

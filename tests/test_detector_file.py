@@ -134,6 +134,7 @@ def test_precision_does_not_depend_on_the_surroundings(fitted, tmp_path):
     images = torch.randint(256, (40, 3, 16, 16), dtype=torch.uint8, generator=torch.manual_seed(1))
     detector = Detector.load(path)
     found = detector(images)
+    assert Detector.load(write(tmp_path, fitted, precision="bf16"))(images) == found  # fp32 on a CPU
     with torch.autocast("cpu", torch.bfloat16):
         assert detector(images) == found
     torch.set_default_dtype(torch.float64)

@@ -8,6 +8,8 @@ import pytest
 from result_files import show, show_runs, write_evaluation, write_record, write_run
 
 from benchmarks import table
+from benchmarks.notes import has_stand_ins
+from datasets.registry import BENCHMARKS
 from utils.errors import InputError
 from utils.metrics import OOD_COLUMNS
 
@@ -160,6 +162,15 @@ def test_reduced_and_stand_in_rows_are_labelled(tmp_path, capsys):
     theirs = {"model": "ResNet18", "epochs": None, "num_outliers": 300_000}  # a checkpoint that does not say
     write_record(tmp_path / "2", "patt", 0, 0.9, args=paper | theirs)
     assert "reduced protocol" not in show(capsys, tmp_path / "2", "ablation", "digits_default")[2]
+
+
+@pytest.mark.parametrize(
+    "used,share,stand_ins", [(300_000, 0, False), (270_000, 0.1, False), (270_000, 0, True)]
+)
+def test_the_papers_outliers_are_no_stand_ins_if_a_tenth_is_held_out(used, share, stand_ins):
+    settings = {"ds": "cifar10", "num_outliers": used, "val_fraction": share}
+    rows = [{"ood": name} for name in BENCHMARKS["cifar10"].ood_sets]
+    assert has_stand_ins({"args": settings, "results": {"num_ood_samples": used, "rows": rows}}) is stand_ins
 
 
 def test_seeds_that_were_evaluated_differently_have_no_mean(tmp_path, capsys):

@@ -234,14 +234,6 @@ def test_view_contract(view, size):
     assert len(torch.unique(result.flatten(1), dim=0)) > 20, "samples share their random parameters"
 
 
-def test_large_images_show_what_their_stages_drew():
-    """On a CPU they go through all stages one at a time."""
-    images, crop = random_images(4, 160), stages.PaddedCrop(8)
-    result = stages.View((crop, stages.ToFloat()))(images, seeded())
-    whole = stages.ToFloat().apply(crop.apply(images, *crop.draw(4, 160, 160, seeded())))
-    assert torch.equal(result, whole)
-
-
 @pytest.mark.parametrize("name", stages.Views._fields)
 def test_digits_are_never_mirrored(name):
     ramp = torch.linspace(40, 220, 16).to(torch.uint8).expand(200, 3, 16, 16)

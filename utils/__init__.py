@@ -10,5 +10,5 @@ run, history, checkpoint: a run in its directory, which survives kills and full 
 weights: a network's weights in any checkpoint, and networks that start from them
 guard: applies finite steps only
 
-detector and evaluation_script use datasets; datasets uses errors and flags alone.
+detector and evaluation_script use datasets; datasets uses errors, flags and text_files alone.
 """

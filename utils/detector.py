@@ -119,7 +119,8 @@ class Detector:
         standards = stored["standards"] if self.score == "combined" else {}
         fields = {name: on_device(device, stored["scores"][name]) for name in standards or [self.score]}
         fitted = FittedScores({name: SCORES[name](**fields[name]) for name in fields}, standards)
-        module = ScoringModule(network, normalization, calibration, fitted, self.score, state["precision"])
+        precision = state["precision"] if device.type == "cuda" else "fp32"  # a CPU may have to emulate bf16
+        module = ScoringModule(network, normalization, calibration, fitted, self.score, precision)
         self._module = module.eval().to(device, memory_format=torch.channels_last)
 
     @classmethod

@@ -108,7 +108,7 @@ def add_training_flags(parser):
     size = "held-out images per batch"
     add("--test_batch_size", "--tb", dest="tb", type=positive_int, default=1000, help=size)
     add("--opt", choices=("adam", "sgd"), help="the optimiser")
-    add("--lr", type=positive, help="the first epoch's learning rate")
+    add("--lr", type=positive, help="the learning rate at the start, after any warm-up")
     add("--warmup_epochs", type=count, default=0, help="epochs of a linear rise first; not in the paper")
     add("--wd", type=weight, help="weight decay")
     add("--momentum", "-m", type=unit, default=0.9, help="of SGD (Nesterov)")

@@ -15,7 +15,7 @@ from utils.calibration import Classifier, class_sizes
 from utils.errors import InputError, say
 
 INVERSE_REGULARISATION = 0.1  # C
-TOLERANCE = 1e-5  # of the gradient; with it, AUROC and accuracy agree with the optimum's to 0.01 %
+TOLERANCE = 1e-5  # of the gradient; AUROC and accuracy then agree with the optimum's to 0.01 %
 MAX_STEPS = 2000
 CONSTANT = 1e-6  # a feature hardly varies if its variance is below this share of the mean variance
 
@@ -46,7 +46,8 @@ def fit_probe(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ConvergenceWarning)
         model.fit((x - mean) / deviation, y, sample_weight=weights)
-    iterations, converged = int(model.n_iter_[0]), not caught
+    iterations = int(model.n_iter_[0])
+    converged = not any(issubclass(warning.category, ConvergenceWarning) for warning in caught)
     if not converged:
         warnings.warn(f"the probe did not converge in {iterations} iterations", stacklevel=2)
     weight = model.coef_ / deviation

@@ -6,7 +6,6 @@ To add a score, add a subclass of :class:`Score` here; flags, tables and result 
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -112,12 +111,12 @@ class KNN(Score):
         return cls(torch.cat([u.float() for u, _ in training.unit_features()]))
 
     def __call__(self, outputs):
-        u = F.normalize(outputs.features, dim=1).float()
+        u = F.normalize(outputs.features, dim=1)
         nearest = u.new_empty(len(u), 0)
         for rows in self.bank.split(CHUNK):  # never a matrix of all training images
-            cosines = torch.cat([nearest, u @ rows.T], dim=1)
+            cosines = torch.cat([nearest, u @ rows.double().T], dim=1)
             nearest = cosines.topk(min(NEIGHBOURS, cosines.shape[1]), dim=1).values
-        return 1 - nearest[:, -1].double()
+        return 1 - nearest[:, -1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,21 +194,6 @@ def score_names() -> tuple[str, ...]:
     return (*SCORES, "combined")
 
 
-@contextmanager
-def exact_products(device: torch.device) -> Iterator[None]:
-    """Products of float32 matrices are in float32 within it: neither autocast nor TF32 reaches them."""
-    matmul = torch.backends.cuda.matmul
-    # PyTorch before 2.9 knows the older name alone.
-    name, exact = ("fp32_precision", "ieee") if hasattr(matmul, "fp32_precision") else ("allow_tf32", False)
-    before = getattr(matmul, name)
-    setattr(matmul, name, exact)
-    try:
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        setattr(matmul, name, before)
-
-
 class FittedScores(NamedTuple):
     """The scores of one calibration by name. ``standards``: the (mean, deviation) over the training images of
     each member of ``combined``, if it is there."""
@@ -219,8 +203,7 @@ class FittedScores(NamedTuple):
 
     def __call__(self, outputs: Outputs) -> dict[str, Tensor]:
         """Returns name -> (N,) float64 for the outputs of N images."""
-        with exact_products(outputs.features.device):
-            values = {name: score(outputs) for name, score in self.scores.items()}
+        values = {name: score(outputs) for name, score in self.scores.items()}
         if self.standards:
             standards = self.standards.items()
             values["combined"] = sum((values[name] - mean) / std for name, (mean, std) in standards)

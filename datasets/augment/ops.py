@@ -38,16 +38,11 @@ def luma(images: Tensor) -> Tensor:
 
 def _blend(images: Tensor, other: Tensor | None, factor: Tensor) -> Tensor:
     """Returns ``factor * images + (1 - factor) * other``, clipped; ``other`` None means black."""
-    if len(images) == 1:  # numbers instead of one-element tensors: the same arithmetic in faster loops
-        blended = images * float(factor)
-        if other is not None:
-            blended.add_(other, alpha=float(1.0 - factor))
-    else:
-        blended = images * _per_image(factor, images)
-        if other is not None:
-            # Contiguous: addcmul is slow where both factors are broadcast.
-            other = other.expand(-1, -1, *images.shape[2:]).contiguous()
-            blended.addcmul_(other, _per_image(1.0 - factor, images))
+    blended = images * _per_image(factor, images)
+    if other is not None:
+        # Contiguous: addcmul is slow where both factors are broadcast.
+        other = other.expand(-1, -1, *images.shape[2:]).contiguous()
+        blended.addcmul_(other, _per_image(1.0 - factor, images))
     if images.is_floating_point():
         return blended.clamp_(0.0, 1.0)
     return truncated(blended.clamp_(0.0, 255.0))

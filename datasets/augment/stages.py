@@ -12,15 +12,9 @@ from torch import Generator, Tensor
 
 from datasets.augment import ops
 
-# In values per image: from here on a CPU core's cache holds few images, and calls cost less than memory.
-LARGE_IMAGE = 2**16
-
 
 class Stage:
-    """One step of a view: ``apply(images, *drawn)`` returns the changed images, given what was drawn;
-    ``size`` is their side, if it changes."""
-
-    size: int | None = None
+    """One step of a view: ``apply(images, *drawn)`` returns the changed images, given what was drawn."""
 
     def draw(self, n: int, height: int, width: int, generator: Generator) -> tuple[Tensor, ...]:
         """Draws the random parameters of ``n`` images of one size: host tensors with n rows."""
@@ -29,38 +23,17 @@ class Stage:
 
 @dataclass(frozen=True)
 class View:
-    """Stages applied one after another to the whole batch, or on a CPU to one large image after the other, so
-    that it stays in the cache."""
+    """Stages applied one after another to the whole batch."""
 
     stages: tuple[Stage, ...]
 
-    def __call__(
-        self,
-        images: Tensor,
-        generator: Generator,
-        out: Tensor | None = None,
-        finish: Callable[[Tensor, Tensor], object] = lambda view, out: out.copy_(view),
-    ) -> Tensor:
+    def __call__(self, images: Tensor, generator: Generator) -> Tensor:
         """Returns the view of uint8 images (N, 3, H, W) on any device, float32 in [0, 1], not normalised.
-
-        ``generator`` is on the CPU. ``finish(view, out)`` writes a part of the view to ``out``, perhaps
-        normalised.
-        """
-        n, _, height, width = images.shape
-        drawn = []
+        ``generator`` is on the CPU."""
         for stage in self.stages:
-            drawn.append(stage.draw(n, height, width, generator))
-            height, width = stage.size or height, stage.size or width
-        if out is None:
-            out = torch.empty(n, 3, height, width, device=images.device)
-        at_once = n if images.is_cuda or 3 * height * width < LARGE_IMAGE else 1
-        for start in range(0, n, at_once):
-            rows = slice(start, start + at_once)
-            part = images[rows]
-            for stage, parameters in zip(self.stages, drawn, strict=True):
-                part = stage.apply(part, *(values[rows] for values in parameters))
-            finish(part, out[rows])
-        return out
+            n, _, height, width = images.shape
+            images = stage.apply(images, *stage.draw(n, height, width, generator))
+        return images
 
 
 class Views(NamedTuple):
