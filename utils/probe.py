@@ -45,12 +45,12 @@ def fit_probe(
     model = LogisticRegression(C=INVERSE_REGULARISATION, tol=TOLERANCE, max_iter=MAX_STEPS)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ConvergenceWarning)
-        model.fit((x - mean) / deviation, y, sample_weight=weights)
+        model.fit(((x - mean) / deviation).astype(np.float32), y, sample_weight=weights)
     iterations = int(model.n_iter_[0])
     converged = not any(issubclass(warning.category, ConvergenceWarning) for warning in caught)
     if not converged:
         warnings.warn(f"the probe did not converge in {iterations} iterations", stacklevel=2)
-    weight = model.coef_ / deviation
+    weight = model.coef_.astype(np.float64) / deviation
     probe = Classifier(torch.from_numpy(weight), torch.from_numpy(model.intercept_ - weight @ mean))
     return probe, {"iterations": iterations, "converged": converged}
 
