@@ -17,7 +17,6 @@ from utils.checkpoint import (
     load_checkpoint,
     open_checkpoint,
     require_classes,
-    results_folder,
     save_checkpoint,
 )
 from utils.errors import InputError
@@ -138,14 +137,6 @@ def test_weights_are_found_in_every_published_form(prefix, path):
     for container in reversed(path):
         checkpoint = {"epoch": 7, "optimizer": {"state": {}}, container: checkpoint}
     assert_same(network_weights(checkpoint), weights)
-
-
-def test_the_results_of_each_file_have_a_folder_of_their_own(tmp_path):
-    save_checkpoint(state(4), tmp_path / LATEST)
-    for path in (tmp_path, tmp_path / LATEST):
-        assert open_checkpoint(path)["epoch"] == 4 and results_folder(path) == tmp_path
-    files = [tmp_path / name for name in (LATEST, PREVIOUS, "a.pth", "a.pt", "a")]
-    assert len({results_folder(file) for file in files}) == len(files)
 
 
 @pytest.mark.parametrize(

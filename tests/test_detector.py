@@ -58,7 +58,7 @@ def digits(tmp_path_factory):
     flags = ["--ds", "digits", "--gpu", "cpu", "-b", 128, "--ob", 32, "-e", 1, "--val_fraction", VAL_FRACTION]
     assert run(train.main, *flags, "--srp", folder) == 0
     argv = ["--gpu", "cpu", "--ckpt_path", folder, "--dout", "digits89", "--num_ood_samples", 200]
-    argv += ["--score", "knn"]
+    argv += ["--score", "knn", "--tb", 50]
     return Evaluated(folder, evaluate(evaluation, *argv))
 
 
@@ -74,10 +74,6 @@ def photographs(tmp_path_factory):
 
 def scores_of(detections):
     return [found.score for found in detections]
-
-
-def picture(image):
-    return Image.fromarray(image.permute(1, 2, 0).numpy())
 
 
 @pytest.mark.parametrize("way", WAYS)

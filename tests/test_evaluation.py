@@ -4,7 +4,7 @@ import torch
 
 from utils.calibration import CALIBRATIONS, Classifier
 from utils.distributed import Compute
-from utils.evaluation import Features, evaluate, extract_features
+from utils.evaluation import Features, evaluate
 from utils.fitting import TrainingSets, fit_calibrations
 from utils.metrics import OOD_METRICS, ood_metrics
 from utils.scores import score_names
@@ -84,24 +84,3 @@ def test_accuracy_is_of_the_test_set_alone(case):
         assert row["per_class"] == pytest.approx(
             [right[test.labels == c].double().mean().item() for c in range(4)]
         )
-
-
-def test_without_ood_sets_there_is_accuracy(case):
-    _, results, scores = run([*case[:4], {}])
-    assert results["rows"] == results["mean"] == [] and not any(scores.values())
-    assert [a["all"] for a in results["accuracy"]] == [a["all"] for a in run(case)[1]["accuracy"]]
-
-
-class Doubling(torch.nn.Module):
-    def forward(self, images):
-        return Features(2 * images.flatten(1), None)
-
-
-def test_features_of_every_image_once_and_in_order():
-    images, labels = torch.arange(14.0).view(7, 2), torch.arange(7)
-    batches = list(zip(images.split(3), labels.split(3), strict=True))
-    plain = torch.autocast("cpu", enabled=False)
-    features = extract_features(Doubling(), batches, 7, CPU, plain)
-    assert torch.equal(features.features, 2 * images) and torch.equal(features.labels, labels)
-    with pytest.raises(RuntimeError, match="6 images"):
-        extract_features(Doubling(), batches[:2], 7, CPU, plain)

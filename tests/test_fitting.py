@@ -53,24 +53,6 @@ def test_the_strength_of_fc_lies_between_none_and_the_papers(classifier, sets):
         assert torch.equal(none.logits, fc.logits) is (strength == 0)
 
 
-@pytest.mark.parametrize(
-    "names,score,there",
-    [
-        (["none", "fc"], "energy", False),
-        (["none", "fc"], "combined", True),
-        (["none"], "probe", True),
-        (["none", "probe"], "energy", True),
-        (["auto"], "energy", True),
-    ],
-)
-def test_the_probe_is_fitted_where_it_is_needed_and_combined_has_it(names, score, there, classifier, sets):
-    calibrations, facts = fit(names, classifier, sets, score)
-    assert ("probe" in facts) is there
-    for _, fitted in calibrations.values():
-        assert ("probe" in fitted.scores, bool(fitted.standards)) == (there, there)
-    assert (facts["num_ood_samples"], facts.get("num_cal")) == (45, 47 if "fc" in names else None)
-
-
 def test_auto_judges_what_was_fitted_by_held_out_images_and_outliers_alone(classifier, sets):
     _, facts = fit(["auto"], classifier, sets)
     trials = facts["auto"]["trials"]

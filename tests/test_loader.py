@@ -1,11 +1,9 @@
-import itertools
-
 import pytest
 import torch
 
 from datasets.augment.stages import Views
 from datasets.images import CIFAR_NORMALIZATION, IMAGENET_NORMALIZATION, Normalization
-from datasets.loader import STEPS_AT_ONCE, TrainLoader, evaluation_batches
+from datasets.loader import STEPS_AT_ONCE, TrainLoader
 
 N, M, SIZE = 23, 9, 16
 IDENTITY = Normalization((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
@@ -102,17 +100,6 @@ def test_an_epoch_begun_at_a_step_is_the_tail_of_the_whole(at_once, monkeypatch)
         assert len(tail) == 3 - start and all(same(a, b) for a, b in zip(whole[start:], tail, strict=True))
 
 
-def test_epochs_from_one_loader_are_those_of_fresh_ones(monkeypatch):
-    """What is made of the next epoch in advance is used only if that epoch follows from its start."""
-    monkeypatch.setitem(STEPS_AT_ONCE, "cpu", 2)
-    views = Views(noisy, noisy, noisy)
-    one = loader(views)
-    for epoch, start, taken in ((0, 0, 3), (1, 0, 1), (1, 1, 2), (2, 0, 3), (2, 0, 3), (4, 2, 1)):
-        batches = itertools.islice(one.epoch(epoch, start), taken)
-        fresh = itertools.islice(loader(views).epoch(epoch, start), taken)
-        assert all(same(a, b) for a, b in zip(batches, fresh, strict=True))
-
-
 def test_the_processes_batches_make_up_the_global_batch_with_noise_of_their_own():
     whole, views = list(loader().epoch(1)), Views(noisy, noisy, noisy)
     shares = [list(loader(views, rank=r, world_size=2).epoch(1)) for r in range(2)]
@@ -132,13 +119,3 @@ def test_outliers_have_their_own_normalisation():
     for part, before, normalization in zip(parts, plain, normalizations, strict=True):
         mean, std = (torch.tensor(v).view(3, 1, 1) for v in normalization)
         torch.testing.assert_close(part, (before - mean) / std)
-
-
-@pytest.mark.parametrize("batch_size", [5, 23, 100])
-def test_evaluation_counts_every_image_once_and_in_order(batch_size):
-    images, labels, cpu = marked(N), torch.arange(N), torch.device("cpu")
-    batches = evaluation_batches(images, labels, batch_size=batch_size, normalization=IDENTITY, device=cpu)
-    batches = list(batches)
-    assert torch.equal(torch.cat([y for _, y in batches]), labels)
-    assert torch.equal(torch.cat([numbers(x) for x, _ in batches]), labels)
-    assert torch.equal(images, marked(N))

@@ -44,21 +44,6 @@ def test_it_minimises_the_weighted_regularised_cross_entropy():
     assert gradient.abs().max() < 1e-4 * loss
 
 
-def test_a_class_counts_once_however_many_images_it_has_and_outliers_half_of_all():
-    """At the optimum the biases, which are not penalised, make expected and given weights agree."""
-    features, labels, outliers = problem(0)
-    for copies in (1, 3):
-        many = torch.cat([torch.arange(len(labels)), (labels == 0).nonzero().flatten().repeat(copies - 1)])
-        counts = torch.bincount(labels[many])
-        assert counts[0] == 60 * copies
-        fitted, _ = fit_probe(features[many], labels[many], outliers, C)
-        p = fitted.logits(torch.cat([features[many], outliers])).softmax(dim=1).numpy()
-        per_image = np.concatenate(
-            [1 / counts[labels[many]].numpy(), np.full(len(outliers), C / len(outliers))]
-        )
-        assert (per_image[:, None] * p).sum(axis=0).tolist() == pytest.approx([1, 1, 1, 1, C], abs=1e-3)
-
-
 @pytest.mark.parametrize("value", [1e-30, 1e-4])
 def test_a_unit_that_was_active_on_one_training_image_does_not_decide(value):
     scale = 1000

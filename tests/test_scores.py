@@ -11,7 +11,6 @@ from torch.utils._pytree import tree_leaves
 
 from utils import calibration, scores
 from utils.calibration import Calibration, Classifier
-from utils.errors import InputError
 from utils.scores import SCORES, Score, Training, fit_scores, score_names
 
 C, D = 3, 6
@@ -128,16 +127,6 @@ def test_vmf_estimated_from_training_features_against_mpmath(attention, chunk):
     np.testing.assert_allclose(values(training, "vmf", rows), expected, atol=1e-8)
 
 
-def test_vmf_takes_the_statistics_of_training_but_not_under_fc():
-    mu = torch.nn.functional.normalize(features(C, 5).double(), dim=1)
-    kappa = torch.tensor([3.0, 40.0, 900.0]).double()
-    training, rows = make(statistics=(mu, kappa)), features(12, 2)
-    expected = expected_vmf(list(zip(mu.numpy(), kappa, strict=True)), unit(training, rows))
-    np.testing.assert_allclose(values(training, "vmf", rows), expected, atol=1e-8)
-    estimated = values(make(attention=True), "vmf", rows)
-    assert values(make(attention=True, statistics=(mu, kappa)), "vmf", rows).tolist() == estimated.tolist()
-
-
 def test_combined_is_the_sum_of_three_scores_standardised_over_training_images():
     training, rows = make(), features(20, 2)
     expected = 0
@@ -159,12 +148,6 @@ def test_combined_is_absent_without_one_of_its_members():
         fitted = fit_scores(lacking)
         (outputs,) = lacking.calibration.outputs(features(20, 2))
         assert set(fitted(outputs)) == set(score_names()) - {missing, "combined"}
-
-
-def test_a_class_without_an_image_is_refused():
-    training = make()
-    with pytest.raises(InputError, match="class 1 has none"):
-        fit_scores(training._replace(labels=training.labels.where(training.labels != 1, 0)))
 
 
 def test_a_score_is_added_by_one_class(digits_run, tmp_path, monkeypatch):

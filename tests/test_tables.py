@@ -60,14 +60,6 @@ def test_two_protocols_are_compared_row_by_row(tmp_path, capsys):
         show(capsys, tmp_path, "ablation", "short,short", *ONE)
 
 
-def test_rows_of_different_precision_say_so(tmp_path, capsys):
-    for row, precision in (("ce", "fp32"), ("patt", "bf16")):
-        write_record(tmp_path, row, 0, 0.9, args={"epochs": 9, "precision": precision})
-    for kind in ("ablation", "scores"):
-        _, rows, _ = show(capsys, tmp_path, kind, "digits_default", "--score", "energy")
-        assert [row[0] for row in rows if row[0]] == ["PATT, bf16", "plain cross-entropy, fp32"]
-
-
 def test_what_is_not_there_is_named(tmp_path, capsys):
     write_record(tmp_path, "patt", 0, 0.9)
     for line in ("digits digits_default --score enrgy", "digits digits_default --rows oe", "digits nowhere"):
