@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -77,17 +76,11 @@ def balanced_sample(labels: Tensor, size: int, seed: int) -> Tensor:
     return by_class[torch.argsort(rank, stable=True)[:size]].sort().values
 
 
-class _StepViews(NamedTuple):
+def step_views(views: list[View], normalization: Normalization, crops: list[Tensor], seed: int) -> Tensor:
     """Makes the normalised views of a step's crops, float32 (N, 3, S, S), one crop's after the other's."""
-
-    views: list[View]
-    normalization: Normalization
-
-    def __call__(self, crops: list[Tensor], seed: int) -> Tensor:
-        generator = torch.Generator().manual_seed(mixed_seed("pixels", seed))
-        pairs = zip(self.views, crops, strict=True)
-        images = torch.cat([self.normalization(view(of_view, generator)) for view, of_view in pairs])
-        return images.contiguous(memory_format=torch.channels_last)
+    generator = torch.Generator().manual_seed(mixed_seed("pixels", seed))
+    made = [normalization(view(of_view, generator)) for view, of_view in zip(views, crops, strict=True)]
+    return torch.cat(made).contiguous(memory_format=torch.channels_last)
 
 
 @dataclass(eq=False)
@@ -122,7 +115,7 @@ class FileTrainLoader:
             crop = partial(random_crops, views=1, scale=OUTLIER_CROP_SCALE, size=self.image_size)
             sources.append(Source(self.outliers, crop, torch.zeros_like(self.outliers.labels)))
             views.append(self.views.outlier)
-        self.make_views = _StepViews(views, self.normalization)
+        self.make_views = partial(step_views, views, self.normalization)
         dataset = StepDataset(sources, self.make_views if self.device.type == "cpu" else None)
         self.reader = read_ahead(dataset, self.steps, self.num_workers, self.device, persistent=True)
 

@@ -72,10 +72,10 @@ class Normalization(NamedTuple):
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
-    def __call__(self, images: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-        """Normalises images, float (N, 3, H, W), into ``out``, by default in place."""
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        """Normalises images, float (N, 3, H, W), in place."""
         mean, std = _channel_constants(self, images.device)
-        return torch.sub(images, mean, out=images if out is None else out).div_(std)
+        return images.sub_(mean).div_(std)
 
 
 @lru_cache(maxsize=32)

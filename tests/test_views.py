@@ -1,6 +1,7 @@
 """Random views: their parameters are distributed as torchvision's, and their pixels follow from their
 parameters."""
 
+import dataclasses
 import itertools
 from collections import Counter
 
@@ -232,6 +233,14 @@ def test_view_contract(view, size):
     assert torch.equal(view(images, seeded(1)), result), "the same seed gave another result"
     assert not torch.equal(view(images, seeded(2)), result)
     assert len(torch.unique(result.flatten(1), dim=0)) > 20, "samples share their random parameters"
+
+
+def test_a_view_can_be_written_to_if_every_image_is_grey():
+    """As normalisation does, in place."""
+    grey = dataclasses.replace(stages.RANDOM_GRAYSCALE, probability=1.0)
+    images = random_images(2, 8)
+    view = stages.View((stages.ToFloat(), grey))(images, seeded())
+    assert torch.equal(view.clone().mul_(2), view.mul_(2)) and not torch.equal(view[:, 0], images[:, 0] / 255)
 
 
 @pytest.mark.parametrize("name", stages.Views._fields)

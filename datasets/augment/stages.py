@@ -98,7 +98,7 @@ class RandomApply(Stage):
 
 
 HORIZONTAL_FLIP = RandomApply(lambda images: images.flip(3), 0.5)
-RANDOM_GRAYSCALE = RandomApply(lambda images: ops.luma(images).expand_as(images), 0.2)
+RANDOM_GRAYSCALE = RandomApply(lambda images: ops.luma(images).repeat(1, 3, 1, 1), 0.2)
 
 
 @dataclass(frozen=True)
