@@ -153,6 +153,13 @@ def test_the_best_epoch_is_kept_and_patience_ends_the_run(tmp_path, capsys):
     assert torch.load(tmp_path / "moved" / "best.pth")["epoch"] == best["epoch"]
     assert run(train.main, "--gpu", "cpu", "--resume", tmp_path / "moved") == 0
     assert str(tmp_path / "moved") in capsys.readouterr().out.splitlines()[-2]
+    best["model"]["linear.weight"].zero_()
+    best["model"]["linear.bias"].copy_(torch.arange(8))  # takes every image for class 7
+    torch.save(best, tmp_path / "best.pth")
+    where = ["--gpu", "cpu", "--ckpt_path", tmp_path, "--calibration", "none", "--dout", "noise"]
+    assert run(load_script("test").main, *where, "--select", "best") == 0
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["accuracy"][0]["per_class"] == [0] * 7 + [1] and results["epoch"] == best["epoch"]
 
 
 @pytest.mark.parametrize(
