@@ -63,8 +63,8 @@ def fit_calibrations(
     strength: float = 1.0,
     statistics: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[dict[str, tuple[Calibration, FittedScores]], dict[str, Any]]:
-    """Returns the calibrations to evaluate, each with its scores, and facts for the results file; prints how
-    the probe and "auto" ended. Raises InputError if ``score``, by which "auto" is judged, cannot be fitted.
+    """Returns the calibrations to evaluate, each with its scores, and facts for the results file; prints what
+    "auto" tried. Raises InputError if ``score``, by which "auto" is judged, cannot be fitted.
 
     ``names``: some of :data:`utils.calibration.CALIBRATIONS`, or only "auto". ``strength``: of "fc".
     ``statistics``: see :func:`trained_statistics`. Everything is computed on the classifier's device.
