@@ -2,6 +2,8 @@
 
 import importlib.util
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import torch
@@ -39,6 +41,14 @@ def run(main, *argv):
     except SystemExit as end:
         return end.code
     return 0
+
+
+def torchrun(script, *argv):
+    """Runs a script in two processes."""
+    command = [sys.executable, *"-m torch.distributed.run --standalone --nproc_per_node=2".split()]
+    command = [str(word) for word in (*command, ROOT / script, *argv)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
 def assert_one_sentence(capsys, status, *words):

@@ -7,14 +7,39 @@ import sys
 
 import pytest
 import torch
-from command_line import DIGITS, ROOT, assert_one_sentence, run
+from command_line import DIGITS, ROOT, assert_one_sentence, assert_same, run, torchrun
 
 import train
 import train_imagenet
+from datasets.images import NORMALIZATIONS, hold_out
+from datasets.loader import evaluation_batches
+from datasets.registry import BENCHMARKS
 from models import build_model
 from utils import run as run_module
 from utils.checkpoint import LATEST, open_checkpoint, save_checkpoint
-from utils.distributed import resumed_in
+from utils.distributed import autocast, resumed_in
+
+
+def test_two_processes_validate_and_resume(tmp_path):
+    """Resumed after its first epoch, the run ends as it did; all held-out images count."""
+    flags = "--ds digits --gpu cpu --rho 0.1 --val_fraction 0.5 -b 64 --ob 32 -e 2".split()
+    done = torchrun("train.py", *flags, "--srp", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "again").mkdir()
+    shutil.copy(tmp_path / "run" / "previous.pth", tmp_path / "again" / "latest.pth")
+    done = torchrun("train.py", "--resume", "--srp", tmp_path / "again")
+    assert done.returncode == 0 and "epoch 2/2" in done.stdout, done.stderr
+    whole, again = (open_checkpoint(tmp_path / name) for name in ("run", "again"))
+    for part in ("model", "criterion", "optimizer"):
+        assert_same(whole[part], again[part])
+    held_out = hold_out(BENCHMARKS["digits"].load_long_tailed(None, 0.1), 0.5)[1]
+    model = build_model("ResNet20", 8)
+    model.load_state_dict(again["model"])
+    cpu, normalization = torch.device("cpu"), NORMALIZATIONS["digits"]
+    batches = evaluation_batches(*held_out, batch_size=100, normalization=normalization, device=cpu)
+    expected = train.accuracy(model, batches, whole["class_counts"], cpu, autocast(cpu, "fp32"))
+    for state in (whole, again):
+        assert state["history"][1]["val_accuracy"] == expected
 
 
 def contents(folder):

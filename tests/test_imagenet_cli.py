@@ -1,7 +1,6 @@
 """The ImageNet-LT command lines end to end, on small files that the tests make."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -10,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from command_line import ROOT, assert_one_sentence, load_script, run
+from command_line import ROOT, assert_one_sentence, load_script, run, torchrun
 from image_files import truncate
 from PIL import Image
+from torchvision.models import get_model
 
 import train_imagenet
 from utils import results
@@ -175,15 +175,6 @@ def test_every_ood_list_is_reported_under_its_name(trained, data, tmp_path, caps
     assert "sky.txt" in capsys.readouterr().err
 
 
-def torchrun(script, *argv):
-    command = [sys.executable, *"-m torch.distributed.run --standalone --nproc_per_node=2".split()]
-    command += [ROOT / script, *argv]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [str(c) for c in command], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
-
-
 def test_two_processes_evaluate_like_one(trained, data, tmp_path):
     assert run(evaluation.main, *SMALL, *data, "--ckpt_path", trained, "--srp", tmp_path / "one") == 0
     done = torchrun("test_imagenet.py", *SMALL, *data, "--ckpt_path", trained, "--srp", tmp_path / "two")
@@ -204,6 +195,18 @@ def test_two_processes_train(data, tmp_path):
     assert checkpoint["criterion"]["statistics.counts"].sum() == 3 * 4 * 2  # steps, global batch, views
     done = torchrun("train_imagenet.py", *TRAIN, *data, "--srp", tmp_path / "out")
     assert done.returncode != 0 and done.stderr.count("already holds a run") == 1
+
+
+def test_training_starts_from_a_given_network(data, tmp_path, capsys):
+    """A step too small to move it."""
+    torch.manual_seed(1)
+    weights = get_model("resnet18").state_dict()
+    torch.save(weights, tmp_path / "resnet18.pth")
+    flags = [*TRAIN, *data, "--lr", "1e-12", "--init", tmp_path / "resnet18.pth", "--srp", tmp_path / "out"]
+    assert run(train_imagenet.main, *flags) == 0
+    assert "resnet18.pth" in capsys.readouterr().out
+    trained = torch.load(tmp_path / "out" / "latest.pth", weights_only=True)["model"]
+    assert torch.allclose(trained["layer4.1.conv2.weight"], weights["layer4.1.conv2.weight"], atol=1e-7)
 
 
 def test_a_stopped_run_resumes_with_moved_images_like_the_unbroken_one(data, tmp_path, monkeypatch):
