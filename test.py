@@ -32,7 +32,7 @@ from utils.detector import Subject
 from utils.distributed import autocast
 from utils.errors import InputError, exit_cleanly
 from utils.evaluation import extract_features, prepare_network
-from utils.evaluation_script import choose_settings, data_of_run, evaluation_parser, run_script, warn
+from utils.evaluation_script import choose_settings, data_of_run, evaluation_parser, parse, run_script, warn
 from utils.fitting import TrainingSets
 from utils.results import Sets, conclude
 from utils.weights import network_of, network_weights
@@ -82,24 +82,30 @@ def evaluate(args, compute, checkpoint, known, notes, out):
     if outliers is not None:
         outliers = ImageSet(outliers, torch.full((len(outliers),), -1))
         kept = kept_outliers(len(outliers.labels), known["val_fraction"])
-        if known["val_fraction"]:
+        kept = max(kept, checkpoint.get("num_outliers") or 0)  # that many were trained on
+        if known["val_fraction"] and kept < len(outliers.labels):
             held_outliers = outliers.select(slice(kept, None))
         outliers = outliers.select(slice(kept))
-    look = IMAGENET_NORMALIZATION if "normalization" in known["depart"] else normalization
-    of_training = features("training images", training)
+    if "auto" in settings.calibrations and held_outliers is None:
+        raise InputError("--calibration auto needs outliers after those trained on: raise --num_ood_samples")
+    of_training, of_outliers = features("training images", training), features("outliers", outliers)
+    of_released = None  # outliers as the release's attention sees them
+    if "normalization" in known["depart"]:
+        of_released = features("outliers", outliers, IMAGENET_NORMALIZATION)
     fitting = TrainingSets(
         training=of_training,
-        outliers=features("outliers", outliers, look),
+        outliers=of_outliers,
         held_out=features("held-out images", held_out),
-        held_outliers=features("held-out outliers", held_outliers, look),
+        held_outliers=features("held-out outliers", held_outliers),
         attending=features("calibration images", leaked) or of_training,
+        attending_outliers=of_released or of_outliers,
     )
     of_ood = {name: features(name, images) for name, images in ood_sets.items()}
     sets = Sets(features("test images", test), of_ood, fitting)
     if compute.is_main:
         about = {"dataset": known["ds"], "network": known["model"], "checkpoint": str(args.ckpt_path)}
         about |= {"rho": known["rho"], "normalization": known["normalization"], "ood_resize": args.ood_resize}
-        about["notes"] = notes
+        about |= {"flags": args.asked, "notes": notes}
         preprocessing = Preprocessing(test.images.shape[-1], args.ood_resize, normalization)
         subject = Subject(
             model, known["model"], "cifar", preprocessing, class_counts, class_names, checkpoint
@@ -145,7 +151,7 @@ def parse_args(argv=None):
     add("--depart", nargs="+", choices=("normalization",), metavar="POINT", help=points)
     number = "how many outliers calibration uses: the first ones of the file"
     add("--num_ood_samples", type=flags.positive_int, default=300_000, help=number)
-    return parser.parse_args(argv)
+    return parse(parser, argv)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from utils.detector import Subject
 from utils.distributed import autocast, to_main
 from utils.errors import InputError, exit_cleanly
 from utils.evaluation import Features, extract_features, prepare_network
-from utils.evaluation_script import choose_settings, data_of_run, evaluation_parser, run_script, warn
+from utils.evaluation_script import choose_settings, data_of_run, evaluation_parser, parse, run_script, warn
 from utils.fitting import TrainingSets
 from utils.results import Sets, conclude
 from utils.weights import network_of, network_weights
@@ -65,10 +65,18 @@ def evaluate(args, compute, checkpoint, known, notes, out):
     if outliers is not None:
         number = len(outliers.paths)
         kept = kept_outliers(number, known["val_fraction"])
+        kept = max(kept, checkpoint.get("num_outliers") or 0)  # that many were trained on
         chosen = epoch_indices(kept, min(args.num_cal, kept), args.seed, 0, "calibration")
         if kept < number:
             held_outliers = outliers.select(slice(kept, kept + args.num_cal))
         outliers = outliers.select(chosen)
+    calibrations = set(settings.calibrations)
+    if "auto" in calibrations and held_outliers is None:
+        raise InputError("--calibration auto needs outliers after those trained on: a longer --txt_ood_train")
+    if {"auto", "fc"} & calibrations and args.num_cal < len(class_counts):
+        raise InputError(
+            f"--num_cal {args.num_cal} is fewer than the {len(class_counts)} classes: each needs one"
+        )
     warn(compute, notes)
 
     model = build_model(known["model"], len(class_counts), family="imagenet")
@@ -98,19 +106,20 @@ def evaluate(args, compute, checkpoint, known, notes, out):
     # First the sets in which a file that cannot be read is an error.
     of_test = features("test images", test, replace=False)
     of_ood = {name: features(name, files, replace=False) for name, files in ood.items()}
-    of_training = features("training images", training)
+    of_training, of_outliers = features("training images", training), features("outliers", outliers)
     sample = balanced_sample(training.labels, args.num_cal, args.seed)
     fitting = TrainingSets(
         training=of_training,
-        outliers=features("outliers", outliers),
+        outliers=of_outliers,
         held_out=features("held-out images", held_out),
         held_outliers=features("held-out outliers", held_outliers),
         attending=Features(*(part[sample] for part in of_training)) if compute.is_main else None,
+        attending_outliers=of_outliers,
     )
     if compute.is_main:
         about = {"dataset": "imagenet", "data": name_of(data["txtt"]), "network": known["model"]}
         about |= {"checkpoint": str(args.ckpt_path), "normalization": known["normalization"]}
-        about |= {"calibration_seed": args.seed, "notes": notes}
+        about |= {"calibration_seed": args.seed, "flags": args.asked, "notes": notes}
         preprocessing = Preprocessing(known["image_size"], PHOTOGRAPH, normalization)
         subject = Subject(
             model, known["model"], "imagenet", preprocessing, class_counts, class_names, checkpoint
@@ -164,7 +173,7 @@ def parse_args(argv=None):
     number = "how many training images (class-balanced) and outliers calibration uses"
     add("--num_cal", type=flags.positive_int, default=30_000, help=number)
     parser.set_defaults(tb=100)
-    return parser.parse_args(argv)
+    return parse(parser, argv)
 
 
 if __name__ == "__main__":

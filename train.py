@@ -71,7 +71,9 @@ def accuracy(network, batches, class_counts, device, mixed_precision):
 def train(args, compute, data, model, schedule):
     """Trains ``model`` on ``data``, a TrainingData; ``schedule`` gives the learning rate of an epoch."""
     if args.init and not resumes(args.resume, args.srp):
-        say(initialize(model, args.init, args.model))
+        said = initialize(model, args.init, args.model)
+        if compute.is_main:
+            say(said)
     criterion = build_criterion(args, data.class_counts, model.embedding_dim).to(compute.device)
     model.to(compute.device, memory_format=torch.channels_last)
     optimizer = build_optimizer(model, args)

@@ -19,7 +19,7 @@ from train import add_method_flags, resolve, train
 from utils import flags
 from utils.checkpoint import parse_training
 from utils.distributed import seed_everything, start
-from utils.errors import exit_cleanly, say
+from utils.errors import InputError, exit_cleanly, say
 from utils.run import TrainingData
 
 DEFAULTS = dict(
@@ -51,6 +51,8 @@ def main(argv=None):
     seed_everything(args.seed, args.deterministic)
 
     every = load_files(args.txtt, args.iidp)
+    if args.val_fraction and len(set(every.paths)) < len(every.paths):
+        raise InputError(f"{args.txtt} lists images twice: --val_fraction cannot hold them out of training")
     class_names = folder_names(every)
     training, held_out = hold_out(every, args.val_fraction)
     class_counts = torch.bincount(training.labels).tolist()

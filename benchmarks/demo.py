@@ -28,7 +28,7 @@ def evaluated(method: str, folder: Path) -> dict:
     folder.mkdir(parents=True, exist_ok=True)
     run, args = reproduce.Run("digits", method, SEED, folder), reproduce.parse_args(["digits"])
     lines = reproduce.commands(run, args, "cpu")[folder]
-    if not reproduce.is_evaluated(folder):
+    if not reproduce.is_evaluated(folder, lines[-1]):
         print(*(f"$ {shlex.join(['python', *line])}" for line in lines), sep="\n", flush=True)
     reproduce.fill(folder, lines, folder / "log.txt", "cpu", errors=None)
     return read_run(folder)

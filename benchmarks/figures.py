@@ -14,7 +14,7 @@ import numpy as np
 from benchmarks.notes import epoch_of
 from benchmarks.records import RESULTS, Way, load_records, metrics
 from benchmarks.rows import label_of
-from benchmarks.tabulate import Records
+from benchmarks.tabulate import Records, comparable
 from utils import flags, plots
 from utils.errors import InputError, exit_cleanly
 
@@ -73,7 +73,8 @@ def main(argv: list[str] | None = None) -> None:
     add("--results", type=flags.path, default=RESULTS, help="the folder of the result files")
     add("--out", default="", help="the file's prefix, such as docs/figures/digits_")
     args = parser.parse_args(argv)
-    records = load_records(args.results / args.group, () if args.kind == "epochs" else args.rows)
+    folder = args.results / args.group
+    records = load_records(folder) if args.kind == "epochs" else comparable(folder, "ablation", args.rows)[0]
     KINDS[args.kind](args.rows, records, f"{args.out}{args.kind}.png")
 
 

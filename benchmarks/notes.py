@@ -13,7 +13,11 @@ IMAGENET_LT_IMAGES = 115_846
 
 
 def note(
-    records: list[dict], files: str, dropped_seeds: Iterable[int] = (), on_test_data: bool = True
+    records: list[dict],
+    files: str,
+    averaged: bool,
+    dropped_seeds: Iterable[int] = (),
+    on_test_data: bool = True,
 ) -> str:
     sets = dict.fromkeys(row["ood"] for record in records for row in record["results"]["rows"])
     data = f"OOD sets: {', '.join(sets)}" if on_test_data else "no test image or OOD set"
@@ -23,8 +27,8 @@ def note(
     if unlike:
         text.append(f"**Not comparable with published rows: {', '.join(unlike)}.**")
     seeds = unique(record["seed"] for record in records)
-    over = "mean ± standard deviation over seeds" if len(seeds) > 1 else "seed"
-    percent = f"Percent, {over} {', '.join(seeds)}"
+    over = "mean ± standard deviation over " if averaged else ""
+    percent = f"Percent, {over}seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}"
     if dropped_seeds:
         percent += f" ({', '.join(unique(dropped_seeds))} not in every row)"
     return " ".join([*text, f"{percent}. {origin(records)}; files: {files}."])

@@ -77,6 +77,7 @@ def read_run(folder: Path, run: Path | None = None) -> dict:
         seconds = round(sum(json.loads(line)["seconds"] for line in log), 1)
     else:
         settings = {"ds": results["dataset"], "model": results["network"], "seed": None, "epochs": None}
+        settings["checkpoint"] = str(checkpoint)  # the method is unknown
         names = ("seed", "epochs", "rho", "class_counts", "environment")
         settings |= {name: results[name] for name in names if results.get(name) is not None}
         seconds = None
@@ -114,13 +115,14 @@ def evaluated_with(record: dict) -> dict:
     names = ["calibration_split", "tnorm", "ood_resize", "num_ood_samples", "num_cal", "precision"]
     names += [] if "auto" in results else ["fc_strength"]  # auto's is a result
     sets = ", ".join(sorted({row["ood"] for row in results["rows"]}))
-    return {name: results[name] for name in names if results.get(name) is not None} | {"OOD sets": sets}
+    used = {name: results[name] for name in names if results.get(name) is not None}
+    return used | {"OOD sets": sets, "select": results.get("flags", {}).get("select", "last")}
 
 
-def require_alike(records: list[dict]) -> None:
-    """Raises InputError if two seeds of a row, which are averaged, were evaluated differently."""
+def require_alike(records: list[dict], names: Iterable[str] | None = None) -> None:
+    """Raises InputError if two records were evaluated differently, in what ``names`` says, or at all."""
     for one, other in itertools.combinations(records, 2):
         others = evaluated_with(other)
         for name, value in evaluated_with(one).items():
-            if others.get(name, value) != value:
+            if (names is None or name in names) and others.get(name, value) != value:
                 raise InputError(f"{one['name']} and {other['name']} were evaluated with different {name}")

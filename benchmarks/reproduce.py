@@ -32,6 +32,7 @@ from datasets.registry import BENCHMARKS
 from utils import flags
 from utils.checkpoint import is_unfinished, open_checkpoint
 from utils.errors import InputError, exit_cleanly, first_line
+from utils.run import EXIT_STOPPED
 from utils.text_files import writable_folder, write_text
 
 
@@ -70,11 +71,14 @@ def portable_commands(run: Run, args: argparse.Namespace) -> list[str]:
     return [re.sub(r"(?<=[ =])[/~.]\S*/", "", " ".join(["python", *line])) for line in every]
 
 
-def is_evaluated(folder: Path) -> bool:
-    """Tells whether a folder has the results of a finished run."""
+def is_evaluated(folder: Path, line: list[str]) -> bool:
+    """Tells whether a folder has the results of a finished run, evaluated as by the command line."""
     if not (folder / "results.json").exists():
         return False
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    script, *words = line
+    if results.get("flags") != runpy.run_path(str(ROOT / script))["parse_args"](words).asked:
+        return False
     if results["epoch"] == results["epochs"]:
         return True
     checkpoint = open_checkpoint(results["checkpoint"])  # --patience may have ended the run
@@ -82,20 +86,22 @@ def is_evaluated(folder: Path) -> bool:
 
 
 def fill(folder: Path, lines: list[list[str]], log: Path, device: str, errors: int | None) -> None:
-    """Runs commands of this repository, ``python LINE``, until ``folder`` has the results of a finished run.
+    """Runs commands of this repository, ``python LINE``, until ``folder`` has the results of the last.
 
     Their output is appended to ``log``; ``errors`` is :mod:`subprocess`'s ``stderr``. On a CPU they have one
     thread: the number of threads changes the order of summation. Raises InputError if a command fails.
     """
     environment = os.environ | ({"OMP_NUM_THREADS": "1"} if device == "cpu" else {})
     for line in lines:
-        if is_evaluated(folder):
+        if is_evaluated(folder, lines[-1]):
             break
         command = shlex.join(["python", *line])
         with open(log, "a") as output:
             print("$", command, file=output, flush=True)
             streams = {"stdout": output, "stderr": errors}
             done = subprocess.run([sys.executable, *line], cwd=ROOT, env=environment, **streams)
+        if done.returncode == EXIT_STOPPED:  # and so does every other run
+            raise KeyboardInterrupt
         if done.returncode:
             raise InputError(f"status {done.returncode} from {command}; its output is in {log}")
 
@@ -155,7 +161,7 @@ def main(argv: list[str] | None = None) -> None:
     for script, *words in sum(commands(runs[0]._replace(folder=Path(os.devnull)), args, "cpu").values(), []):
         words = [word for word in words if word != "--resume"]
         runpy.run_path(str(ROOT / script))["parse_args"](words)  # a wrong flag costs no training
-    done = sum(is_evaluated(run.folder) for run in runs)
+    done = sum(is_evaluated(run.folder, commands(run, args, "cpu")[run.folder][-1]) for run in runs)
     print(f"{args.table}: {len(runs)} runs, {done} finished; {len(devices)} at a time")
     for run in runs:
         print(f"  {shlex.join(['python', *commands(run, args, devices[0])[run.folder][0]])}", flush=True)

@@ -13,6 +13,7 @@ number.
 """
 
 import argparse
+import os
 import re
 import shlex
 import sys
@@ -52,7 +53,7 @@ def main(argv: list[str] | None = None) -> None:
     files = {file: regenerate(file.read_text(encoding="utf-8"), args.results) for file in documents}
     files[args.results.parent / "all.csv"] = csv_text(every_number(args.results))
     stale = {f: text for f, text in files.items() if not f.exists() or f.read_text(encoding="utf-8") != text}
-    names = ", ".join(str(file.relative_to(ROOT)) for file in stale)
+    names = ", ".join(os.path.relpath(file, ROOT) for file in stale)
     if stale and args.check:
         raise InputError(f"{names} and the result files differ; run python -m benchmarks.table")
     for file, text in stale.items():

@@ -34,6 +34,11 @@ class Table(NamedTuple):
     rows: list[list[str]]
     note: str = ""
 
+    @property
+    def averaged(self) -> bool:
+        """Tells whether a cell is a mean over seeds."""
+        return any("±" in cell for cell in chain(*self.rows))
+
 
 def build(kind: str, argument: str, results: Path, chosen: argparse.Namespace) -> Table:
     """Builds the table ``kind`` of a protocol (or of two, ``A,B``, row by row) or claim, with the ``chosen``
@@ -64,7 +69,8 @@ def build(kind: str, argument: str, results: Path, chosen: argparse.Namespace) -
             table = scores_table(groups, chosen.score)
         else:
             table = table_by_way(groups, chosen.score, chosen.columns)
-    return table._replace(note=note(every, f"`{argument}`", dropped, kind != "defaults"))
+    below = note(every, f"`{argument}`", table.averaged, dropped, kind != "defaults")
+    return table._replace(note=below)
 
 
 def labelled(rows: Sequence[list[dict]]) -> Records:
@@ -91,7 +97,8 @@ def comparable(folder: Path, table: str, wanted: Sequence[str] | None) -> tuple[
     if not common:
         raise InputError(f"the rows {', '.join(rows)} of {folder} have no seed in common")
     shown = {row: [r for r in records[row] if r["seed"] in common] for row in rows}
-    for of_row in shown.values():
+    require_alike(list(chain.from_iterable(shown.values())), ("OOD sets", "ood_resize", "tnorm"))
+    for of_row in shown.values():  # whose seeds are averaged
         require_alike(of_row)
     return shown, set.union(*seeds) - common
 
@@ -114,7 +121,7 @@ def table_by_way(groups: Records, ways: Sequence[Way], columns: Sequence[str]) -
     of a row have one for FC alone, which is all that they change."""
     there = {entry["score"] for record in chain(*groups.values()) for entry in record["results"]["mean"]}
     for way in ways:
-        if way.score not in there:
+        if there and way.score not in there:  # without OOD sets there is accuracy alone
             raise InputError(f"no result has --score {way.score}; there are {', '.join(sorted(there))}")
     lines = []
     for label, records in groups.items():
@@ -184,7 +191,7 @@ def runs_table(folders: Sequence[Path], chosen: argparse.Namespace) -> Table:
         label = ", ".join([first["name"], *differ]) + (f" and {len(others)} more" if others else "")
         labelled[label] = [first, *others]
     table = table_by_way(labelled, chosen.score, chosen.columns)
-    return table._replace(note=note(every, "the run directories"))
+    return table._replace(note=note(every, "the run directories", table.averaged))
 
 
 def settings_of(record: dict) -> dict:

@@ -57,7 +57,13 @@ def open_picture(path: Path) -> Image.Image:
 
 
 def orientation(picture: Image.Image) -> int:
-    """Returns the EXIF orientation, 1 to 8; 1 (upright) if none can be read."""
+    """Returns the EXIF orientation, 1 to 8; 1 (upright) if none can be read. Raises Unreadable for a damaged
+    PNG file, which is decoded to find its EXIF."""
+    if picture.format == "PNG":  # getexif would decode it too, and a second attempt accepts damaged pixels
+        try:
+            picture.load()
+        except Exception as error:
+            raise Unreadable(first_line(error)) from error
     with contextlib.suppress(Exception):  # broken EXIF is common in good photographs
         value = picture.getexif().get(ExifTags.Base.Orientation)
         return value if value in TO_UPRIGHT else 1
@@ -75,13 +81,16 @@ def upright_rgb(picture: Image.Image) -> Image.Image:
 
     16-bit grey pixels keep their high byte, as 16-bit colour does in Pillow, which clips grey ones to white.
 
-    Raises Unreadable: the file is damaged, or the pixels are floating-point numbers.
+    Raises Unreadable: the file is damaged, or the pixels are floating-point numbers or above 16 bits.
     """
     try:
         turn = TO_UPRIGHT.get(orientation(picture))
         picture.load()
         if picture.mode.startswith("I"):  # mode I also holds 16 bits, from PGM or an older Pillow
-            picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+            grey = np.asarray(picture)
+            if grey.min() < 0 or grey.max() > 0xFFFF:
+                raise ValueError("its grey pixels have more than 16 bits")
+            picture = Image.fromarray((grey >> 8).astype(np.uint8))
         elif picture.mode == "F":
             raise ValueError("its pixels are floating-point numbers, which have no known white")
         rgb = picture.convert("RGB")

@@ -25,6 +25,7 @@ from utils.errors import InputError
 from utils.text_files import whole_file, writable_folder
 
 TOO_FEW = 10  # training pictures of a class, some of which --val_fraction holds out
+TRAIN, TEST = {"train", "training"}, {"test", "testing", "val", "valid", "validation"}
 PICTURES = {".jpeg", ".jpg", ".png", ".bmp", ".gif", ".webp"}
 
 
@@ -54,21 +55,23 @@ def write_lists(
 ) -> Lists:
     """Writes the lists of :class:`Lists`, and the classes' names in the order of their labels, to ``out``.
 
-    Every folder with pictures in ``images`` is a class, unless there are ``train`` and ``test`` alone, which
-    hold the classes. Labels are in alphabetical order, or with ``rho``, which cuts the training list to the
-    largest long tail that the classes admit, by size. Without test folders, a random ``test_share`` of each
-    class's pictures (at least one, if there are two) makes the test list; with 0 there is none.
+    Every folder with pictures in ``images`` is a class, unless there are ``train`` and ``test`` alone (also
+    ``Training`` and the like), which hold the classes. Labels are in alphabetical order, or with ``rho``,
+    which cuts the training list to the largest long tail that the classes admit, by size. Without test
+    folders, a random ``test_share`` of each class's pictures (at least one, if there are two) makes the test
+    list; with 0 there is none.
 
-    Raises InputError: folders are missing, without a picture or overlap; a class has test pictures alone; no
-    list can hold a picture's name; ``rho`` leaves a class empty; or a list exists already.
+    Raises InputError: folders are missing, without a picture or overlap; there is one class only, or one of
+    test pictures alone; no list can hold a picture's name; ``rho`` leaves a class empty; or a list exists
+    already.
     """
-    inside = {entry.name for entry in images.glob("[!.]*") if entry.is_dir()}
-    if test is None and inside == {"train", "test"}:
-        images, test = images / "train", images / "test"
-    elif "train" in inside and inside & {"test", "val", "valid", "validation"}:  # no classes
-        raise InputError(
-            f"{images} holds {', '.join(sorted(inside))}: give its train folder, and another as --test"
-        )
+    inside = [entry for entry in images.glob("[!.]*") if entry.is_dir()]
+    train, tests = ([entry for entry in inside if entry.name.lower() in names] for names in (TRAIN, TEST))
+    if test is None and len(inside) == 2 and train and tests and not tests[0].name.lower().startswith("val"):
+        (images,), (test,) = train, tests
+    elif train and tests:  # no classes
+        names = ", ".join(sorted(entry.name for entry in inside))
+        raise InputError(f"{images} holds {names}: give its train folder, and another as --test")
     others = {"outliers": outliers} if outliers else {}
     others |= {f"ood_{os.path.basename(os.path.abspath(folder))}": folder for folder in ood}
     if len(others) < len(ood) + bool(outliers):
@@ -82,6 +85,10 @@ def write_lists(
 
     left_out: Counter[str] = Counter()
     training = _class_pictures(images, left_out)
+    if len(training) < 2:
+        raise InputError(
+            f"{images} has the class {min(training)} alone: give the folder of two or more classes"
+        )
     generator = random.Random(seed)
     for pictures in training.values():
         # The training list stays in random order: --val_fraction holds out the last pictures of each class,
@@ -171,9 +178,15 @@ def pictures_below(folder: Path, left_out: Counter[str]) -> list[str]:
 
 def files_below(folder: Path) -> Iterator[str]:
     """Yields the paths of all files below a folder, other than those in hidden folders. Links are followed;
-    a folder that several of them lead to is visited once."""
+    a folder that several of them lead to is visited once.
+
+    Raises InputError for a folder that is missing or may not be read."""
+
+    def fail(error: OSError) -> None:
+        raise InputError(f"the folder {error.filename} cannot be read: {error.strerror}")
+
     seen = {os.path.realpath(folder)}
-    for here, subfolders, files in os.walk(folder, followlinks=True):
+    for here, subfolders, files in os.walk(folder, onerror=fail, followlinks=True):
         real = {name: os.path.realpath(os.path.join(here, name)) for name in subfolders if name[0] != "."}
         new = {path: name for name, path in sorted(real.items(), reverse=True) if path not in seen}
         seen |= new.keys()
@@ -196,9 +209,9 @@ def write_outliers(folder: Path, root: Path) -> list[str]:
     if path.exists():
         raise InputError(f"{path} exists already; move it away to make another one")
     left_out: Counter[str] = Counter()
+    writable_folder(path.parent)
     images = list(_read_below(folder, left_out).values())
     random.Random(0).shuffle(images)  # --num_ood_samples takes the first ones
-    path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path, "xb") as file:
         np.save(file, torch.stack(images).permute(0, 2, 3, 1).numpy())
     return [f"{path}: {len(images):,} outliers", *left_out_line(left_out)]
@@ -213,11 +226,15 @@ def write_ood_set(name: str, folder: Path, root: Path) -> list[str]:
     lists = [list_path(benchmark, name, root) for benchmark in DEFAULT_SETS]
     if taken := [path for path in (copies, *lists) if path.exists()]:
         raise InputError(f"{taken[0]} exists already; choose another name or move it away")
-    lines = [list_line(f"{name}/{path}", -1) for path in _read_below(folder, left_out)]
+    readable = _read_below(folder, left_out)
+    lines = [list_line(f"{name}/{path}", -1) for path in readable]
     with tempfile.TemporaryDirectory(prefix=".copying-", dir=writable_folder(root)) as scratch:
-        copy = shutil.copytree(folder, Path(scratch, name), ignore=shutil.ignore_patterns(".*"))
+        for path in readable:
+            copy = Path(scratch, name, path)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(folder / path, copy)
         copies.parent.mkdir(parents=True, exist_ok=True)
-        os.rename(copy, copies)
+        shutil.move(Path(scratch, name), copies)
     write_lines(dict.fromkeys(lists, lines))
     return [*(f"{path}: {len(lines):,} images in {copies}" for path in lists), *left_out_line(left_out)]
 

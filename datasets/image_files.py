@@ -115,9 +115,9 @@ def _leave_signals_to_the_main_process(worker_id: int) -> None:
 
 class Replacements:
     """Counts the files that could not be read and were replaced: ``reasons`` by full path, and how many
-    ``times`` such files were met. ``expected`` files will be ``read`` in all, if that is known."""
+    ``times`` such files were met. ``expected``: how many files will be ``read``, at least."""
 
-    def __init__(self, expected: int = 0) -> None:
+    def __init__(self, expected: int) -> None:
         self.reasons: dict[Path, str] = {}
         self.times, self.read, self.expected = 0, 0, expected
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 
 from utils.errors import InputError
-from utils.text_files import whole_file
+from utils.text_files import whole_file, writable_folder
 
 ANY_LABEL = range(-1, 1_000_000)
 BLANKS = " \t\r\n"  # other white space, such as U+00A0, may be part of a name
@@ -96,7 +96,7 @@ def read_present(list_path: Path, root: Path, labels: range | None) -> tuple[lis
 
 
 def overlap(first: ImageFiles, second: ImageFiles) -> int:
-    """Returns the number of files that are in both lists, also under two names, by way of links."""
+    """Returns the number of files that are in both lists, also under two names, by way of linked folders."""
     return len(_real_paths(first) & _real_paths(second))
 
 
@@ -114,11 +114,12 @@ def list_line(path: str, label: int | None = None) -> str:
 
 
 def write_lines(lists: dict[Path, Sequence[str]]) -> None:
-    """Writes files of lines that do not exist yet; raises InputError, and writes none, if one does."""
+    """Writes files of lines that do not exist yet; raises InputError, and writes none, if one does, or if the
+    folder cannot be written."""
     for path in lists:
         if path.exists():
             raise InputError(f"{path} exists already; move it away or choose another place")
     for path, lines in lists.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
+        writable_folder(path.parent)
         with whole_file(path, "xb") as file:
             file.writelines(os.fsencode(line) + b"\n" for line in lines)

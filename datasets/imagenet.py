@@ -105,7 +105,6 @@ class FileTrainLoader:
     world_size: int = 1
 
     def __post_init__(self) -> None:
-        self.replaced, self.steps = Replacements(), []  # those of the epoch that is read
         self.lists = {"images": (self.files, self.batch_size)}
         views = [self.views.strong, *([self.views.contrastive] * 2 if self.contrastive else [])]
         crop = partial(random_crops, views=len(views), scale=CROP_SCALE, size=self.image_size)
@@ -115,6 +114,8 @@ class FileTrainLoader:
             crop = partial(random_crops, views=1, scale=OUTLIER_CROP_SCALE, size=self.image_size)
             sources.append(Source(self.outliers, crop, torch.zeros_like(self.outliers.labels)))
             views.append(self.views.outlier)
+        per_step = sum(batch_size for _, batch_size in self.lists.values()) // self.world_size
+        self.replaced, self.steps = Replacements(len(self) * per_step), []  # those of the epoch that is read
         self.make_views = partial(step_views, views, self.normalization)
         dataset = StepDataset(sources, self.make_views if self.device.type == "cpu" else None)
         self.reader = read_ahead(dataset, self.steps, self.num_workers, self.device, persistent=True)

@@ -92,7 +92,7 @@ def commands(lists: Lists) -> list[str]:
     side = shorter_side(lists)
     if side < SMALL:
         training += ["--image_size", 32 * math.ceil(side / 32)]
-    if "outliers" not in files:
+    if outliers < 1:
         training, test = [*training, "--oe", False], ["--calibration", "none"]
     elif batch < 32 or outliers < 64:
         training += ["--ob", min(2 * batch, outliers)]
@@ -128,6 +128,8 @@ def prepare_benchmarks(argv: list[str]) -> None:
     add("--allow_unverified", action="store_true", help=unverified)
     add("--archive", type=flags.path, help="scood: an archive fetched by hand (tar or zip), to be unpacked")
     args = parser.parse_args(argv)
+    if "" in args.what:  # as from an unset variable
+        parser.error("a path is empty")
     sets = {name: partial(prepare_cifar, name, args.drp) for name in RELEASES}
     sets["tinyimages"] = partial(prepare_tinyimages, args.drp, args.allow_unverified)
     sets["scood"] = partial(prepare_scood, args.drp, args.archive)
@@ -224,7 +226,7 @@ def unpack(archive: Path, target: Path) -> None:
             raise InputError(f"{there[0]} exists already; move it away to unpack again")
         for file in files:
             (target / file).parent.mkdir(parents=True, exist_ok=True)
-            os.rename(Path(scratch, file), target / file)
+            shutil.move(Path(scratch, file), target / file)  # a link may lead to another disk
 
 
 if __name__ == "__main__":

@@ -23,10 +23,20 @@ def jpeg_bytes(seed=1):
     return stream.getvalue()
 
 
+def png_bytes_without_their_middle():
+    stream = io.BytesIO()
+    photograph(1).save(stream, "PNG")
+    data = bytearray(stream.getvalue())
+    third = len(data) // 3
+    data[third : 2 * third] = bytes(third)
+    return bytes(data)
+
+
 UNREADABLE = {
     "empty": b"",
     "text": b"<html>404 not found</html>",
     "truncated": jpeg_bytes()[: len(jpeg_bytes()) * 6 // 10],
+    "damaged PNG": png_bytes_without_their_middle(),
     "gigabytes": b"P6 60000 60000 255\n",
     "not what we read": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
 }

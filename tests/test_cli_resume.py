@@ -39,7 +39,25 @@ def test_two_processes_validate_and_resume(tmp_path):
     batches = evaluation_batches(*held_out, batch_size=100, normalization=normalization, device=cpu)
     expected = train.accuracy(model, batches, whole["class_counts"], cpu, autocast(cpu, "fp32"))
     for state in (whole, again):
-        assert state["history"][1]["val_accuracy"] == expected
+        assert state["history"][1]["val_accuracy"] == expected and state["environment"]["processes"] == 2
+
+
+def test_the_end_of_an_epoch_is_saved_before_its_validation(tmp_path, monkeypatch):
+    flags = [*DIGITS, "--val_fraction", "0.5", "--srp"]
+    assert run(train.main, *flags, tmp_path / "whole") == 0
+    with monkeypatch.context() as patched:
+        patched.setattr(train, "accuracy", lambda *_: 1 / 0)
+        assert run(train.main, *flags, tmp_path / "ended") == 1
+    assert (open_checkpoint(tmp_path / "ended")["epoch"], open_checkpoint(tmp_path / "ended")["step"]) > (
+        0,
+        0,
+    )
+    monkeypatch.setattr(train.StepGuard, "step", lambda *_: 1 / 0)  # nothing is left to train
+    assert run(train.main, "--gpu", "cpu", "--resume", "--srp", tmp_path / "ended") == 0
+    whole, ended = (open_checkpoint(tmp_path / name) for name in ("whole", "ended"))
+    for part in ("model", "criterion", "optimizer"):
+        assert_same(whole[part], ended[part])
+    assert whole["history"][0]["val_accuracy"] == ended["history"][0]["val_accuracy"]
 
 
 def contents(folder):
@@ -119,6 +137,23 @@ def test_a_run_is_not_written_over_without_resume(digits_run, capsys):
     before = contents(digits_run)
     assert_one_sentence(capsys, run(train.main, *DIGITS, "--srp", digits_run), digits_run, "--resume")
     assert contents(digits_run) == before
+
+
+def test_no_later_epochs_are_lost_to_an_earlier_checkpoint(digits_run, tmp_path, capsys):
+    """Of the same folder, or of one whose last checkpoint somebody deleted."""
+    (tmp_path / "run").mkdir()
+    for name in ("latest.pth", "best.pth"):
+        shutil.copy(digits_run / "latest.pth", tmp_path / "run" / name)
+    before = contents(tmp_path / "run")
+    status = run(
+        train.main, "--gpu", "cpu", "--resume", tmp_path / "run" / "best.pth", "--srp", tmp_path / "run"
+    )
+    assert_one_sentence(capsys, status, tmp_path / "run", "--srp")
+    assert before.items() <= contents(tmp_path / "run").items()
+    (tmp_path / "run" / "latest.pth").unlink()
+    for resume in ([], ["--resume"]):
+        status = run(train.main, *DIGITS, *resume, "--srp", tmp_path / "run")
+        assert_one_sentence(capsys, status, "best.pth", "--srp")
 
 
 OTHER = [("--epochs", 5), ("--md", "ResNet32"), ("--isac", "no")]

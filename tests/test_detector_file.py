@@ -26,7 +26,7 @@ def fitted():
     network = build_model("ResNet20", 3)
     training = Features(torch.rand(60, 64), torch.arange(60) % 3)
     outliers = Features(torch.rand(20, 64), -torch.ones(20).long())
-    sets = TrainingSets(training, outliers, training, outliers, training)
+    sets = TrainingSets(training, outliers, training, outliers, training, outliers)
     calibrations, _ = fit_calibrations(
         SETTINGS.calibrations, Classifier.of(network), sets, [20, 20, 20], score="energy"
     )

@@ -33,7 +33,7 @@ def case():
 
 def run(case, names=CALIBRATIONS):
     classifier, training, outliers, test, ood = case
-    sets = TrainingSets(training, outliers, None, None, training)
+    sets = TrainingSets(training, outliers, None, None, training, outliers)
     calibrations, _ = fit_calibrations(names, classifier, sets, COUNTS, score="energy")
     return calibrations, *evaluate(calibrations, test, ood, COUNTS)
 

@@ -30,7 +30,8 @@ def sets():
 
     training = draw([c for c, n in enumerate(COUNTS) for _ in range(n)])
     held_out, held_outliers = draw([0] * 20 + [2] * 10), draw([3] * 5)
-    return TrainingSets(training, draw([3] * 45), held_out, held_outliers, training)
+    outliers = draw([3] * 45)
+    return TrainingSets(training, outliers, held_out, held_outliers, training, outliers)
 
 
 def class_centres():
@@ -51,6 +52,18 @@ def test_the_strength_of_fc_lies_between_none_and_the_papers(classifier, sets):
         np.testing.assert_allclose(calibrations["fc"][0].attention, 1 + strength * (a - 1), atol=1e-6)
         (none,), (fc,) = (calibrations[name][0].outputs(sets.held_out.features) for name in ("none", "fc"))
         assert torch.equal(none.logits, fc.logits) is (strength == 0)
+
+
+def test_fc_and_probe_have_outliers_of_their_own(classifier, sets):
+    """The release's attention sees them in another normalisation than a deployed network will."""
+    others = sets.outliers._replace(features=sets.outliers.features.flip(1))
+    states = []
+    for changed in (sets, sets._replace(attending_outliers=others), sets._replace(outliers=others)):
+        calibrations, _ = fit(["fc", "probe"], classifier, changed)
+        states.append((calibrations["fc"][0].attention, calibrations["probe"][0].classifier.weight))
+    as_is, of_fc, of_probe = states
+    assert not torch.equal(of_fc[0], as_is[0]) and torch.equal(of_fc[1], as_is[1])
+    assert torch.equal(of_probe[0], as_is[0]) and not torch.equal(of_probe[1], as_is[1])
 
 
 def test_auto_judges_what_was_fitted_by_held_out_images_and_outliers_alone(classifier, sets):

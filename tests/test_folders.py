@@ -72,18 +72,28 @@ def test_the_split_is_random_and_follows_the_seed(tmp_path):
     assert tests[0] != [f"{name}/{i}.png {label}" for label, name in enumerate("ab") for i in range(24, 30)]
 
 
-@pytest.mark.parametrize("named", [False, True])
-def test_ready_train_and_test_folders(tmp_path, named):
+@pytest.mark.parametrize(
+    "train, test, named", [("train", "test", 0), ("train", "test", 1), ("Training", "Test", 0)]
+)
+def test_ready_train_and_test_folders(tmp_path, train, test, named):
     photos = tmp_path / "photos"
-    write_pictures(photos, "train/cat/1.png", "train/cat/2.png", "train/dog/1.png", "test/dog/9.png")
-    folders = {"images": photos / "train", "test": photos / "test"} if named else {"images": photos}
+    names = f"{train}/cat/1.png", f"{train}/cat/2.png", f"{train}/dog/1.png", f"{test}/dog/9.png"
+    write_pictures(photos, *names)
+    folders = {"images": photos / train, "test": photos / test} if named else {"images": photos}
     lists = write_lists(**folders, out=tmp_path / "lists")
-    train = ["train/cat/1.png 0", "train/cat/2.png 0", "train/dog/1.png 1"]
-    assert sorted(lines_of(lists.files["train"])) == train and lists.iidp == photos
-    assert lines_of(lists.files["test"]) == ["test/dog/9.png 1"]
-    write_pictures(photos, "test/fox/1.png")
-    with pytest.raises(InputError, match="test has classes that .*train lacks: fox"):
+    lines = [f"{name} {label}" for name, label in zip(names, (0, 0, 1, 1), strict=True)]
+    assert sorted(lines_of(lists.files["train"])) == lines[:3] and lists.iidp == photos
+    assert lines_of(lists.files["test"]) == lines[3:]
+    write_pictures(photos, f"{test}/fox/1.png")
+    with pytest.raises(InputError, match=f"{test} has classes that .*{train} lacks: fox"):
         write_lists(**folders, out=tmp_path / "again")
+
+
+def test_one_class_is_refused_before_anything_is_written(tmp_path):
+    write_pictures(tmp_path / "photos", "dataset/cat/1.png", "dataset/dog/1.png")
+    with pytest.raises(InputError, match="the class dataset alone"):
+        write_lists(tmp_path / "photos", tmp_path / "lists")
+    assert not (tmp_path / "lists").exists()
 
 
 def test_a_long_tail_takes_as_much_as_the_classes_admit(tmp_path):
@@ -215,7 +225,11 @@ def test_outliers(pictures, tmp_path, capsys):
 def test_an_ood_set(pictures, tmp_path):
     with pytest.raises(InputError, match="nowhere"):
         prepare.main(["ood", "wild", str(tmp_path / "nowhere"), "--drp", str(tmp_path)])
+    (pictures / "lost.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    (pictures / "film.mov").write_bytes(b"frames")
     prepare.main(["ood", "wild", str(pictures), "--drp", str(tmp_path)])
+    copied = [path for path in (tmp_path / "data" / "images" / "wild").rglob("*") if path.is_file()]
+    assert sorted(path.name for path in copied) == sorted(path.name for path in pictures.glob("*/*.jpg"))
     expected = [squash(path) for path in sorted(pictures.glob("*/*.jpg"))]
     for name in ("cifar10", "cifar100"):
         found = BENCHMARKS[name].load_ood(["wild"], tmp_path, "squash")["wild"]

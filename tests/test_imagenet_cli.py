@@ -264,6 +264,22 @@ def test_the_learning_rate_falls_at_the_decay_epochs(decay, epochs):
     assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
 
 
+def test_repeated_images_cannot_be_held_out(data, tmp_path, capsys):
+    root = Path(data[data.index("--iidp") + 1])
+    (tmp_path / "list.txt").write_text((root / "txtt.txt").read_text() * 2)
+    flags = [
+        *TRAIN,
+        *data,
+        "--txtt",
+        tmp_path / "list.txt",
+        "--val_fraction",
+        "0.3",
+        "--srp",
+        tmp_path / "out",
+    ]
+    assert_one_sentence(capsys, run(train_imagenet.main, *flags), "list.txt", "--val_fraction")
+
+
 def test_a_training_list_without_an_image_of_a_class_is_refused(data, tmp_path, capsys):
     (tmp_path / "list.txt").write_text("train/0/0.jpg 0\ntrain/0/1.jpg 2\n")
     flags = [*TRAIN, *data, "--txtt", tmp_path / "list.txt", "--srp", tmp_path / "out"]
@@ -281,6 +297,7 @@ def test_what_does_not_fit_the_checkpoint_is_refused(trained, data, tmp_path, ca
         (["--txtt", tmp_path / "other.txt"], "not those of the checkpoint"),
         (["--txtv", tmp_path / "more.txt"], "more.txt, line 4"),
         (["--image_size", "64"], "contradicts"),
+        (["--num_cal", "2"], "--num_cal 2 is fewer than the 3 classes"),
         (["--iodp", f"{root}/train"], "txt_ood_test.txt"),
     ):
         capsys.readouterr()

@@ -140,6 +140,7 @@ def test_an_unreadable_file_is_replaced_by_one_of_its_class_and_named(files, out
     for root, name in ((files.root, "image3.jpg"), (outliers.root, "outlier2.jpg")):
         (root / name).write_bytes(UNREADABLE[kind])
     loader = train_loader(files, outliers, batch_size=13, outlier_batch_size=7)
+    assert loader.replaced.expected == 13 + 7  # of an epoch: the first steps say little of the share
     (batch,) = loader.epoch(0)
     used = Counter(batch.indices.tolist())
     assert 3 not in used and used[5] == 2  # 5 is the next of class 1

@@ -57,9 +57,11 @@ def test_runs_are_done_once_and_collected(digits, tmp_path, capsys, monkeypatch)
 def test_the_results_of_an_unfinished_run_do_not_count(epoch, finished, tmp_path):
     """Somebody may look at a run before its end, which --patience may bring early."""
     torch.save({"epoch": epoch, "args": {"epochs": 30}, "finished": finished}, tmp_path / "latest.pth")
-    results = {"epoch": 12, "epochs": 30, "checkpoint": str(tmp_path)}
+    results = {"epoch": 12, "epochs": 30, "checkpoint": str(tmp_path), "flags": {"dout": ["noise"]}}
     (tmp_path / "results.json").write_text(json.dumps(results))
-    assert reproduce.is_evaluated(tmp_path) == (finished and epoch == 12)
+    line = ["test.py", "--ckpt_path", "OUT", "--gpu", "cpu"]
+    assert reproduce.is_evaluated(tmp_path, [*line, "--dout", "noise"]) == (finished and epoch == 12)
+    assert not reproduce.is_evaluated(tmp_path, line)  # somebody evaluated it in another way
 
 
 def test_one_run_that_fails_does_not_stop_the_others(digits, monkeypatch, capsys):

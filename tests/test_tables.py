@@ -114,9 +114,17 @@ def test_near_and_far_sets_are_averaged_apart(tmp_path, capsys):
     far = [far[0] | {"fpr95": 0.2}, far[0] | {"ood": "photo", "auroc": 0.8, "fpr95": 0.4}]
     write_record(tmp_path, "ce", 0, 0.8, rows=far)
     words = ["--score", "energy", "--columns", "near AUROC", "far AUROC", "far FPR95"]
-    head, rows, _ = show(capsys, tmp_path, "digits", "digits_default", *words)
-    assert head[3:] == ["near AUROC ↑", "far AUROC ↑", "far FPR95 ↓"]
-    assert [row[3:] for row in rows] == [["85.00", "95.00", "50.00"], ["-", "75.00", "30.00"]]
+    for row, numbers in (("patt", ["85.00", "95.00", "50.00"]), ("ce", ["-", "75.00", "30.00"])):
+        head, rows, _ = show(capsys, tmp_path, "digits", "digits_default", *words, "--rows", row)
+        assert head[3:] == ["near AUROC ↑", "far AUROC ↑", "far FPR95 ↓"] and rows[0][3:] == numbers
+    with pytest.raises(InputError, match="different OOD sets"):
+        show(capsys, tmp_path, "digits", "digits_default", *words)
+
+
+def test_a_run_evaluated_without_ood_images_shows_its_accuracy(tmp_path, capsys):
+    write_run(tmp_path / "run", 0, 0.9, rows=[], mean=[])
+    _, rows, note = show_runs(capsys, tmp_path / "run", "--columns", "AUROC", "ACC")
+    assert [row[3:] for row in rows] == [["-", "75.00"]] * 2 and "seed 0." in note
 
 
 def test_stale_files_are_found_and_mended(tmp_path, monkeypatch):

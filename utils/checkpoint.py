@@ -223,8 +223,10 @@ def resumes(resume: str | None, folder: Path) -> bool:
 
 
 def resumes_in_place(folder: Path, resume: str | None) -> bool:
-    """Tells whether the run to resume is the one in ``folder``."""
-    return resume is not None and Path(folder).resolve() == run_folder(resume or folder).resolve()
+    """Tells whether the run to resume is the one in ``folder``, from its latest checkpoint."""
+    if resume is None or (not Path(resume).is_dir() and Path(resume).name not in ("", LATEST)):
+        return False  # from an earlier checkpoint, later epochs would be lost
+    return Path(folder).resolve() == run_folder(resume or folder).resolve()
 
 
 def run_folder(checkpoint: Path | str) -> Path:

@@ -151,6 +151,8 @@ class Detector:
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
         except (KeyError, TypeError, AttributeError) as error:  # of a checkpoint, or an earlier version
+            if "calibrations" not in state:
+                raise InputError(f"{path} is no detector: run test.py or test_imagenet.py first") from error
             why = first_line(error)
             raise InputError(f"{path} is not this version's ({why}): evaluate the run again") from error
         kept = f"the detector's threshold keeps {100 * detector.keep:g} % of {detector.describe_images()}"

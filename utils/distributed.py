@@ -233,7 +233,7 @@ def resumed_in(before: dict, now: dict) -> dict:
     """Returns the environment of a resumed run: ``now``, with earlier values of what has changed."""
     merged = dict(now)
     for name in now.keys() & before.keys() - {"cpu_cores", "date"}:
-        known = str(before[name]).endswith(str(now[name]))
+        known = str(before[name]).split(", then ")[-1] == str(now[name])
         merged[name] = before[name] if known else f"{before[name]}, then {now[name]}"
     return merged
 

@@ -21,9 +21,12 @@ def first_line(error: Exception | str) -> str:
 
 
 def say(text: str, stream: IO[str] | None = None) -> None:
-    """Prints a line, to stdout by default; a full disk or a closed pipe does not end a run."""
+    """Prints a line, to stdout by default; a full disk or a closed pipe does not end a run. What the stream
+    cannot encode, such as a file's name that is not UTF-8, is escaped."""
+    stream = stream or sys.stdout
+    encoding = getattr(stream, "encoding", None) or "utf-8"
     with contextlib.suppress(OSError, ValueError):
-        print(text, file=stream or sys.stdout, flush=True)
+        print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
 
 
 def exit_cleanly(main: Callable[[], None]) -> None:

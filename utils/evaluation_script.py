@@ -11,7 +11,7 @@ from datasets.folders import files_below
 from datasets.images import NORMALIZATIONS
 from utils import flags
 from utils.calibration import CALIBRATIONS
-from utils.checkpoint import BEST, open_checkpoint, results_folder
+from utils.checkpoint import BEST, DATA_FLAGS, open_checkpoint, results_folder
 from utils.detector import Detector, find_detector
 from utils.distributed import Compute, finish, in_main, is_first_process, start
 from utils.errors import InputError, say
@@ -21,9 +21,8 @@ from utils.scores import score_names
 from utils.text_files import csv_text, writable_folder, write_text
 
 KEEP = 0.95  # the share of ID images that the detector keeps by default
-# Flags, with their defaults, whose effect is stored in a detector.
-SETTLED = {"FC": None, "fc_strength": 1, "tnorm": False, "precision": "auto", "normalization": None}
-SETTLED |= {"ood_resize": "squash", "save_features": False, "select": "last"}
+# Flags that change no result: how and where the script runs, and where the data are.
+LOCAL_FLAGS = {"ckpt_path", "images", "srp", "gpu", "num_workers", "tb", "figures"} | DATA_FLAGS
 COLUMNS = ("class", "class_name", "probability", "score", "ood")  # of predictions.csv, after the path
 
 
@@ -35,8 +34,8 @@ def evaluation_parser(description: str) -> argparse.ArgumentParser:
     which += "accuracy on held-out training images (--val_fraction)"
     add("--select", choices=("last", "best"), default="last", help=which)
     images = "instead of evaluating the run, apply its detector to image files, or to all files in folders: "
-    images += "prints classes, scores and decisions and writes predictions.csv; needs no data set; of the "
-    images += "other flags, --calibration, --score and --keep override the detector's, --gpu and --srp apply"
+    images += "prints classes, scores and decisions and writes predictions.csv; needs no data set; "
+    images += "--calibration, --score and --keep override the detector's"
     add("--images", type=flags.path, nargs="+", metavar="PATH", help=images)
     ways = parser.add_mutually_exclusive_group()
     ways.add_argument(
@@ -74,6 +73,14 @@ def evaluation_parser(description: str) -> argparse.ArgumentParser:
     add("--test_batch_size", "--tb", dest="tb", type=flags.positive_int, default=1000, help=size)
     add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help=flags.PRECISION)
     return parser
+
+
+def parse(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
+    """Parses the flags; ``asked`` has those that change results and differ from their defaults."""
+    args = parser.parse_args(argv)
+    changed = {name: value for name, value in vars(args).items() if value != parser.get_default(name)}
+    args.asked = {name: value for name, value in changed.items() if name not in LOCAL_FLAGS}
+    return args
 
 
 def choose_settings(
@@ -127,12 +134,11 @@ def run_script(
             if not is_first_process():
                 sys.exit(0)
             raise InputError("--images takes one process: start the script without torchrun")
-        for name, default in SETTLED.items():
-            if getattr(args, name, default) != default:
-                raise InputError(f"--{name} has no effect with --images: the detector is as it was evaluated")
+        if settled := sorted(args.asked.keys() - {"calibration", "score", "keep"}):
+            raise InputError(f"--{settled[0]} has no effect with --images: the detector is as evaluated")
         names = args.calibration or [None]
-        if len(names) > 1:
-            raise InputError("with --images give one --calibration; default: the detector's")
+        if len(names) > 1 or "auto" in names:
+            raise InputError("with --images give none, fc or probe to --calibration; default: the detector's")
         detector = Detector.load(args.ckpt_path, start(args.gpu).device, names[0], args.score, args.keep)
         predict_files(args.images, detector, args.srp or find_detector(args.ckpt_path).parent)
         return

@@ -23,13 +23,14 @@ DIGITS = 4  # candidates of "auto" whose quality is equal to so many digits tie
 
 class TrainingSets(NamedTuple):
     """What calibrations and scores are fitted on, and what "auto" judges them by, if it was held out;
-    ``attending``: the images of FC's attention."""
+    ``attending`` and ``attending_outliers``: those of FC's attention."""
 
     training: Features
     outliers: Features | None
     held_out: Features | None
     held_outliers: Features | None
     attending: Features
+    attending_outliers: Features | None
 
 
 def trained_statistics(checkpoint: Any, num_classes: int, dim: int) -> tuple[Tensor, Tensor] | None:
@@ -73,7 +74,7 @@ def fit_calibrations(
     num_outliers = len(sets.outliers.features) if needs_outliers(names, score) else 0
     facts, with_probe = {"num_ood_samples": num_outliers, "vmf": {}}, needs_probe(names, score)
     if {"auto", "fc"} & set(names):
-        attention = fit_attention(classifier, sets.attending, sets.outliers.features, class_counts)
+        attention = fit_attention(classifier, sets.attending, sets.attending_outliers.features, class_counts)
     if with_probe:
         probe, facts["probe"] = fit_probe(*sets.training, sets.outliers.features, len(class_counts))
         probe = Classifier(*(part.to(classifier.weight.device) for part in probe))

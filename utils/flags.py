@@ -80,7 +80,7 @@ def add_training_flags(parser):
     add("--num_workers", "--cpus", type=count, default=WORKERS, help="processes that read ImageNet files")
     start = "start from a trained backbone: a checkpoint file, or imagenet for torchvision's weights"
     add("--init", metavar="FILE", help=f"{start}; not in the paper")
-    where = "the run directory; default: that of --resume, else runs/DATASET_MODEL_SEED"
+    where = "the run directory; default: that of --resume, if it names one, else runs/DATASET_MODEL_SEED"
     add("--save_root_path", "--srp", dest="srp", type=path, help=where)
     resume = "resume the run in --srp with its own flags; or the run of another directory or checkpoint file"
     add("--resume", type=os.path.expanduser, nargs="?", const="", metavar="PATH", help=resume)

@@ -69,8 +69,9 @@ class PATTLoss(nn.Module):
         """Returns ``{loss, isac, tla, oe}``, scalars, for one batch, ordered [view 1 (B), view 2 (B), view 3
         (B), outliers (M)]; ``labels`` (B,) are of view 1, and so of views 2 and 3.
 
-        Without ISAC there are no views 2 and 3, without OE no outliers; a removed term is 0. In training mode
-        the class statistics take in the batch before they are used.
+        Without ISAC there are no views 2 and 3, without OE no outliers; these terms are then 0. Without TLA
+        ``tla`` is the plain cross-entropy. In training mode the class statistics take in the batch before
+        they are used.
         """
         batch = len(labels)
         first_outlier = 3 * batch if self.isac else batch

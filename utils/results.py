@@ -96,7 +96,7 @@ def conclude(
 
 def _write_features(sets, classifier, folder):
     folder.mkdir()
-    fitting = sets.fitting._asdict() | {"attending": None}
+    fitting = sets.fitting._asdict() | {"attending": None, "attending_outliers": None}
     named = {"test": sets.test} | {name: of_set for name, of_set in fitting.items() if of_set is not None}
     named |= {f"{name}-ood" if name in named else name: of_set for name, of_set in sets.ood.items()}
     for name, of_set in named.items():

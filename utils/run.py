@@ -64,8 +64,9 @@ class Trained(NamedTuple):
 def restore(state: dict, trained: Trained, data: TrainingData) -> None:
     """Restores what training changes; raises InputError if ``state`` is from other images or outliers."""
     require_classes(state, data.class_counts, data.class_names)
-    if state.get("num_outliers") != data.loader.num_outliers:
-        raise InputError("the number of outliers is not that of the run to resume")
+    theirs, ours = state.get("num_outliers"), data.loader.num_outliers
+    if theirs != ours:
+        raise InputError(f"there are {ours} outliers, and in the run to resume {theirs}")
     settings = trained.optimizer.state_dict()["param_groups"]  # as the flags say
     load_weights(trained.model, network_weights(state))
     trained.criterion.load_state_dict(state["criterion"])
@@ -83,7 +84,7 @@ class Run:
         self.folder, self.loader, self.stop = Path(settings["srp"]), data.loader, stop
         self.epoch, self.step, self.history = 0, 0, []
         self.meter = EpochMeter(len(data.class_counts), compute.device)
-        self.environment = environment(compute.device)
+        self.environment = environment(compute.device) | {"processes": compute.world_size}
         self.stopping, self.save_due = False, False
         self.scalars = None  # TensorBoard's writer
         self.unwritten = set()  # files whose last write failed
@@ -120,7 +121,8 @@ class Run:
                 if bar.update(size):
                     bar.set_postfix_str(f"loss {self.meter.running_loss():.4f}", refresh=False)
                 self.stopping, self.save_due = self._vote()
-                if (self.stopping or self.save_due) and not self.epoch_is_whole:
+                validates = self.data.validation_batches is not None  # which can take long
+                if (self.stopping or self.save_due) and (validates or not self.epoch_is_whole):
                     self.trained.guard.check()
                     self.save()
                 if self.stopping:
@@ -255,10 +257,10 @@ class Run:
             picture = f"training.{self.settings['figures']}"
             self._try_to_write(picture, plot_history, self.history, self.folder / picture)
         say(f"run directory: {self.folder}")
+        if LATEST in self.unwritten:
+            raise InputError(f"the end of the run is not in {self.folder}: make room, then add --resume")
         if not self.finished:
             say(f"stopped in epoch {self.epoch + 1}; --resume continues from the last checkpoint", sys.stderr)
-        elif LATEST in self.unwritten:
-            raise InputError(f"the end of the run is not in {self.folder}: make room, then add --resume")
         elif BEST in self.unwritten:
             raise InputError(f"{BEST} of the best epoch could not be written to {self.folder}")
         elif self.epoch < self.settings["epochs"]:
@@ -280,8 +282,8 @@ def open_run(settings: dict, compute: Compute, data: TrainingData, trained: Trai
         state = find_checkpoint(folder, resume, settings)
         run.begin(state)
         if state is not None and not resumes_in_place(folder, resume):
-            run.save()
             in_main(compute, lambda: run.bring_best(run_folder(resume)))
+            run.save()
         yield run
         in_main(compute, run.end)  # a launcher ends the others once one process has ended
     finish()
@@ -301,6 +303,8 @@ def taken_folder(folder: Path, resume: str | None) -> Iterator[None]:
             say(f"warning: {folder} cannot be locked ({error}); start no second run there", sys.stderr)
         if (holds_run(folder) or (folder / "log.jsonl").exists()) and not resumes_in_place(folder, resume):
             raise InputError(f"{folder} already holds a run: --resume continues it; or choose another --srp")
+        if (folder / BEST).exists() and not holds_run(folder):
+            raise InputError(f"{folder} holds {BEST} alone of a run: move it away, or choose another --srp")
         for left in folder.glob("*.????????.tmp"):  # by a run that was killed while it saved
             left.unlink(missing_ok=True)
         yield
