@@ -106,10 +106,8 @@ def evaluate(args, compute, checkpoint, known, notes, out):
         about = {"dataset": known["ds"], "network": known["model"], "checkpoint": str(args.ckpt_path)}
         about |= {"rho": known["rho"], "normalization": known["normalization"], "ood_resize": args.ood_resize}
         about |= {"flags": args.asked, "notes": notes}
-        preprocessing = Preprocessing(test.images.shape[-1], args.ood_resize, normalization)
-        subject = Subject(
-            model, known["model"], "cifar", preprocessing, class_counts, class_names, checkpoint
-        )
+        look = Preprocessing(test.images.shape[-1], args.ood_resize), normalization
+        subject = Subject(model, known["model"], "cifar", *look, class_counts, class_names, checkpoint)
         conclude(subject, sets, settings, about, out, compute.device)
 
 

@@ -120,10 +120,8 @@ def evaluate(args, compute, checkpoint, known, notes, out):
         about = {"dataset": "imagenet", "data": name_of(data["txtt"]), "network": known["model"]}
         about |= {"checkpoint": str(args.ckpt_path), "normalization": known["normalization"]}
         about |= {"calibration_seed": args.seed, "flags": args.asked, "notes": notes}
-        preprocessing = Preprocessing(known["image_size"], PHOTOGRAPH, normalization)
-        subject = Subject(
-            model, known["model"], "imagenet", preprocessing, class_counts, class_names, checkpoint
-        )
+        look = Preprocessing(known["image_size"], PHOTOGRAPH), normalization
+        subject = Subject(model, known["model"], "imagenet", *look, class_counts, class_names, checkpoint)
         conclude(subject, Sets(of_test, of_ood, fitting), settings, about, out, compute.device)
 
 

@@ -22,11 +22,10 @@ from statistics import median
 
 import numpy as np
 import torch
-from PIL import Image
 from torchvision.datasets.utils import check_integrity
 
 from datasets.cifar import NUM_CLASSES, OUTLIERS, RELEASES, load_cifar, load_outliers
-from datasets.decoding import FORMATS
+from datasets.decoding import Unreadable, open_picture
 from datasets.folders import Lists, write_lists, write_ood_set, write_outliers
 from datasets.image_list import read_image_list, read_present
 from datasets.images import kept_outliers
@@ -109,9 +108,8 @@ def shorter_side(lists: Lists) -> float:
     paths, _ = read_image_list(lists.files["train"])
     sides = []
     for path in paths[:: math.ceil(len(paths) / 200)]:
-        # Pillow's parsers raise many kinds for a damaged file, and training replaces it.
-        with contextlib.suppress(Exception), Image.open(lists.iidp / path, formats=FORMATS) as picture:
-            sides.append(min(picture.size))
+        with contextlib.suppress(Unreadable):  # training replaces it
+            sides.append(min(open_picture(lists.iidp / path).size))
     return median(sides) if sides else math.inf
 
 

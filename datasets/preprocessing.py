@@ -9,7 +9,6 @@ from torch import Tensor
 from torchvision.transforms import functional
 
 from datasets.decoding import Unreadable, central_crop, decode, open_picture, pixels, upright_rgb
-from datasets.images import Normalization
 from utils.errors import InputError
 
 RESIZE_MODES = ("squash", "crop")  # of small OOD images
@@ -18,7 +17,7 @@ ROUNDING = 1e-3  # beyond 0 and 1; a resize of a float image exceeds them by 1e-
 
 
 class Preprocessing(NamedTuple):
-    """How an image of any size becomes ``size`` x ``size`` pixels, and their normalisation, if any.
+    """How an image of any size becomes ``size`` x ``size`` pixels.
 
     ``resize`` (bilinear, antialiased): ``squash`` whatever the shape, as the code behind the published tables
     does; ``crop``, the shorter side to ``size``, then the centre, both of which leave an image of the right
@@ -27,7 +26,6 @@ class Preprocessing(NamedTuple):
 
     size: int
     resize: str
-    normalization: Normalization | None = None
 
     def of_picture(self, picture: Image.Image) -> Tensor:
         """Returns uint8 (3, size, size), upright, and RGB from whatever mode; raises InputError."""

@@ -35,9 +35,9 @@ def fitted():
 
 def write(folder, fitted, names=None, auto=None, epoch=30, sets=None, calibrations=None, **settings):
     network, made, made_from = fitted
-    preprocessing = Preprocessing(16, "squash", NORMALIZATIONS["digits"])
+    look = Preprocessing(16, "squash"), NORMALIZATIONS["digits"]
     checkpoint = {"epoch": epoch, "args": {"epochs": 30}}
-    subject = Subject(network, "ResNet20", "cifar", preprocessing, [20, 20, 20], names, checkpoint)
+    subject = Subject(network, "ResNet20", "cifar", *look, [20, 20, 20], names, checkpoint)
     chosen = {name: made[name] for name in calibrations or made}
     path = folder / "detector.pth"
     write_detector(path, subject, chosen, sets or made_from, SETTINGS._replace(**settings), auto)

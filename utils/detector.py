@@ -49,6 +49,7 @@ class Subject(NamedTuple):
     name: str
     family: str
     preprocessing: Preprocessing
+    normalization: Normalization
     class_counts: list[int]
     class_names: list[str] | None
     checkpoint: Any
@@ -109,7 +110,7 @@ class Detector:
         self.keep = default["keep"] if keep is None else keep
         self.num_images, self.threshold = len(id_scores), keeping_threshold(id_scores, self.keep)
         normalization = Normalization(*map(tuple, state["normalization"]))
-        self.preprocessing = Preprocessing(state["image_size"], state["resize"], normalization)
+        self.preprocessing = Preprocessing(state["image_size"], state["resize"])
         classes = len(state["weights"]["linear.weight"])
         network = build_model(state["network"], classes, state["family"]).float().requires_grad_(False)
         load_weights(network, state["weights"])
@@ -229,7 +230,7 @@ def write_detector(
         "weights": subject.model.state_dict(),
         "image_size": subject.preprocessing.size,
         "resize": subject.preprocessing.resize,
-        "normalization": [list(part) for part in subject.preprocessing.normalization],
+        "normalization": [list(part) for part in subject.normalization],
         "precision": settings.precision,
         "class_names": subject.class_names,
         "unfinished": is_unfinished(subject.checkpoint),

@@ -67,10 +67,9 @@ def restore(state: dict, trained: Trained, data: TrainingData) -> None:
     theirs, ours = state.get("num_outliers"), data.loader.num_outliers
     if theirs != ours:
         raise InputError(f"there are {ours} outliers, and in the run to resume {theirs}")
-    settings = trained.optimizer.state_dict()["param_groups"]  # as the flags say
     load_weights(trained.model, network_weights(state))
     trained.criterion.load_state_dict(state["criterion"])
-    trained.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": settings})
+    trained.optimizer.load_state_dict(state["optimizer"])
     trained.guard.bad_in_row = state.get("bad_in_row", 0)
     torch.set_rng_state(state["rng"])
 
