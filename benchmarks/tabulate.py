@@ -226,19 +226,21 @@ def claim_table(name: str) -> Table:
 
 def every_number(results: Path) -> list[dict]:
     """Returns a record for each run and calibration, with its accuracies, and one for each of its scores and
-    OOD sets, as fractions with 4 digits."""
+    OOD sets, in percent."""
     every = []
     for folder in sorted(path for path in results.iterdir() if path.is_dir()):
         for record in chain.from_iterable(load_records(folder).values()):
             found = record["results"]
             numbers = [(entry, ACCURACY_COLUMNS) for entry in found["accuracy"]]
-            numbers += [(entry, ("score", "ood", "n_id", "n_ood", *OOD_COLUMNS)) for entry in found["rows"]]
+            numbers += [(entry, ("score", "ood", *OOD_COLUMNS)) for entry in found["rows"]]
             for entry, names in numbers:
                 strength = found.get("fc_strength") if entry["calibration"] == "fc" else None
                 line = {"protocol": folder.name, "row": record["row"], "seed": record["seed"]}
                 line |= {"calibration": entry["calibration"], "fc_strength": strength}
-                line |= {name: entry.get(name) for name in names}
-                every.append({k: round(v, 4) if isinstance(v, float) else v for k, v in line.items()})
+                values = {name: entry.get(name) for name in names}
+                every.append(
+                    line | {k: round(100 * v, 2) if isinstance(v, float) else v for k, v in values.items()}
+                )
     return every
 
 

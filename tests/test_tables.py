@@ -146,13 +146,13 @@ def test_stale_files_are_found_and_mended(tmp_path, monkeypatch):
     assert [(line["calibration"], line["ood"], line["auroc"]) for line in lines] == [
         ("none", "", ""),
         ("fc", "", ""),
-        ("none", "digits89", "0.85"),
-        ("none", "noise", "0.95"),
-        ("fc", "digits89", "0.75"),
-        ("fc", "noise", "0.85"),
+        ("none", "digits89", "85.0"),
+        ("none", "noise", "95.0"),
+        ("fc", "digits89", "75.0"),
+        ("fc", "noise", "85.0"),
     ]
     about = [lines[0][name] for name in ("protocol", "row", "seed", "all")]
-    assert about == ["digits_default", "patt", "0", "0.75"]
+    assert about == ["digits_default", "patt", "0", "75.0"]
 
 
 def test_reduced_and_stand_in_rows_are_labelled(tmp_path, capsys):
