@@ -235,6 +235,8 @@ def every_number(results: Path) -> list[dict]:
             numbers += [(entry, ("score", "ood", *OOD_COLUMNS)) for entry in found["rows"]]
             for entry, names in numbers:
                 strength = found.get("fc_strength") if entry["calibration"] == "fc" else None
+                if "auto" in found and strength in (None, 1.0):
+                    continue  # the row's own evaluation has the same
                 line = {"protocol": folder.name, "row": record["row"], "seed": record["seed"]}
                 line |= {"calibration": entry["calibration"], "fc_strength": strength}
                 values = {name: entry.get(name) for name in names}
