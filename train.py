@@ -116,15 +116,12 @@ def build_criterion(args, class_counts, embedding_dim):
     return PATTLoss(
         class_counts,
         embedding_dim,
-        oe_weight=args.Lambda1,
+        oe_weight=args.Lambda1 if args.oe else None,
         tla_weight=args.Lambda2,
-        contrast_temperature=args.temperature,
-        logit_temperature=args.tem_scale,
+        contrast_temperature=args.temperature if args.isac else None,
+        logit_temperature=args.tem_scale if args.tla else None,
         schedule="running" if "statistics" in args.depart else "epoch",
         normalize="embeddings" not in args.depart,
-        isac=args.isac,
-        tla=args.tla,
-        oe=args.oe,
     )
 
 

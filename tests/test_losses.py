@@ -90,7 +90,10 @@ def test_the_gradient_in_training_mode_holds_the_statistics_fixed():
 def test_without_a_term_the_others_stay(isac, tla, oe):
     """Without ISAC there are no views 2 and 3, and the classifier's term has weight 1."""
     logits, embeddings = inputs(3 if isac else 1, OUTLIERS if oe else 0)
-    terms = criterion(isac=isac, tla=tla, oe=oe)(logits, embeddings, LABELS)
+    removed = {"contrast_temperature": isac, "logit_temperature": tla, "oe_weight": oe}
+    terms = criterion(**{name: None for name, kept in removed.items() if not kept})(
+        logits, embeddings, LABELS
+    )
     of_view1 = logits[:BATCH].numpy()
     classifier = loop_ce(of_view1 / 0.9 + LOG_PRIOR if tla else of_view1, LABELS)
     exposure = loop_oe(logits[-OUTLIERS:]) if oe else 0

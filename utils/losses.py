@@ -28,12 +28,12 @@ class PATTLoss(nn.Module):
 
     Args:
         class_counts: the C class sizes of the training set; pi_c = n_c / sum n. embedding_dim: p.
-        oe_weight, tla_weight: Lambda1 and Lambda2.
-        contrast_temperature, logit_temperature: tau of ISAC, T of TLA.
+        oe_weight: Lambda1; None removes OE. tla_weight: Lambda2; without ISAC the classifier's term is the
+            main loss and has weight 1.
+        contrast_temperature: tau; None removes ISAC. logit_temperature: T; None makes TLA plain
+            cross-entropy.
         schedule: of the class statistics, see :class:`utils.vmf.ClassVMF`.
         normalize: embeddings are put on the unit sphere first. False is what the authors' release does.
-        isac, tla, oe: False removes the term. Without ISAC the classifier's term is the main loss and has
-            weight 1; without TLA it is plain cross-entropy.
     """
 
     def __init__(
@@ -41,26 +41,22 @@ class PATTLoss(nn.Module):
         class_counts: Sequence[int],
         embedding_dim: int,
         *,
-        oe_weight: float,
+        oe_weight: float | None,
         tla_weight: float,
-        contrast_temperature: float = 0.1,
-        logit_temperature: float = 0.9,
+        contrast_temperature: float | None = 0.1,
+        logit_temperature: float | None = 0.9,
         schedule: str = "epoch",
         normalize: bool = True,
-        isac: bool = True,
-        tla: bool = True,
-        oe: bool = True,
     ) -> None:
         super().__init__()
         counts = torch.as_tensor(class_counts, dtype=torch.float64)
         self.register_buffer("log_prior", torch.log(counts / counts.sum()).float(), persistent=False)
         self.statistics = ClassVMF(len(counts), embedding_dim, schedule)
         self.oe_weight = oe_weight
-        self.tla_weight = tla_weight if isac else 1.0
+        self.tla_weight = 1.0 if contrast_temperature is None else tla_weight
         self.contrast_temperature = contrast_temperature
         self.logit_temperature = logit_temperature
         self.normalize = normalize
-        self.isac, self.tla, self.oe = isac, tla, oe
 
     def start_epoch(self) -> None:
         self.statistics.start_epoch()
@@ -74,20 +70,22 @@ class PATTLoss(nn.Module):
         they are used.
         """
         batch = len(labels)
-        first_outlier = 3 * batch if self.isac else batch
+        first_outlier = batch if self.contrast_temperature is None else 3 * batch
         with torch.autocast(logits.device.type, enabled=False):
             # One split: slicing three times, autograd would fill three full-size gradients.
             view1, _, outliers = logits.to(torch.promote_types(logits.dtype, torch.float32)).split(
                 [batch, first_outlier - batch, len(logits) - first_outlier]
             )
-            if self.tla:
-                tla = logit_adjusted_ce(view1, labels, self.log_prior, self.logit_temperature)
-            else:
+            if self.logit_temperature is None:
                 tla = F.cross_entropy(view1, labels)
-            pairs = embeddings[batch:first_outlier]
-            isac = self.contrast(pairs, labels.repeat(2)) if self.isac else torch.zeros_like(tla)
-            oe = outlier_exposure(outliers) if self.oe else torch.zeros_like(tla)
-            loss = isac.add(tla, alpha=self.tla_weight).add(oe, alpha=self.oe_weight)
+            else:
+                tla = logit_adjusted_ce(view1, labels, self.log_prior, self.logit_temperature)
+            isac = oe = torch.zeros_like(tla)
+            if self.contrast_temperature is not None:
+                isac = self.contrast(embeddings[batch:first_outlier], labels.repeat(2))
+            if self.oe_weight is not None:
+                oe = outlier_exposure(outliers)
+            loss = isac.add(tla, alpha=self.tla_weight).add(oe, alpha=self.oe_weight or 0)
         return dict(zip(TERMS, (loss, isac, tla, oe), strict=True))
 
     def contrast(self, embeddings: Tensor, labels: Tensor) -> Tensor:

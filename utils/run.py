@@ -113,6 +113,7 @@ class Run:
             leave=False,
             disable=not self.compute.is_main,
         )
+        validates = self.data.validation_batches is not None  # which can take long
         with bar:
             for batch in self.loader.epoch(self.epoch, self.step):
                 yield self.step, batch
@@ -120,7 +121,6 @@ class Run:
                 if bar.update(size):
                     bar.set_postfix_str(f"loss {self.meter.running_loss():.4f}", refresh=False)
                 self.stopping, self.save_due = self._vote()
-                validates = self.data.validation_batches is not None  # which can take long
                 if (self.stopping or self.save_due) and (validates or not self.epoch_is_whole):
                     self.trained.guard.check()
                     self.save()
