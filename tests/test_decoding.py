@@ -85,6 +85,11 @@ def test_broken_exif_does_not_spoil_a_good_picture(tmp_path, exif):
 RAMP = np.linspace(0, 65_535, 35).round().astype(np.uint16).reshape(5, 7)
 
 
+def test_more_than_16_bits_are_refused():
+    with pytest.raises(decoding.Unreadable, match="16 bits"):
+        upright_rgb(Image.fromarray(np.full((4, 4), 70_000, np.int32)))
+
+
 @pytest.mark.parametrize("mode", ["I;16", "I;16B", "I;16L", "I"])
 def test_every_mode_of_16_bits_is_scaled(mode):
     order = {"I": "=i4", "I;16B": ">u2"}.get(mode, "<u2")

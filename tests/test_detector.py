@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from command_line import ROOT, load_script, run
+from command_line import ROOT, assert_one_sentence, load_script, run
 from image_files import photograph
 from PIL import Image
 from test_imagenet_cli import SMALL, TRAIN, write_lists
@@ -70,6 +70,15 @@ def photographs(tmp_path_factory):
     assert run(train_imagenet.main, *TRAIN, *data, "--srp", folder) == 0
     scores = evaluate(imagenet_evaluation, *SMALL, "--ckpt_path", folder, "--score", "knn")
     return Evaluated(folder, scores), root
+
+
+def test_auto_is_not_judged_on_outliers_that_were_trained_on(digits, tmp_path, capsys):
+    """Of 4,000 outliers training saw the first 3,600."""
+    argv = ["--gpu", "cpu", "--ckpt_path", digits.folder, "--srp", tmp_path, "--calibration", "auto"]
+    status = run(evaluation.main, *argv, "--num_ood_samples", 3600)
+    assert_one_sentence(capsys, status, "--calibration auto", "--num_ood_samples")
+    assert run(evaluation.main, *argv, "--num_ood_samples", 3700, "--dout", "noise") == 0
+    assert json.loads((tmp_path / "results.json").read_text())["num_ood_samples"] == 3600
 
 
 def scores_of(detections):
@@ -225,6 +234,7 @@ def test_images_that_cannot_be_scored(digits, photos, tmp_path, capsys):
         (["--images", photos, "--ckpt_path", tmp_path], "test.py"),
         (["--images", photos / "note.txt", *run_of], "note.txt"),
         (["--images", photos, *run_of, "--calibration", "fc", "none"], "--calibration"),
+        (["--images", photos, *run_of, "--calibration", "auto"], "--calibration"),
         (["--images", photos, *run_of, "--tnorm"], "--tnorm"),
         (["--select", "best", "--ckpt_path", digits.folder / "latest.pth"], "--select"),
     ):

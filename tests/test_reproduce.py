@@ -3,6 +3,7 @@
 import json
 import shlex
 import subprocess
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ import train_imagenet
 from benchmarks import reproduce, table
 from utils import flags
 from utils.errors import InputError
+from utils.run import EXIT_STOPPED
 
 ON_IMAGENET = [[name, "--ds", "imagenet"] for name in ("ablation", "departures", "defaults")]
 
@@ -62,6 +64,14 @@ def test_the_results_of_an_unfinished_run_do_not_count(epoch, finished, tmp_path
     line = ["test.py", "--ckpt_path", "OUT", "--gpu", "cpu"]
     assert reproduce.is_evaluated(tmp_path, [*line, "--dout", "noise"]) == (finished and epoch == 12)
     assert not reproduce.is_evaluated(tmp_path, line)  # somebody evaluated it in another way
+
+
+def test_a_stopped_run_stops_all(digits, monkeypatch):
+    """Ctrl-C reaches the run, too, which then ends with this status."""
+    stopped = SimpleNamespace(returncode=EXIT_STOPPED)
+    monkeypatch.setattr(reproduce.subprocess, "run", lambda *a, **k: stopped)
+    with pytest.raises(KeyboardInterrupt):
+        reproduce.main(digits)
 
 
 def test_one_run_that_fails_does_not_stop_the_others(digits, monkeypatch, capsys):
