@@ -29,7 +29,7 @@ from models import FAMILIES, build_model
 from utils import flags
 from utils.checkpoint import caveats, require_classes, resolve_settings, stored_arguments
 from utils.detector import Subject
-from utils.distributed import autocast
+from utils.distributed import autocast, finish
 from utils.errors import InputError, exit_cleanly
 from utils.evaluation import extract_features, prepare_network
 from utils.evaluation_script import choose_settings, data_of_run, evaluation_parser, parse, run_script, warn
@@ -102,6 +102,7 @@ def evaluate(args, compute, checkpoint, known, notes, out):
     )
     of_ood = {name: features(name, images) for name, images in ood_sets.items()}
     sets = Sets(features("test images", test), of_ood, fitting)
+    finish()  # fitting, in the main process, can take longer than the others may wait
     if compute.is_main:
         about = {"dataset": known["ds"], "network": known["model"], "checkpoint": str(args.ckpt_path)}
         about |= {"rho": known["rho"], "normalization": known["normalization"], "ood_resize": args.ood_resize}

@@ -22,7 +22,7 @@ from models import FAMILIES, build_model
 from utils import flags
 from utils.checkpoint import caveats, require_classes, resolve_settings, stored_arguments
 from utils.detector import Subject
-from utils.distributed import autocast, to_main
+from utils.distributed import autocast, finish, to_main
 from utils.errors import InputError, exit_cleanly
 from utils.evaluation import Features, extract_features, prepare_network
 from utils.evaluation_script import choose_settings, data_of_run, evaluation_parser, parse, run_script, warn
@@ -116,6 +116,7 @@ def evaluate(args, compute, checkpoint, known, notes, out):
         attending=Features(*(part[sample] for part in of_training)) if compute.is_main else None,
         attending_outliers=of_outliers,
     )
+    finish()  # fitting, in the main process, can take longer than the others may wait
     if compute.is_main:
         about = {"dataset": "imagenet", "data": name_of(data["txtt"]), "network": known["model"]}
         about |= {"checkpoint": str(args.ckpt_path), "normalization": known["normalization"]}

@@ -154,7 +154,8 @@ def parallelize(
         if sync_bn:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         ids = [compute.device.index] if compute.device.type == "cuda" else None
-        return nn.parallel.DistributedDataParallel(model, device_ids=ids)
+        # Training reads no running statistics; share_buffers serves the validation.
+        return nn.parallel.DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
     return over_gpus(model, compute, precision)
 
 

@@ -13,7 +13,7 @@ from utils import flags
 from utils.calibration import CALIBRATIONS
 from utils.checkpoint import BEST, DATA_FLAGS, open_checkpoint, results_folder
 from utils.detector import Detector, find_detector
-from utils.distributed import Compute, finish, in_main, is_first_process, start
+from utils.distributed import Compute, in_main, is_first_process, start
 from utils.errors import InputError, say
 from utils.evaluation import Settings
 from utils.fitting import needs_outliers
@@ -152,7 +152,6 @@ def run_script(
     out = args.srp or results_folder(args.ckpt_path)
     in_main(compute, lambda: writable_folder(out))
     evaluate(args, compute, checkpoint, known, notes, out)
-    finish()
 
 
 def warn(compute: Compute, notes: list[str]) -> None:
