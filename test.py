@@ -83,7 +83,7 @@ def evaluate(args, compute, checkpoint, known, notes, out):
         outliers = ImageSet(outliers, torch.full((len(outliers),), -1))
         kept = kept_outliers(len(outliers.labels), known["val_fraction"])
         kept = max(kept, checkpoint.get("num_outliers") or 0)  # that many were trained on
-        if known["val_fraction"] and kept < len(outliers.labels):
+        if kept < len(outliers.labels):
             held_outliers = outliers.select(slice(kept, None))
         outliers = outliers.select(slice(kept))
     if "auto" in settings.calibrations and held_outliers is None:

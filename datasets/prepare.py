@@ -10,7 +10,6 @@ outliers and OOD sets of your own folders.
 import argparse
 import contextlib
 import math
-import os
 import shlex
 import shutil
 import sys
@@ -80,7 +79,6 @@ def commands(lists: Lists) -> list[str]:
     words += ["--txt_ood_train", files["outliers"]] if "outliers" in files else []
     words += ["--txt_ood_test", *ood] if ood else []
     words += ["--iodp", lists.iodp] if ood or "outliers" in files else []
-    words += ["--num_workers", os.cpu_count() or 1]
     training, test, batch = [], [], 32  # the paper's
     outliers = lists.num_outliers
     if lists.num_images < FEW:
