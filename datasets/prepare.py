@@ -212,7 +212,8 @@ def unpack(archive: Path, target: Path) -> None:
     with tempfile.TemporaryDirectory(prefix=".unpacking-", dir=writable_folder(target)) as scratch:
         try:
             if tarfile.is_tarfile(archive):
-                shutil.unpack_archive(archive, scratch, "tar", filter="data")  # from Python 3.10.12 on
+                with tarfile.open(archive) as members:
+                    _extract(members, scratch)
             else:
                 shutil.unpack_archive(archive, scratch, "zip")
         except Exception as error:  # zlib, tarfile and zipfile have many kinds for a damaged archive
@@ -223,6 +224,16 @@ def unpack(archive: Path, target: Path) -> None:
         for file in files:
             (target / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.move(Path(scratch, file), target / file)  # a link may lead to another disk
+
+
+def _extract(archive: tarfile.TarFile, folder: str) -> None:
+    if hasattr(tarfile, "data_filter"):
+        return archive.extractall(folder, filter="data")
+    for member in archive:  # Python before 3.10.12 or 3.11.4, such as Debian 12's
+        parts = Path(member.name).parts
+        if not (member.isreg() or member.isdir()) or "/" in parts or ".." in parts:
+            raise ValueError(f"{member.name} is not a file or folder inside it")
+    archive.extractall(folder)
 
 
 if __name__ == "__main__":

@@ -52,8 +52,12 @@ def write(request):
         ("evil", tarfile.SYMTYPE, b"../x"),
     ],
 )
-def test_nothing_leaves_the_folder(tmp_path, write, member):
-    """A tar is refused; zipfile and shutil skip such members, and write links as text."""
+@pytest.mark.parametrize("filters", [True, False])
+def test_nothing_leaves_the_folder(tmp_path, monkeypatch, write, member, filters):
+    """A tar is refused, also by a Python without tarfile's filters; zipfile and shutil skip such members, and
+    write links as text."""
+    if not filters:
+        monkeypatch.delattr(tarfile, "data_filter", raising=False)
     write(tmp_path / "x", [("a/good", FILE, b"good"), member])
     target = tmp_path / "to"
     if write is write_tar:
