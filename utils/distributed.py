@@ -216,6 +216,11 @@ def sum_over_processes(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def cpu_cores() -> int:
+    """Returns how many CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def environment(device: torch.device) -> dict:
     """Returns versions, device, commit and date, for ``args.json`` and result files."""
     return {
@@ -224,7 +229,7 @@ def environment(device: torch.device) -> dict:
         "torchvision": str(torchvision.__version__),
         "numpy": np.__version__,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor_name(),
-        "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cpu_cores": cpu_cores(),
         "commit": _commit(),
         "date": datetime.date.today().isoformat(),
     }

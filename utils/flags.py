@@ -6,7 +6,7 @@ import math
 import os
 from pathlib import Path
 
-from utils.distributed import Compute
+from utils.distributed import Compute, cpu_cores
 from utils.errors import InputError
 
 
@@ -64,7 +64,7 @@ imbalance_ratio = number(float, above=0, high=1)
 fraction = number(float, low=0, high=0.9)
 unit = number(float, low=0, high=1)
 # Processes that read files, for each process that trains.
-WORKERS = max(1, min(16, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+WORKERS = max(1, min(16, cpu_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
 GPU = "CUDA indices such as 0 or 0,1 (DataParallel), or cpu; under torchrun one each, or 0 for the first ones"
 FIGURES = ("png", "pdf", "svg")
 PRECISION = "auto: bf16 on GPUs that support it (Ampere and later), else fp32"
