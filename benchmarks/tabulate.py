@@ -69,8 +69,17 @@ def build(kind: str, argument: str, results: Path, chosen: argparse.Namespace) -
             table = scores_table(groups, chosen.score)
         else:
             table = table_by_way(groups, chosen.score, chosen.columns)
-    below = note(every, f"`{argument}`", table.averaged, dropped, kind != "defaults")
-    return table._replace(note=below)
+    return annotated(table, note(every, f"`{argument}`", table.averaged, dropped, kind != "defaults"))
+
+
+def annotated(table: Table, below: str) -> Table:
+    """Adds the note ``below``; what all rows are evaluated with is said there instead of in a column."""
+    columns = dict(zip(table.head, zip(*table.rows, strict=True), strict=True))
+    same = [name for name in ("calibration", "score") if len(set(columns.get(name, ()))) == 1]
+    shown = [name not in same for name in table.head]
+    head, *rows = (list(compress(cells, shown)) for cells in (table.head, *table.rows))
+    said = f"Every row: {', '.join(f'{name} {columns[name][0]}' for name in same)}. " if same else ""
+    return Table(head, rows, said + below)
 
 
 def labelled(rows: Sequence[list[dict]]) -> Records:
@@ -191,7 +200,7 @@ def runs_table(folders: Sequence[Path], chosen: argparse.Namespace) -> Table:
         label = ", ".join([first["name"], *differ]) + (f" and {len(others)} more" if others else "")
         labelled[label] = [first, *others]
     table = table_by_way(labelled, chosen.score, chosen.columns)
-    return table._replace(note=note(every, "the run directories", table.averaged))
+    return annotated(table, note(every, "the run directories", table.averaged))
 
 
 def settings_of(record: dict) -> dict:

@@ -40,7 +40,7 @@ def test_the_rows_of_a_table_have_the_same_seeds_and_others_are_named(tmp_path, 
         for seed in seeds:
             write_record(tmp_path, row, seed, 0.9 if seed in (0, 2) else 0.5)
     head, rows, note = show(capsys, tmp_path, "digits", "digits_default", *ONE)
-    assert [row[3] for row in rows] == ["90.0 ± 0.0"] * 3
+    assert [row[1] for row in rows] == ["90.0 ± 0.0"] * 3
     assert "seeds 0, 2 (1, 3 not in every row)" in note
     write_record(tmp_path, "la", 5, 0.9)
     with pytest.raises(InputError, match="no seed in common"):
@@ -52,7 +52,7 @@ def test_two_protocols_are_compared_row_by_row(tmp_path, capsys):
         write_record(tmp_path, row, 0, short, "short", {"epochs": 4})
         write_record(tmp_path, row, 1, long, "long", {"epochs": 9})
     _, rows, note = show(capsys, tmp_path, "ablation", "short,long", *ONE)
-    shown = [(label.split()[-2], auroc) for label, _, _, auroc in rows]  # the epochs are in the label
+    shown = [(label.split()[-2], auroc) for label, auroc in rows]  # the epochs are in the label
     assert shown == [("4", "70.00"), ("9", "80.00"), ("4", "50.00"), ("9", "60.00")]
     assert "4 epochs" in note and "9 epochs" in note and "`short,long`" in note
     assert "seeds 0, 1 (0, 1 not in every row)" in note
@@ -72,10 +72,10 @@ def test_runs_that_differ_in_the_seed_alone_share_a_row(tmp_path, capsys):
         write_run(tmp_path / name, seed, auroc, {"lr": rate})
     folders = [tmp_path / name for name in ("0", "2", "1", "0")]
     head, (first, second), note = show_runs(capsys, *folders, *ONE, "n", "minutes")
-    assert head == ["", "calibration", "score", "AUROC ↑", "n", "training, minutes"]
+    assert head == ["", "AUROC ↑", "n", "training, minutes"]
     assert first[0].startswith(str(tmp_path / "0")) and second[0] == str(tmp_path / "2")
-    assert first[3:] == ["85.0 ± 7.1", "2", "1.5"] and second[3:] == ["70.00", "1", "1.5"]
-    assert "seeds 0, 1, 3" in note
+    assert first[1:] == ["85.0 ± 7.1", "2", "1.5"] and second[1:] == ["70.00", "1", "1.5"]
+    assert "seeds 0, 1, 3" in note and note.startswith("Every row: calibration none, score energy. ")
 
 
 def test_evaluations_of_one_run_that_differ_have_rows_of_their_own(tmp_path, capsys):
@@ -116,7 +116,7 @@ def test_near_and_far_sets_are_averaged_apart(tmp_path, capsys):
     words = ["--score", "energy", "--columns", "near AUROC", "far AUROC", "far FPR95"]
     for row, numbers in (("patt", ["85.00", "95.00", "50.00"]), ("ce", ["-", "75.00", "30.00"])):
         head, rows, _ = show(capsys, tmp_path, "digits", "digits_default", *words, "--rows", row)
-        assert head[3:] == ["near AUROC ↑", "far AUROC ↑", "far FPR95 ↓"] and rows[0][3:] == numbers
+        assert head[1:] == ["near AUROC ↑", "far AUROC ↑", "far FPR95 ↓"] and rows[0][1:] == numbers
     with pytest.raises(InputError, match="different OOD sets"):
         show(capsys, tmp_path, "digits", "digits_default", *words)
 
@@ -124,7 +124,8 @@ def test_near_and_far_sets_are_averaged_apart(tmp_path, capsys):
 def test_a_run_evaluated_without_ood_images_shows_its_accuracy(tmp_path, capsys):
     write_run(tmp_path / "run", 0, 0.9, rows=[], mean=[])
     _, rows, note = show_runs(capsys, tmp_path / "run", "--columns", "AUROC", "ACC")
-    assert [row[3:] for row in rows] == [["-", "75.00"]] * 2 and "seed 0." in note
+    assert [row[1:] for row in rows] == [["none", "-", "75.00"], ["FC", "-", "75.00"]]
+    assert note.startswith("Every row: score energy. ") and "seed 0." in note
 
 
 def test_stale_files_are_found_and_mended(tmp_path, monkeypatch):
@@ -182,7 +183,7 @@ def test_seeds_that_were_evaluated_differently_have_no_mean(tmp_path, capsys):
     for seed, split in enumerate((None, "train", "test")):
         write_record(tmp_path, "patt", seed, 0.9, calibration_split=split)
         if split != "test":
-            assert show(capsys, tmp_path, "digits", "digits_default", *ONE)[1][0][3].startswith("90.0")
+            assert show(capsys, tmp_path, "digits", "digits_default", *ONE)[1][0][1].startswith("90.0")
     with pytest.raises(InputError, match="calibration_split"):
         show(capsys, tmp_path, "digits", "digits_default")
 
