@@ -13,6 +13,7 @@ import importlib
 import sys
 from collections import Counter
 from pathlib import Path
+from unittest import mock
 
 import torch
 from torch import nn
@@ -304,16 +305,5 @@ def fake_cuda():
     with contextlib.ExitStack() as stack:
         stack.callback(constants.cache_clear)
         for owner, name, value in PATCHES:
-            stack.enter_context(replaced(owner, name, value))
+            stack.enter_context(mock.patch.object(owner, name, value))
         yield stack.enter_context(FakeCuda())
-
-
-@contextlib.contextmanager
-def replaced(owner, name, value):
-    """``owner.name`` is ``value`` within the context."""
-    old = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, old)

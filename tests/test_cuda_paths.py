@@ -1,10 +1,12 @@
 """The CUDA paths, run without a GPU: one device per operation, no wait in a training step."""
 
+from unittest import mock
+
 import fake_cuda
 import pytest
 import torch
 from command_line import load_script
-from fake_cuda import CUDA, DeviceMistake, replaced
+from fake_cuda import CUDA, DeviceMistake
 from test_imagenet_data import save_list
 
 import train
@@ -35,52 +37,22 @@ def tiny_network():
     return SmallImageResNet(4, False, (1, 1), (8, 16))
 
 
-class Step:
-    """CIFAR's training step, its parts made as train.py makes them; to be used under fake_cuda()."""
-
-    def __init__(self, opt="adam", schedule="epoch", gpus=(0,), steps=2, views=PLAIN):
-        images = torch.randint(0, 256, (8 * steps, 3, 32, 32), dtype=torch.uint8)
-        self.loader = TrainLoader(
-            images,
-            torch.arange(8 * steps) % 4,
-            images,
-            views,
-            batch_size=8,
-            outlier_batch_size=8,
-            contrastive=True,
-            seed=0,
-            normalization=CIFAR_NORMALIZATION,
-            outlier_normalization=CIFAR_NORMALIZATION,
-            device=CUDA,
-        )
-        model = tiny_network().to(CUDA, memory_format=torch.channels_last)
-        self.criterion = losses.PATTLoss(
-            COUNTS, model.embedding_dim, oe_weight=0.1, tla_weight=0.5, schedule=schedule
-        ).to(CUDA)
-        self.optimizer = train.build_optimizer(model, train.parse_args(["--opt", opt]))
-        self.guard = StepGuard(self.optimizer, [model, self.criterion], 3)
-        self.meter = EpochMeter(4, CUDA)
-        self.network = parallelize(model, Compute(CUDA, gpus))
-        self.mixed_precision = autocast(CUDA, "auto")
-
-    def epoch(self):
-        self.criterion.start_epoch()
-        batches = enumerate(self.loader.epoch(0))
-        train.train_one_epoch(
-            self.network,
-            self.criterion,
-            self.optimizer,
-            self.guard,
-            self.meter,
-            batches,
-            self.mixed_precision,
-        )
-        self.meter.losses(), self.meter.accuracies(COUNTS)
-
-
-def an_epoch(**settings):
+def an_epoch(opt="adam", schedule="epoch", gpus=(0,), views=PLAIN):
+    """Two of CIFAR's training steps on the fake device, their parts made as train.py makes them."""
     with fake_cuda.fake_cuda():
-        Step(**settings).epoch()
+        images = torch.randint(0, 256, (16, 3, 32, 32), dtype=torch.uint8)
+        settings = {"batch_size": 8, "outlier_batch_size": 8, "contrastive": True, "seed": 0, "device": CUDA}
+        settings |= dict.fromkeys(("normalization", "outlier_normalization"), CIFAR_NORMALIZATION)
+        loader = TrainLoader(images, torch.arange(16) % 4, images, views, **settings)
+        model = tiny_network().to(CUDA, memory_format=torch.channels_last)
+        weights = {"oe_weight": 0.1, "tla_weight": 0.5}
+        criterion = losses.PATTLoss(COUNTS, model.embedding_dim, schedule=schedule, **weights).to(CUDA)
+        optimizer = train.build_optimizer(model, train.parse_args(["--opt", opt]))
+        guard, meter = StepGuard(optimizer, [model, criterion], 3), EpochMeter(4, CUDA)
+        network, batches = parallelize(model, Compute(CUDA, gpus)), enumerate(loader.epoch(0))
+        criterion.start_epoch()
+        train.train_one_epoch(network, criterion, optimizer, guard, meter, batches, autocast(CUDA, "auto"))
+        meter.losses(), meter.accuracies(COUNTS)
 
 
 def test_the_harness_gives_autograds_gradients():
@@ -120,7 +92,10 @@ def test_a_run_of_train_that_is_stopped_and_resumed(tmp_path, monkeypatch, capsy
     line = ["--ds", "digits", "-e", "1", "-b", "100", "--ob", "64", "--num_ood_samples", "72"]
     line += ["--val_fraction", "0.2", "--srp", str(tmp_path)]
     with fake_cuda.fake_cuda():
-        with replaced(Run, "_vote", lambda self: (True, False)), pytest.raises(SystemExit) as stopped:
+        with (
+            mock.patch.object(Run, "_vote", lambda self: (True, False)),
+            pytest.raises(SystemExit) as stopped,
+        ):
             train.main(line)
         assert stopped.value.code == EXIT_STOPPED
         train.main([*line, "--resume"])
@@ -167,7 +142,7 @@ def test_imagenets_batches(tmp_path, num_workers):
 
 
 def contrast_with_host_prior(self, embeddings, labels, old=losses.PATTLoss.contrast):
-    with replaced(self, "log_prior", torch.zeros(4)):
+    with mock.patch.object(self, "log_prior", torch.zeros(4)):
         return old(self, embeddings, labels)
 
 

@@ -12,14 +12,9 @@ def test_the_methods_stand_beside_each_other(monkeypatch, tmp_path, capsys):
     """Runs that are there are not repeated."""
     monkeypatch.setattr(reproduce.subprocess, "run", lambda *a, **k: pytest.fail("a command was run"))
     for method, auroc in (("ce", 0.8), ("patt", 0.9)):
-        write_run(tmp_path / method, 0, auroc)
+        write_run(tmp_path / method, 0, auroc, class_counts=[9, 2], epoch=30, epochs=30, flags={})
         file = tmp_path / method / "results.json"
-        results = json.loads(file.read_text()) | {
-            "class_counts": [9, 2],
-            "epoch": 30,
-            "epochs": 30,
-            "flags": {},
-        }
+        results = json.loads(file.read_text())
         results["mean"].append(results["mean"][0] | {"score": "combined", "auroc": auroc + 0.05})
         file.write_text(json.dumps(results))
     demo.main(["--srp", str(tmp_path)])

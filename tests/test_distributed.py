@@ -95,20 +95,6 @@ def train(compute):
     return result
 
 
-def join(rank, port):
-    """Process ``rank`` of two."""
-    os.environ |= {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": "2",
-    }
-    torch.set_num_threads(1)
-    sys.stderr = open(os.devnull, "w")
-    return start("cpu")
-
-
 def free_port():
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
@@ -116,7 +102,12 @@ def free_port():
 
 
 def worker(rank, port, folder):
-    torch.save(train(join(rank, port)), f"{folder}/{rank}.pt")
+    """Process ``rank`` of two."""
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    os.environ |= where | dict.fromkeys(("RANK", "LOCAL_RANK"), str(rank))
+    torch.set_num_threads(1)
+    sys.stderr = open(os.devnull, "w")
+    torch.save(train(start("cpu")), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -229,13 +220,6 @@ def test_bf16_is_chosen_only_where_the_gpu_computes_in_it(native, monkeypatch):
 )
 def test_under_torchrun_each_process_takes_its_own_gpu_of_those_named(gpu, rank, index, monkeypatch):
     set_to = []
-    start_under_torchrun_with_8_gpus(monkeypatch, rank, set_to)
-    assert start(gpu) == Compute(torch.device("cuda", index), (), rank, 8) and set_to == [index]
-    with pytest.raises(InputError, match="--gpu 8"):
-        start("8")
-
-
-def start_under_torchrun_with_8_gpus(monkeypatch, rank, set_to):
     settings = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 8, "MASTER_ADDR": "", "MASTER_PORT": ""}
     for name, value in settings.items():
         monkeypatch.setenv(name, str(value))
@@ -245,3 +229,6 @@ def start_under_torchrun_with_8_gpus(monkeypatch, rank, set_to):
     monkeypatch.setattr(dist, "init_process_group", lambda backend: None)
     monkeypatch.setattr(dist, "get_rank", lambda: rank)
     monkeypatch.setattr(dist, "get_world_size", lambda: 8)
+    assert start(gpu) == Compute(torch.device("cuda", index), (), rank, 8) and set_to == [index]
+    with pytest.raises(InputError, match="--gpu 8"):
+        start("8")

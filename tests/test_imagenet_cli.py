@@ -264,26 +264,13 @@ def test_the_learning_rate_falls_at_the_decay_epochs(decay, epochs):
     assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
 
 
-def test_repeated_images_cannot_be_held_out(data, tmp_path, capsys):
-    root = Path(data[data.index("--iidp") + 1])
-    (tmp_path / "list.txt").write_text((root / "txtt.txt").read_text() * 2)
-    flags = [
-        *TRAIN,
-        *data,
-        "--txtt",
-        tmp_path / "list.txt",
-        "--val_fraction",
-        "0.3",
-        "--srp",
-        tmp_path / "out",
-    ]
-    assert_one_sentence(capsys, run(train_imagenet.main, *flags), "list.txt", "--val_fraction")
-
-
-def test_a_training_list_without_an_image_of_a_class_is_refused(data, tmp_path, capsys):
-    (tmp_path / "list.txt").write_text("train/0/0.jpg 0\ntrain/0/1.jpg 2\n")
-    flags = [*TRAIN, *data, "--txtt", tmp_path / "list.txt", "--srp", tmp_path / "out"]
-    assert_one_sentence(capsys, run(train_imagenet.main, *flags), "list.txt", "class 1")
+def test_training_lists_that_are_refused(data, tmp_path, capsys):
+    once = (Path(data[data.index("--iidp") + 1]) / "txtt.txt").read_text()
+    flags = [*TRAIN, *data, "--val_fraction", "0.3", "--srp", tmp_path / "out"]
+    for lines, words in ((once * 2, "--val_fraction"), ("train/0/0.jpg 0\ntrain/0/1.jpg 2\n", "class 1")):
+        (tmp_path / "list.txt").write_text(lines)
+        status = run(train_imagenet.main, *flags, "--txtt", tmp_path / "list.txt")
+        assert_one_sentence(capsys, status, "list.txt", words)
     assert not (tmp_path / "out").exists()
 
 

@@ -1,15 +1,15 @@
 """The files of an evaluation: written together, and what others can do with them."""
 
 import json
+import re
 import resource
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from command_line import load_script, run
+from command_line import ROOT, load_script, run
 from pytorch_ood import detector as ood
-from pytorch_ood.metrics import OODMetrics
 
 from utils import results
 from utils.results import markdown
@@ -68,15 +68,8 @@ def test_a_plot_that_fails_costs_no_number_and_other_files_stay(argv, tmp_path, 
 
 def test_the_table_of_classes_has_names_and_ends_with_the_rarest():
     accuracy = {"calibration": "none", "all": 0.5, "many": 1, "medium": None, "few": 0, "macro_f1": 0.4}
-    found = {
-        "dataset": "imagenet",
-        "data": "birds",
-        "network": "ResNet18",
-        "seed": 1,
-        "epoch": 1,
-        "epochs": 1,
-    }
-    found |= {"score": "energy", "tnorm": False, "notes": [], "rows": [], "mean": []}
+    found = {"dataset": "imagenet", "data": "birds", "network": "ResNet18", "seed": 1, "epoch": 1}
+    found |= {"epochs": 1, "score": "energy", "tnorm": False, "notes": [], "rows": [], "mean": []}
     found |= {"class_counts": [2, 9, 5], "class_names": ["a|b", "$x", "猫"]}
     text = markdown(found | {"accuracy": [accuracy | {"per_class": [0.25, 1.0, None]}]})
     assert text.startswith("# birds\n\nbirds, ResNet18, seed 1")
@@ -141,11 +134,14 @@ def test_pytorch_ood_finds_our_scores_in_the_files(score, exported):
     np.testing.assert_allclose(scores[score][1], theirs, rtol=2e-3, atol=1e-4)
 
 
-def test_pytorch_oods_metrics_are_ours(exported):
-    files, scores, folder = exported
-    means = json.loads((folder / "results.json").read_text())["rows"]
-    (row,) = (r for r in means if (r["ood"], r["calibration"], r["score"]) == ("digits89", "none", "msp"))
-    measured = OODMetrics()
-    for sign, values in zip((1, -1), scores["msp"], strict=True):
-        measured.update(torch.from_numpy(values), torch.full((len(values),), sign))
-    assert measured.compute()["AUROC"] == pytest.approx(row["auroc"], abs=1e-5)
+def test_the_readmes_recipe_for_pytorch_ood_finds_our_auroc(exported, tmp_path, monkeypatch, capsys):
+    folder = exported[2]
+    (tmp_path / "runs" / "demo").mkdir(parents=True)
+    (tmp_path / "runs" / "demo" / "patt").symlink_to(folder)
+    monkeypatch.chdir(tmp_path)
+    _, recipe = re.findall(r"(?s)```python\n(.*?)```", (ROOT / "README.md").read_text())
+    exec(recipe, {})
+    found = float(re.search(r"'AUROC': ([0-9.]+)", capsys.readouterr().out)[1])
+    rows = json.loads((folder / "results.json").read_text())["rows"]
+    (row,) = (r for r in rows if (r["ood"], r["calibration"], r["score"]) == ("digits89", "none", "energy"))
+    assert found == pytest.approx(row["auroc"], abs=1e-4)  # float32 logits may swap a near tie

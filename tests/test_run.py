@@ -12,7 +12,6 @@ from command_line import load_script, run
 
 import train
 from models import build_model
-from utils import flags
 from utils.checkpoint import is_unfinished, open_checkpoint
 from utils.distributed import autocast
 from utils.evaluation_script import data_of_run
@@ -21,14 +20,6 @@ from utils.history import best_epoch, doubts
 TINY = (
     "--ds digits --gpu cpu --rho 0.1 --val_fraction 0.9 -b 8 --ob 8 --num_ood_samples 32 --lr 0.002".split()
 )
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """The directory of a finished run of two epochs."""
-    folder = tmp_path_factory.mktemp("runs") / "finished"
-    assert run(train.main, *TINY, "-e", 2, "--srp", folder) == 0
-    return folder
 
 
 def test_the_validation_accuracy_does_not_depend_on_the_rounding_of_bf16():
@@ -43,34 +34,6 @@ def test_the_validation_accuracy_does_not_depend_on_the_rounding_of_bf16():
     assert train.accuracy(model, batches, [9, 3], "cpu", mixed)["per_class"] == [None, 1.0]
 
 
-def test_a_run_is_resumed_with_its_own_flags(finished, tmp_path, capsys):
-    state = open_checkpoint(finished)
-    half = state | {"epoch": 1, "history": state["history"][:1]}
-    folder = tmp_path / "run"
-    folder.mkdir()
-    torch.save(half, folder / "latest.pth")
-    assert run(train.main, "--srp", folder, "--resume") == 0
-    assert "epoch 2/2" in capsys.readouterr().out
-    args = json.loads((folder / "args.json").read_text())
-    assert args["lr"] == 0.002 and args["batch_size"] == 8 and args["ds"] == "digits" and args["epochs"] == 2
-
-
-def test_the_log_is_also_flat_csv_with_each_classs_accuracy(finished):
-    header, *rows = (finished / "log.csv").read_text().splitlines()
-    record = json.loads((finished / "log.jsonl").read_text().splitlines()[1])
-    first = dict(zip(header.split(","), rows[1].split(","), strict=True))
-    assert len(rows) == 2 and float(first["loss"]) == record["loss"]
-    cells = [first[f"train_accuracy_per_class_{c}"] for c in range(8)]
-    assert [float(cell) if cell else None for cell in cells] == record["train_accuracy"]["per_class"]
-    assert len(record["val_accuracy"]["per_class"]) == 8
-
-
-def test_a_run_resumed_in_another_directory_takes_checkpoint_and_log_along(finished, tmp_path):
-    assert run(train.main, "--srp", tmp_path / "new", "--resume", finished) == 0
-    assert open_checkpoint(tmp_path / "new")["epoch"] == 2
-    assert (tmp_path / "new" / "log.jsonl").read_bytes() == (finished / "log.jsonl").read_bytes()
-
-
 def test_an_evaluation_finds_the_data_where_the_run_had_them():
     def where(script, stored, defaults, *words):
         return data_of_run(load_script(script).parse_args(["--ckpt_path", "x", *words]), stored, defaults)
@@ -79,11 +42,6 @@ def test_an_evaluation_finds_the_data_where_the_run_had_them():
     assert where("test", stored, default) == {"drp": Path("/images")}
     assert where("test", stored, default, "--drp", "elsewhere") == {"drp": Path("elsewhere")}
     assert where("test", {}, default) == default
-    lists = {"txtt": "/a/train.txt", "iodp": "/b", "txt_ood_test": ["/c/near.txt", "/c/far.txt"]}
-    found = where("test_imagenet", lists, flags.IMAGE_LISTS)
-    assert (found["txtt"], found["iodp"]) == (Path("/a/train.txt"), Path("/b"))
-    assert found["txt_ood_test"] == [Path("/c/near.txt"), Path("/c/far.txt")]
-    assert found["txtv"] == flags.IMAGE_LISTS["txtv"]
 
 
 def test_outliers_are_augmented_as_view_1_only_if_asked_for(monkeypatch, tmp_path):
@@ -121,7 +79,9 @@ def test_a_loss_that_does_not_fall_and_one_class_for_all_images_are_warned_about
     assert "one class" in " ".join(doubts(history((0, 1, 0, None))))
 
 
-def test_tensorboard_has_the_logs_numbers_and_without_the_package_is_refused(tmp_path, capsys, monkeypatch):
+def test_tensorboard_and_csv_have_the_logs_numbers_and_a_missing_package_is_named(
+    tmp_path, capsys, monkeypatch
+):
     written = []
     writer = SimpleNamespace(add_scalar=lambda *scalar: written.append(scalar), flush=list)
     package = SimpleNamespace(SummaryWriter=lambda folder: writer)
@@ -130,6 +90,11 @@ def test_tensorboard_has_the_logs_numbers_and_without_the_package_is_refused(tmp
     records = [json.loads(line) for line in (tmp_path / "with" / "log.jsonl").read_text().splitlines()]
     assert all(("loss", record["loss"], record["epoch"]) in written for record in records)
     assert ("val_accuracy_all", records[1]["val_accuracy"]["all"], 2) in written
+    header, *rows = (tmp_path / "with" / "log.csv").read_text().splitlines()
+    second = dict(zip(header.split(","), rows[1].split(","), strict=True))
+    assert len(rows) == 2 and float(second["loss"]) == records[1]["loss"]
+    cells = [second[f"train_accuracy_per_class_{c}"] for c in range(8)]
+    assert [float(cell) if cell else None for cell in cells] == records[1]["train_accuracy"]["per_class"]
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     assert run(train.main, *TINY, "-e", 1, "--tensorboard", "--srp", tmp_path / "without") == 2
     assert "--tensorboard" in capsys.readouterr().err
@@ -151,6 +116,7 @@ def test_the_best_epoch_is_kept_and_patience_ends_the_run(tmp_path, capsys):
     assert not is_unfinished(latest) and is_unfinished(latest | {"finished": False})
     assert run(train.main, "--gpu", "cpu", "--resume", tmp_path, "--srp", tmp_path / "moved") == 0
     assert torch.load(tmp_path / "moved" / "best.pth")["epoch"] == best["epoch"]
+    assert (tmp_path / "moved" / "log.jsonl").read_bytes() == (tmp_path / "log.jsonl").read_bytes()
     assert run(train.main, "--gpu", "cpu", "--resume", tmp_path / "moved") == 0
     assert str(tmp_path / "moved") in capsys.readouterr().out.splitlines()[-2]
     best["model"]["linear.weight"].zero_()

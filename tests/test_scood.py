@@ -44,12 +44,9 @@ def test_missing_sets_are_named_with_those_that_are_there_before_anything_is_rea
         load_ood_sets("cifar10", ["tin", "lsun", "places"], tmp_path, 10)
 
 
-def test_missing_and_unreadable_images_are_named(tmp_path):
+def test_an_unreadable_image_is_named(tmp_path):
     write_ood_set(tmp_path, "cifar10", "tin", [-1] * 4)
     path = tmp_path / "data" / "images" / "tin" / "2.png"
     path.write_bytes(path.read_bytes()[:500])
     with pytest.raises(InputError, match="tin/2.png"):
-        load_ood_sets("cifar10", ["tin"], tmp_path, 10)
-    path.unlink()
-    with pytest.raises(InputError, match="1 of 4.*tin/2.png"):
         load_ood_sets("cifar10", ["tin"], tmp_path, 10)
