@@ -30,9 +30,6 @@ ROWS = {
     "released_crop": Row("PATT, view 1's crop not padded", "--depart crop"),
     "t0.7": Row("PATT, T 0.7", "--tem_scale 0.7"),
     "t1.0": Row("PATT, T 1.0", "--tem_scale 1.0"),
-    "weights_0.1_1": Row("PATT, Lambda1 0.1, Lambda2 1", "--Lambda1 0.1 --Lambda2 1"),
-    "weights_0.5_1": Row("PATT, Lambda1 0.5, Lambda2 1", "--Lambda1 0.5 --Lambda2 1"),
-    "weights_0.5_2": Row("PATT, Lambda1 0.5, Lambda2 2", "--Lambda1 0.5 --Lambda2 2"),
     "head_0.1_1": Row("PATT + head, Lambda1 0.1, Lambda2 1", "--head --Lambda1 0.1 --Lambda2 1"),
     "head_0.5_1": Row("PATT + head, Lambda1 0.5, Lambda2 1", "--head --Lambda1 0.5 --Lambda2 1"),
     "head_0.5_2": Row("PATT + head, Lambda1 0.5, Lambda2 2", "--head --Lambda1 0.5 --Lambda2 2"),
@@ -40,7 +37,7 @@ ROWS = {
 DEPARTURES = tuple(row for row in ROWS if row.startswith("released"))
 # Settings whose defaults are compared on held-out training images, never on test images.
 COMPARED = ("patt", "lambda_commands", "released_embeddings", "released_statistics", "t0.7", "t1.0", "head")
-COMPARED += ("strong", *(row for row in ROWS if row.startswith(("weights", "head_"))))
+COMPARED += ("strong", *(row for row in ROWS if row.startswith("head_")))
 for row in COMPARED:
     label, settings = ROWS[row]
     ROWS[f"{row}_held_out"] = Row(f"{label}, a tenth held out", f"{settings} --val_fraction 0.1")

@@ -17,26 +17,19 @@ def truncate(path, share=0.6):
     path.write_bytes(data[: int(len(data) * share)])
 
 
-def jpeg_bytes(seed=1):
+def encoded(kind):
     stream = io.BytesIO()
-    photograph(seed).save(stream, "JPEG", quality=95)
+    photograph(1).save(stream, kind, quality=95)  # which PNG ignores
     return stream.getvalue()
 
 
-def png_bytes_without_their_middle():
-    stream = io.BytesIO()
-    photograph(1).save(stream, "PNG")
-    data = bytearray(stream.getvalue())
-    third = len(data) // 3
-    data[third : 2 * third] = bytes(third)
-    return bytes(data)
-
-
+JPEG, PNG = encoded("JPEG"), encoded("PNG")
+THIRD = len(PNG) // 3
 UNREADABLE = {
     "empty": b"",
     "text": b"<html>404 not found</html>",
-    "truncated": jpeg_bytes()[: len(jpeg_bytes()) * 6 // 10],
-    "damaged PNG": png_bytes_without_their_middle(),
+    "truncated": JPEG[: len(JPEG) * 6 // 10],
+    "damaged PNG": PNG[:THIRD] + bytes(THIRD) + PNG[2 * THIRD :],
     "gigabytes": b"P6 60000 60000 255\n",
     "not what we read": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
 }

@@ -48,10 +48,6 @@ def test_the_end_of_an_epoch_is_saved_before_its_validation(tmp_path, monkeypatc
     with monkeypatch.context() as patched:
         patched.setattr(train, "accuracy", lambda *_: 1 / 0)
         assert run(train.main, *flags, tmp_path / "ended") == 1
-    assert (open_checkpoint(tmp_path / "ended")["epoch"], open_checkpoint(tmp_path / "ended")["step"]) > (
-        0,
-        0,
-    )
     monkeypatch.setattr(train.StepGuard, "step", lambda *_: 1 / 0)  # nothing is left to train
     assert run(train.main, "--gpu", "cpu", "--resume", "--srp", tmp_path / "ended") == 0
     whole, ended = (open_checkpoint(tmp_path / name) for name in ("whole", "ended"))
@@ -127,8 +123,8 @@ def test_the_precision_is_that_of_the_run_not_of_the_machine_that_resumes_it(dig
     assert run(train.main, *flags, "--precision", "auto") == 2
     assert "--precision is fp32, but the run to resume has 'bf16'" in capsys.readouterr().err
     assert run(train.main, *flags) == 0
-    older = {k: v for k, v in state["args"].items() if k != "strong_outliers"} | {"precision": "auto"}
-    save_checkpoint(state | {"args": older}, tmp_path / "run" / LATEST)  # from before these were recorded
+    older = {k: v for k, v in state["args"].items() if k != "strong_outliers"}
+    save_checkpoint(state | {"args": older}, tmp_path / "run" / LATEST)  # from before there was this flag
     assert run(train.main, *flags) == 0
     assert run(train.main, *flags, "--strong_outliers") == 2
 
@@ -156,10 +152,7 @@ def test_no_later_epochs_are_lost_to_an_earlier_checkpoint(digits_run, tmp_path,
         assert_one_sentence(capsys, status, "best.pth", "--srp")
 
 
-OTHER = [("--epochs", 5), ("--md", "ResNet32"), ("--isac", "no")]
-
-
-@pytest.mark.parametrize("flag,value", OTHER)
+@pytest.mark.parametrize("flag,value", [("--epochs", 5), ("--md", "ResNet32"), ("--isac", "no")])
 def test_resume_refuses_other_arguments(flag, value, digits_run, capsys):
     before = contents(digits_run)
     status = run(train.main, *DIGITS, flag, value, "--resume", "--srp", digits_run)

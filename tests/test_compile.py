@@ -20,11 +20,6 @@ def fresh_compiler():
     torch.compiler.reset()
 
 
-def compiled(module):
-    """In one graph, or an error; without a C++ compiler."""
-    return torch.compile(module, fullgraph=True, backend="aot_eager")
-
-
 @pytest.mark.parametrize("dim", [16, 64])
 @pytest.mark.parametrize("schedule,normalize", [("epoch", True), ("running", False)])
 def test_the_criterion_is_one_graph_and_its_statistics_stay_right(schedule, normalize, dim):
@@ -35,7 +30,7 @@ def test_the_criterion_is_one_graph_and_its_statistics_stay_right(schedule, norm
             PATTLoss(COUNTS, dim, oe_weight=0.1, tla_weight=0.5, schedule=schedule, normalize=normalize)
         )
     plain, original = criteria
-    fast = compiled(original)
+    fast = torch.compile(original, fullgraph=True, backend="aot_eager")  # without a C++ compiler
     for step in range(6):
         if step % 3 == 0:
             plain.start_epoch()

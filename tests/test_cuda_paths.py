@@ -92,10 +92,8 @@ def test_a_run_of_train_that_is_stopped_and_resumed(tmp_path, monkeypatch, capsy
     line = ["--ds", "digits", "-e", "1", "-b", "100", "--ob", "64", "--num_ood_samples", "72"]
     line += ["--val_fraction", "0.2", "--srp", str(tmp_path)]
     with fake_cuda.fake_cuda():
-        with (
-            mock.patch.object(Run, "_vote", lambda self: (True, False)),
-            pytest.raises(SystemExit) as stopped,
-        ):
+        stop = mock.patch.object(Run, "_vote", lambda self: (True, False))
+        with stop, pytest.raises(SystemExit) as stopped:
             train.main(line)
         assert stopped.value.code == EXIT_STOPPED
         train.main([*line, "--resume"])

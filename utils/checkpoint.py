@@ -240,8 +240,6 @@ def find_checkpoint(folder: Path, resume: str | None, settings: dict) -> dict | 
         return None
     state = open_checkpoint(resume or folder)
     known = stored_arguments(state)
-    if known.get("precision") == "auto":  # an older run, which did not record what that was on its device
-        known = known | {"precision": settings["precision"]}
     for name, value in settings.items():
         stored = known.get(name, False if value is True else value)  # newer switches were off
         if name not in FREE_FLAGS and stored != value:
