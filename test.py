@@ -81,9 +81,9 @@ def evaluate(args, compute, checkpoint, known, notes, out):
     held_outliers = None
     if outliers is not None:
         outliers = ImageSet(outliers, torch.full((len(outliers),), -1))
-        kept = kept_outliers(len(outliers.labels), known["val_fraction"])
-        kept = max(kept, checkpoint.get("num_outliers") or 0)  # that many were trained on
-        if kept < len(outliers.labels):
+        number, trained_on = len(outliers.labels), checkpoint.get("num_outliers") or 0
+        kept = kept_outliers(number, known["val_fraction"], trained_on)
+        if kept < number:
             held_outliers = outliers.select(slice(kept, None))
         outliers = outliers.select(slice(kept))
     if "auto" in settings.calibrations and held_outliers is None:

@@ -63,9 +63,8 @@ def evaluate(args, compute, checkpoint, known, notes, out):
     notes += more + overlaps(test, every, ood, outliers)
     held_outliers = None
     if outliers is not None:
-        number = len(outliers.paths)
-        kept = kept_outliers(number, known["val_fraction"])
-        kept = max(kept, checkpoint.get("num_outliers") or 0)  # that many were trained on
+        number, trained_on = len(outliers.paths), checkpoint.get("num_outliers") or 0
+        kept = kept_outliers(number, known["val_fraction"], trained_on)
         chosen = epoch_indices(kept, min(args.num_cal, kept), args.seed, 0, "calibration")
         if kept < number:
             held_outliers = outliers.select(slice(kept, kept + args.num_cal))

@@ -216,7 +216,7 @@ def parse_args(argv=None):
     add_method_flags(parser)
     flags.add_training_flags(parser)
     defaults = {name: benchmark.training for name, benchmark in BENCHMARKS.items()}
-    args = resolve(parse_training(parser, argv, defaults))
+    args = resolve_departures(parse_training(parser, argv, defaults))
     if args.head and not args.isac:
         raise InputError("--head serves the contrastive term alone: leave it out with --isac False")
     if args.strong_outliers and not args.oe:
@@ -224,7 +224,7 @@ def parse_args(argv=None):
     return args
 
 
-def resolve(args, points=tuple(RELEASED_CHOICES)):
+def resolve_departures(args, points=tuple(RELEASED_CHOICES)):
     """Fills in what follows from ``--recipe``; raises InputError for a departure outside ``points``, or of a
     part that is left out."""
     kept = {"embeddings": args.isac, "statistics": args.isac, "normalization": args.oe}

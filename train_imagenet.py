@@ -15,7 +15,7 @@ from datasets.augment.views import imagenet_views
 from datasets.imagenet import EvalImages, FileTrainLoader, folder_names, load_files
 from datasets.images import NORMALIZATIONS, hold_out, kept_outliers
 from models import FAMILIES, build_model
-from train import add_method_flags, resolve, train
+from train import add_method_flags, resolve_departures, train
 from utils import flags
 from utils.checkpoint import parse_training
 from utils.distributed import seed_everything, start
@@ -105,7 +105,8 @@ def parse_args(argv=None):
     add_method_flags(parser)
     flags.add_training_flags(parser)
     # All images have ImageNet's normalisation already, and view 1's crop is not CIFAR's padded one.
-    return resolve(parse_training(parser, argv, {"imagenet": DEFAULTS}), points=("embeddings", "statistics"))
+    args = parse_training(parser, argv, {"imagenet": DEFAULTS})
+    return resolve_departures(args, points=("embeddings", "statistics"))
 
 
 if __name__ == "__main__":

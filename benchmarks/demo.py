@@ -10,7 +10,7 @@ from pathlib import Path
 from benchmarks import reproduce
 from benchmarks.records import Way, read_run
 from benchmarks.rows import ROWS
-from benchmarks.tabulate import table_by_way, text
+from benchmarks.tabulate import table_by_way
 from utils import flags
 from utils.errors import exit_cleanly
 
@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> None:
     records = {ROWS[method].label: [evaluated(method, folder / method)] for method in METHODS}
     sizes = records["PATT"][0]["results"]["class_counts"]
     table = table_by_way(records, WAYS, COLUMNS)._replace(note=NOTE.format(sizes[0], sizes[-1]))
-    print(f"\n{text(table)}")
+    print(f"\n{table.text()}")
     print(f"every class, set and score: {folder / 'patt' / 'results.md'}, scores.png and roc.png beside it")
 
 

@@ -19,7 +19,7 @@ from utils.metrics import OOD_METRICS
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "runs"  # those that the documents show
-LOCAL_FLAGS = DATA_FLAGS | {"srp", "resume", "gpu", "figures"}  # no part of a result
+UNRECORDED_FLAGS = DATA_FLAGS | {"srp", "resume", "gpu", "figures"}  # no part of a result
 # OOD sets that resemble the training images; all others are far.
 NEAR = ("cifar10", "cifar100", "tin", "digits89")
 
@@ -87,7 +87,7 @@ def read_run(folder: Path, run: Path | None = None) -> dict:
         "seed": settings["seed"],
         "date": results["environment"]["date"],
         "train_seconds": seconds,
-        "args": {name: value for name, value in settings.items() if name not in LOCAL_FLAGS},
+        "args": {name: value for name, value in settings.items() if name not in UNRECORDED_FLAGS},
         "results": results,
     }
 

@@ -19,7 +19,7 @@ import torch
 from torch.utils.benchmark import Timer
 
 import train
-from benchmarks.tabulate import Table, text
+from benchmarks.tabulate import Table
 from datasets.augment.views import cifar_views
 from datasets.images import CIFAR_NORMALIZATION, long_tail_counts
 from datasets.loader import TrainLoader
@@ -44,14 +44,18 @@ def parts_of_a_step(settings: argparse.Namespace, device: torch.device) -> dict[
     images, outliers = (torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8) for n in sizes)
     sizes = {"batch_size": settings.batch_size, "outlier_batch_size": settings.ob}
     sizes |= {"normalization": CIFAR_NORMALIZATION, "outlier_normalization": CIFAR_NORMALIZATION}
-    common = {"contrastive": True, "seed": 0, "device": device}
-    loader = TrainLoader(images, labels, outliers, cifar_views(), **sizes, **common)
-    model = build_model(settings.model, 10).to(device, memory_format=torch.channels_last).train()
+    common = {"contrastive": settings.isac, "seed": 0, "device": device}
+    views = cifar_views(0 if "crop" in settings.depart else 4)
+    if settings.strong_outliers:
+        views = views._replace(outlier=views.strong)
+    loader = TrainLoader(images, labels, outliers if settings.oe else None, views, **sizes, **common)
+    model = build_model(settings.model, 10, head=settings.head)
+    model.to(device, memory_format=torch.channels_last).train()
     criterion = train.build_criterion(settings, counts, model.embedding_dim).to(device)
     optimizer = train.build_optimizer(model, settings)
     guard, meter = StepGuard(optimizer, [model, criterion], settings.max_bad_steps), EpochMeter(10, device)
     network, objective = (torch.compile(m) if settings.compile else m for m in (model, criterion))
-    mixed = autocast(device, "auto")
+    mixed = autocast(device, settings.precision)
     batches = itertools.chain.from_iterable(loader.epoch(epoch) for epoch in itertools.count())
     ready = next(batches)
 
@@ -93,7 +97,7 @@ def publish(
     where = environment(device) | {"float32_matmul_precision": torch.get_float32_matmul_precision()}
     name = "cpu" if device.type == "cpu" else re.sub(r"[^a-z0-9]+", "-", where["device"].lower())
     path = RESULTS / f"{claim}-{name}.json"
-    print(text(Table(head, rows, f"written: {path}")), flush=True)
+    print(Table(head, rows, f"written: {path}").text(), flush=True)
     RESULTS.mkdir(parents=True, exist_ok=True)
     record = {"command": " ".join(["python -m", module, *sys.argv[1:]]), "environment": where}
     record |= {"table": {"head": head, "rows": rows}} | measured
@@ -117,9 +121,10 @@ def main(argv: list[str] | None = None) -> None:
     rows = [[name, milliseconds(times), f"{times[0] / step:.2%}"] for name, times in parts.items()]
     rows.append(["whole step less bare", f"{1000 * (step - bare):,.1f}", f"{1 - bare / step:.2%}"])
     rows.append([f"an epoch of {STEPS_AN_EPOCH} steps", f"{1000 * STEPS_AN_EPOCH * step:,.0f}", ""])
-    images = f"{settings.model}, {settings.batch_size} x 3 + {settings.ob} images"
+    views, outliers = 3 if settings.isac else 1, settings.ob if settings.oe else 0
+    images = f"{settings.model}, {settings.batch_size} x {views} + {outliers} images"
     head = [images, "ms (lowest to highest)", "share of the step"]
-    claim = f"train-{settings.model}" + ("-compiled" if settings.compile else "")
+    claim = "-".join(["train", *(word.strip("-") for word in flags)])
     publish(__spec__.name, claim, args.device, head, rows, seconds=parts)
 
 

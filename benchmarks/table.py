@@ -2,14 +2,13 @@
 
     python -m benchmarks.table                     rewrites the tables in the documents and all.csv
     python -m benchmarks.table --check             fails if they and the result files differ
-    python -m benchmarks.table --show ablation digits_default --format markdown
+    python -m benchmarks.table --show ablation digits_default
     python -m benchmarks.table --runs runs/a runs/b --score energy probe/combined --columns AUROC ACC few
 
 A document's table is between ``<!-- table: NAME ARGUMENT [--rows ...] [--score ...] [--columns ...] -->`` and
 ``<!-- end -->``. NAME is a table of benchmarks/rows.py or ``scores`` (AUROC of every score) with a folder of
-benchmarks/results/runs (or two, ``A,B``, to compare), ``published averages``, or ``claim`` with a file of
-benchmarks/results. Runs that differ only in the seed share a row. benchmarks/results/all.csv has every
-number.
+benchmarks/results/runs (or two, ``A,B``, to compare), or ``claim`` with a file of benchmarks/results. Runs
+that differ only in the seed share a row. benchmarks/results/all.csv has every number.
 """
 
 import argparse
@@ -21,7 +20,7 @@ from pathlib import Path
 
 from benchmarks.records import RESULTS, ROOT, Way
 from benchmarks.rows import ROWS
-from benchmarks.tabulate import COLUMNS, FORMATS, FULL, WAYS, build, every_number, markdown, runs_table
+from benchmarks.tabulate import COLUMNS, FULL, WAYS, build, every_number, runs_table
 from utils import flags
 from utils.errors import InputError, exit_cleanly
 from utils.text_files import csv_text, write_text
@@ -38,7 +37,7 @@ def regenerate(document: str, results: Path = RESULTS) -> str:
 
     def anew(marker):
         args = parser.parse_args(shlex.split(marker["words"]))
-        return marker[1] + markdown(build(args.kind, args.argument, results, args))
+        return marker[1] + build(args.kind, args.argument, results, args).text(padded=False)
 
     return MARKER.sub(anew, document)
 
@@ -46,9 +45,9 @@ def regenerate(document: str, results: Path = RESULTS) -> str:
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     if args.show:
-        return print(FORMATS[args.format](build(*args.show, args.results, args)), end="")
+        return print(build(*args.show, args.results, args).text(), end="")
     if args.runs:
-        return print(FORMATS[args.format](runs_table(args.runs, args)), end="")
+        return print(runs_table(args.runs, args).text(), end="")
     documents = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
     files = {file: regenerate(file.read_text(encoding="utf-8"), args.results) for file in documents}
     files[args.results.parent / "all.csv"] = csv_text(every_number(args.results))
@@ -78,7 +77,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     what.add_argument("--show", nargs=2, metavar=("NAME", "ARGUMENT"), help="print one, named as in a marker")
     runs = "print a table of run directories, or of evaluations that test.py --srp put elsewhere"
     what.add_argument("--runs", nargs="+", type=flags.path, metavar="DIR", help=runs)
-    parser.add_argument("--format", choices=tuple(FORMATS), default="text", help="of the printed table")
     parser.add_argument("--results", type=flags.path, default=RESULTS, help="the folder of the result files")
     add_selection(parser)
     return parser.parse_args(argv)

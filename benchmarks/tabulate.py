@@ -13,6 +13,7 @@ from benchmarks.records import ROOT, Way, evaluated_with, load_records, metrics,
 from benchmarks.rows import EVALUATED, TABLES, label_of
 from utils.errors import InputError
 from utils.metrics import ACCURACY_COLUMNS, OOD_COLUMNS
+from utils.text_files import markdown_table
 
 # A metric -> its column's header.
 HEADERS = OOD_COLUMNS | ACCURACY_COLUMNS
@@ -39,16 +40,18 @@ class Table(NamedTuple):
         """Tells whether a cell is a mean over seeds."""
         return any("±" in cell for cell in chain(*self.rows))
 
+    def text(self, padded: bool = True) -> str:
+        """Formats the table and its note as Markdown, for documents without padding."""
+        return f"{markdown_table(self.head, self.rows, padded)}\n\n{self.note}\n"
+
 
 def build(kind: str, argument: str, results: Path, chosen: argparse.Namespace) -> Table:
     """Builds the table ``kind`` of a protocol (or of two, ``A,B``, row by row) or claim, with the ``chosen``
     rows, score(s) and columns."""
-    if kind == "published":
-        return published_table()
     if kind == "claim":
         return claim_table(argument)
     if kind not in (*TABLES, "scores"):
-        names = ", ".join((*TABLES, "scores", "published", "claim"))
+        names = ", ".join((*TABLES, "scores", "claim"))
         raise InputError(f"there is no table {kind}; there are {names}")
     protocols = [argument] if kind == "defaults" else argument.split(",")
     rows_of = kind if kind in TABLES else "ablation"
@@ -212,17 +215,6 @@ def settings_of(record: dict) -> dict:
     return trained | evaluated_with(record) | {"calibration": calibration} | early
 
 
-def published_table() -> Table:
-    data = json.loads((ROOT / "benchmarks" / "published.json").read_text(encoding="utf-8"))
-    sets = {"cifar10": "CIFAR10-LT", "cifar100": "CIFAR100-LT", "imagenet": "ImageNet-LT"}
-    rows = [
-        [r["method"], *(" / ".join(f"{v:.2f}" for v in r[ds] or ()) or "-" for ds in sets), r["positive"]]
-        for r in data["rows"]
-    ]
-    head = ["AUROC ↑ / AUPR ↑ / FPR95 ↓ / ACC ↑", *sets.values(), "positive class of AUPR and FPR95"]
-    return Table(head, rows, data["note"])
-
-
 def claim_table(name: str) -> Table:
     """Returns the table stored in a benchmark's results file."""
     file = f"benchmarks/results/{name}.json"
@@ -253,20 +245,3 @@ def every_number(results: Path) -> list[dict]:
                     line | {k: round(100 * v, 2) if isinstance(v, float) else v for k, v in values.items()}
                 )
     return every
-
-
-def text(table: Table) -> str:
-    widths = [max(map(len, column)) for column in zip(table.head, *table.rows, strict=True)]
-    lines = []
-    for first, *others in [table.head, *table.rows]:
-        cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
-        lines.append("  ".join([first.ljust(widths[0]), *cells]).rstrip())
-    return "\n".join(lines) + f"\n\n{table.note}\n"
-
-
-def markdown(table: Table) -> str:
-    head, *rows = (f"| {' | '.join(cells)} |" for cells in [table.head, *table.rows])
-    return "\n".join([head, "|" + "---|" * len(table.head), *rows]) + f"\n\n{table.note}\n"
-
-
-FORMATS = {"text": text, "markdown": markdown}

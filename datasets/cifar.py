@@ -65,7 +65,7 @@ def load_outliers(root: Path, limit: int | None = None) -> torch.Tensor:
     try:
         images = np.asarray(np.load(path, mmap_mode="c"))
     except Exception as error:  # a damaged header is evaluated as a literal, and raises many kinds
-        raise InputError(f"{path} is truncated or no .npy file of images: {first_line(error)}") from error
+        raise InputError(f"{path} is truncated, or not a .npy file of images: {first_line(error)}") from error
     if images.dtype != np.uint8 or images.shape[1:] != (32, 32, 3) or len(images) == 0:
         raise InputError(f"{path} must be uint8 of shape (N, 32, 32, 3), not {images.dtype} {images.shape}")
     return torch.from_numpy(images[:limit]).permute(0, 3, 1, 2)

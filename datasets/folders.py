@@ -61,9 +61,9 @@ def write_lists(
     folders, a random ``test_share`` of each class's pictures (at least one, if there are two) makes the test
     list; with 0 there is none.
 
-    Raises InputError: folders are missing, without a picture or overlap; there is one class only, or one of
-    test pictures alone; no list can hold a picture's name; ``rho`` leaves a class empty; or a list exists
-    already.
+    Raises InputError if a folder is missing, holds no picture or overlaps another; there is only one class,
+    or a class has test pictures only; no list can hold a picture's name; ``rho`` leaves a class empty; or a
+    list exists already.
     """
     inside = [entry for entry in images.glob("[!.]*") if entry.is_dir()]
     train, tests = ([entry for entry in inside if entry.name.lower() in names] for names in (TRAIN, TEST))
@@ -249,7 +249,7 @@ def _read_below(folder: Path, left_out: Counter[str]) -> dict[str, Tensor]:
             return None
 
     paths = pictures_below(folder, left_out)
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor() as pool:
         found = list(tqdm(pool.map(read, paths), "reading", len(paths), leave=False, disable=None))
     readable = {path: image for path, image in zip(paths, found, strict=True) if image is not None}
     left_out["unreadable pictures"] += len(paths) - len(readable)

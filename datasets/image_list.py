@@ -109,7 +109,7 @@ def _real_paths(files: ImageFiles) -> set[tuple[str, str]]:
 def list_line(path: str, label: int | None = None) -> str:
     """Formats the line of a list; raises InputError if no list can hold the path."""
     if "\n" in path or path.strip(BLANKS) != path:
-        raise InputError(f"the picture {path!r} has a line break or a blank that no list can hold; rename it")
+        raise InputError(f"rename the picture {path!r}: lists have no line breaks, nor blanks at either end")
     return path if label is None else f"{path} {label}"
 
 

@@ -61,9 +61,11 @@ def hold_out(images: Any, fraction: float) -> tuple[Any, Any]:
     return images.select(kept), images.select(held) if len(held) else None
 
 
-def kept_outliers(number: int, fraction: float) -> int:
-    """Returns how many outliers are left: the last tenth, at least one, is held out if images are."""
-    return number - max(1, number // 10) if fraction else number
+def kept_outliers(number: int, fraction: float, trained_on: int = 0) -> int:
+    """Returns how many outliers are left: the last tenth, at least one, is held out if images are. Those that
+    a network was ``trained_on``, the first ones, are not held out."""
+    kept = number - max(1, number // 10) if fraction else number
+    return min(number, max(kept, trained_on))
 
 
 class Normalization(NamedTuple):

@@ -1,7 +1,6 @@
 """The SC-OOD suites (Yang et al., ICCV 2021): out-of-distribution test sets that say which of their images
 are in fact of the benchmark's own classes."""
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -53,7 +52,7 @@ def load_ood_sets(
     for name, (paths, found) in lists.items():
         if not (found < 0).any():
             raise InputError(f"{list_path(benchmark, name, root)} has no OOD image, whose sc_label is -1")
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        with ThreadPoolExecutor() as pool:
             read = pool.map(lambda path: preprocessing.of_file(image_root(root) / path), paths)
             images = list(tqdm(read, f"reading {name}", len(paths), leave=False, disable=None))
         sets[name] = ImageSet(torch.stack(images), found)

@@ -51,18 +51,19 @@ def write_evaluation(folder, run, seed, auroc, **changed):
 
 def cells(printed):
     """The head's cells, the rows' cells, and the note of a printed Markdown table."""
-    head, _, *rows, _, note = printed.splitlines()
+    text, note, *_ = printed.strip().split("\n\n")
+    head, _, *rows = text.splitlines()
     head, *rows = ([cell.strip() for cell in line.split("|")[1:-1]] for line in (head, *rows))
     return head, rows, note
 
 
 def show(capsys, results, *words):
     """What ``--show`` prints, as :func:`cells`."""
-    table.main(["--show", *words, "--results", str(results), "--format", "markdown"])
+    table.main(["--show", *words, "--results", str(results)])
     return cells(capsys.readouterr().out)
 
 
 def show_runs(capsys, *words):
     """What ``--runs`` prints, as :func:`cells`."""
-    table.main(["--runs", *map(str, words), "--format", "markdown"])
+    table.main(["--runs", *map(str, words)])
     return cells(capsys.readouterr().out)

@@ -11,8 +11,10 @@ from utils.losses import PATTLoss
 
 def test_the_training_benchmark_measures_every_part(tmp_path, monkeypatch):
     monkeypatch.setattr(speed, "RESULTS", tmp_path)
-    speed.main(["--md", "ResNet20", "-b", "4", "--ob", "8", "--repeats", "1"])
-    record = json.loads((tmp_path / "train-ResNet20-cpu.json").read_text())
+    speed.main("--repeats 1 --md ResNet20 -b 4 --ob 8 --isac False".split())
+    (file,) = tmp_path.iterdir()
+    record = json.loads(file.read_text())
+    assert record["table"]["head"][0] == "ResNet20, 4 x 1 + 8 images"
     assert record["command"].startswith("python -m benchmarks.speed")
     assert {"torch", "device", "commit", "date", "float32_matmul_precision"} <= record["environment"].keys()
     parts = ["bare forward + backward", "data", "whole step"]

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from result_files import write_run
+from result_files import cells, write_run
 
 from benchmarks import demo, reproduce
 
@@ -18,8 +18,8 @@ def test_the_methods_stand_beside_each_other(monkeypatch, tmp_path, capsys):
         results["mean"].append(results["mean"][0] | {"score": "combined", "auroc": auroc + 0.05})
         file.write_text(json.dumps(results))
     demo.main(["--srp", str(tmp_path)])
-    head, *lines = capsys.readouterr().out.strip().splitlines()
-    assert head.split()[:2] == ["calibration", "score"] and head.endswith("AUROC ↑")
-    assert [line.split()[-1] for line in lines[:6]] == ["80.00", "70.00", "85.00", "90.00", "80.00", "95.00"]
-    assert [line.split()[0] for line in lines[:6]] == ["plain", "FC", "none", "PATT", "FC", "none"]
-    assert "9 to 2 training images" in "\n".join(lines)
+    head, rows, note = cells(capsys.readouterr().out)
+    assert head[1:3] == ["calibration", "score"] and head[-1] == "AUROC ↑"
+    assert [row[-1] for row in rows] == ["80.00", "70.00", "85.00", "90.00", "80.00", "95.00"]
+    assert [row[:2] for row in rows[3:5]] == [["PATT", "none"], ["", "FC"]]
+    assert "9 to 2 training images" in note

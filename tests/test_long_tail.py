@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from datasets.images import ImageSet, hold_out, long_tail_counts, long_tail_indices
+from datasets.images import ImageSet, hold_out, kept_outliers, long_tail_counts, long_tail_indices
 from utils.errors import InputError
 
 
@@ -35,3 +35,9 @@ def test_holding_out_takes_the_last_share_of_each_class():
     assert held.images.tolist() == [7, 8, 9, 13]
     assert sorted(kept.images.tolist() + held.images.tolist()) == list(range(15))
     assert hold_out(images, 0) == (images, None)
+
+
+def test_outliers_that_were_trained_on_are_not_held_out():
+    """Nor are there more of them than the list has, which may be shorter than the one trained on."""
+    cases = {(20, 0.0): 20, (20, 0.3): 18, (5, 0.3): 4, (20, 0.3, 19): 19, (20, 0.3, 50): 20}
+    assert {case: kept_outliers(*case) for case in cases} == cases

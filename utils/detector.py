@@ -135,7 +135,7 @@ class Detector:
     ) -> "Detector":
         """Loads the detector of an evaluated run directory or checkpoint file, or a ``detector.pth``, without
         running code from it. Warns if the run was unfinished, or the threshold is from training images or
-        fewer than 20. Raises InputError if the file is none, or lacks the calibration or score.
+        fewer than 20. Raises InputError if the file is not one, or lacks the calibration or score.
 
         ``calibration``, ``score``: names from the evaluation. Default: the choice of --calibration auto and
         its score; without auto, ``none`` (or the first that was evaluated) and ``combined``, or ``energy``
@@ -153,7 +153,7 @@ class Detector:
             raise InputError(f"{path}: {error}") from None
         except (KeyError, TypeError, AttributeError) as error:  # of a checkpoint, or an earlier version
             if "calibrations" not in state:
-                raise InputError(f"{path} is no detector: run test.py or test_imagenet.py first") from error
+                raise InputError(f"{path} is not a detector: run test.py or test_imagenet.py") from error
             why = first_line(error)
             raise InputError(f"{path} is not this version's ({why}): evaluate the run again") from error
         kept = f"the detector's threshold keeps {100 * detector.keep:g} % of {detector.describe_images()}"

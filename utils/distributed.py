@@ -40,7 +40,7 @@ class Compute(NamedTuple):
 def start(gpu: str) -> Compute:
     """Chooses the device(s) of ``--gpu``, and joins the process group if torchrun started this process. Under
     it each process uses one GPU: for "0", the one of its local rank, else the one at that place in the list.
-    Raises InputError if a GPU does not exist, or the value is no list of indices or too short."""
+    Raises InputError if a GPU does not exist, or the value is not a list of indices, or has too few."""
     _keep_freed_memory()
     indices = () if gpu == "cpu" else _gpu_indices(gpu)
     if indices and not torch.cuda.is_available():
@@ -154,8 +154,7 @@ def parallelize(
         if sync_bn:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         ids = [compute.device.index] if compute.device.type == "cuda" else None
-        # Training reads no running statistics; share_buffers serves the validation.
-        return nn.parallel.DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
+        return nn.parallel.DistributedDataParallel(model, device_ids=ids)
     return over_gpus(model, compute, precision)
 
 

@@ -143,7 +143,7 @@ def run_script(
         predict_files(args.images, detector, args.srp or find_detector(args.ckpt_path).parent)
         return
     if args.select == "best" and not args.ckpt_path.is_dir():
-        raise InputError(f"--select best takes a run directory, and {args.ckpt_path} is none")
+        raise InputError(f"--select best takes a run directory, and {args.ckpt_path} is not one")
     compute = start(args.gpu)
     checkpoint = open_checkpoint(args.ckpt_path if args.select == "last" else args.ckpt_path / BEST)
     known, notes = identify(checkpoint, vars(args))

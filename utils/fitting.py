@@ -100,7 +100,7 @@ def fit_calibrations(
         calibration = build(name, strength=strength)
         training = Training(calibration, *sets.training, statistics)
         calibrations[name] = calibration, fit_with(score, training)
-        kept = training.class_vmf() is not None
+        kept = training.usable_statistics() is not None
         facts["vmf"][name] = "class statistics of the checkpoint" if kept else "training features"
     return calibrations, facts
 

@@ -1,4 +1,5 @@
-"""Types of command-line values; an impossible value is refused before any work starts."""
+"""Types of command-line values, which refuse impossible ones before any work starts, and the flags that
+both training scripts, or both ImageNet scripts, share."""
 
 import argparse
 import json
@@ -65,7 +66,8 @@ fraction = number(float, low=0, high=0.9)
 unit = number(float, low=0, high=1)
 # Processes that read files, for each process that trains.
 WORKERS = max(1, min(16, cpu_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
-GPU = "CUDA indices such as 0 or 0,1 (DataParallel), or cpu; under torchrun one each, or 0 for the first ones"
+GPU = "CUDA indices such as 0 or 0,1 (DataParallel), or cpu; under torchrun one index per process, or 0: "
+GPU += "one GPU each"
 FIGURES = ("png", "pdf", "svg")
 PRECISION = "auto: bf16 on GPUs that support it (Ampere and later), else fp32"
 

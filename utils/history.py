@@ -91,7 +91,7 @@ def doubts(history: list[dict]) -> Iterator[str]:
     for kind, images in (("val_accuracy", "held-out"), ("train_accuracy", "training")):
         by_class = [a for a in record.get(kind, {}).get("per_class", ()) if a is not None]
         if len(by_class) > 1 and sum(by_class) == max(by_class) == 1:
-            yield f"every {images} image is taken for one class"
+            yield f"all {images} images are assigned to one class"
 
 
 def scalar_writer(folder: Path) -> Any:

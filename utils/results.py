@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +21,7 @@ from utils.fitting import TrainingSets, fit_calibrations, trained_statistics
 from utils.flags import FIGURES
 from utils.metrics import ACCURACY_COLUMNS, OOD_COLUMNS, OOD_METRICS, shot_groups
 from utils.plots import plot_roc, plot_score_histograms
-from utils.text_files import csv_text, write_text
+from utils.text_files import csv_text, markdown_table, write_text
 
 FEATURES = "features"  # the folder of --save_features
 OUTPUTS = (FILE, "results.csv", "results.md", "results.json")
@@ -78,7 +77,7 @@ def conclude(
                 if json.loads((folder / "results.json").read_text())["save_features"]:
                     shutil.rmtree(folder / FEATURES)
             if settings.save_features and (folder / FEATURES).exists():
-                raise InputError(f"{folder / FEATURES} is of no evaluation, or an old one: move it away")
+                raise InputError(f"{folder / FEATURES} is not this version's: move it away")
             if (folder / "results.json").exists():
                 for name in OUTPUTS:
                     (folder / name).unlink(missing_ok=True)
@@ -122,7 +121,7 @@ def summary(results: dict[str, Any]) -> str:
 def tables(results: dict[str, Any]) -> str:
     """Formats one score's OOD table and the means of every score, if any, and the accuracy table."""
     rows = [[a["calibration"], *(_percent(a[s]) for s in ACCURACY_COLUMNS)] for a in results["accuracy"]]
-    accuracy = _table(["calibration", *ACCURACY_COLUMNS.values()], rows)
+    accuracy = markdown_table(["calibration", *ACCURACY_COLUMNS.values()], rows)
     sizes = (f"{name} {members.sum()}" for name, members in shot_groups(results["class_counts"]).items())
     accuracy += f"\n\nClasses, by their training images: {', '.join(sizes)}."
     if not results["rows"]:
@@ -140,14 +139,14 @@ def tables(results: dict[str, Any]) -> str:
     of_calibrations = [f"{a['calibration']}: {OOD_COLUMNS[m]}" for a in results["accuracy"] for m in BRIEF]
     return "\n".join(
         [
-            _table(["OOD set", "calibration", "ID / OOD images", *OOD_COLUMNS.values()], lines),
+            markdown_table(["OOD set", "calibration", "ID / OOD images", *OOD_COLUMNS.values()], lines),
             "",
             f"Percent; OOD is the positive class; score: {score}. FPR95: share of ID flagged where "
             "95 % of OOD is caught. FPR95-ID: share of OOD accepted where 95 % of ID is kept.",
             "",
             "Every score, mean over the OOD sets; sets can disagree, results.json has each:",
             "",
-            _table(["score", *of_calibrations], [[name, *cells] for name, cells in every.items()]),
+            markdown_table(["score", *of_calibrations], [[name, *cells] for name, cells in every.items()]),
             "",
             accuracy,
         ]
@@ -164,7 +163,7 @@ def markdown(results: dict[str, Any]) -> str:
         for c in sorted(range(len(counts)), key=lambda c: -counts[c])
     ]
     head = ["class", "training images", *(f"{a['calibration']}: ACC ↑" for a in accuracies)]
-    return f"{text}\nAccuracy of each class:\n\n{_table(head, rows)}\n"
+    return f"{text}\nAccuracy of each class:\n\n{markdown_table(head, rows)}\n"
 
 
 def results_csv(results: dict[str, Any]) -> str:
@@ -179,13 +178,3 @@ def _data(results):
 
 def _percent(value):
     return "-" if value is None else f"{100 * value:.2f}"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [[cell.replace("|", "\\|") for cell in line] for line in (head, *rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    lines.insert(1, ["-" * width for width in widths])
-    return "\n".join(
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |"
-        for line in lines
-    )

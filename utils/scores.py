@@ -38,7 +38,7 @@ class Training(NamedTuple):
         for rows, labels in zip(outputs, self.labels.split(CHUNK), strict=True):
             yield F.normalize(rows.features, dim=1), labels.to(rows.features.device)
 
-    def class_vmf(self) -> tuple[Tensor, Tensor] | None:
+    def usable_statistics(self) -> tuple[Tensor, Tensor] | None:
         """Returns ``statistics``, if they are of these features: under FC, features are f * A."""
         return self.statistics if self.calibration.attention is None else None
 
@@ -131,7 +131,7 @@ class VMF(Score):
 
     @classmethod
     def fit(cls, training):
-        kept = training.class_vmf()
+        kept = training.usable_statistics()
         if kept is None:
             return cls(*estimate_vmf(training.class_means()))
         return cls(*(part.to(training.calibration.classifier.weight.device) for part in kept))

@@ -5,7 +5,7 @@ import csv
 import io
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -50,6 +50,18 @@ def flat(value: Any, name: str = "") -> dict:
     for key, part in items:
         columns |= flat(part, f"{name}_{key}" if name else str(key))
     return columns
+
+
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]], padded: bool = True) -> str:
+    """Formats a Markdown table; ``padded``: also legible as text, with aligned columns."""
+    lines = [[cell.replace("|", "\\|") for cell in line] for line in (head, *rows)]
+    widths = [max(map(len, column)) if padded else 0 for column in zip(*lines, strict=True)]
+    text = [
+        f"| {' | '.join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))} |"
+        for line in lines
+    ]
+    text.insert(1, f"|{'|'.join('-' * max(width + 2, 3) for width in widths)}|")
+    return "\n".join(text)
 
 
 def writable_folder(folder: Path | str) -> Path:

@@ -236,17 +236,3 @@ def autocontrast(images: Tensor) -> Tensor:
     flat = low == high
     scale = (high - low).mul_(1.0 / 255.0).masked_fill_(flat, 1.0)
     return truncated(stretched.sub_(low.masked_fill_(flat, 0.0)).div_(scale).clamp_(0.0, 255.0))
-
-
-def equalize(images: Tensor) -> Tensor:
-    """Flattens each channel's histogram as Pillow does; a channel of (nearly) one value stays."""
-    values = images.flatten(2).long()
-    pixels = values.shape[2]
-    counts = values.new_zeros((*values.shape[:2], 256), dtype=torch.int32)
-    counts.scatter_add_(2, values, counts.new_ones(1).expand_as(values))
-    cumulative = counts.cumsum(2, dtype=torch.int32)
-    brightest = counts.gather(2, values.amax(2, keepdim=True))
-    step = (pixels - brightest).div_(255, rounding_mode="floor")
-    table = (cumulative - counts + step // 2).div_(step.clamp(min=1), rounding_mode="floor").clamp_(0, 255)
-    equalized = table.to(torch.uint8).gather(2, values)
-    return torch.where(step == 0, images.flatten(2), equalized).view_as(images)

@@ -11,6 +11,7 @@ from functools import partial
 import torch
 from torch import Generator, Tensor
 from torchvision import transforms
+from torchvision.transforms.v2 import functional
 
 from datasets.augment import ops, stages
 from datasets.augment.stages import RANDOM_GRAYSCALE, ColorJitter, Stage, ToFloat, View, Views, apply_in_order
@@ -38,7 +39,7 @@ RANDAUGMENT = {
     "Solarize": (ops.solarize, 0.0, 256.0),
     "SolarizeAdd": (ops.solarize_add, 0.0, 110.0),
     "AutoContrast": (lambda images, _: ops.autocontrast(images), 0.0, 0.0),
-    "Equalize": (lambda images, _: ops.equalize(images), 0.0, 0.0),
+    "Equalize": (lambda images, _: functional.equalize(images), 0.0, 0.0),
     "Invert": (lambda images, _: 255 - images, 0.0, 0.0),
 }
 # ... and the first and the last of AutoAugment's ten bins, for enhancements as the offset from factor 1. As
