@@ -179,7 +179,7 @@ def choices_table(rows: Records, ways: Sequence[Way]) -> Table:
             chosen = sum(auto["chosen"] in trials for auto in found)
             label = name_of(name) + ("" if strength is None else f" {strength}")
             cells = [spread(values) for values in (aurocs, accuracies, sums)]
-            lines.append([label_of(row.removesuffix("-auto")), label, *cells, f"{chosen} of {len(found)}"])
+            lines.append([label_of(row.removesuffix("_held_out-auto")), label, *cells, f"{chosen} of {len(found)}"])
     measured = ["AUROC ↑", "mean class accuracy ↑", "sum ↑"]
     return Table(["on held-out images", "calibration", *measured, "chosen by auto"], lines)
 

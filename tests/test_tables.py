@@ -201,7 +201,7 @@ def test_the_choice_on_held_out_images_is_tabulated_without_test_data(tmp_path, 
     head, rows, note = show(capsys, tmp_path, "defaults", "digits_default")
     assert head[2:5] == ["AUROC ↑", "mean class accuracy ↑", "sum ↑"]
     assert rows == [
-        ["PATT, a tenth held out", "none", "70.0 ± 14.1", "50.0 ± 0.0", "120.0 ± 14.1", "1 of 2"],
-        ["PATT, a tenth held out", "FC 0.1", "70.0 ± 0.0", "50.0 ± 0.0", "120.0 ± 0.0", "1 of 2"],
+        ["PATT", "none", "70.0 ± 14.1", "50.0 ± 0.0", "120.0 ± 14.1", "1 of 2"],
+        ["PATT", "FC 0.1", "70.0 ± 0.0", "50.0 ± 0.0", "120.0 ± 0.0", "1 of 2"],
     ]
     assert "no test image or OOD set" in note and "OOD sets:" not in note
