@@ -177,9 +177,10 @@ def choices_table(rows: Records, ways: Sequence[Way]) -> Table:
             aurocs, accuracies = ([trial[key] for trial in trials] for key in ("auroc", "accuracy"))
             sums = [trial["auroc"] + trial["accuracy"] for trial in trials]
             chosen = sum(auto["chosen"] in trials for auto in found)
-            label = name_of(name) + ("" if strength is None else f" {strength}")
+            label = label_of(row.removesuffix("_held_out-auto"))
+            calibration = name_of(name) + ("" if strength is None else f" {strength}")
             cells = [spread(values) for values in (aurocs, accuracies, sums)]
-            lines.append([label_of(row.removesuffix("_held_out-auto")), label, *cells, f"{chosen} of {len(found)}"])
+            lines.append([label, calibration, *cells, f"{chosen} of {len(found)}"])
     measured = ["AUROC ↑", "mean class accuracy ↑", "sum ↑"]
     return Table(["on held-out images", "calibration", *measured, "chosen by auto"], lines)
 
