@@ -124,7 +124,7 @@ def main(argv: list[str] | None = None) -> None:
     views, outliers = 3 if settings.isac else 1, settings.ob if settings.oe else 0
     images = f"{settings.model}, {settings.batch_size} x {views} + {outliers} images"
     head = [images, "ms (lowest to highest)", "share of the step"]
-    claim = "-".join(["train", *(word.strip("-") for word in flags)])
+    claim = re.sub(r"\W+", "-", " ".join(["train", *flags]))
     publish(__spec__.name, claim, args.device, head, rows, seconds=parts)
 
 
