@@ -44,14 +44,10 @@ for row in COMPARED:
 # Further evaluations of a row's runs, with flags on top of the first one's, named ROW-EVALUATION.
 EVALUATIONS = {
     "leak": Row("FC calibrated on test labels (leak)", "--calibration_split test"),
-    "fc0.1": Row("FC at strength 0.1", "--calibration fc --fc_strength 0.1"),
-    "fc0.25": Row("FC at strength 0.25", "--calibration fc --fc_strength 0.25"),
-    "fc0.5": Row("FC at strength 0.5", "--calibration fc --fc_strength 0.5"),
     "auto": Row("the choice on held-out images", "--calibration auto"),
 }
 EVALUATED = {
     "calibration-leak": ("leak",),
-    "strength": ("fc0.1", "fc0.25", "fc0.5"),
     "defaults": ("auto",),
 }
 
@@ -68,7 +64,6 @@ TABLES = {
     "ablation": ("patt", "head", "strong", "no_isac", "no_isac_strong", "no_tla", "no_oe", "ce", "oe", "la"),
     "departures": ("patt", *DEPARTURES),
     "calibration-leak": ("patt",),
-    "strength": ("patt", "ce"),
     "defaults": tuple(f"{row}_held_out" for row in COMPARED),
 }
 

@@ -138,11 +138,10 @@ def test_imagenet_runs_are_collected_without_their_folders(tmp_path, capsys):
 
 def test_every_evaluation_in_a_run_directory_is_collected(tmp_path):
     """Of the table's further ones, and of checkpoints that were kept."""
-    args = reproduce.parse_args(["strength", "--ds", "digits", "--seeds", "0"])
+    args = reproduce.parse_args(["calibration-leak", "--ds", "digits", "--seeds", "0"])
     run = reproduce.Run("digits_default", "patt", 0, tmp_path / "run")
-    _, *further = reproduce.commands(run, args, "cpu").items()
-    found = [(folder.name, line[line.index("--fc_strength") + 1]) for folder, (line,) in further]
-    assert found == [("fc0.1", "0.1"), ("fc0.25", "0.25"), ("fc0.5", "0.5")]
+    _, (leak, (line,)) = reproduce.commands(run, args, "cpu").items()
+    assert leak == run.folder / "leak" and line[line.index("--calibration_split") + 1] == "test"
     write_run(run.folder, 0, 0.9)
     (run.folder / "commands.json").write_text("[]")
     write_evaluation(run.folder / "epoch20", run.folder / "epoch20.pth", 0, 0.7, epoch=20)
