@@ -102,10 +102,10 @@ def parse_args(argv=None):
     add("--randaug_m", type=magnitude, default=10, help="RandAugment: magnitude")
     decay = "when the learning rate is multiplied by 0.1: shares of the run (below 1), or epochs"
     add("--decay_epochs", "--de", type=flags.weight, nargs="+", default=[0.6, 0.8], help=decay)
-    add_method_flags(parser)
+    add_method_flags(parser, ["released"])
     flags.add_training_flags(parser)
     # All images have ImageNet's normalisation already, and view 1's crop is not CIFAR's padded one.
-    args = parse_training(parser, argv, {"imagenet": DEFAULTS})
+    args = parse_training(parser, argv, {"imagenet": DEFAULTS}, recipes={})
     return resolve_departures(args, points=("embeddings", "statistics"))
 
 

@@ -13,6 +13,7 @@ class Row(NamedTuple):
 ROWS = {
     "patt": Row("PATT", ""),
     "head": Row("PATT + head (ours)", "--head"),
+    "extended": Row("PATT, `--recipe extended` (ours)", "--recipe extended"),
     "strong": Row("PATT, strong outliers (ours)", "--strong_outliers"),
     "head_strong": Row("PATT + head, strong outliers (ours)", "--head --strong_outliers"),
     "ce": Row("plain cross-entropy", "--isac False --tla False --oe False"),
@@ -53,15 +54,16 @@ EVALUATED = {
 
 # train_imagenet.py always has a head, has no --strong_outliers, and is as the paper in these points.
 NOT_ON_IMAGENET = {row for row in ROWS if {"--head", "--strong_outliers"} & set(ROWS[row].flags.split())}
-NOT_ON_IMAGENET |= {"released_normalization", "released_crop"}
+NOT_ON_IMAGENET |= {"extended", "released_normalization", "released_crop"}
 
-BENCHMARK_ROWS = ("patt", "head", "lambda_commands", "released", "ce", "oe", "la")
+BENCHMARK_ROWS = ("patt", "head", "extended", "lambda_commands", "released", "ce", "oe", "la")
 TABLES = {
     "cifar10": BENCHMARK_ROWS,
     "cifar100": BENCHMARK_ROWS,
     "digits": ("patt", "ce", "oe"),
     "imagenet": ("patt", "ce", "oe"),
-    "ablation": ("patt", "head", "strong", "no_isac", "no_isac_strong", "no_tla", "no_oe", "ce", "oe", "la"),
+    "ablation": ("patt", "head", "extended", "strong", "no_isac", "no_isac_strong")
+    + ("no_tla", "no_oe", "ce", "oe", "la"),
     "departures": ("patt", *DEPARTURES),
     "calibration-leak": ("patt",),
     "defaults": tuple(f"{row}_held_out" for row in COMPARED),

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import train
+from benchmarks.rows import ROWS
 from datasets.images import IMAGENET_NORMALIZATION, NORMALIZATIONS
 from utils import flags
 from utils.losses import PATTLoss
@@ -42,3 +43,12 @@ def test_the_methods_flags_reach_criterion_and_loader(recipe, monkeypatch, tmp_p
     normalization = IMAGENET_NORMALIZATION if recipe else NORMALIZATIONS["digits"]
     assert (loader.outlier_normalization, loader.normalization) == (normalization, NORMALIZATIONS["digits"])
     assert loader.views.strong.stages[0].padding == (0 if recipe else 2)
+
+
+def test_the_extended_recipe_is_the_one_chosen_on_held_out_images_and_gives_way_to_typed_flags():
+    chosen = train.parse_args(ROWS["head_0.5_1"].flags.split())
+    args = train.parse_args(["--recipe", "extended"])
+    assert vars(args) == vars(chosen) | {"recipe": "extended"}
+    typed = ["--Lambda1", "0.1", "--Lambda2", "0.5", "--head", "False"]
+    args = train.parse_args(["--recipe", "extended", *typed])
+    assert vars(args) == vars(train.parse_args([])) | {"recipe": "extended"}

@@ -178,11 +178,15 @@ def require_classes(checkpoint: Any, class_counts: list[int], class_names: list[
 
 
 def parse_training(
-    parser: argparse.ArgumentParser, argv: list[str] | None, defaults: dict[str, dict]
+    parser: argparse.ArgumentParser,
+    argv: list[str] | None,
+    defaults: dict[str, dict],
+    recipes: dict[str, dict],
 ) -> argparse.Namespace:
     """Parses a training's command line; a run to resume has its own flags, but for those that are typed.
-    ``defaults``: name of a data set -> defaults of the flags that depend on it; ``--help`` shows them. Raises
-    InputError if the checkpoint is damaged or not from a run, or its run is on another data set."""
+    ``defaults``: name of a data set -> defaults of the flags that depend on it; ``--help`` shows them.
+    ``recipes``: value of ``--recipe`` -> defaults that it changes. Raises InputError if the checkpoint is
+    damaged or not from a run, or its run is on another data set."""
     argv = sys.argv[1:] if argv is None else argv
     typed = parser.parse_known_args([word for word in argv if word not in ("-h", "--help")])[0]
     folder = _run_folder(typed, defaults)
@@ -191,7 +195,7 @@ def parse_training(
     if ds not in defaults:
         raise InputError(f"the run in {typed.resume or folder} is of {ds}: resume it with its own script")
     own = {name: stored[name] for name in stored.keys() & vars(typed).keys() - {"resume", "srp"}}
-    parser.set_defaults(**defaults[ds] | own)
+    parser.set_defaults(**defaults[ds] | recipes.get(typed.recipe, {}) | own)
     args = parser.parse_args(argv)
     args.srp = folder if args.resume == "" else _run_folder(args, defaults)
     return args
