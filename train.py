@@ -24,7 +24,7 @@ from utils.distributed import autocast, parallelize, resolved_precision, seed_ev
 from utils.errors import InputError, exit_cleanly, say
 from utils.guard import StepGuard
 from utils.history import EpochMeter
-from utils.losses import PATTLoss, logit_adjusted_ce
+from utils.losses import PATTLoss
 from utils.run import Trained, TrainingData, open_run
 from utils.weights import initialize
 
@@ -44,23 +44,14 @@ RECIPES = {
 
 
 def train_one_epoch(network, criterion, optimizer, guard, meter, batches, mixed_precision):
-    original = getattr(criterion, '_orig_mod', criterion)
     """Trains on ``batches``, pairs of (step number, Batch), once."""
     network.train()
     criterion.train()
     guard.remember()
     for step, batch in batches:
-        n, images = len(batch.labels), batch.images
-        lam, perm = float(torch.distributions.Beta(1.0, 1.0).sample()), torch.randperm(n)
-        mixed = lam * images[:n] + (1 - lam) * images[:n][perm]
-        images = torch.cat([mixed, images[n:]]).contiguous(memory_format=torch.channels_last)
         with mixed_precision:
-            output = network(images)  # views 1, 2, 3 and outliers share BatchNorm's statistics
+            output = network(batch.images)  # views 1, 2, 3 and outliers share BatchNorm's statistics
         terms = criterion(output.logits, output.embedding, batch.labels)
-        z = output.logits[:n].float()
-        la = lambda y: logit_adjusted_ce(z, y, original.log_prior, original.logit_temperature)
-        tla = lam * la(batch.labels) + (1 - lam) * la(batch.labels[perm])
-        terms = terms | {"loss": terms["loss"] + original.tla_weight * (tla - terms["tla"]), "tla": tla}
         optimizer.zero_grad(set_to_none=True)
         terms["loss"].backward()
         applied = guard.step(terms, batch.indices, step)
