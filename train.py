@@ -224,7 +224,7 @@ def parse_args(argv=None):
     defaults = {name: benchmark.training for name, benchmark in BENCHMARKS.items()}
     args = resolve_departures(parse_training(parser, argv, defaults, {"extended": EXTENDED}))
     if args.head and not args.isac:
-        raise InputError("--head serves the contrastive term alone: leave it out with --isac False")
+        raise InputError("--head serves the contrastive term alone: with --isac False it must be False")
     if args.strong_outliers and not args.oe:
         raise InputError("--strong_outliers needs outliers: leave it out with --oe False")
     return args
