@@ -7,9 +7,8 @@
 
 A document's table is between ``<!-- table: NAME ARGUMENT [--rows ...] [--score ...] [--columns ...] -->`` and
 ``<!-- end -->``. NAME is a table of benchmarks/rows.py or ``scores`` (AUROC of every score) with a folder of
-benchmarks/results/runs (or two, ``A,B``, to compare), or ``claim`` with a file of benchmarks/results. Runs
-that differ only in the seed share a row. benchmarks/results/all.csv has every number,
-but for runs that are compared on held-out images.
+benchmarks/results/runs, or ``claim`` with a file of benchmarks/results. Runs that differ only in the seed
+share a row. benchmarks/results/all.csv has every number, but for runs that are compared on held-out images.
 """
 
 import argparse

@@ -46,32 +46,20 @@ class Table(NamedTuple):
 
 
 def build(kind: str, argument: str, results: Path, chosen: argparse.Namespace) -> Table:
-    """Builds the table ``kind`` of a protocol (or of two, ``A,B``, row by row) or claim, with the ``chosen``
-    rows, score(s) and columns."""
+    """Builds the table ``kind`` of a protocol or claim, with the ``chosen`` rows, score(s) and columns."""
     if kind == "claim":
         return claim_table(argument)
     if kind not in (*TABLES, "scores"):
         names = ", ".join((*TABLES, "scores", "claim"))
         raise InputError(f"there is no table {kind}; there are {names}")
-    protocols = [argument] if kind == "defaults" else argument.split(",")
-    rows_of = kind if kind in TABLES else "ablation"
-    found = [comparable(results / protocol, rows_of, chosen.rows) for protocol in protocols]
-    records, dropped = found[0][0], set.union(*(seeds for _, seeds in found))
-    by_protocol = [list(chain.from_iterable(of_protocol.values())) for of_protocol, _ in found]
-    every = list(chain.from_iterable(by_protocol))
-    seeds = [{record["seed"] for record in of_protocol} for of_protocol in by_protocol]
-    dropped |= set.union(*seeds) - set.intersection(*seeds)
+    records, dropped = comparable(results / argument, kind if kind in TABLES else "ablation", chosen.rows)
     if kind == "defaults":
         table = choices_table(records, chosen.score)
+    elif kind == "scores":
+        table = scores_table(labelled(records), chosen.score)
     else:
-        rows = [of_protocol[row] for row in records for of_protocol, _ in found if row in of_protocol]
-        groups = labelled(rows)
-        if len(groups) < len(rows):
-            raise InputError(f"{argument} have the same epochs and precision, which would tell them apart")
-        if kind == "scores":
-            table = scores_table(groups, chosen.score)
-        else:
-            table = table_by_way(groups, chosen.score, chosen.columns)
+        table = table_by_way(labelled(records), chosen.score, chosen.columns)
+    every = list(chain.from_iterable(records.values()))
     return annotated(table, note(every, f"`{argument}`", table.averaged, dropped, kind != "defaults"))
 
 
@@ -85,16 +73,11 @@ def annotated(table: Table, below: str) -> Table:
     return Table(head, rows, said + below)
 
 
-def labelled(rows: Sequence[list[dict]]) -> Records:
-    """Labels the rows of a table: with their epochs and their precision, too, if rows differ in these."""
-    settings = [of_row[0]["args"] for of_row in rows]
-    parts = [
-        (label_of(of_row[0]["row"]), f"{args['epochs']} epochs", args.get("precision", "unknown precision"))
-        for of_row, args in zip(rows, settings, strict=True)
-    ]
-    _, *details = zip(*parts, strict=True)
-    shown = (True, *(len(set(values)) > 1 for values in details))
-    return {", ".join(compress(part, shown)): of_row for part, of_row in zip(parts, rows, strict=True)}
+def labelled(records: Records) -> Records:
+    """Labels the rows of a table: with their precision, too, if rows differ in it."""
+    known = {row: of_row[0]["args"].get("precision", "unknown precision") for row, of_row in records.items()}
+    differ = len(set(known.values())) > 1
+    return {label_of(row) + f", {known[row]}" * differ: of_row for row, of_row in records.items()}
 
 
 def comparable(folder: Path, table: str, wanted: Sequence[str] | None) -> tuple[Records, set[int]]:

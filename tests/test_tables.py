@@ -47,19 +47,6 @@ def test_the_rows_of_a_table_have_the_same_seeds_and_others_are_named(tmp_path, 
         show(capsys, tmp_path, "cifar10", "digits_default")
 
 
-def test_two_protocols_are_compared_row_by_row(tmp_path, capsys):
-    for row, short, long in (("ce", 0.5, 0.6), ("patt", 0.7, 0.8)):
-        write_record(tmp_path, row, 0, short, "short", {"epochs": 4})
-        write_record(tmp_path, row, 1, long, "long", {"epochs": 9})
-    _, rows, note = show(capsys, tmp_path, "ablation", "short,long", *ONE)
-    shown = [(label.split()[-2], auroc) for label, auroc in rows]  # the epochs are in the label
-    assert shown == [("4", "70.00"), ("9", "80.00"), ("4", "50.00"), ("9", "60.00")]
-    assert "4 epochs" in note and "9 epochs" in note and "`short,long`" in note
-    assert "seeds 0, 1 (0, 1 not in every row)" in note
-    with pytest.raises(InputError, match="same epochs"):
-        show(capsys, tmp_path, "ablation", "short,short", *ONE)
-
-
 def test_what_is_not_there_is_named(tmp_path, capsys):
     write_record(tmp_path, "patt", 0, 0.9)
     for line in ("digits digits_default --score enrgy", "digits digits_default --rows oe", "digits nowhere"):
