@@ -6,9 +6,10 @@
     python -m benchmarks.table --runs runs/a runs/b --score energy probe/combined --columns AUROC ACC few
 
 A document's table is between ``<!-- table: NAME ARGUMENT [--rows ...] [--score ...] [--columns ...] -->`` and
-``<!-- end -->``. NAME is a table of benchmarks/rows.py or ``scores`` (AUROC of every score) with a folder of
-benchmarks/results/runs, or ``claim`` with a file of benchmarks/results. Runs that differ only in the seed
-share a row. benchmarks/results/all.csv has every number, but for runs that are compared on held-out images.
+``<!-- end -->``. NAME is a table of benchmarks/rows.py or ``scores`` (an OOD metric of every score) with a
+folder of benchmarks/results/runs, or ``claim`` with a file of benchmarks/results. Runs that differ only in
+the seed share a row. benchmarks/results/all.csv has every number, but for runs that are compared on held-out
+images.
 """
 
 import argparse
@@ -66,8 +67,8 @@ def add_selection(parser: argparse.ArgumentParser) -> None:
     add("--rows", nargs="+", choices=tuple(ROWS), metavar="ROW", help="only these rows")
     ways = "how the networks are used, such as probe/combined; default: energy fc/energy"
     add("--score", nargs="+", type=Way.parse, default=WAYS, metavar="[CALIBRATION/]SCORE", help=ways)
-    columns = f"default: {', '.join(FULL)}; near and far OOD sets are like and unlike the training images"
-    add("--columns", nargs="+", choices=COLUMNS, default=FULL, metavar="NAME", help=columns)
+    columns = f"default: {', '.join(FULL)}, or for the table scores AUROC; near OOD sets are like the classes"
+    add("--columns", nargs="+", choices=COLUMNS, metavar="NAME", help=columns)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

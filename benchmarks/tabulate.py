@@ -3,7 +3,7 @@
 import argparse
 import json
 from collections.abc import Sequence
-from itertools import chain, compress
+from itertools import chain, compress, product
 from pathlib import Path
 from statistics import mean, stdev
 from typing import NamedTuple
@@ -21,6 +21,7 @@ for which in ("near", "far"):
     HEADERS |= {f"{which}_{key}": f"{which} {HEADERS[key]}" for key in ("auroc", "fpr95")}
 # A column's name in --columns, which is its header without the arrow -> the metric.
 METRICS = {header.rpartition(" ")[0]: key for key, header in HEADERS.items()}
+OF_SCORES = tuple(name for name, key in METRICS.items() if key not in ACCURACY_COLUMNS)
 COLUMNS = ("n", *METRICS, "minutes")
 FULL = tuple(name for name in COLUMNS if not name.startswith(("near", "far")))
 WAYS = (Way("none", "energy"), Way("fc", "energy"))
@@ -56,9 +57,9 @@ def build(kind: str, argument: str, results: Path, chosen: argparse.Namespace) -
     if kind == "defaults":
         table = choices_table(records, chosen.score)
     elif kind == "scores":
-        table = scores_table(labelled(records), chosen.score)
+        table = scores_table(labelled(records), chosen.score, chosen.columns or ("AUROC",))
     else:
-        table = table_by_way(labelled(records), chosen.score, chosen.columns)
+        table = table_by_way(labelled(records), chosen.score, chosen.columns or FULL)
     every = list(chain.from_iterable(records.values()))
     return annotated(table, note(every, f"`{argument}`", table.averaged, dropped, kind != "defaults"))
 
@@ -66,7 +67,7 @@ def build(kind: str, argument: str, results: Path, chosen: argparse.Namespace) -
 def annotated(table: Table, below: str) -> Table:
     """Adds the note ``below``; what all rows are evaluated with is said there instead of in a column."""
     columns = dict(zip(table.head, zip(*table.rows, strict=True), strict=True))
-    same = [name for name in ("calibration", "score") if len(set(columns.get(name, ()))) == 1]
+    same = [name for name in ("calibration", "score", "metric") if len(set(columns.get(name, ()))) == 1]
     shown = [name not in same for name in table.head]
     head, *rows = (list(compress(cells, shown)) for cells in (table.head, *table.rows))
     said = f"Every row: {', '.join(f'{name} {columns[name][0]}' for name in same)}. " if same else ""
@@ -134,18 +135,23 @@ def table_by_way(groups: Records, ways: Sequence[Way], columns: Sequence[str]) -
     return Table(["", "calibration", "score", *(headers.get(name, name) for name in columns)], lines)
 
 
-def scores_table(groups: Records, ways: Sequence[Way]) -> Table:
-    """Has the mean AUROC of every score, under the calibrations of ``ways``."""
+def scores_table(groups: Records, ways: Sequence[Way], columns: Sequence[str]) -> Table:
+    """Has a line for each row, calibration of ``ways`` and OOD metric, with the numbers of every score."""
+    if not set(columns) <= set(OF_SCORES):
+        raise InputError(f"the table scores has no columns but {', '.join(OF_SCORES)}")
     first = next(iter(groups.values()))[0]
     names = list(dict.fromkeys(entry["score"] for entry in first["results"]["mean"]))
+    kinds = list(product(dict.fromkeys(way.calibration for way in ways), columns))
     lines = []
     for label, records in groups.items():
-        for calibration in dict.fromkeys(way.calibration for way in ways):
-            lines.append([label, name_of(calibration)])
+        for calibration, column in kinds:
+            cells = [label if (calibration, column) == kinds[0] else "", name_of(calibration)]
+            cells.append(HEADERS[METRICS[column]])
             for name in names:
                 found = [metrics(record, Way(calibration, name)) for record in records]
-                lines[-1].append(spread([of.get("auroc") for of in found]))
-    return Table(["AUROC ↑", "calibration", *names], lines)
+                cells.append(spread([of.get(METRICS[column]) for of in found]))
+            lines.append(cells)
+    return Table(["", "calibration", "metric", *names], lines)
 
 
 def choices_table(rows: Records, ways: Sequence[Way]) -> Table:
@@ -186,7 +192,7 @@ def runs_table(folders: Sequence[Path], chosen: argparse.Namespace) -> Table:
         differ = [f"{name} {value}" for name, value in mine if any(t.get(name) != value for t in twins)]
         label = ", ".join([first["name"], *differ]) + (f" and {len(others)} more" if others else "")
         labelled[label] = [first, *others]
-    table = table_by_way(labelled, chosen.score, chosen.columns)
+    table = table_by_way(labelled, chosen.score, chosen.columns or FULL)
     return annotated(table, note(every, "the run directories", table.averaged))
 
 

@@ -106,6 +106,11 @@ def test_near_and_far_sets_are_averaged_apart(tmp_path, capsys):
         assert head[1:] == ["near AUROC ↑", "far AUROC ↑", "far FPR95 ↓"] and rows[0][1:] == numbers
     with pytest.raises(InputError, match="different OOD sets"):
         show(capsys, tmp_path, "digits", "digits_default", *words)
+    head, rows, _ = show(capsys, tmp_path, "scores", "digits_default", *words[:-1], "--rows", "patt")
+    assert head == ["", "metric", "energy"]
+    assert rows == [["PATT", "near AUROC ↑", "85.00"], ["", "far AUROC ↑", "95.00"]]
+    with pytest.raises(InputError, match="no columns but AUROC"):
+        show(capsys, tmp_path, "scores", "digits_default", "--rows", "patt", "--columns", "ACC")
 
 
 def test_a_run_evaluated_without_ood_images_shows_its_accuracy(tmp_path, capsys):
