@@ -81,7 +81,7 @@ def add_training_flags(parser):
     add_boolean(group, "--deterministic", "--replay", default=False, help=replay)
     add("--gpu", default="0", help=GPU)
     add("--num_workers", "--cpus", type=count, default=WORKERS, help="processes that read ImageNet files")
-    start = "start from a trained backbone: a checkpoint file, or imagenet for torchvision's weights"
+    start = "start from a trained backbone: a checkpoint, or (ImageNet) imagenet: torchvision's weights"
     add("--init", metavar="FILE", help=f"{start}; not in the paper")
     where = "the run directory; default: that of --resume, if it names one, else runs/DATASET_MODEL_SEED"
     add("--save_root_path", "--srp", dest="srp", type=path, help=where)

@@ -1,6 +1,6 @@
 """What random views are made of: every image draws its own parameters, operations run on the whole batch.
-Parameters are drawn on the host, so one seed gives the same augmentation on every device, and which images an
-operation applies to is known without synchronising with the device."""
+Parameters are drawn on the host, so which images an operation applies to is known without synchronising with
+the device."""
 
 import math
 from collections.abc import Callable, Sequence
