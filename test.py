@@ -48,7 +48,10 @@ def evaluate(args, compute, checkpoint, known, notes, out):
     drp = data_of_run(args, stored_arguments(checkpoint), {"drp": Path("data")})["drp"]
 
     # Read everything first, so missing files are reported before any work is done.
-    ood_sets = benchmark.load_ood(args.dout or benchmark.ood_sets, drp, args.ood_resize)
+    names = benchmark.ood_sets if args.dout is None else args.dout
+    ood_sets = benchmark.load_ood(names, drp, args.ood_resize)
+    if not names:
+        notes.append("no OOD set (--dout), so accuracy alone")
     test = benchmark.load_split(drp, False)
     training, held_out = hold_out(benchmark.load_long_tailed(drp, known["rho"]), known["val_fraction"])
     class_counts = torch.bincount(training.labels, minlength=benchmark.num_classes).tolist()
@@ -141,7 +144,8 @@ def parse_args(argv=None):
     add("--imbalance_ratio", "--rho", dest="rho", type=flags.imbalance_ratio, help=of_run)
     data = "the data folder; default: the run's, else data"
     add("--data_root_path", "--drp", dest="drp", type=flags.path, help=data)
-    add("--dout", nargs="+", metavar="SET", help="OOD sets, each with a list; default: the benchmark's")
+    ood = "OOD sets, each with a list; default: the benchmark's; without a name: accuracy alone"
+    add("--dout", nargs="*", metavar="SET", help=ood)
     resize = "squash OOD images to 32 x 32, as published tables do, or resize the shorter side and crop"
     add("--ood_resize", choices=RESIZE_MODES, default=RESIZE_MODES[0], help=resize)
     leak = "test: reproduces the test-label leak of the authors' release, for auditing only"

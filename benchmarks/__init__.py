@@ -1,4 +1,5 @@
-"""Results that readers can reproduce, with one command each: ``python -m benchmarks.NAME``.
+"""What makes and shows results: ``python -m benchmarks.NAME``. The commit that a result file of another
+program names has that program.
 
 rows: the rows of the results tables and the flags each was trained with
 reproduce: trains and evaluates the rows of a table

@@ -2,8 +2,8 @@
 
 python -m benchmarks.figures classes digits_default patt no_isac no_tla ce
     accuracy per class, with and without PATT's parts
-python -m benchmarks.figures epochs cifar10_ResNet20_e100 ce patt
-    AUROC and accuracy against the epoch, from evaluations of kept checkpoints (ROW-epochN-seedS.json)
+python -m benchmarks.figures epochs cifar10_ResNet20_e100 la patt
+    AUROC and accuracy against the epoch, from evaluations of copied checkpoints (ROW-epochN-seedS.json)
 """
 
 import argparse

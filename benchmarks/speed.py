@@ -79,6 +79,7 @@ def parts_of_a_step(settings: argparse.Namespace, device: torch.device) -> dict[
 def timed(function: Callable[[], Any], repeats: int, steps: int = 1) -> Times:
     """Times one of the ``steps`` of ``function()``, over about ``repeats`` calls; waits for the GPU."""
     timer = Timer("function()", globals={"function": function}, num_threads=torch.get_num_threads())
+    timer.timeit(1)  # compiles, if anything does
     once = timer.timeit(1).median
     times = timer.blocked_autorange(min_run_time=repeats * max(once, LEAST_SECONDS)).times
     return statistics.median(times) / steps, min(times) / steps, max(times) / steps

@@ -109,7 +109,10 @@ def write_lists(
     if not tested:
         del lines["test"]
     for name, folder in others.items():
-        lines[name] = _lines(folder, pictures_below(folder, left_out), iodp)
+        pictures = pictures_below(folder, left_out)
+        if name == "outliers":  # of which --val_fraction holds out the last ones, too
+            generator.shuffle(pictures)
+        lines[name] = _lines(folder, pictures, iodp)
     write_lines({out / f"{name}.txt": of_list for name, of_list in lines.items()})
 
     sizes = [len(pictures) for pictures in training.values()]

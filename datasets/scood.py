@@ -44,7 +44,8 @@ def load_ood_sets(
         there = sorted(path.stem.removeprefix("test_") for path in folder.glob("test_*.txt"))
         raise InputError(
             f"no list for the OOD sets {', '.join(missing)} in {folder}; `python -m datasets.prepare scood "
-            f"--drp {root}` says how to get them, and --dout chooses those there: {' '.join(there) or 'none'}"
+            f"--drp {root}` says how to get them; --dout chooses those there: {' '.join(there) or 'none'}; "
+            "--dout without a name evaluates accuracy alone"
         )
     labels = range(-1, num_classes)
     lists = {name: read_present(list_path(benchmark, name, root), image_root(root), labels) for name in names}

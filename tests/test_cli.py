@@ -167,6 +167,11 @@ def test_without_outliers_everything_that_needs_none_works(tmp_path, capsys):
         assert Detector.load(tmp_path).score == "energy"
     for flags in (["--FC"], ["--score", "combined"]):
         assert_one_sentence(capsys, run(evaluation.main, *argv, *flags), "300K_random_images.npy")
+    assert_one_sentence(capsys, run(evaluation.main, *argv, "--dout", "tin"), "--dout without a name")
+    assert run(evaluation.main, *argv, "--dout") == 0
+    results, alone = table_of(tmp_path)
+    assert alone == accuracy and not results["rows"] and not (tmp_path / "results.csv").exists()
+    assert "accuracy alone" in " ".join(results["notes"])
 
 
 def test_calibration_on_the_test_split_is_possible_and_warned_of(digits_run, tmp_path, capsys):

@@ -52,7 +52,7 @@ def test_every_list_from_folders(photos):
     assert [line[-1] for line in train] == list("00012") and [line[-1] for line in test] == list("002")
     found = {str(path.relative_to(photos / "photos")) for path in (photos / "photos").rglob("*.*")}
     assert sorted(line[:-2] for line in train + test) == sorted(found)
-    assert lines_of(out / "outliers.txt") == ["things/a b.png", "things/deep/er/c.bmp"]
+    assert sorted(lines_of(out / "outliers.txt")) == ["things/a b.png", "things/deep/er/c.bmp"]
     assert lines_of(out / "ood_sky.txt") == ["far/sky/1.png"]
     assert lines_of(out / "ood_sea.txt") == ["far/sea/1.png", "far/sea/2.png"]
     for name, file in lists.files.items():
@@ -61,13 +61,16 @@ def test_every_list_from_folders(photos):
 
 def test_the_split_is_random_and_follows_the_seed(tmp_path):
     write_pictures(tmp_path / "photos", *(f"{name}/{i:02}.png" for name in "ab" for i in range(30)))
+    write_pictures(tmp_path / "things", *(f"{i:02}.png" for i in range(30)))
     tests = []
     for out, seed in (("1", 0), ("2", 0), ("3", 1)):
-        write_lists(tmp_path / "photos", tmp_path / out, test_share=0.2, seed=seed)
+        things = tmp_path / "things"
+        write_lists(tmp_path / "photos", tmp_path / out, outliers=things, test_share=0.2, seed=seed)
         tests.append(lines_of(tmp_path / out / "test.txt"))
         train = lines_of(tmp_path / out / "train.txt")
         assert len(tests[-1]) == 12 and len(train) == 48 and not set(train) & set(tests[-1])
-        assert train[:24] != sorted(train[:24])  # --val_fraction holds out the last ones
+        for lines in (train[:24], lines_of(tmp_path / out / "outliers.txt")):
+            assert lines != sorted(lines)  # --val_fraction holds out the last ones
     assert tests[0] == tests[1] != tests[2]
     assert tests[0] != [f"{name}/{i}.png {label}" for label, name in enumerate("ab") for i in range(24, 30)]
 

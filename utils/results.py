@@ -70,7 +70,7 @@ def conclude(
             if settings.save_features:
                 _write_features(sets, classifier, new / FEATURES)
             if split == "test":
-                say("no detector is written when test images were used for calibration")
+                say("calibrated on test images: no detector is written, and an earlier one is removed")
             else:
                 write_detector(new / FILE, subject, calibrations, sets.fitting, settings, facts.get("auto"))
             with suppress(OSError, ValueError, TypeError, KeyError):  # of an earlier evaluation, if any
