@@ -23,7 +23,7 @@ def note(
     data = f"OOD sets: {', '.join(sets)}" if on_test_data else "no test image or OOD set"
     text = [f"{'; '.join(dict.fromkeys(map(protocol, records)))}; {data}."]
     unlike = ["reduced protocol"] if any(map(is_reduced, records)) else []
-    unlike += ["stand-in outliers and OOD sets"] if any(map(has_stand_ins, records)) else []
+    unlike += ["stand-in data"] if any(map(has_stand_ins, records)) else []
     if unlike:
         text.append(f"**Not comparable with published rows: {', '.join(unlike)}.**")
     seeds = unique(record["seed"] for record in records)

@@ -24,6 +24,7 @@ METRICS = {header.rpartition(" ")[0]: key for key, header in HEADERS.items()}
 OF_SCORES = tuple(name for name, key in METRICS.items() if key not in ACCURACY_COLUMNS)
 COLUMNS = ("n", *METRICS, "minutes")
 FULL = tuple(name for name in COLUMNS if not name.startswith(("near", "far")))
+SAID_ONCE = ("calibration", "score", "metric", "chosen by auto")  # below a table, if all rows have the same
 WAYS = (Way("none", "energy"), Way("fc", "energy"))
 
 Records = dict[str, list[dict]]  # row -> its records, one per seed
@@ -67,7 +68,7 @@ def build(kind: str, argument: str, results: Path, chosen: argparse.Namespace) -
 def annotated(table: Table, below: str) -> Table:
     """Adds the note ``below``; what all rows are evaluated with is said there instead of in a column."""
     columns = dict(zip(table.head, zip(*table.rows, strict=True), strict=True))
-    same = [name for name in ("calibration", "score", "metric") if len(set(columns.get(name, ()))) == 1]
+    same = [name for name in SAID_ONCE if len(set(columns.get(name, ()))) == 1]
     shown = [name not in same for name in table.head]
     head, *rows = (list(compress(cells, shown)) for cells in (table.head, *table.rows))
     said = f"Every row: {', '.join(f'{name} {columns[name][0]}' for name in same)}. " if same else ""

@@ -185,7 +185,7 @@ def test_the_choice_on_held_out_images_is_tabulated_without_test_data(tmp_path, 
     for seed, auroc in ((0, 0.6), (1, 0.8)):
         trials = [
             {"calibration": "none", "fc_strength": None, "auroc": auroc, "accuracy": 0.5},
-            {"calibration": "fc", "fc_strength": 0.1, "auroc": 0.7, "accuracy": 0.5},
+            {"calibration": "fc", "fc_strength": 0.1, "auroc": 0.5, "accuracy": 0.5},
         ]
         auto = {"chosen": max(trials, key=lambda trial: trial["auroc"]), "trials": trials}
         write_record(tmp_path, "patt_held_out", seed, 0.9)
@@ -193,7 +193,7 @@ def test_the_choice_on_held_out_images_is_tabulated_without_test_data(tmp_path, 
     head, rows, note = show(capsys, tmp_path, "defaults", "digits_default")
     assert head[2:5] == ["AUROC ↑", "mean class accuracy ↑", "sum ↑"]
     assert rows == [
-        ["PATT", "none", "70.0 ± 14.1", "50.0 ± 0.0", "120.0 ± 14.1", "1 of 2"],
-        ["PATT", "FC 0.1", "70.0 ± 0.0", "50.0 ± 0.0", "120.0 ± 0.0", "1 of 2"],
+        ["PATT", "none", "70.0 ± 14.1", "50.0 ± 0.0", "120.0 ± 14.1", "2 of 2"],
+        ["PATT", "FC 0.1", "50.0 ± 0.0", "50.0 ± 0.0", "100.0 ± 0.0", "0 of 2"],
     ]
     assert "no test image or OOD set" in note and "OOD sets:" not in note
