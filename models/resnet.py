@@ -110,18 +110,10 @@ class PhotographResNet(Network, ResNet):
         return ResNet.forward(self, images)
 
 
+# Torchvision has the same networks by these names in lower case; its weights fit.
 IMAGENET_NETWORKS = {
     "ResNet18": partial(PhotographResNet, block=TorchvisionBlock, layers=(2, 2, 2, 2)),
     "ResNet34": partial(PhotographResNet, block=TorchvisionBlock, layers=(3, 4, 6, 3)),
     "ResNet50": partial(PhotographResNet, block=Bottleneck, layers=(3, 4, 6, 3)),
     "ResNet101": partial(PhotographResNet, block=Bottleneck, layers=(3, 4, 23, 3)),
-    "ResNeXt50": partial(
-        PhotographResNet, block=Bottleneck, layers=(3, 4, 6, 3), groups=32, width_per_group=4
-    ),
-    "WideResNet50": partial(PhotographResNet, block=Bottleneck, layers=(3, 4, 6, 3), width_per_group=128),
-}
-# torchvision's names of the same networks, whose weights fit.
-TORCHVISION_NAMES = {name: name.lower() for name in IMAGENET_NETWORKS} | {
-    "ResNeXt50": "resnext50_32x4d",
-    "WideResNet50": "wide_resnet50_2",
 }

@@ -4,7 +4,7 @@ from torchvision.models import get_model
 from torchvision.models.resnet import BasicBlock, ResNet
 
 from models import FAMILIES, build_model
-from models.resnet import IMAGENET_NETWORKS, TORCHVISION_NAMES, Output
+from models.resnet import IMAGENET_NETWORKS, Output
 from utils.errors import InputError
 from utils.weights import load_weights
 
@@ -58,7 +58,7 @@ def test_the_head_is_as_described(family, name, dim):
 @pytest.mark.parametrize("name", IMAGENET_NETWORKS)
 def test_the_trunk_for_photographs_is_torchvisions(name):
     network = build_model(name, 5, family="imagenet").eval()
-    reference = get_model(TORCHVISION_NAMES[name], num_classes=5).eval()
+    reference = get_model(name.lower(), num_classes=5).eval()
     weights = {key.replace("linear.", "fc."): value for key, value in network.state_dict().items()}
     reference.load_state_dict(weights)
     images = torch.rand(2, 3, 64, 64)

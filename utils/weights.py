@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torchvision.models import get_model_weights
 
 from models import FAMILIES, build_model
-from models.resnet import TORCHVISION_NAMES
 from utils.checkpoint import open_checkpoint
 from utils.errors import InputError, first_line
 
@@ -122,7 +121,7 @@ def _of_torchvision(model, name):
     """Returns torchvision's current ImageNet weights of a network, from its cache or the network."""
     if not hasattr(model, "fc"):
         raise InputError("--init imagenet is for train_imagenet.py; small images' networks start from a file")
-    weights = get_model_weights(TORCHVISION_NAMES[name]).DEFAULT
+    weights = get_model_weights(name.lower()).DEFAULT
     try:
         return weights.get_state_dict(progress=True, check_hash=True)
     except OSError as error:
